@@ -1,0 +1,42 @@
+"""kquant: float Keras models to full-integer .tflite files at float accuracy, with proof.
+
+    result = kquant.quantize(model, calibration=images)
+    tflite_export.export(result, "model.tflite", verify=images[:2])
+
+Public names are imported when they are first used, so that a script can set up TensorFlow first.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "quantize": "kquant.api",
+    "QuantizationResult": "kquant.api",
+    "rewrite": "kquant.core.passes",
+    "standardize": "kquant.rewrites.standardize",
+    "fold_batch_norm": "kquant.rewrites.batch_norm",
+    "insert_quantizers": "kquant.qmodel.insert",
+    "calibrate": "kquant.qmodel.calibrate",
+    "finalize": "kquant.qmodel.finalize",
+    "QuantConfig": "kquant.core.spec",
+    "Rule": "kquant.core.spec",
+    "TensorSpec": "kquant.core.spec",
+    "Encoding": "kquant.core.encodings",
+    "Encodings": "kquant.core.encodings",
+    "UnsupportedLayerError": "kquant.core.layers",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+  if name not in _HOMES:
+    raise AttributeError(f"module 'kquant' has no attribute {name!r}")
+  value = getattr(importlib.import_module(_HOMES[name]), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -1,0 +1,89 @@
+"""Float model against integer program, image by image.
+
+Scores are taken at the input of a final softmax, which the program gives as an extra output: an int8
+softmax ties. The integers are LiteRT's, never a simulation's.
+"""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from tqdm import tqdm
+
+from kquant.cli.sources import Source
+from kquant.core import metrics
+from kquant.core.graph import Graph
+from kquant.rewrites.standardize import standardize
+from tflite_export.program import IntProgram
+from tflite_export.runtime import Runtime
+from tflite_export.writer import to_bytes
+
+IMAGES_AT_ONCE = 64
+
+
+def evaluate(model: keras.Model, program: IntProgram, source: Source,
+             indices: np.ndarray) -> dict[str, Any]:
+  """Returns {images, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
+
+  top1 is None without labels; top1, agreement and tied are None where the first output is not
+  [batch, classes]. `tied` counts images whose largest final output is at several classes.
+
+  Args:
+    program: with int8 borders.
+    indices: the samples of the source to look at.
+  """
+  scores, reference, outputs = _run(model, program, source, indices)
+  classes = scores.ndim == 2 and scores.shape[1] > 1
+  labels = source.labels() if classes else None
+  labels = None if labels is None else labels[indices]
+  return {
+      "images": len(indices),
+      "float": {"top1": None if labels is None else metrics.top1(reference, labels)},
+      "quantized": {"top1": None if labels is None else metrics.top1(scores, labels)},
+      "agreement": metrics.agreement(scores, reference) if classes else None,
+      "sqnr_db": metrics.sqnr_db(scores, reference),
+      "tied": metrics.tied(outputs) if classes else None,
+  }
+
+
+def _run(model: keras.Model, program: IntProgram, source: Source, indices: np.ndarray):
+  """Returns (integer scores as real numbers, float scores, final integers)."""
+  float_scores = before_softmax(model)
+  watched = [scores_tensor(program), program.outputs[0]]
+  runtime = Runtime(to_bytes(program.with_outputs(watched)), threads=2)
+  grids = [program.tensors[name] for name in (*program.inputs, watched[0])]
+  scores, reference, outputs = [], [], []
+  with tqdm(desc="evaluate", unit=" images", total=len(indices), delay=2.0, disable=None) as bar:
+    for start in range(0, len(indices), IMAGES_AT_ONCE):
+      arrays = source.load(indices[start:start + IMAGES_AT_ONCE])
+      reference.append(np.asarray(float_scores.predict_on_batch(arrays if arrays[1:] else arrays[0])))
+      integers = runtime.run_many([_to_grid(x, grid) for x, grid in zip(arrays, grids)])
+      scores.append((integers[0].astype(np.float32) - grids[-1].zero_point[0]) * grids[-1].scale[0])
+      outputs.append(integers[1])
+      bar.update(len(arrays[0]))
+  return np.concatenate(scores), np.concatenate(reference), np.concatenate(outputs)
+
+
+def before_softmax(model: keras.Model) -> keras.Model:
+  """Returns the float model that ends at the input of the first output's final softmax."""
+  graph = Graph.from_model(model)
+  standardize(graph)
+  first = graph.output_refs[0]
+  graph.outputs = first.node.inputs[0] if first.node.kind == "Softmax" else first
+  return graph.to_model()
+
+
+def scores_tensor(program: IntProgram) -> str:
+  """Returns the name of the tensor that feeds the final softmax, or of the first output."""
+  name = program.outputs[0]
+  for op in program.ops:
+    if op.kind == "SOFTMAX" and op.outputs == [name]:
+      return op.inputs[0]
+  return name
+
+
+def _to_grid(x: np.ndarray, tensor) -> np.ndarray:
+  integers = np.rint(x / tensor.scale[0].astype(np.float64)) + tensor.zero_point[0]
+  return np.clip(integers, -128, 127).astype(np.int8)
+
+

@@ -1,0 +1,156 @@
+"""python -m kquant.cli.ptq: float Keras model in, verified full-integer .tflite out.
+
+Without flags it trains a small network on scikit-learn's digits and quantizes that.
+"""
+
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from kquant import api
+from kquant.cli import demo, evaluation
+from kquant.cli import flags as shared
+from kquant.cli.sources import Source, open_source
+from kquant.core import keras_calls
+from kquant.core.data import choose
+from kquant.core.model_files import load_model
+from kquant.core.report import Report, text_table
+from tflite_export.exporter import Exported, export
+from tflite_export.lower import lower
+
+FLAGS = flags.FLAGS
+VERIFY_IMAGES = 2
+
+shared.define_model_flags()
+shared.define_data_flags()
+flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, or w<bits>a8 such as w4a8")
+flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
+flags.DEFINE_string("encodings", None, "JSON file for every grid (the integers go to the .npz beside it)")
+flags.DEFINE_string("save_qmodel", None, ".keras file for the calibrated model with its quantizers")
+
+
+def main() -> None:
+  """Runs what the flags say."""
+  if FLAGS.model is None:
+    named = [name for name in ("calibration", "eval", "output") if FLAGS[name].present]
+    if named:
+      raise ValueError(f"--{named[0]} was given without --model; name the model, or give no flags at all "
+                       "for the demo.")
+    _demo()
+    return
+  for name in ("calibration", "output"):
+    if FLAGS[name].value is None:
+      raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
+  shared.check_writable(FLAGS.output, FLAGS.summary, FLAGS.encodings, FLAGS.save_qmodel)
+  config = shared.preset()
+  report = Report()
+  with report.stage("load"):
+    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    inputs = keras_calls.input_specs(model)
+    calibration = open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
+    chosen = choose(len(calibration), FLAGS.calibration_samples, order=FLAGS.calibration_order,
+                    seed=FLAGS.seed)
+    images = calibration.load(chosen)
+    judged = None
+    if FLAGS.eval is not None:
+      judged = _held_back(inputs, calibration, chosen)
+  _run(model, images, config, report, FLAGS.output, judged)
+
+
+def _held_back(inputs, calibration: Source, chosen: np.ndarray) -> tuple[Source, np.ndarray]:
+  """The evaluation source and its samples, those used for calibration left out."""
+  if os.path.realpath(FLAGS.eval) != os.path.realpath(FLAGS.calibration):
+    source = open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
+    return source, np.arange(len(source))
+  rest = np.setdiff1d(np.arange(len(calibration)), chosen)
+  if not len(rest):
+    raise ValueError(f"--eval names the calibration data and all {len(chosen)} samples were used to "
+                     "calibrate; lower --calibration_samples.")
+  print(f"--eval names the calibration data: its {len(chosen)} calibration images are left out.")
+  return calibration, rest
+
+
+def _demo() -> None:
+  """Trains the digits network, then the same run as for any model."""
+  report = Report()
+  with report.stage("load"):
+    model = demo.train_digits(FLAGS.seed)
+    (x, _), (x_test, y_test) = demo.digits(FLAGS.seed)
+  print(f"Trained a {len(model.layers)}-layer network on scikit-learn's digits "
+        f"in {report.seconds['load']:.1f} s.")
+  with tempfile.TemporaryDirectory() as folder:
+    held_back = pathlib.Path(folder) / "digits.npz"
+    np.savez(held_back, x=x_test, y=y_test)
+    source = open_source(str(held_back), keras_calls.input_specs(model))
+    output = pathlib.Path(folder) / "digits.tflite"
+    _run(model, [x[:128]], shared.preset(), report, str(output), (source, np.arange(len(source))))
+
+
+def _run(model, images: list[np.ndarray], config, report: Report, output: str,
+         judged: tuple[Source, np.ndarray] | None) -> None:
+  result = api.quantize(model, images, config=config)
+  written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io)
+  seconds = {**report.seconds, **result.report.seconds, **written.seconds}
+  summary = {
+      "seconds": seconds, "bytes": written.bytes, "operators": written.program.operator_counts(),
+      "float_operators": written.verification.float_operators,
+      "skipped": result.report.to_json()["skipped"], "edits": result.report.to_json()["edits"],
+      "verify": written.verification.to_json(),
+  }
+  if judged is not None:
+    with report.stage("eval"):
+      program = lower(result.model, result.encodings)
+      summary["eval"] = evaluation.evaluate(model, program, *judged)
+    seconds["eval"] = report.seconds["eval"]
+  seconds["total"] = sum(seconds.values())
+  summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+  if FLAGS.encodings:
+    result.encodings.save(FLAGS.encodings)
+  if FLAGS.save_qmodel:
+    result.qmodel.save(FLAGS.save_qmodel)
+  if FLAGS.summary:
+    shared.write_json(FLAGS.summary, summary)
+  print(_table(summary, written, result.report))
+
+
+def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
+  """The run on one page."""
+  found = written.verification
+  rows = []
+  if "eval" in summary:
+    rows += _eval_rows(summary["eval"])
+  rows += [
+      ("bytes", f"{summary['bytes']:,}"),
+      ("operators", ", ".join(f"{kind} {count}" for kind, count in summary["operators"].items())),
+      ("float operators", ", ".join(summary["float_operators"]) or "none"),
+      ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
+                   f"Keras layer on {found.images} images"),
+      ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
+      ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
+  ]
+  lines = [text_table(("result", ""), rows)]
+  if report.skips:
+    lines.append(text_table(("layer", "pass", "not done because"),
+                            [(s.layer, s.pass_name, s.reason) for s in report.skips]))
+  return "\n\n".join(lines)
+
+
+def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
+  def percent(value):
+    return "-" if value is None else f"{100 * value:.2f} %"
+  return [
+      ("images judged", f"{judged['images']:,}"),
+      ("float top-1", percent(judged["float"]["top1"])),
+      ("integer top-1", percent(judged["quantized"]["top1"])),
+      ("agreement", percent(judged["agreement"])),
+      ("output SQNR", f"{judged['sqnr_db']:.1f} dB"),
+      ("tied outputs", "-" if judged["tied"] is None else str(judged["tied"])),
+  ]
+
+
+if __name__ == "__main__":
+  shared.run(main)

@@ -1,0 +1,1 @@
+"""Knows Keras and numbers; knows no method."""

@@ -1,0 +1,264 @@
+"""What users give as data -> batches of arrays, one array an input of the model.
+
+Every form of data comes down to *elements*: one array, dict or tuple that holds one example or a
+batch. An element is split into one array an input, checked, cast, and cut into batches.
+"""
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+_ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Dataset, a Sequence, "
+             "a generator, a callable that returns one, or the path of an .npz or .npy file")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+  """One input of a model: its name, shape without the batch (None where free), and dtype."""
+
+  name: str
+  shape: tuple[int | None, ...]
+  dtype: str = "float32"
+
+
+def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
+            where: str = "calibration") -> Iterator[list[np.ndarray]]:
+  """Yields the data in batches: one array an input, in the order of `inputs`.
+
+  Args:
+    data: an array or tensor (one input); a list or tuple of arrays, one an input; a dict by input
+      name; a tf.data.Dataset, Keras Sequence, list, generator or other iterable of examples or
+      batches (arrays, tuples or dicts), or a callable that returns any of these; the path of an
+      .npz (keys: input names, or "x" for one input; others are ignored) or .npy file. Of a tuple
+      (x, y) or (x, y, weights), labels and weights are dropped. Whether arrays hold one example or
+      a batch follows from their rank.
+    inputs: the model's inputs.
+    batch_size: most samples in a batch. Only the last is smaller, and one before samples of
+      another shape (where a spec leaves sizes free).
+    where: what the data are for; errors begin with it.
+
+  Returns:
+    An iterator of lists of arrays [n, ...], n <= batch_size, each of its input's dtype. They may
+    share memory with the data.
+
+  Raises (a wrong path or kind of data at once, the rest as the iterator proceeds):
+    ValueError: shapes, keys, numbers of inputs or samples that do not fit, NaN, infinity, no data.
+    TypeError: data of no known kind, or arrays that hold no numbers.
+    FileNotFoundError: there is no such file.
+  """
+  inputs = list(inputs)
+  if batch_size < 1:
+    raise ValueError(f"{where} data: expected a batch_size of 1 or more, got {batch_size}.")
+  elements = _elements(data, inputs, where)
+  return _rebatch(_checked(elements, inputs, batch_size, where), batch_size)
+
+
+def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) -> np.ndarray:
+  """Returns `samples` of the indices 0 .. count - 1, ascending; all of them if there are fewer.
+
+  Args:
+    order: "random" draws without repetition, seeded by `seed`; "first" takes the first ones.
+  """
+  if count < 1 or samples < 1:
+    raise ValueError(f"choose: expected at least 1 sample of at least 1, got {samples} of {count}; "
+                     "ask for one or more, and check that the data are not empty.")
+  if order not in ("random", "first"):
+    raise ValueError(f"choose: expected order 'random' or 'first', got {order!r}.")
+  if order == "first" or samples >= count:
+    return np.arange(min(samples, count))
+  return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
+
+
+def _elements(data, inputs: Sequence[InputSpec], where: str) -> Iterable:
+  """Returns an iterable of elements: arrays, dicts or tuples that hold one example or a batch."""
+  if isinstance(data, (str, os.PathLike)):
+    return [_read_file(pathlib.Path(data), inputs, where)]
+  if isinstance(data, (Mapping, tuple)) or hasattr(data, "__array__"):
+    return [data]
+  if isinstance(data, list) and _is_one_element(data, inputs):
+    return [data]
+  if isinstance(data, tf.data.Dataset):
+    return data.as_numpy_iterator()
+  if hasattr(data, "__len__") and hasattr(data, "__getitem__"):  # also a Keras Sequence
+    return (data[i] for i in range(len(data)))
+  if isinstance(data, Iterable):
+    return data
+  if callable(data):
+    return _elements(data(), inputs, where)
+  raise TypeError(f"{where} data: expected {_ACCEPTED}, got {_describe(data)}; pass one of those.")
+
+
+def _is_one_element(data: list, inputs: Sequence[InputSpec]) -> bool:
+  """Says whether a list holds the inputs of a model (true) or a sequence of examples."""
+  if len(inputs) == 1:
+    return False
+  return not data or not isinstance(data[0], (Mapping, tuple))
+
+
+def _read_file(path: pathlib.Path, inputs: Sequence[InputSpec], where: str):
+  """Returns the array of an .npy file, or {input name: array} of an .npz file."""
+  if path.is_dir():
+    raise ValueError(f"{where} data: expected an .npz or .npy file, got the folder {path}; "
+                     "read a folder of images with load_images.")
+  if not path.exists():
+    raise FileNotFoundError(f"{where} data: there is no file {path}; check the path.")
+  if path.suffix not in (".npz", ".npy"):
+    raise ValueError(f"{where} data: expected an .npz or .npy file, got {path}; "
+                     "write one with numpy.savez.")
+  try:
+    if path.suffix == ".npy":
+      return np.load(path, mmap_mode="r", allow_pickle=False)
+    with open(path, "rb") as file:
+      stored = np.load(file, allow_pickle=False)
+      if isinstance(stored, np.ndarray):
+        return stored
+      return _stored_inputs(stored, [spec.name for spec in inputs])
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{where} data: {path}: {error}; write the file with numpy.savez, one array "
+                     "of numbers an input.") from error
+
+
+def _stored_inputs(stored: Mapping, names: Sequence[str]) -> dict[str, np.ndarray]:
+  """Returns {input name: array} of an open .npz file; the only input may be called x there."""
+  if len(names) == 1 and names[0] not in stored and "x" in stored:
+    return {names[0]: stored["x"]}
+  if not all(name in stored for name in names):
+    raise ValueError(f"expected the arrays {list(names)}{' or x' if len(names) == 1 else ''}, "
+                     f"got {list(stored)}")
+  return {name: stored[name] for name in names}
+
+
+def _split(element, inputs: Sequence[InputSpec], where: str) -> list:
+  """Returns the element's values, one an input; labels and sample weights are dropped."""
+  names = [spec.name for spec in inputs]
+  if isinstance(element, Mapping):
+    missing = [name for name in names if name not in element]
+    unknown = [key for key in element if key not in names]
+    if missing or unknown:
+      raise ValueError(f"{where} data: expected a dict with the keys {names}, got {list(element)}; "
+                       "use the names of the model's inputs.")
+    return [element[name] for name in names]
+  if isinstance(element, tuple) and len(element) in (2, 3) and _holds_inputs(element[0], inputs):
+    return _split(element[0], inputs, where)
+  if len(inputs) == 1:
+    if isinstance(element, tuple) and len(element) == 1:
+      return list(element)
+    if isinstance(element, list) and len(element) == 1 and not _is_sample(element, inputs[0]):
+      return element
+    if not isinstance(element, tuple):
+      return [element]
+  elif isinstance(element, (tuple, list)) and len(element) == len(inputs):
+    return list(element)
+  raise ValueError(f"{where} data: expected {len(inputs)} arrays, for the inputs {names}, got "
+                   f"{_describe(element)}; give one array an input, or a dict by input name.")
+
+
+def _holds_inputs(first, inputs: Sequence[InputSpec]) -> bool:
+  """Says whether `first`, of a tuple of 2 or 3, is all of x, so that labels follow it."""
+  if len(inputs) == 1 or isinstance(first, Mapping):
+    return True
+  return isinstance(first, (tuple, list)) and len(first) == len(inputs)
+
+
+def _is_sample(value: list, spec: InputSpec) -> bool:
+  """Says whether a list of one, such as [5.0], is an example rather than a list of inputs."""
+  return np.ndim(value[0]) < len(spec.shape)
+
+
+def _checked(elements: Iterable, inputs: Sequence[InputSpec], batch_size: int,
+             where: str) -> Iterator[list[np.ndarray]]:
+  """Yields lists of checked arrays [n, ...], n <= batch_size, of the inputs' dtypes."""
+  seen = 0
+  for element in elements:
+    values = _split(element, inputs, where)
+    arrays = [_batched(value, spec, seen, where) for value, spec in zip(values, inputs)]
+    counts = {spec.name: len(array) for spec, array in zip(inputs, arrays)}
+    if len(set(counts.values())) > 1:
+      raise ValueError(f"{where} data: expected as many samples for each input, got {counts}; "
+                       "give every input the same samples.")
+    for start in range(0, len(arrays[0]), batch_size):
+      yield [_cast(array[start:start + batch_size], spec, seen + start, where)
+             for array, spec in zip(arrays, inputs)]
+    seen += len(arrays[0])
+  if not seen:
+    raise ValueError(f"{where} data: expected at least one sample, got none; check that the data "
+                     "are not empty and that a generator was not used up before.")
+
+
+def _batched(value, spec: InputSpec, seen: int, where: str) -> np.ndarray:
+  """Returns value as an array [n, ...] of numbers whose samples have the shape of the spec."""
+  prefix = f"{where} data, input {spec.name!r}"
+  try:
+    array = np.asarray(value)
+  except ValueError as error:
+    raise ValueError(f"{prefix}: expected an array, got {_describe(value)} of parts of "
+                     f"different shapes at sample {seen}; if it holds labels, make it a tuple "
+                     "(x, y).") from error
+  if array.dtype.kind not in "biuf":
+    raise TypeError(f"{prefix}: expected numbers ({spec.dtype}), got {_describe(value)} of dtype "
+                    f"{array.dtype} at sample {seen}; convert it to an array of {spec.dtype}.")
+  rank = len(spec.shape)
+  if array.ndim == rank:
+    array = array[None]
+  fits = array.ndim == rank + 1 and all(
+      want in (None, got) for want, got in zip(spec.shape, array.shape[1:]))
+  if not fits:
+    shape = array.shape[1:] if array.ndim == rank + 1 else array.shape
+    raise ValueError(f"{prefix}: expected samples of shape {spec.shape}, or batches of them, got "
+                     f"{shape} at sample {seen}; resize or reshape the data.")
+  return array
+
+
+def _cast(array: np.ndarray, spec: InputSpec, seen: int, where: str) -> np.ndarray:
+  """Returns array [n, ...] in the dtype of the spec, every number finite and in its reach."""
+  with np.errstate(over="ignore", invalid="ignore"):
+    cast = array.astype(spec.dtype, copy=False)
+  if cast.dtype.kind == "f":
+    good, wanted, remedy = np.isfinite(cast), "finite numbers", "repair or leave out that sample"
+  else:
+    good, wanted = cast == array, f"whole numbers within {spec.dtype}"
+    remedy = "check that the array belongs to this input"
+  if not good.all():
+    first = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))[0]
+    value = array[first][~good[first]].flat[0]
+    raise ValueError(f"{where} data, input {spec.name!r}: expected {wanted}, got {value} in sample "
+                     f"{seen + first}; {remedy}.")
+  return cast
+
+
+def _rebatch(chunks: Iterable[list[np.ndarray]], batch_size: int) -> Iterator[list[np.ndarray]]:
+  """Yields the samples of chunks, each of at most batch_size, joined to batches of batch_size."""
+  held, count = [], 0
+  for chunk in chunks:
+    if held and any(a.shape[1:] != b.shape[1:] for a, b in zip(held[0], chunk)):
+      yield _join(held)
+      held, count = [], 0
+    held.append(chunk)
+    count += len(chunk[0])
+    if count >= batch_size:
+      whole = _join(held)
+      yield [array[:batch_size] for array in whole]
+      count -= batch_size
+      held = [[array[batch_size:] for array in whole]] if count else []
+  if held:
+    yield _join(held)
+
+
+def _join(chunks: list[list[np.ndarray]]) -> list[np.ndarray]:
+  """Returns chunks, each one array an input, as one chunk."""
+  if len(chunks) == 1:
+    return chunks[0]
+  return [np.concatenate(parts) for parts in zip(*chunks)]
+
+
+def _describe(value) -> str:
+  """Returns the kind of a value, and its shape or length if it has one, for an error."""
+  kind = type(value).__name__
+  if hasattr(value, "shape"):
+    return f"{kind} of shape {tuple(value.shape)}"
+  return f"{kind} of length {len(value)}" if hasattr(value, "__len__") else kind

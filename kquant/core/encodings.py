@@ -1,0 +1,151 @@
+"""What quantization found: one Encoding a tensor, and Encodings, the artefact that export reads."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from kquant.core import numerics
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+  """The grid of one tensor: x = scale * (q - zero_point).
+
+  Attributes:
+    scale: float32, 1-D, [channels] or [1].
+    zero_point: int64, same shape.
+    bits: bits of the signed grid; a bias has 32.
+    axis: the channel axes, ascending, of the tensor in its Keras layout; None for one grid.
+    narrow: the grid leaves out its lowest integer (weights).
+  """
+
+  scale: np.ndarray
+  zero_point: np.ndarray
+  bits: int = 8
+  axis: tuple[int, ...] | None = None
+  narrow: bool = False
+
+  def __post_init__(self):
+    scale = np.atleast_1d(np.asarray(self.scale, np.float32))
+    zero_point = np.atleast_1d(np.asarray(self.zero_point, np.int64))
+    if scale.shape != zero_point.shape or scale.ndim != 1:
+      raise ValueError(
+          f"Encoding: scale {scale.shape} and zero_point {zero_point.shape} must be 1-D and alike.")
+    object.__setattr__(self, "scale", scale)
+    object.__setattr__(self, "zero_point", zero_point)
+    object.__setattr__(self, "axis", None if self.axis is None else tuple(self.axis))
+
+  @property
+  def limits(self) -> tuple[int, int]:
+    """(qmin, qmax) of the grid."""
+    return numerics.grid_limits(self.bits, narrow=self.narrow)
+
+  @property
+  def range(self) -> tuple[np.ndarray, np.ndarray]:
+    """The real numbers (low, high) that the first and the last integer stand for, each [channels]."""
+    qmin, qmax = self.limits
+    scale = self.scale.astype(np.float64)
+    return scale * (qmin - self.zero_point), scale * (qmax - self.zero_point)
+
+  def quantize(self, x) -> np.ndarray:
+    """Returns the int64 integers of real x."""
+    return numerics.quantize(x, self.scale, self.zero_point, bits=self.bits, narrow=self.narrow,
+                             axis=self.axis)
+
+  def dequantize(self, q) -> np.ndarray:
+    """Returns the float32 values of integers q."""
+    return numerics.dequantize(q, self.scale, self.zero_point, axis=self.axis)
+
+  def __eq__(self, other) -> bool:
+    return (isinstance(other, Encoding)
+            and (self.bits, self.axis, self.narrow) == (other.bits, other.axis, other.narrow)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point))
+
+  def to_json(self) -> dict:
+    """Returns a JSON-ready dict; float32 scales survive the round trip through their decimal form."""
+    return {"scale": [float(s) for s in self.scale], "zero_point": [int(z) for z in self.zero_point],
+            "bits": self.bits, "axis": None if self.axis is None else list(self.axis),
+            "narrow": self.narrow}
+
+  @classmethod
+  def from_json(cls, fields: dict) -> "Encoding":
+    """Returns the Encoding that `to_json` wrote."""
+    return cls(**fields)
+
+
+class Encodings:
+  """The grids of a network by key, and the integers of its constants.
+
+  Keys: `<node>` for the output of a call, `<node>:1` for a further one, `<layer>/kernel` for a
+  weight, `<node>/bias` for a bias (its scale depends on the call's input), `<node>/constant` for a
+  constant operand. The node of a layer's first call bears the layer's name.
+
+  Attributes:
+    grids: {key: Encoding}.
+    integers: {key: integer array in Keras layout} for weights, biases and constants.
+  """
+
+  def __init__(self, grids: dict[str, Encoding] | None = None,
+               integers: dict[str, np.ndarray] | None = None):
+    self.grids = dict(grids or {})
+    self.integers = dict(integers or {})
+
+  def __getitem__(self, key: str) -> Encoding:
+    return self.grids[key]
+
+  def __contains__(self, key: str) -> bool:
+    return key in self.grids
+
+  def __len__(self) -> int:
+    return len(self.grids)
+
+  def __eq__(self, other) -> bool:
+    return isinstance(other, Encodings) and not self.diff(other)
+
+  def diff(self, other: "Encodings") -> list[str]:
+    """Returns one line for each key whose grid or integers differ; an empty list means equal."""
+    lines = []
+    for key in sorted(set(self.grids) | set(other.grids)):
+      if self.grids.get(key) != other.grids.get(key):
+        lines.append(f"{key}: grid {self.grids.get(key)} != {other.grids.get(key)}")
+    for key in sorted(set(self.integers) | set(other.integers)):
+      mine, theirs = self.integers.get(key), other.integers.get(key)
+      if mine is None or theirs is None or not np.array_equal(mine, theirs):
+        lines.append(f"{key}: integers differ")
+    return lines
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes `path` (JSON: the grids) and beside it `<stem>.npz` (the integers), whole or not at all."""
+    path = pathlib.Path(path)
+    integers_path = path.with_suffix(".npz")
+    body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
+            "grids": {key: grid.to_json() for key, grid in self.grids.items()}}
+    temporary = integers_path.with_name(f".{integers_path.name}.tmp")
+    with open(temporary, "wb") as file:
+      np.savez_compressed(file, **{k.replace("/", "|"): v for k, v in self.integers.items()})
+    os.replace(temporary, integers_path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(body, indent=1))
+    os.replace(temporary, path)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> "Encodings":
+    """Reads what `save` wrote.
+
+    Raises:
+      ValueError: the file is not an encodings file of this version.
+    """
+    path = pathlib.Path(path)
+    body = json.loads(path.read_text())
+    if body.get("format") != "kquant encodings" or body.get("version") != FORMAT_VERSION:
+      raise ValueError(f"{path}: expected a kquant encodings file of version {FORMAT_VERSION}, "
+                       f"got format {body.get('format')!r}, version {body.get('version')!r}.")
+    with np.load(path.with_name(body["integers"])) as stored:
+      integers = {key.replace("|", "/"): stored[key] for key in stored.files}
+    return cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)

@@ -1,0 +1,155 @@
+"""A folder of images -> one float32 array, and its labels.csv."""
+
+import concurrent.futures
+import csv
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import PIL.Image
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_TORCH_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_TORCH_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+_CAFFE_MEAN = np.array([103.939, 116.779, 123.68], np.float32)
+
+
+def load_images(folder: str | os.PathLike, *, height: int, width: int, channels: int = 3,
+                preprocess: str = "none", names: Sequence[str] | None = None) -> np.ndarray:
+  """Returns the images of a folder, float32 [images, height, width, channels], preprocessed.
+
+  An image of another size is resized, its aspect kept, to the smallest size that covers the target
+  (bilinear), and cut to its centre. An image of the right size keeps its pixels.
+
+  Args:
+    folder: holds the images, not its subfolders.
+    height, width: pixels.
+    channels: 3 (RGB) or 1 (luminance).
+    preprocess: a mode of the function `preprocess`.
+    names: file names, in the order wanted; None takes all images sorted by name.
+
+  Raises:
+    FileNotFoundError: no such folder, or no such image in it.
+    ValueError: no image in the folder, one that cannot be read, or an unknown mode.
+  """
+  folder = pathlib.Path(folder)
+  convert = _mode(preprocess, channels)
+  if channels not in (1, 3):
+    raise ValueError(f"load_images: expected 1 or 3 channels, got {channels}; "
+                     "give other images as an array.")
+  names = image_names(folder) if names is None else list(names)
+  images = np.empty((len(names), height, width, channels), np.float32)
+
+  def load(index):
+    pixels = _decode(folder / names[index], height, width, channels)
+    images[index] = convert(pixels.astype(np.float32))
+
+  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    for _ in pool.map(load, range(len(names))):
+      pass
+  return images
+
+
+def image_names(folder: str | os.PathLike) -> list[str]:
+  """Returns the names of the image files of a folder, sorted.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: there is no image in it.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"load_images: there is no folder {folder}; check the path.")
+  names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+  if not names:
+    raise ValueError(f"load_images: expected images ({', '.join(_SUFFIXES)}) in the folder "
+                     f"{folder}, found none; check the path, subfolders are not searched.")
+  return names
+
+
+def _decode(path: pathlib.Path, height: int, width: int, channels: int) -> np.ndarray:
+  """Returns the pixels of one image, uint8 [height, width, channels]."""
+  if not path.exists():
+    raise FileNotFoundError(f"load_images: there is no image {path}; check its name.")
+  try:
+    with PIL.Image.open(path) as file:
+      image = file.convert("RGB" if channels == 3 else "L")
+  except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    raise ValueError(f"load_images: {path} cannot be read as an image ({error}); "
+                     "repair or remove that file.") from error
+  factor = max(width / image.width, height / image.height)
+  size = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
+  if size != image.size:
+    image = image.resize(size, PIL.Image.Resampling.BILINEAR)
+  left, top = (size[0] - width) // 2, (size[1] - height) // 2
+  image = image.crop((left, top, left + width, top + height))
+  return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def preprocess(images: np.ndarray, mode: str) -> np.ndarray:
+  """Returns images (RGB or one channel, 0..255, [..., channels]) as a network wants them, float32.
+
+  Args:
+    mode: "none": as they are. "unit": x / 255. "tf": x / 127.5 - 1. "torch": x / 255, less the mean
+      of ImageNet, over its deviation, per channel. "caffe": BGR, less the mean of ImageNet.
+      "tf", "torch" and "caffe" are the modes of Keras' imagenet_utils.preprocess_input.
+
+  Raises:
+    ValueError: an unknown mode, or "torch" or "caffe" for images without 3 channels.
+  """
+  images = np.asarray(images, np.float32)
+  return _mode(mode, images.shape[-1])(images)
+
+
+def _mode(mode: str, channels: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function of a preprocessing mode, float32 to float32."""
+  if mode not in _MODES:
+    raise ValueError(f"preprocess: expected a mode of {list(_MODES)}, got {mode!r}; choose the one "
+                     "that the model was trained with.")
+  if mode in ("torch", "caffe") and channels != 3:
+    raise ValueError(f"preprocess: expected images of 3 channels for mode {mode!r}, got {channels} "
+                     "channels; use none, unit or tf.")
+  return _MODES[mode]
+
+
+_MODES = {
+    "none": lambda x: x,
+    "unit": lambda x: x / np.float32(255),
+    "tf": lambda x: x / np.float32(127.5) - np.float32(1),
+    "torch": lambda x: (x / np.float32(255) - _TORCH_MEAN) / _TORCH_DEVIATION,
+    "caffe": lambda x: x[..., ::-1] - _CAFFE_MEAN,
+}
+
+
+def read_labels(folder: str | os.PathLike) -> dict[str, int]:
+  """Returns {file name: class index} of the folder's labels.csv, whose header is file,label.
+
+  Raises:
+    FileNotFoundError: there is no labels.csv.
+    ValueError: a line is not a file name and a whole number from 0, or repeats a file.
+  """
+  path = pathlib.Path(folder) / "labels.csv"
+  if not path.exists():
+    raise FileNotFoundError(f"read_labels: there is no file {path}; write one with the header "
+                            "file,label and a line an image.")
+  labels = {}
+  with open(path, newline="", encoding="utf-8-sig") as file:
+    rows = csv.reader(file)
+    header = next(rows, [])
+    if [cell.strip() for cell in header] != ["file", "label"]:
+      raise ValueError(f"{path}, line 1: expected the header file,label, got {','.join(header)!r}.")
+    for row in rows:
+      cells = [cell.strip() for cell in row]
+      if not cells:
+        continue
+      here = f"{path}, line {rows.line_num}"
+      if len(cells) != 2 or not cells[0] or not (cells[1].isascii() and cells[1].isdigit()):
+        raise ValueError(f"{here}: expected a file name and a class index such as cat.jpg,281, "
+                         f"got {','.join(row)!r}.")
+      if cells[0] in labels:
+        raise ValueError(f"{here}: expected each file once, got {cells[0]!r} again; remove one.")
+      labels[cells[0]] = int(cells[1])
+  if not labels:
+    raise ValueError(f"{path}: expected a line an image below the header, got none.")
+  return labels

@@ -1,0 +1,133 @@
+"""LAYERS: what kquant knows of each Keras layer, one row a layer. Passes know only equations.
+
+A layer is looked up by its kind: the class name of a tf_keras layer ("Conv2D"), or "tf." and the
+symbol of a TFOpLambda ("tf.math.add"). A kind that has no row is opaque: rewrites leave it alone and
+quantization refuses it by name.
+"""
+
+import dataclasses
+
+
+class UnsupportedLayerError(ValueError):
+  """A layer that cannot be quantized or exported; the message names it and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFacts:
+  """One row.
+
+  Attributes:
+    role: what the layer does to grids:
+      "input"     a model input
+      "linear"    kernel, bias; an output grid of its own
+      "affine"    per-channel scale and shift (batch norm)
+      "relu"      clamps; fuses into what produces its input
+      "own"       an output grid of its own, no kernel (Add, LeakyReLU, global average)
+      "fixed"     the runtime fixes the output grid (softmax)
+      "move"      moves integers: input and output share one grid
+      "average"   input and output share one grid, values are averaged and rounded
+      "identity"  does nothing at inference; `standardize` drops it
+    kernel: name of the kernel variable; "" where there is none.
+    out_axes, in_axes: channel axes of the kernel, ascending; row-major over out_axes is the output
+      channel.
+    spatial: number of spatial axes that a convolution or pooling slides over.
+    absorbs_relu: a following ReLU may be fused into it.
+    pointwise: commutes with a per-channel scale and shift of its input (no padding involved).
+  """
+
+  role: str
+  kernel: str = ""
+  out_axes: tuple[int, ...] = ()
+  in_axes: tuple[int, ...] = ()
+  spatial: int = 0
+  absorbs_relu: bool = False
+  pointwise: bool = False
+
+
+def _linear(kernel: str, out_axes, in_axes, spatial=0) -> LayerFacts:
+  return LayerFacts("linear", kernel, out_axes, in_axes, spatial, absorbs_relu=True)
+
+
+_OWN = LayerFacts("own")
+_ELEMENTWISE = LayerFacts("own", absorbs_relu=True)
+_MOVE = LayerFacts("move")
+_MOVE_POINTWISE = LayerFacts("move", pointwise=True)
+_AVERAGE_POOL = LayerFacts("average", pointwise=True)
+_MEAN = LayerFacts("own", pointwise=True)
+_FIXED = LayerFacts("fixed")
+_IDENTITY = LayerFacts("identity", pointwise=True)
+
+LAYERS: dict[str, LayerFacts] = {
+    "InputLayer": LayerFacts("input"),
+    # kernel [k, in / groups, out]
+    "Conv1D": _linear("kernel", (2,), (1,), spatial=1),
+    # kernel [h, w, in / groups, out]
+    "Conv2D": _linear("kernel", (3,), (2,), spatial=2),
+    # kernel [h, w, in, multiplier]; output channel = in * multipliers + multiplier
+    "DepthwiseConv2D": _linear("depthwise_kernel", (2, 3), (2,), spatial=2),
+    # kernel [h, w, out, in]
+    "Conv2DTranspose": _linear("kernel", (2,), (3,), spatial=2),
+    # kernel [in, out]
+    "Dense": _linear("kernel", (1,), (0,)),
+    "BatchNormalization": LayerFacts("affine", absorbs_relu=True),
+    "ReLU": LayerFacts("relu"),
+    "Add": _ELEMENTWISE,
+    "Subtract": _ELEMENTWISE,
+    "Multiply": _ELEMENTWISE,
+    "tf.math.add": _ELEMENTWISE,
+    "tf.math.subtract": _ELEMENTWISE,
+    "tf.math.multiply": _ELEMENTWISE,
+    "LeakyReLU": _OWN,
+    "Softmax": _FIXED,
+    "Sigmoid": _FIXED,
+    "Tanh": _FIXED,
+    "Requantize": _OWN,
+    "GlobalAveragePooling1D": _MEAN,
+    "GlobalAveragePooling2D": _MEAN,
+    "AveragePooling1D": _AVERAGE_POOL,
+    "AveragePooling2D": _AVERAGE_POOL,
+    "MaxPooling1D": _MOVE,
+    "MaxPooling2D": _MOVE,
+    "GlobalMaxPooling1D": _MOVE,
+    "GlobalMaxPooling2D": _MOVE,
+    "ZeroPadding1D": _MOVE,
+    "ZeroPadding2D": _MOVE,
+    "UpSampling2D": _MOVE_POINTWISE,
+    "UpSampling2DBilinear": LayerFacts("average", pointwise=True),
+    "Flatten": _MOVE_POINTWISE,
+    "Reshape": _MOVE_POINTWISE,
+    "Concatenate": _MOVE,
+    "Dropout": _IDENTITY,
+    "SpatialDropout1D": _IDENTITY,
+    "SpatialDropout2D": _IDENTITY,
+    "GaussianNoise": _IDENTITY,
+    "GaussianDropout": _IDENTITY,
+    "AlphaDropout": _IDENTITY,
+    "ActivityRegularization": _IDENTITY,
+    "Identity": _IDENTITY,
+}
+
+OPAQUE = LayerFacts("opaque")
+
+_ACTIVATION_KINDS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "linear": "Requantize"}
+
+
+def kind_of(class_name: str, config: dict) -> str:
+  """Returns the key of LAYERS for a layer of that class with that config.
+
+  Some classes hold several kinds: Activation("sigmoid") is "Sigmoid"; Activation("linear"), which
+  `standardize` removes from users' models, is kquant's own "Requantize"; a bilinear UpSampling2D is
+  "UpSampling2DBilinear"; a TFOpLambda is "tf." and its symbol.
+  """
+  if class_name == "TFOpLambda":
+    return "tf." + str(config.get("function"))
+  if class_name == "Activation":
+    return _ACTIVATION_KINDS.get(str(config.get("activation")), f"Activation:{config['activation']}")
+  if class_name == "UpSampling2D" and config.get("interpolation", "nearest") != "nearest":
+    return "UpSampling2D" + str(config["interpolation"]).capitalize()
+  return class_name
+
+
+def facts_of(kind: str) -> LayerFacts:
+  """Returns the row of a kind; OPAQUE where there is none."""
+  return LAYERS.get(kind, OPAQUE)

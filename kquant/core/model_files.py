@@ -1,0 +1,82 @@
+"""Model files: .h5, .keras and SavedModel folders that hold a tf_keras model."""
+
+import json
+import os
+import pathlib
+import zipfile
+
+import h5py
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+
+_KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. Rebuild the model with "
+            "TF_USE_LEGACY_KERAS=1 and tf_keras, load its weights and save it again.")
+
+
+def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None) -> keras.Model:
+  """Returns the tf_keras model in a .h5 or .keras file or a SavedModel folder, not compiled.
+
+  Args:
+    input_shape: without batch; fixes an input whose shape is open.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file holds no tf_keras model; each message names the remedy.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"There is no model {path}; check the path.")
+  _check_format(path)
+  try:
+    model = keras.models.load_model(path, compile=False)
+  except (ValueError, TypeError, OSError) as error:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
+                     "from Python, where they are registered: kquant.quantize(model, images).") from error
+  return model if input_shape is None else with_input_shape(model, input_shape)
+
+
+def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
+  """Returns the model rebuilt for a fixed input shape, without batch.
+
+  Raises:
+    ValueError: several inputs, or the shape does not fit the model's.
+  """
+  graph = Graph.from_model(model)
+  if len(graph.input_refs) != 1:
+    raise ValueError(f"Model {model.name!r} has {len(graph.input_refs)} inputs; an input shape can be "
+                     "given for one.")
+  (ref,) = graph.input_refs
+  own = ref.shape[1:]
+  if len(own) != len(shape) or any(n not in (None, m) for n, m in zip(own, shape)):
+    raise ValueError(f"Input shape {shape} does not fit the model's, {own}.")
+  ref.node.layer.config = {**ref.node.config, "batch_input_shape": (ref.shape[0], *shape)}
+  return graph.to_model()
+
+
+def _check_format(path: pathlib.Path) -> None:
+  """Raises ValueError for what load_model would fail on without a helpful word."""
+  if path.is_dir():
+    if not (path / "saved_model.pb").exists():
+      raise ValueError(f"{path} is a folder without a saved_model.pb; expected a SavedModel.")
+    if not (path / "keras_metadata.pb").exists():
+      raise ValueError(f"{path} is a SavedModel without a Keras model in it (no keras_metadata.pb); save "
+                       "it with tf_keras: model.save(path, save_format='tf').")
+    return
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+      if "metadata.json" not in names or "config.json" not in names:
+        raise ValueError(f"{path} is a zip file but no .keras model; expected .h5, .keras or a SavedModel.")
+      version = json.loads(archive.read("metadata.json")).get("keras_version", "")
+  elif h5py.is_hdf5(path):
+    with h5py.File(path, "r") as file:
+      if "model_config" not in file.attrs:
+        raise ValueError(f"{path} holds weights but no model; save the whole model: model.save(path).")
+      version = file.attrs.get("keras_version", "")
+      version = version.decode() if isinstance(version, bytes) else str(version)
+  else:
+    raise ValueError(f"{path} is no model file; expected .h5, .keras or a SavedModel folder.")
+  if version.startswith("3."):
+    raise ValueError(_KERAS_3.format(path=path, version=version))

@@ -1,0 +1,97 @@
+"""The parts of a Graph: LayerDef (a layer as data), Node (one call of it), Ref (one tensor)."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kquant.core import layers as facts_table
+from kquant.core.layers import LayerFacts
+
+
+@dataclasses.dataclass(eq=False)
+class LayerDef:
+  """A layer as data: what `cls.from_config(config)` builds, with its weights by name.
+
+  Attributes:
+    params: {weight name: array}; the name of "conv/kernel:0" in layer "conv" is "kernel".
+  """
+
+  name: str
+  cls: type
+  config: dict[str, Any]
+  params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def kind(self) -> str:
+    """The key of this layer in LAYERS; a user's own class is opaque even if it borrows a name."""
+    if self.cls.__module__.split(".")[0] not in ("tf_keras", "keras"):
+      return f"{self.cls.__module__}.{self.cls.__name__}"
+    name = self.cls.__name__
+    if name in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
+      name = "BatchNormalization"
+    return facts_table.kind_of(name, self.config)
+
+  @property
+  def facts(self) -> LayerFacts:
+    """What kquant knows of this layer."""
+    return facts_table.facts_of(self.kind)
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+  """One call of a layer. `args` and `kwargs` hold Refs where tensors were.
+
+  Attributes:
+    name: the layer's name for its first call in the graph, "name@1" for the second, and so on.
+    shapes: one a flat output, with None for an open dimension.
+  """
+
+  name: str
+  layer: LayerDef
+  args: tuple = ()
+  kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+  shapes: list[tuple[int | None, ...]] = dataclasses.field(default_factory=list)
+
+  def __repr__(self) -> str:
+    return f"Node({self.name!r}, {self.layer.kind})"
+
+  @property
+  def kind(self) -> str:
+    """The key of its layer in LAYERS."""
+    return self.layer.kind
+
+  @property
+  def facts(self) -> LayerFacts:
+    """What kquant knows of its layer."""
+    return self.layer.facts
+
+  @property
+  def config(self) -> dict[str, Any]:
+    """The config of its layer."""
+    return self.layer.config
+
+  @property
+  def inputs(self) -> list["Ref"]:
+    """The tensors it reads, flat, in call order."""
+    return [leaf for leaf in tf.nest.flatten((self.args, list(self.kwargs.values())))
+            if isinstance(leaf, Ref)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+  """One tensor: flat output `index` of a call."""
+
+  node: Node
+  index: int = 0
+
+  @property
+  def key(self) -> str:
+    """Its key in Encodings: the node's name, and ":index" behind it for a further output."""
+    return self.node.name if self.index == 0 else f"{self.node.name}:{self.index}"
+
+  @property
+  def shape(self) -> tuple[int | None, ...]:
+    """Its shape with the batch dimension, None where open."""
+    return self.node.shapes[self.index]

@@ -1,0 +1,114 @@
+"""The grid: the one place where a range becomes a scale and a real number becomes an integer.
+
+A grid of `bits` bits holds the integers [qmin, qmax]; x = scale * (q - zero_point). Every scale is
+rounded to float32 once, when it is chosen, and all later arithmetic uses that rounded value; the
+quotient x / scale is formed in float64. Ties go to the even integer, in NumPy and in TensorFlow.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+SMALLEST_WEIGHT_SCALE = 1e-9
+SMALLEST_ACTIVATION_WIDTH = 1e-6
+
+
+def grid_limits(bits: int, *, narrow: bool) -> tuple[int, int]:
+  """Returns (qmin, qmax) of a signed grid; a narrow grid is symmetric: 8 bits give [-127, 127]."""
+  qmax = 2 ** (bits - 1) - 1
+  return (-qmax if narrow else -qmax - 1), qmax
+
+
+def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (scale, zero_point) of the asymmetric grid over [low, high] widened to hold 0.
+
+  Args:
+    low, high: real limits, scalars or [channels].
+    bits: bits of the full signed grid [-2^(bits-1), 2^(bits-1) - 1].
+
+  Returns:
+    float32 scale and int64 zero_point, both 1-D. Real 0 lies exactly on the grid.
+  """
+  qmin, qmax = grid_limits(bits, narrow=False)
+  low = np.minimum(np.atleast_1d(np.asarray(low, np.float64)), 0.0)
+  high = np.maximum(np.atleast_1d(np.asarray(high, np.float64)), 0.0)
+  high = np.maximum(high, low + SMALLEST_ACTIVATION_WIDTH)
+  scale = ((high - low) / (qmax - qmin)).astype(np.float32)
+  zero_point = np.rint(qmin - low / scale.astype(np.float64))
+  return scale, np.clip(zero_point, qmin, qmax).astype(np.int64)
+
+
+def symmetric_grid(magnitude, bits: int, *, smallest: float = SMALLEST_WEIGHT_SCALE) -> np.ndarray:
+  """Returns the float32 scale, 1-D, that puts `magnitude` (max |x|, per channel) on the last integer."""
+  _, qmax = grid_limits(bits, narrow=True)
+  magnitude = np.atleast_1d(np.asarray(magnitude, np.float64))
+  return np.maximum(magnitude / qmax, smallest).astype(np.float32)
+
+
+def along(values, shape: Sequence[int], axis: Sequence[int] | None) -> np.ndarray:
+  """Returns 1-D `values` ([channels] or [1]) reshaped so that they broadcast over a tensor of `shape`.
+
+  `axis` names the channel axes, ascending: (3,) for a Conv2D kernel [h, w, in, out], (2, 3) for a
+  depthwise kernel [h, w, in, multiplier] whose output channel is in * multipliers + multiplier.
+  """
+  values = np.asarray(values)
+  if axis is None or values.size == 1:
+    return values.reshape(())
+  return values.reshape([n if i in axis else 1 for i, n in enumerate(shape)])
+
+
+def quantize(x, scale, zero_point, *, bits: int, narrow: bool = False,
+             axis: Sequence[int] | None = None) -> np.ndarray:
+  """Returns the int64 integers clip(round(x / scale) + zero_point, qmin, qmax), shaped like x."""
+  x = np.asarray(x, np.float64)
+  qmin, qmax = grid_limits(bits, narrow=narrow)
+  scale = along(np.asarray(scale, np.float64), x.shape, axis)
+  return np.clip(np.rint(x / scale) + along(zero_point, x.shape, axis), qmin, qmax).astype(np.int64)
+
+
+def dequantize(q, scale, zero_point, *, axis: Sequence[int] | None = None) -> np.ndarray:
+  """Returns float32 scale * (q - zero_point), the product formed in float64."""
+  q = np.asarray(q, np.float64)
+  scale = along(np.asarray(scale, np.float64), q.shape, axis)
+  return (scale * (q - along(zero_point, q.shape, axis))).astype(np.float32)
+
+
+def bias_scale(input_scale, kernel_scale) -> np.ndarray:
+  """Returns s_x * s_w[channel], the float32 product that the runtime expects of a bias tensor."""
+  return np.float32(input_scale) * np.asarray(kernel_scale, np.float32)
+
+
+def affine_grid_tf(low: tf.Tensor, high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+  """`affine_grid` in TensorFlow: the same float32 scale and zero_point (as float64), bit for bit."""
+  qmin, qmax = grid_limits(bits, narrow=False)
+  low = tf.minimum(tf.cast(low, tf.float64), 0.0)
+  high = tf.maximum(tf.cast(high, tf.float64), 0.0)
+  high = tf.maximum(high, low + SMALLEST_ACTIVATION_WIDTH)
+  scale = tf.cast((high - low) / (qmax - qmin), tf.float32)
+  zero_point = tf.round(qmin - low / tf.cast(scale, tf.float64))
+  return scale, tf.clip_by_value(zero_point, qmin, qmax)
+
+
+def symmetric_grid_tf(magnitude: tf.Tensor, bits: int, *,
+                      smallest: float = SMALLEST_WEIGHT_SCALE) -> tf.Tensor:
+  """`symmetric_grid` in TensorFlow, bit for bit."""
+  _, qmax = grid_limits(bits, narrow=True)
+  return tf.cast(tf.maximum(tf.cast(magnitude, tf.float64) / qmax, smallest), tf.float32)
+
+
+def fake_quantize(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int,
+                  narrow: bool = False, dtype: tf.DType = tf.float32) -> tf.Tensor:
+  """Returns scale * (clip(round(x / scale) + zero_point) - zero_point) in x's dtype, no gradient rule.
+
+  Args:
+    x: any shape.
+    scale, zero_point: shaped to broadcast over x.
+    dtype: precision of the quotient. float64 gives exactly the integers of `quantize`; float32 is
+      enough for activations, whose integers the runtime decides.
+  """
+  qmin, qmax = grid_limits(bits, narrow=narrow)
+  scale, zero_point = tf.cast(scale, dtype), tf.cast(zero_point, dtype)
+  q = tf.round(tf.cast(x, dtype) / scale)
+  q = tf.clip_by_value(q, qmin - zero_point, qmax - zero_point)
+  return tf.cast(q * scale, x.dtype)

@@ -1,0 +1,128 @@
+"""What a user asks for: TensorSpec, Rule and QuantConfig. Frozen, validated, JSON both ways."""
+
+import dataclasses
+import re
+from typing import Any
+
+from kquant.core import target as targets
+
+DEFAULT_RANGE = "minmax"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+  """How one tensor is quantized.
+
+  Attributes:
+    bits: 2 to 8.
+    symmetric: the grid is centred on 0 and its zero point is 0.
+    per_channel: one scale an output channel (weights) or one for the tensor.
+    quantizer: name in QUANTIZERS.
+    range: name of the range estimator ("minmax", "mean_extrema", "percentile", "mse").
+  """
+
+  bits: int = 8
+  symmetric: bool = False
+  per_channel: bool = False
+  quantizer: str = "minmax"
+  range: str = DEFAULT_RANGE
+
+  def __post_init__(self):
+    if not 2 <= self.bits <= 8:
+      raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}.")
+    if self.per_channel and not self.symmetric:
+      raise ValueError("TensorSpec: per_channel grids must be symmetric; set symmetric=True.")
+
+
+INT8_WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
+INT8_ACTIVATIONS = TensorSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Where a pair of specs applies: the first rule that matches a layer decides.
+
+  Attributes:
+    match: regular expression, searched in the layer's name.
+    kinds: layer kinds ("Conv2D", "Dense"); empty means any.
+    weights, activations: the specs of the kernel and of the output.
+  """
+
+  match: str = ""
+  kinds: tuple[str, ...] = ()
+  weights: TensorSpec = INT8_WEIGHTS
+  activations: TensorSpec = INT8_ACTIVATIONS
+
+  def __post_init__(self):
+    object.__setattr__(self, "kinds", tuple(self.kinds))
+    try:
+      re.compile(self.match)
+    except re.error as error:
+      raise ValueError(f"Rule: match {self.match!r} is no regular expression: {error}.") from error
+    if not self.weights.symmetric:
+      raise ValueError(f"Rule {self.match!r}: weights must be symmetric; no runtime kernel takes a "
+                       "weight zero point.")
+
+  def matches(self, name: str, kind: str) -> bool:
+    """Whether the rule speaks of the layer."""
+    return bool(re.search(self.match, name)) and (not self.kinds or kind in self.kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantConfig:
+  """Which grids a network gets.
+
+  Attributes:
+    rules: in order; the first match decides, the last should match everything.
+    target: name of the runtime whose limits hold (core/target.py).
+  """
+
+  rules: tuple[Rule, ...] = (Rule(),)
+  target: str = "litert"
+
+  def __post_init__(self):
+    object.__setattr__(self, "rules", tuple(self.rules))
+    targets.target(self.target)
+
+  def rule(self, name: str, kind: str) -> Rule:
+    """Returns the first rule that matches a layer.
+
+    Raises:
+      ValueError: no rule matches it.
+    """
+    for rule in self.rules:
+      if rule.matches(name, kind):
+        return rule
+    raise ValueError(f"QuantConfig: no rule matches layer {name!r} ({kind}); end the rules with Rule().")
+
+  @classmethod
+  def preset(cls, name: str) -> "QuantConfig":
+    """Returns a preset: int8, int8_per_tensor, or w<bits>a<bits> such as w4a8.
+
+    Weights of fewer than 8 bits are stored as int8 integers of the smaller grid.
+
+    Raises:
+      ValueError: no such preset.
+    """
+    if name == "int8":
+      return cls()
+    if name == "int8_per_tensor":
+      return cls(rules=(Rule(weights=TensorSpec(symmetric=True)),))
+    if found := re.fullmatch(r"w([2-8])a([2-8])", name):
+      weights, activations = (int(bits) for bits in found.groups())
+      return cls(rules=(Rule(weights=TensorSpec(bits=weights, symmetric=True, per_channel=True),
+                             activations=TensorSpec(bits=activations)),))
+    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor or w<bits>a<bits> such "
+                     "as w4a8.")
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns a JSON-ready dict."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, fields: dict[str, Any]) -> "QuantConfig":
+    """Returns the config that `to_json` wrote."""
+    rules = tuple(Rule(**{**rule, "weights": TensorSpec(**rule["weights"]),
+                          "activations": TensorSpec(**rule["activations"])})
+                  for rule in fields["rules"])
+    return cls(rules=rules, target=fields["target"])

@@ -1,0 +1,168 @@
+"""Quantized Keras model -> a plain Keras model on the grids, and the Encodings.
+
+Weights are snapped to their integers, biases to int32 at s_x * s_w, and every grid is written down.
+Where the target could not hold a number (an accumulator or a multiplier out of its limits), the
+scale that causes it is raised and the channel is reported.
+"""
+
+import dataclasses
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import numerics
+from kquant.core.encodings import Encoding, Encodings
+from kquant.core.graph import Edit, Graph
+from kquant.core.nodes import LayerDef, Node, Ref
+from kquant.core.target import LITERT, Target
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+
+
+def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
+  """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
+
+  Raises:
+    ValueError: a tensor was not calibrated.
+  """
+  model, encodings, _ = finalize_with_edits(qmodel, target=target)
+  return model, encodings
+
+
+def finalize_with_edits(qmodel: keras.Model,
+                        *, target: Target = LITERT) -> tuple[keras.Model, Encodings, list[Edit]]:
+  """`finalize`, and the list of scales that had to be raised."""
+  graph = Graph.from_model(qmodel)
+  graph.pass_name = "finalize"
+  encodings = Encodings()
+  live = {layer.name: layer for layer in qmodel.layers}
+  members = _remove_activation_quantizers(graph)
+  kernels = _unwrap_weights(graph, live)
+  graph.normalize()
+  grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
+  _raise_small_output_scales(graph, grids, members, kernels, target)
+  for ref, grid in _with_moved(graph, grids).items():
+    grids[ref] = encodings.grids[ref.key] = grid
+  for layer, grid in kernels.items():
+    _snap_layer(graph, layer, grid, grids, encodings, target)
+  for node in graph.find("tf.math.add", "tf.math.subtract", "tf.math.multiply"):
+    _snap_constant(graph, node, encodings)
+  return graph.to_model(), encodings, graph.edits
+
+
+def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
+  """Takes the quantizer nodes out; returns {quantizer layer: the tensors it stood behind}."""
+  members: dict[str, list[Ref]] = {}
+  for node in [node for node in graph.nodes if node.layer.cls is QuantizeActivation]:
+    members.setdefault(node.layer.name, []).append(node.inputs[0])
+    graph.remove(node)
+  return members
+
+
+def _unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
+  """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
+  kernels = {}
+  for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeWeights}:
+    wrapper = live[layer.name]
+    names = {variable.name.split(":")[0].rsplit("/", 1)[-1] for variable in wrapper.layer.weights}
+    ((_, grid),) = wrapper.weight_encodings().items()
+    layer.cls, layer.config = type(wrapper.layer), wrapper.layer.get_config()
+    layer.params = {name: value for name, value in layer.params.items() if name in names}
+    kernels[layer] = grid
+  return kernels
+
+
+def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]:
+  """Adds the tensors that only move integers: they have the grid of what they read."""
+  known = {}
+  for node in graph.nodes:
+    for index in range(len(node.shapes)):
+      ref = Ref(node, index)
+      if ref in grids:
+        known[ref] = grids[ref]
+      elif node.facts.role == "move":
+        known[ref] = known[node.inputs[0]]
+  return known
+
+
+def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members: dict[str, list[Ref]],
+                               kernels: dict[LayerDef, Encoding], target: Target) -> None:
+  """Widens an output grid so narrow that s_x * s_w / s_y passes the target's largest multiplier.
+
+  That happens where a whole tensor is constant on the calibration data. Widening one grid may narrow
+  the ratio of the next layer only, so one sweep in topological order and a second for shared grids do.
+  """
+  group_of = {ref: refs for refs in members.values() for ref in refs}
+  for _ in range(2):
+    inputs = _with_moved(graph, grids)
+    for node in graph.nodes:
+      if node.layer not in kernels:
+        continue
+      output = Ref(node) if Ref(node) in grids else Ref(graph.readers(Ref(node))[0])
+      products = numerics.bias_scale(inputs[node.inputs[0]].scale, kernels[node.layer].scale)
+      smallest = 2.0 * float(products.max()) / target.largest_multiplier
+      if grids[output].scale[0] < smallest:
+        wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
+        grids.update(dict.fromkeys(group_of[output], wider))
+        graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
+
+
+def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
+                encodings: Encodings, target: Target) -> None:
+  """Decides the integers of one layer's kernel, and of its bias in each call; snaps its weights."""
+  calls = graph.calls(layer)
+  name = layer.facts.kernel
+  kernel, bias = layer.params[name], layer.params.get("bias")
+  if bias is None:
+    bias = np.zeros(int(np.prod([kernel.shape[i] for i in layer.facts.out_axes])), np.float32)
+  inputs = [grids[call.inputs[0]] for call in calls]
+  raised = _scales_within_limits(kernel, bias, grid, inputs, layer, target)
+  for channel in np.flatnonzero(raised.scale != grid.scale):
+    graph.edit(calls[0], f"weight scale of channel {channel} raised: its bias or accumulator would "
+                         "not fit int32")
+  integers = raised.quantize(kernel)
+  encodings.grids[f"{layer.name}/kernel"] = raised
+  encodings.integers[f"{layer.name}/kernel"] = integers.astype(np.int8)
+  layer.params = {**layer.params, name: raised.dequantize(integers)}
+  for call, source in reversed(list(zip(calls, inputs))):
+    scale = numerics.bias_scale(source.scale, raised.scale)
+    axis = None if raised.axis is None else (0,)
+    bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), 32, axis)
+    bias_integers = bias_grid.quantize(bias)
+    encodings.grids[f"{call.name}/bias"] = bias_grid
+    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(np.int32)
+    if "bias" in layer.params:
+      layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
+
+
+def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, inputs: list[Encoding],
+                          layer: LayerDef, target: Target) -> Encoding:
+  """Returns the kernel grid, a scale raised where the channel's bias or accumulator would overflow.
+
+  |bias| / (s_x s_w) < largest_bias, and |q_b| + max|q_x - z_x| sum|q_w| < largest_accumulator.
+  """
+  magnitude = np.abs(bias.astype(np.float64))
+  needed = np.max([magnitude / (float(x.scale[0]) * target.largest_bias) for x in inputs], axis=0)
+  taps = tuple(i for i in range(kernel.ndim) if i not in layer.facts.out_axes)
+  total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)
+  for x in inputs:
+    qmin, qmax = x.limits
+    reach = max(qmax - int(x.zero_point[0]), int(x.zero_point[0]) - qmin)
+    worst = magnitude / float(x.scale[0]) + reach * total
+    needed = np.maximum(needed, worst / (0.98 * target.largest_accumulator))
+  if grid.axis is None:
+    needed = np.atleast_1d(needed.max())
+  scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
+  return dataclasses.replace(grid, scale=scale)
+
+
+def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
+  """Puts the constant operand of an elementwise call on an int8 grid of its own."""
+  (position,) = (i for i, value in enumerate(node.args) if not isinstance(value, Ref))
+  constant = np.asarray(node.args[position], np.float32)
+  grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
+  integers = grid.quantize(constant)
+  key = f"{node.name}/constant"
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  args = list(node.args)
+  args[position] = grid.dequantize(integers)
+  graph.recall(node, node.layer, tuple(args))

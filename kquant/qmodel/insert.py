@@ -1,0 +1,64 @@
+"""Float model + QuantConfig -> quantized Keras model."""
+
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+from kquant.core.nodes import LayerDef
+from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.qmodel.configs import KernelQuantizeConfig
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.placement import GridGroup, place
+from kquant.quantizers.minmax import MinMaxQuantizer
+from kquant.ranges.estimators import weight_range
+from kquant.rewrites.standardize import standardize
+
+
+def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8") -> keras.Model:
+  """Returns a new model with quantizers: weights have their ranges, activations wait for calibration.
+
+  Args:
+    model: float model, its batch norms folded.
+    config: a QuantConfig or the name of a preset.
+
+  Raises:
+    UnsupportedLayerError: a layer that cannot be quantized, by name.
+  """
+  graph = Graph.from_model(model)
+  standardize(graph)
+  insert_into_graph(graph, QuantConfig.preset(config) if isinstance(config, str) else config)
+  return graph.to_model()
+
+
+def insert_into_graph(graph: Graph, config: QuantConfig) -> None:
+  """Adds the quantizers to a standardized graph in place."""
+  graph.pass_name = "insert_quantizers"
+  groups = place(graph, config)
+  for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
+    _wrap(layer, config.rule(layer.name, layer.kind).weights)
+  for group in groups:
+    layer = _activation_layer(graph, group)
+    for ref in group.sources:
+      graph.insert_after(ref, layer)
+    for ref in group.averages:
+      graph.insert_after(ref, layer, kwargs={"observe": False})
+  graph.normalize()
+
+
+def _wrap(layer: LayerDef, spec: TensorSpec) -> None:
+  """Turns a LayerDef into its QuantizeWeights, with the range of its kernel set."""
+  kernel = layer.params[layer.facts.kernel]
+  axis = layer.facts.out_axes if spec.per_channel else None
+  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=True, narrow=True, axis=axis)
+  values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
+  wrapper = QuantizeWeights(layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer))
+  layer.params = {**layer.params,
+                  **{f"{layer.facts.kernel}_{name}": value for name, value in values.items()}}
+  layer.cls, layer.config = QuantizeWeights, wrapper.get_config()
+
+
+def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
+  spec = group.spec
+  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=spec.symmetric)
+  fixed = None if group.fixed is None else [float(end[0]) for end in group.fixed.range]
+  return graph.new_layer(QuantizeActivation, group.name,
+                         {"quantizer": quantizer, "range": spec.range, "fixed": fixed})

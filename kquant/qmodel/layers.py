@@ -1,0 +1,159 @@
+"""The two layers of a quantized Keras model: QuantizeWeights (wrapper), QuantizeActivation (node)."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.core.encodings import Encoding
+from kquant.qmodel import configs  # registers KernelQuantizeConfig
+from kquant.quantizers import base
+
+_seen: list[list[tuple[str, tf.Tensor]]] = []
+
+
+@contextlib.contextmanager
+def observing() -> Iterator[list[tuple[str, tf.Tensor]]]:
+  """While it lasts every quantizer passes its float tensor through.
+
+  Yields the list that fills with (QuantizeActivation layer name, its float input), one entry a call.
+  """
+  _seen.append([])
+  try:
+    yield _seen[-1]
+  finally:
+    _seen.pop()
+
+
+class _Switch:
+  """A quantizer's on/off switch: a variable, so that turning it needs no new trace."""
+
+  def _add_switch(self, on: bool) -> None:
+    self.quantizing = self.add_weight(name="quantizing", shape=(), dtype=tf.bool, trainable=False,
+                                      initializer=keras.initializers.Constant(on))
+
+
+@keras.saving.register_keras_serializable("kquant")
+class QuantizeActivation(keras.layers.Layer, _Switch):
+  """Fake-quantizes a tensor on one grid; tensors that share a grid share the layer.
+
+  It is off until calibration has set its range, unless the runtime fixes its grid.
+
+  Args:
+    quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
+    range: name of the estimator that calibration uses.
+    fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
+  """
+
+  def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
+               **kwargs):
+    super().__init__(**kwargs)
+    self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
+    self.range = range
+    self.fixed = None if fixed is None else tuple(fixed)
+
+  def build(self, input_shape):
+    """Adds the quantizer's variables and the switch."""
+    self.range_variables = self.quantizer.build(input_shape, "output", self)
+    self._add_switch(self.fixed is not None)
+    if self.fixed is not None:
+      self.quantizer.set_range(self.range_variables, *self.fixed)
+    super().build(input_shape)
+
+  def call(self, inputs, training=None, observe=True):
+    """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
+    if _seen:
+      if observe and self.fixed is None:
+        _seen[-1].append((self.name, inputs))
+      return tf.identity(inputs)
+    quantized = self.quantizer(inputs, training, self.range_variables)
+    return tf.where(self.quantizing, quantized, inputs)
+
+  def set_range(self, low, high) -> None:
+    """Sets the real limits of the grid and turns the quantizer on."""
+    self.quantizer.set_range(self.range_variables, low, high)
+    self.quantizing.assign(True)
+
+  def encoding(self) -> Encoding:
+    """Returns its grid.
+
+    Raises:
+      ValueError: it has not been calibrated.
+    """
+    if not self.quantizing.numpy():
+      raise ValueError(f"Tensor {self.name!r} has no range yet; run kq.calibrate(qmodel, images) first.")
+    return self.quantizer.encoding(self.range_variables)
+
+  def compute_output_shape(self, input_shape):
+    """Returns the input's shape."""
+    return input_shape
+
+  def get_config(self) -> dict[str, Any]:
+    """Returns the arguments of the constructor."""
+    return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
+            "fixed": None if self.fixed is None else list(self.fixed)}
+
+
+@keras.saving.register_keras_serializable("kquant")
+class QuantizeWeights(keras.layers.Wrapper, _Switch):
+  """Runs a layer with fake-quantized weights; it bears the layer's name.
+
+  Args:
+    layer: the layer.
+    quantize_config: a tfmot QuantizeConfig that says which of its variables are quantized.
+  """
+
+  def __init__(self, layer, quantize_config, **kwargs):
+    super().__init__(layer, **{"name": layer.name, **kwargs})
+    self.quantize_config = quantize_config
+
+  def build(self, input_shape):
+    """Builds the layer, then the variables of each weight quantizer."""
+    super().build(input_shape)
+    self._quantized = []
+    for variable, quantizer in self.quantize_config.get_weights_and_quantizers(self.layer):
+      (attribute,) = (name for name, value in vars(self.layer).items() if value is variable)
+      self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
+    self._add_switch(True)
+
+  def call(self, inputs, training=None):
+    """Returns the layer's output with each quantized weight in the place of its variable."""
+    if _seen:
+      return self.layer(inputs)
+    attributes = vars(self.layer)
+    variables = {name: attributes[name] for name, _, _ in self._quantized}
+    try:
+      for name, quantizer, state in self._quantized:
+        kernel = tf.convert_to_tensor(variables[name])
+        attributes[name] = tf.where(self.quantizing, quantizer(kernel, training, state), kernel)
+      return self.layer(inputs)
+    finally:
+      attributes.update(variables)
+
+  def weight_encodings(self) -> dict[str, Encoding]:
+    """Returns {attribute of the layer: grid} of its quantized weights."""
+    return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
+
+  def compute_output_shape(self, input_shape):
+    """Returns the layer's output shape."""
+    return self.layer.compute_output_shape(input_shape)
+
+  def get_config(self) -> dict[str, Any]:
+    """Returns the arguments of the constructor."""
+    config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
+              "config": self.quantize_config.get_config()}
+    return {**super().get_config(), "quantize_config": config}
+
+  @classmethod
+  def from_config(cls, config, custom_objects=None):
+    """Returns the wrapper that `get_config` described."""
+    config = dict(config)
+    fields = config.pop("quantize_config")
+    quantize_config = keras.saving.get_registered_object(fields["registered_name"])
+    layer = keras.layers.deserialize(config.pop("layer"), custom_objects=custom_objects)
+    return cls(layer, quantize_config.from_config(fields["config"]), **config)
+
+
+__all__ = ["QuantizeActivation", "QuantizeWeights", "configs", "observing"]

@@ -1,0 +1,155 @@
+"""Which tensors get a quantizer, which share one, which are fixed, and why.
+
+One quantizer a fused operation: a convolution and the ReLU behind it are one integer operator, so the
+tensor between them gets none. Tensors that a runtime kernel keeps on one grid (the two sides of a
+pool, all sides of a concatenation) share one, found by union-find.
+"""
+
+import dataclasses
+
+import tf_keras as keras
+
+from kquant.core import layers as facts_table
+from kquant.core.encodings import Encoding
+from kquant.core.graph import Graph
+from kquant.core.layers import UnsupportedLayerError
+from kquant.core.nodes import Node, Ref
+from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.target import Target, target
+
+REMEDIES = {
+    "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
+    "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
+}
+
+
+@dataclasses.dataclass
+class GridGroup:
+  """Tensors on one grid.
+
+  Attributes:
+    sources: tensors whose values are computed onto the grid; calibration looks at them.
+    averages: tensors averaged from others of the group: on the same grid, rounded to it again.
+    spec: how the grid is chosen.
+    fixed: the grid where the runtime's kernel takes no other.
+  """
+
+  sources: list[Ref]
+  averages: list[Ref]
+  spec: TensorSpec
+  fixed: Encoding | None = None
+
+  @property
+  def name(self) -> str:
+    """The name of its quantizer layer."""
+    return f"{self.sources[0].key}/quantize"
+
+
+def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
+  """Returns the groups of a standardized graph; adds a planned requantization where grids collide.
+
+  Raises:
+    UnsupportedLayerError: a layer that cannot be quantized, by name.
+  """
+  limits = target(config.target)
+  for node in graph.nodes:
+    check_supported(node)
+  _part_colliding_grids(graph, limits)
+  groups = []
+  for refs in _one_grid_classes(graph):
+    sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
+    averages = [ref for ref in refs if ref.node.facts.role == "average"]
+    rule = config.rule(*_rule_subject(graph, sources[0]))
+    groups.append(GridGroup(sources, averages, rule.activations, limits.fixed.get(sources[0].node.kind)))
+  return groups
+
+
+def check_supported(node: Node) -> None:
+  """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
+  role, config = node.facts.role, node.config
+  reason = remedy = ""
+  if role == "opaque":
+    reason = "has no integer form"
+    remedy = "replace it by supported layers (" + ", ".join(
+        kind for kind in facts_table.LAYERS if kind[0].isupper() and kind != "Requantize") + ")"
+  elif role in REMEDIES:
+    reason, remedy = "must not be left at this point", REMEDIES[role]
+  elif node.kind.startswith("tf.") and len(node.inputs) != 1:
+    reason, remedy = "adds tensors of different ranks", "reshape them to the same rank first"
+  elif config.get("data_format") == "channels_first":
+    reason, remedy = "is channels_first", "build the model with channels_last"
+  elif node.kind == "ReLU" and (config["threshold"] or config["negative_slope"]):
+    reason, remedy = "has a threshold or a capped negative slope", "use a plain ReLU or LeakyReLU"
+  elif node.kind == "Softmax" and config["axis"] not in (-1, len(node.shapes[0]) - 1):
+    reason, remedy = f"works along axis {config['axis']}", "move that axis to the end"
+  elif config.get("activation") not in (None, "linear", "sigmoid", "tanh"):
+    reason = f"has the activation {config['activation']!r}, which has no integer form"
+    remedy = "use relu, relu6, leaky_relu, sigmoid, tanh or softmax"
+  if reason:
+    raise UnsupportedLayerError(
+        f"Layer {node.name!r} ({node.kind}) {reason}; {remedy}.")
+
+
+def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
+  """Whether the tensor lives only inside a fused operator: its one reader is a ReLU."""
+  return (ref.node.facts.absorbs_relu and graph.is_private(ref)
+          and graph.readers(ref)[0].facts.role == "relu")
+
+
+def _one_grid_classes(graph: Graph) -> list[list[Ref]]:
+  """Returns the classes of tensors that must share a grid, in topological order."""
+  parent: dict[Ref, Ref] = {}
+
+  def root(ref: Ref) -> Ref:
+    while parent[ref] is not ref:
+      ref = parent[ref]
+    return ref
+
+  for node in graph.nodes:
+    for index in range(len(node.shapes)):
+      ref = Ref(node, index)
+      if fuses_into_reader(graph, ref):
+        continue
+      parent[ref] = ref
+      if node.facts.role in ("move", "average"):
+        for source in node.inputs:
+          first, second = root(source), root(ref)
+          parent[second] = first
+  classes: dict[Ref, list[Ref]] = {}
+  for ref in parent:
+    classes.setdefault(root(ref), []).append(ref)
+  return list(classes.values())
+
+
+def _part_colliding_grids(graph: Graph, limits: Target) -> None:
+  """Puts a requantization behind each source whose grid cannot be that of its class.
+
+  A softmax that is concatenated with a convolution has a grid of its own; so has a ReLU with a cap
+  that no fused activation can hold.
+  """
+  for refs in _one_grid_classes(graph):
+    sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
+    if len(sources) == 1:
+      continue
+    for ref in sources:
+      kind, cap = ref.node.kind, ref.node.config.get("max_value")
+      if kind in limits.fixed:
+        reason = f"{kind} has a fixed grid and shares a tensor with {sources[0].node.name!r}"
+      elif kind == "ReLU" and cap not in limits.relu_caps:
+        reason = f"no fused activation clamps at {cap}"
+      else:
+        continue
+      layer = graph.new_layer(keras.layers.Activation, f"{ref.key}/requantize".replace(":", "_"),
+                              {"activation": "linear"})
+      movers = [node for node in graph.readers(ref) if node.facts.role in ("move", "average")]
+      graph.redirect(ref, graph.add_node(layer, (ref,), ref.shape), only=movers.__contains__)
+      graph.edit(ref.node, f"requantized: {reason}")
+  graph.normalize()
+
+
+def _rule_subject(graph: Graph, ref: Ref) -> tuple[str, str]:
+  """The layer that rules speak of: what is fused with a ReLU goes before the ReLU itself."""
+  node = ref.node
+  if node.facts.role == "relu" and fuses_into_reader(graph, node.inputs[0]):
+    node = node.inputs[0].node
+  return node.layer.name, node.kind

@@ -1,0 +1,72 @@
+"""Quantizer: a tfmot quantizer that knows its grid, its channel axes and its encoding."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_model_optimization.quantization.keras import quantizers as tfmot_quantizers
+
+from kquant.core.encodings import Encoding
+
+Variables = dict[str, tf.Variable]
+
+
+class Quantizer(tfmot_quantizers.Quantizer):
+  """Fake-quantizes a tensor in a Keras layer: y = scale * (q(x) - zero_point), straight through.
+
+  Args:
+    bits: bits of the signed grid.
+    symmetric: zero point 0.
+    narrow: leaves out the lowest integer; weights.
+    axis: channel axes of the tensor, ascending, for a grid a channel; None for one grid.
+  """
+
+  def __init__(self, *, bits: int = 8, symmetric: bool = False, narrow: bool = False,
+               axis: Sequence[int] | None = None):
+    self.bits = bits
+    self.symmetric = symmetric
+    self.narrow = narrow
+    self.axis = None if axis is None else tuple(axis)
+
+  @abc.abstractmethod
+  def set_range(self, variables: Variables, low, high) -> None:
+    """Sets the grid from real limits, scalars or [channels], of the tensor."""
+
+  @abc.abstractmethod
+  def initial_values(self, low, high) -> dict[str, Any]:
+    """Returns {variable name: value} that `set_range` would set."""
+
+  @abc.abstractmethod
+  def encoding(self, variables: Variables) -> Encoding:
+    """Returns the grid that the variables stand for."""
+
+  def get_config(self) -> dict[str, Any]:
+    """Returns the arguments of the constructor."""
+    return {"bits": self.bits, "symmetric": self.symmetric, "narrow": self.narrow,
+            "axis": None if self.axis is None else list(self.axis)}
+
+  def _channels(self, shape: Sequence[int]) -> int:
+    if self.axis is None:
+      return 1
+    return int(tf.reduce_prod([shape[i] for i in self.axis]))
+
+
+def serialize(quantizer: Quantizer) -> dict[str, Any]:
+  """Returns {"registered_name", "config"}; Keras' own helper drops the package in .h5."""
+  return {"registered_name": keras.saving.get_registered_name(type(quantizer)),
+          "config": quantizer.get_config()}
+
+
+def deserialize(fields: dict[str, Any]) -> Quantizer:
+  """Returns the quantizer that `serialize` described.
+
+  Raises:
+    ValueError: its class is not registered in this process.
+  """
+  cls = keras.saving.get_registered_object(fields["registered_name"])
+  if cls is None:
+    raise ValueError(f"Quantizer {fields['registered_name']!r} is not registered; import the module that "
+                     "defines it before loading the model.")
+  return cls.from_config(fields["config"])

@@ -1,0 +1,1 @@
+"""Range estimators: pure, streaming, mergeable."""

@@ -1,0 +1,137 @@
+"""Exact histograms whose bin width is a power of two that doubles when the data outgrow it.
+
+Bin k of a histogram of exponent e counts the x with trunc(x / 2^e) = k, for |k| < LIMIT. Because
+trunc(trunc(x / 2^e) / 2) = trunc(x / 2^(e+1)), the counts of the coarser bins follow from those of
+the finer ones exactly: the result does not depend on the batches nor on their order, and merging
+two histograms equals one pass over both data. Truncation rather than floor makes bin 0 twice as
+wide, (-2^e, 2^e), in exchange for a histogram of -x that mirrors that of x, and for tiny negative
+numbers that count as 0 whether or not the processor flushes denormals.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+LIMIT = 4096
+FINEST_EXPONENT = -120
+_BINS = 2 * LIMIT - 1
+_LOG2_LIMIT = 12
+_SLIVER = 1 / 64
+_GRIDS_AT_ONCE = 16
+
+
+def measure_bins(x: tf.Tensor, magnitude: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns (counts, exponent) of one batch; safe inside a tf.function.
+
+  Args:
+    x: float32, any shape.
+    magnitude: float32 scalar, max |x|. If it is not finite the counts are all zero.
+
+  Returns:
+    counts: int64 [2 * LIMIT - 1]; entry k + LIMIT - 1 is bin k.
+    exponent: int32 scalar, the smallest e with magnitude < LIMIT * 2^e, at least FINEST_EXPONENT.
+  """
+  biased = tf.bitwise.right_shift(tf.bitcast(magnitude, tf.int32), 23)
+  exponent = tf.maximum(biased - 126 - _LOG2_LIMIT, FINEST_EXPONENT)
+  inverse_width = tf.bitcast(tf.bitwise.left_shift(127 - exponent, 23), tf.float32)
+
+  def count():
+    bins = tf.cast(x * inverse_width, tf.int32) + (LIMIT - 1)
+    return tf.math.bincount(tf.reshape(bins, [-1]), minlength=_BINS, maxlength=_BINS,
+                            dtype=tf.int64)
+
+  counts = tf.cond(tf.math.is_finite(magnitude), count, lambda: tf.zeros([_BINS], tf.int64))
+  return counts, exponent
+
+
+def coarsen(counts: np.ndarray, doublings: int) -> np.ndarray:
+  """Returns the counts of bins 2^doublings times as wide, int64 [2 * LIMIT - 1]."""
+  if doublings == 0:
+    return counts
+  bins = np.arange(_BINS) - (LIMIT - 1)
+  coarse = np.sign(bins) * (np.abs(bins) >> min(doublings, _LOG2_LIMIT))
+  merged = np.zeros(_BINS, np.int64)
+  np.add.at(merged, coarse + LIMIT - 1, counts)
+  return merged
+
+
+class Histogram:
+  """Counts of a stream of real numbers; starts empty.
+
+  Attributes:
+    counts: int64 [2 * LIMIT - 1].
+    exponent: the bins are 2^exponent wide.
+  """
+
+  def __init__(self):
+    self.counts = np.zeros(_BINS, np.int64)
+    self.exponent = FINEST_EXPONENT
+
+  def add(self, counts: np.ndarray, exponent: int) -> None:
+    """Adds the counts of another histogram or of one batch; the coarser of the two widths stays."""
+    exponent = int(exponent)
+    if exponent > self.exponent:
+      self.counts = coarsen(self.counts, exponent - self.exponent)
+      self.exponent = exponent
+    self.counts = self.counts + coarsen(np.asarray(counts, np.int64), self.exponent - exponent)
+
+  def density(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (edges [bins + 1], counts [bins]) from the first to the last bin that is not empty.
+
+    Args:
+      low, high: the exact extrema of the data. The outermost bins end there, but stay a sliver
+        (1/64 of a bin) wide so that counts / width is defined.
+    """
+    filled = np.flatnonzero(self.counts)
+    first, last = filled[0], filled[-1]
+    width = 2.0 ** self.exponent
+    bins = np.arange(first, last + 2) - (LIMIT - 1)
+    edges = (bins - (bins <= 0)) * width
+    edges[0] = min(max(edges[0], low), edges[1] - width * _SLIVER)
+    edges[-1] = max(min(edges[-1], high), edges[-2] + width * _SLIVER)
+    return edges, self.counts[first:last + 1]
+
+  def quantile(self, fraction: float, low: float, high: float) -> float:
+    """Returns the number below which `fraction` (0..1) of the data lie, right to within a bin.
+
+    The data of a bin are taken as evenly spread; between two ranks the result is linear, like
+    np.quantile. The quantiles 0 and 1 are `low` and `high`, the exact extrema of the data.
+    """
+    edges, counts = self.density(low, high)
+    ends = np.cumsum(counts)
+    total = int(ends[-1])
+
+    def ordered(rank):
+      if rank in (0, total - 1):
+        return high if rank else low
+      k = np.searchsorted(ends, rank, side="right")
+      inside = (rank - (ends[k] - counts[k]) + 0.5) / counts[k]
+      return float(np.clip(edges[k] + inside * (edges[k + 1] - edges[k]), low, high))
+
+    rank = int(fraction * (total - 1))
+    remainder = fraction * (total - 1) - rank
+    below, above = ordered(rank), ordered(min(rank + 1, total - 1))
+    return below + remainder * (above - below)
+
+
+def squared_error(edges: np.ndarray, counts: np.ndarray, scale: np.ndarray, first: np.ndarray,
+                  last: np.ndarray) -> np.ndarray:
+  """Returns the sum of (x - x_hat)^2 over a histogram, for each of many grids: [grids].
+
+  With u = x / scale and q = clip(round(u), first, last), the integral from 0 to u of
+  (v - q(v))^2 dv is q / 12 + (u - q)^3 / 3, inside the range as well as beyond it. Summed over bins
+  of even density, each edge counts with the step of the density there.
+
+  Args:
+    edges: [bins + 1], ascending. counts: [bins].
+    scale: [grids]. first, last: integers of the grid less its zero point, [grids].
+  """
+  scale = np.asarray(scale, np.float64)
+  step = -np.diff(counts / np.diff(edges), prepend=0, append=0)
+  errors = []
+  for start in range(0, scale.size, _GRIDS_AT_ONCE):
+    part = slice(start, start + _GRIDS_AT_ONCE)
+    u = edges / scale[part, None]
+    q = np.clip(np.rint(u), first[part, None], last[part, None])
+    u -= q
+    errors.append(np.einsum("ge,e->g", q / 12 + u * u * u / 3, step))
+  return scale ** 3 * np.concatenate(errors)

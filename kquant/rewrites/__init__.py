@@ -1,0 +1,1 @@
+"""Float model -> equal float model: one pass a file."""

@@ -1,0 +1,157 @@
+"""Batch norm folding: y = s * x + t goes into the linear layer before it, or the one behind it.
+
+s = gamma / sqrt(variance + epsilon), t = beta - mean * s. Backward, W' = s W and b' = s b + t, also
+through layers that commute with a per-channel affine function (pools, Flatten, Concatenate).
+Forward, W' = W s and b' = b + sum W t, where no padding of zeros comes between.
+"""
+
+import numpy as np
+
+from kquant.core import numerics
+from kquant.core.graph import Graph
+from kquant.core.nodes import LayerDef, Node, Ref
+from kquant.core.passes import graph_pass
+from kquant.rewrites.affine import affine_of, affine_to_depthwise, set_affine
+
+_MAX_POOLS = ("MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D")
+
+
+@graph_pass
+def fold_batch_norm(graph: Graph) -> None:
+  """Folds every batch norm; one that cannot be folded becomes a 1x1 depthwise convolution.
+
+  Each one not folded is recorded with its reason. The output is unchanged up to float rounding.
+  """
+  for bn in graph.find("BatchNormalization"):
+    axis = np.atleast_1d(bn.config["axis"]) % len(bn.shapes[0])
+    if axis.tolist() != [len(bn.shapes[0]) - 1]:
+      graph.skip(bn, f"normalizes axis {axis.tolist()}, not the last one")
+      continue
+    (source,) = bn.inputs
+    scale, shift = affine_of(bn.layer)
+    backward = _backward_obstacle(graph, source, scale)
+    if backward is None:
+      _absorb_backward(source, scale, shift)
+      graph.edit(bn, f"folded into {source.node.name!r}")
+      graph.remove(bn)
+      continue
+    forward = _forward_obstacle(graph, Ref(bn), scale)
+    if forward is None:
+      _absorb_forward(graph, Ref(bn), scale, shift)
+      graph.edit(bn, "folded into the linear layer behind it")
+      graph.remove(bn)
+      continue
+    graph.skip(bn, f"before it: {backward}; behind it: {forward}; kept as a 1x1 depthwise")
+    affine_to_depthwise(graph, bn)
+
+
+def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
+  """Returns why the producer of a tensor cannot take over an affine function, or None if it can."""
+  node = ref.node
+  if not graph.is_private(ref):
+    return f"{node.name!r} has other readers"
+  if node.facts.role in ("linear", "affine"):
+    return f"{node.name!r} is shared" if len(graph.calls(node.layer)) > 1 else None
+  if node.kind == "Concatenate" and node.config["axis"] in (-1, len(ref.shape) - 1):
+    return next(filter(None, (_backward_obstacle(graph, part, scale[where])
+                              for part, where in _slices(node))), None)
+  obstacle = _pass_obstacle(node, scale)
+  if obstacle is None:
+    inner = _to_input_channels(node, scale)
+    if inner is None:
+      return f"its channels are not those of {node.inputs[0].node.name!r} behind {node.name!r}"
+    return _backward_obstacle(graph, node.inputs[0], inner)
+  return obstacle
+
+
+def _absorb_backward(ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
+  node = ref.node
+  if node.facts.role == "linear":
+    kernel, facts = node.layer.params[node.facts.kernel], node.facts
+    bias = node.layer.params.get("bias", np.zeros(len(scale)))
+    _set_linear(node.layer, kernel * numerics.along(scale, kernel.shape, facts.out_axes),
+                bias * scale + shift)
+  elif node.facts.role == "affine":
+    inner_scale, inner_shift = affine_of(node.layer)
+    set_affine(node.layer, inner_scale * scale, inner_shift * scale + shift)
+  elif node.kind == "Concatenate":
+    for part, where in _slices(node):
+      _absorb_backward(part, scale[where], shift[where])
+  else:
+    _absorb_backward(node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift))
+
+
+def _pass_obstacle(node: Node, scale: np.ndarray) -> str | None:
+  """Returns why an affine function of the channels does not commute with a layer, or None."""
+  if node.config.get("padding") == "same":
+    return f"{node.name!r} pads"
+  if node.kind in _MAX_POOLS:
+    return None if (scale > 0).all() else f"{node.name!r} takes a maximum and a scale is not positive"
+  if not node.facts.pointwise:
+    return f"{node.name!r} ({node.kind}) is not linear"
+  return None
+
+
+def _to_input_channels(node: Node, values: np.ndarray) -> np.ndarray | None:
+  """Maps per-channel values of a layer's output to its input; None where they differ by position."""
+  channels = node.inputs[0].shape[-1]
+  if channels is None or len(values) % channels:
+    return None
+  rows = values.reshape(-1, channels)
+  return rows[0] if (rows == rows[0]).all() else None
+
+
+def _slices(concatenate: Node) -> list[tuple[Ref, slice]]:
+  stops = np.cumsum([part.shape[-1] for part in concatenate.inputs])
+  return [(part, slice(stop - part.shape[-1], stop))
+          for part, stop in zip(concatenate.inputs, stops)]
+
+
+def _forward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
+  """Returns why the reader of a tensor cannot take over an affine function, or None if it can."""
+  if not graph.is_private(ref):
+    return f"{ref.node.name!r} has several readers or is an output"
+  (node,) = graph.readers(ref)
+  if node.facts.role == "linear":
+    if len(graph.calls(node.layer)) > 1:
+      return f"{node.name!r} is shared"
+    if node.kind == "Conv2DTranspose":
+      return f"{node.name!r} is transposed: a shift is not uniform behind it"
+    if node.config.get("padding", "valid") != "valid" and max(node.config["kernel_size"]) > 1:
+      return f"{node.name!r} pads"
+    return None
+  return (_pass_obstacle(node, scale)
+          or _forward_obstacle(graph, Ref(node), _to_output_channels(node, scale)))
+
+
+def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
+  (node,) = graph.readers(ref)
+  if node.facts.role != "linear":
+    _absorb_forward(graph, Ref(node), _to_output_channels(node, scale), _to_output_channels(node, shift))
+    return
+  kernel = node.layer.params[node.facts.kernel].astype(np.float64)
+  spread_scale, spread_shift = (_over_inputs(node, kernel, values) for values in (scale, shift))
+  taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.out_axes)
+  moved = (kernel * spread_shift).sum(axis=taps).reshape(-1)
+  _set_linear(node.layer, kernel * spread_scale, node.layer.params.get("bias", 0.0) + moved)
+
+
+def _to_output_channels(node: Node, values: np.ndarray) -> np.ndarray:
+  """Per-channel values behind a layer that keeps or flattens channels (the channel is fastest)."""
+  return np.tile(values, node.shapes[0][-1] // len(values))
+
+
+def _over_inputs(node: Node, kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """Per-input-channel values shaped to broadcast over the kernel; grouped kernels get one row a group."""
+  (axis,) = node.facts.in_axes
+  groups = len(values) // kernel.shape[axis]
+  if groups == 1:
+    return numerics.along(values, kernel.shape, (axis,))
+  per_group = np.repeat(values.reshape(groups, -1), kernel.shape[-1] // groups, axis=0)
+  return per_group.T.reshape((1,) * (kernel.ndim - 2) + kernel.shape[-2:])
+
+
+def _set_linear(layer: LayerDef, kernel: np.ndarray, bias: np.ndarray) -> None:
+  layer.config = {**layer.config, "use_bias": True}
+  layer.params = {**layer.params, layer.facts.kernel: kernel.astype(np.float32),
+                  "bias": np.asarray(bias).astype(np.float32)}

@@ -1,0 +1,26 @@
+"""Shared by all tests: quiet start, seeds, the shared data where it is present."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import pytest
+import tf_keras as keras
+
+SHARED = pathlib.Path(os.environ.get("KQUANT_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_session():
+  """Each test starts with the same seed and without the layers of the one before."""
+  keras.backend.clear_session()
+  keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def shared_data() -> pathlib.Path:
+  """The folder of real models and images, named by KQUANT_SHARED (default ../shared)."""
+  if not (SHARED / "data").is_dir():
+    pytest.skip(f"no shared data at {SHARED}; name it with KQUANT_SHARED")
+  return SHARED / "data"

@@ -1,0 +1,58 @@
+"""Imports go down only: design of the house, checked on the source."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What a package may import, beside itself.
+ALLOWED = {
+    "kquant.core": set(),
+    "kquant.rewrites": {"kquant.core"},
+    "kquant.ranges": {"kquant.core"},
+    "kquant.quantizers": {"kquant.core"},
+    "kquant.qmodel": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers"},
+    "kquant.api": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel"},
+    "kquant.cli": {"kquant", "kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
+                   "kquant.qmodel", "kquant.api", "tflite_export"},
+    "tflite_export": {"kquant.core"},
+    "kquant": set(),
+}
+
+
+def package_of(module: str) -> str:
+  parts = module.split(".")
+  return module if len(parts) == 1 else ".".join(parts[:2]) if parts[0] == "kquant" else parts[0]
+
+
+def imports_of(path: pathlib.Path) -> set[str]:
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {f"{node.module}.{alias.name}" if node.module in ("kquant", "tflite_export") else node.module
+                for alias in node.names}
+  return {name for name in found if name.split(".")[0] in ("kquant", "tflite_export")}
+
+
+SOURCES = sorted([*(ROOT / "kquant").rglob("*.py"), *(ROOT / "tflite_export").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+  module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+  package = package_of(module)
+  for name in imports_of(path):
+    target = package_of(name)
+    assert target == package or target in ALLOWED[package], f"{module} must not import {name}"
+
+
+def test_private_keras_attributes_live_in_one_file():
+  private = ("_nested_inputs", "_nested_outputs", "_keras_history", "_nodes_by_depth", "_is_graph_network",
+             "_inbound_nodes", "_flatten_layers")
+  for path in SOURCES:
+    if path.name != "keras_calls.py":
+      assert not [name for name in private if f".{name}" in path.read_text()], path

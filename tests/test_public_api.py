@@ -1,0 +1,61 @@
+"""The public names are pinned; none is also a module."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import kquant
+import tflite_export
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_names_of_kquant():
+  assert sorted(kquant.__all__) == [
+      "Encoding", "Encodings", "QuantConfig", "QuantizationResult", "Rule", "TensorSpec",
+      "UnsupportedLayerError", "__version__", "calibrate", "finalize", "fold_batch_norm",
+      "insert_quantizers", "quantize", "rewrite", "standardize"]
+  for name in kquant.__all__:
+    assert getattr(kquant, name) is not None
+
+
+def test_names_of_tflite_export():
+  assert tflite_export.__all__ == [
+      "Exported", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError", "export",
+      "verify"]
+  for name in tflite_export.__all__:
+    assert getattr(tflite_export, name) is not None
+
+
+def test_no_public_name_is_a_module_beside_it():
+  for package in (kquant, tflite_export):
+    folder = pathlib.Path(package.__file__).parent
+    modules = {path.stem for path in folder.iterdir()}
+    assert not (set(package.__all__) - {"__version__"}) & modules, package
+
+
+def test_every_public_object_has_a_docstring():
+  for package in (kquant, tflite_export):
+    for name in package.__all__:
+      if name != "__version__":
+        assert getattr(package, name).__doc__, name
+
+
+def test_importing_kquant_does_not_import_tensorflow():
+  code = "import sys, kquant; sys.exit('tensorflow' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_unknown_name_is_an_attribute_error():
+  try:
+    kquant.no_such_name  # noqa: B018
+  except AttributeError as error:
+    assert "no_such_name" in str(error)
+  else:
+    raise AssertionError("expected an AttributeError")
+
+
+def test_homes_exist():
+  for name, home in kquant._HOMES.items():
+    assert hasattr(importlib.import_module(home), name)

@@ -1,0 +1,104 @@
+"""IntProgram: the integer network. What lowering makes, the writer writes and the reader reads back.
+
+Tensors lie in the layout of the file: convolution kernels are [out, h, w, in], depthwise kernels
+[1, h, w, out], dense kernels [out, in]; the channel axis of a grid is an axis of that layout.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(eq=False)
+class IntTensor:
+  """One tensor of the program.
+
+  Attributes:
+    name: unique in the program.
+    shape: fixed, batch included.
+    dtype: "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
+    scale: float32 [channels] or [1]; None where the tensor is not quantized (shapes, axes, border).
+    zero_point: int64, same shape as scale; None where scale is None.
+    axis: channel axis of the file layout; None for one grid.
+    data: the constant's values in the file layout; None for an activation.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  scale: np.ndarray | None = None
+  zero_point: np.ndarray | None = None
+  axis: int | None = None
+  data: np.ndarray | None = None
+
+  def __post_init__(self):
+    self.shape = tuple(int(n) for n in self.shape)
+    if self.scale is not None:
+      self.scale = np.atleast_1d(np.asarray(self.scale, np.float32))
+      self.zero_point = np.atleast_1d(np.asarray(self.zero_point, np.int64))
+    if self.scale is None or self.scale.size == 1:
+      self.axis = None  # a file cannot tell one scale along an axis from one scale
+    if self.data is not None:
+      self.data = np.asarray(self.data, np.dtype(self.dtype)).reshape(self.shape)
+
+  def difference(self, other: "IntTensor") -> str | None:
+    """Returns what differs from `other` in a few words, or None."""
+    for field in ("name", "shape", "dtype", "axis"):
+      if getattr(self, field) != getattr(other, field):
+        return f"{field} {getattr(self, field)!r} != {getattr(other, field)!r}"
+    for field in ("scale", "zero_point", "data"):
+      mine, theirs = getattr(self, field), getattr(other, field)
+      if (mine is None) != (theirs is None) or (mine is not None and not np.array_equal(mine, theirs)):
+        return f"{field} differs"
+    return None
+
+
+@dataclasses.dataclass
+class IntOp:
+  """One operator: `kind` is the name of the TFLite builtin ("CONV_2D"), `version` its version.
+
+  Attributes:
+    inputs, outputs: tensor names in the order of the TFLite operator; "" is an absent input.
+    options: fields of the builtin's options table in snake case, for example
+      {"padding": "SAME", "stride_h": 2, "stride_w": 2, "fused_activation_function": "RELU6"};
+      enums by name, vectors as lists, floats exact in float32.
+    source: name of the Keras node it computes, for messages.
+    reason: why it is there, where that is not plain (a planned QUANTIZE).
+  """
+
+  kind: str
+  inputs: list[str]
+  outputs: list[str]
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  version: int = 1
+  source: str = ""
+  reason: str = ""
+
+
+@dataclasses.dataclass
+class IntProgram:
+  """Operators in execution order over named tensors."""
+
+  tensors: dict[str, IntTensor] = dataclasses.field(default_factory=dict)
+  ops: list[IntOp] = dataclasses.field(default_factory=list)
+  inputs: list[str] = dataclasses.field(default_factory=list)
+  outputs: list[str] = dataclasses.field(default_factory=list)
+  description: str = ""
+
+  def add_tensor(self, tensor: IntTensor) -> str:
+    """Adds a tensor and returns its name; the name must be new."""
+    assert tensor.name not in self.tensors, f"tensor {tensor.name!r} exists already"
+    self.tensors[tensor.name] = tensor
+    return tensor.name
+
+  def operator_counts(self) -> dict[str, int]:
+    """Returns {operator kind: how many}, most frequent first."""
+    counts: dict[str, int] = {}
+    for op in self.ops:
+      counts[op.kind] = counts.get(op.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+  def with_outputs(self, names: list[str]) -> "IntProgram":
+    """Returns the same program with `names` as its outputs: every tensor can be looked at."""
+    return dataclasses.replace(self, outputs=list(names))

@@ -1,0 +1,118 @@
+"""A thin layer over LiteRT: load a .tflite file, run arrays through it.
+
+To look at inner tensors, write the same program with more outputs,
+`writer.to_bytes(program.with_outputs(names))`: that does not change the result, while asking the
+interpreter to preserve all tensors does (it changes the kernels).
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from ai_edge_litert import interpreter as litert
+
+KERNELS = {
+    "xnnpack": litert.OpResolverType.AUTO,
+    "reference": litert.OpResolverType.BUILTIN_REF,
+    "builtin": litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+}
+"""xnnpack: what users run; reference: plain loops; builtin: optimised, without the delegate."""
+
+
+class Runtime:
+  """One loaded file. Not for use by several threads at once.
+
+  Attributes:
+    inputs, outputs: LiteRT's details of the graph's inputs and outputs, in order: dicts with
+      "name", "shape", "dtype", "quantization_parameters" and more.
+  """
+
+  def __init__(self, model: bytes | str | os.PathLike, *, kernels: str = "xnnpack",
+               threads: int = 1):
+    """Loads `model`, the content of a .tflite file or its path.
+
+    Args:
+      kernels: one of KERNELS; they differ by small integers on the same file.
+      threads: CPU threads of one run.
+
+    Raises:
+      ValueError: unknown kernels, or a file that these kernels refuse.
+    """
+    if kernels not in KERNELS:
+      raise ValueError(f"Expected kernels of {', '.join(KERNELS)}, got {kernels!r}.")
+    content = model if isinstance(model, bytes) else None
+    try:
+      self._interpreter = litert.Interpreter(
+          model_content=content, model_path=None if content is not None else os.fspath(model),
+          num_threads=threads, experimental_op_resolver_type=KERNELS[kernels])
+      self._interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+      what = f"{len(content)} bytes" if content is not None else repr(os.fspath(model))
+      reason = " ".join(str(error).split())
+      raise ValueError(f"LiteRT kernels {kernels!r} cannot load {what}: {reason}") from error
+    self.inputs = self._interpreter.get_input_details()
+    self.outputs = self._interpreter.get_output_details()
+    # These make views of the runtime's memory. A view must never outlive the statement that asks
+    # for it: invoke() refuses to run while one is alive.
+    self._input_views = [self._interpreter.tensor(d["index"]) for d in self.inputs]
+    self._output_views = [self._interpreter.tensor(d["index"]) for d in self.outputs]
+
+  def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the graph's outputs for one image, as new arrays.
+
+    Args:
+      inputs: one array for each graph input, in order, of its shape ([1, ...]) and dtype.
+
+    Raises:
+      ValueError: an input is missing or has another shape or dtype.
+    """
+    self._check_count(inputs)
+    for detail, array in zip(self.inputs, inputs):
+      _check_array(detail, array, expected=tuple(detail["shape"].tolist()))
+    for view, array in zip(self._input_views, inputs):
+      np.copyto(view(), array)
+    self._interpreter.invoke()
+    return [view().copy() for view in self._output_views]
+
+  def run_many(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs for n images, run one by one: arrays [n, ...] in the outputs' order.
+
+    Args:
+      inputs: one array [n, ...] for each graph input, in order, of its dtype; n may be 0.
+
+    Raises:
+      ValueError: an input is missing, has another shape, dtype or n, or the graph has a tensor at
+        its border whose first dimension is not 1.
+    """
+    self._check_count(inputs)
+    for detail in (*self.inputs, *self.outputs):
+      if tuple(detail["shape"][:1]) != (1,):
+        raise ValueError(f"{detail['name']!r}: expected a first dimension of 1, got shape "
+                         f"{tuple(detail['shape'].tolist())}; use run for this file.")
+    n = len(inputs[0])
+    for detail, array in zip(self.inputs, inputs):
+      _check_array(detail, array, expected=(n, *detail["shape"][1:].tolist()))
+    results = [np.empty((n, *d["shape"][1:].tolist()), d["dtype"]) for d in self.outputs]
+    into = list(zip(self._input_views, inputs))
+    out_of = list(zip(results, self._output_views))
+    invoke = self._interpreter.invoke
+    for i in range(n):
+      for view, array in into:
+        view()[0] = array[i]
+      invoke()
+      for result, view in out_of:
+        result[i] = view()[0]
+    return results
+
+  def _check_count(self, inputs: Sequence[np.ndarray]) -> None:
+    """Asserts one array for each graph input."""
+    if len(inputs) != len(self.inputs):
+      raise ValueError(f"Expected {len(self.inputs)} input arrays "
+                       f"({', '.join(d['name'] for d in self.inputs)}), got {len(inputs)}.")
+
+
+def _check_array(detail: dict, array: np.ndarray, *, expected: tuple[int, ...]) -> None:
+  """Asserts the dtype and the shape of an input array."""
+  if array.dtype != detail["dtype"] or array.shape != expected:
+    raise ValueError(f"Input {detail['name']!r}: expected {np.dtype(detail['dtype'])} of shape "
+                     f"{expected}, got {array.dtype} of shape {array.shape}.")
