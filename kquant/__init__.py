@@ -18,6 +18,7 @@ _HOMES = {
     "fold_batch_norm": "kquant.rewrites.batch_norm",
     "insert_quantizers": "kquant.qmodel.insert",
     "calibrate": "kquant.qmodel.calibrate",
+    "correct_bias": "kquant.ptq.bias_correction",
     "finalize": "kquant.qmodel.finalize",
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",

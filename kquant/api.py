@@ -10,7 +10,8 @@ from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
-from kquant.qmodel.calibrate import calibrate
+from kquant.ptq.bias_correction import correct_local_shift, linear_params
+from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.qmodel.insert import insert_into_graph
 from kquant.rewrites.batch_norm import fold_batch_norm
@@ -55,11 +56,14 @@ def quantize(model: keras.Model, calibration: Any, *,
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
-    insert_into_graph(graph, config)
-    qmodel = graph.to_model()
+    float_params = linear_params(graph)
+    qmodel = insert_into_graph(graph, config)
   report.add_edits(graph.edits, graph.skips)
   with report.stage("calibrate"):
-    calibrate(qmodel, calibration)
+    statistics = observe(qmodel, calibration)
+    set_ranges(qmodel, statistics)
+  with report.stage("bias_correction"):
+    correct_local_shift(qmodel, float_params, statistics)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))
   report.add_edits(edits, [])

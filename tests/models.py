@@ -62,6 +62,7 @@ def convolutions() -> keras.Model:
       "convolutions", layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="strided"),
       layers.Conv2D(8, 3, dilation_rate=2, padding="same", use_bias=False, name="dilated"),
       layers.Conv2D(12, 3, groups=4, padding="same", name="grouped"),
+      layers.Conv2DTranspose(6, 3, strides=2, padding="same", activation="relu", name="transposed"),
       layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same", activation="relu", name="double"),
       layers.SeparableConv2D(6, 3, depth_multiplier=2, activation="tanh", name="separable"),
       layers.LeakyReLU(0.2, name="leaky"), layers.Flatten(),

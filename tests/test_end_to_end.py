@@ -74,15 +74,16 @@ def test_presets_give_verified_files(preset, tmp_path):
   assert len(result.encodings["depthwise/kernel"].scale) == (1 if "tensor" in preset else channels)
 
 
-def test_file_is_the_same_for_any_order_and_batch_size_of_the_images(tmp_path):
+def test_result_is_the_same_for_any_order_and_batch_size_of_the_images():
   model = models.build("branches")
-  (x,) = models.sample_inputs(model, images=20)
-  files = []
-  for index, data in enumerate([x, x[::-1].copy(), (batch for batch in np.split(x, 10))]):
-    path = tmp_path / f"{index}.tflite"
-    tflite_export.export(kq.quantize(model, data), path)
-    files.append(path.read_bytes())
-  assert files[0] == files[1] == files[2]
+  (x,) = models.sample_inputs(model, images=70)
+  first, *others = [kq.quantize(model, data).encodings
+                    for data in (x, x[::-1].copy(), (batch for batch in np.split(x, 10)))]
+  for other in others:
+    assert first.grids == other.grids
+    for key, integers in first.integers.items():
+      # TensorFlow's own float sums differ in their last bit with the place of an image in its batch.
+      assert np.abs(integers.astype(np.int64) - other.integers[key]).max() <= key.endswith("/bias"), key
 
 
 def test_step_by_step_is_the_one_call(tmp_path):
@@ -91,6 +92,8 @@ def test_step_by_step_is_the_one_call(tmp_path):
   rewritten = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
   qmodel = kq.insert_quantizers(rewritten, kq.QuantConfig.preset("int8"))
   kq.calibrate(qmodel, x)
+  kq.correct_bias(qmodel, rewritten, x)
+  kq.correct_bias(qmodel, rewritten, x)
   _, encodings = kq.finalize(qmodel)
   assert encodings == kq.quantize(model, x).encodings
 

@@ -14,9 +14,11 @@ ALLOWED = {
     "kquant.ranges": {"kquant.core"},
     "kquant.quantizers": {"kquant.core"},
     "kquant.qmodel": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers"},
-    "kquant.api": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel"},
+    "kquant.ptq": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel"},
+    "kquant.api": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel",
+                   "kquant.ptq"},
     "kquant.cli": {"kquant", "kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
-                   "kquant.qmodel", "kquant.api", "tflite_export"},
+                   "kquant.qmodel", "kquant.ptq", "kquant.api", "tflite_export"},
     "tflite_export": {"kquant.core"},
     "kquant": set(),
 }

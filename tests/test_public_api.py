@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
       "Encoding", "Encodings", "QuantConfig", "QuantizationResult", "Rule", "TensorSpec",
-      "UnsupportedLayerError", "__version__", "calibrate", "finalize", "fold_batch_norm",
-      "insert_quantizers", "quantize", "rewrite", "standardize"]
+      "UnsupportedLayerError", "__version__", "calibrate", "correct_bias", "finalize",
+      "fold_batch_norm", "insert_quantizers", "quantize", "rewrite", "standardize"]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
 

@@ -175,6 +175,16 @@ def _dense(lowering: Lowering, node: Node) -> None:
                version=5, keep_num_dims=len(node.shapes[0]) > 2, fused_activation_function=activation)
 
 
+def _conv_2d_transpose(lowering: Lowering, node: Node) -> None:
+  kernel = lowering.integers(f"{node.layer.name}/kernel", layout=lambda q: q.transpose(2, 0, 1, 3), axis=0)
+  output = lowering.activation(Ref(node))
+  shape = lowering.constant(f"{node.name}/output_shape", lowering.program.tensors[output].shape)
+  stride_h, stride_w = node.config["strides"]
+  lowering.add(node, "TRANSPOSE_CONV", [shape, kernel, *lowering.inputs(node), lowering.bias(node)],
+               [output], version=3, padding=node.config["padding"].upper(), stride_h=stride_h,
+               stride_w=stride_w)
+
+
 def _conv_1d(lowering: Lowering, node: Node) -> None:
   """[1, length, in] as an image of one row, through CONV_2D, and back."""
   config, program = node.config, lowering.program
@@ -325,6 +335,7 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], None]] = {
     "InputLayer": lambda lowering, node: lowering.activation(Ref(node)) and None,
     "Conv1D": _conv_1d,
     "Conv2D": _conv_2d,
+    "Conv2DTranspose": _conv_2d_transpose,
     "DepthwiseConv2D": _depthwise_conv_2d,
     "Dense": _dense,
     "ReLU": _relu,

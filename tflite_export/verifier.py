@@ -27,6 +27,7 @@ LARGEST_LAYER_LSB = 1
 _FILE_LAYOUT = {
     "CONV_2D": lambda q: np.moveaxis(q if q.ndim == 4 else q[None], -1, 0),
     "DEPTHWISE_CONV_2D": lambda q: q.reshape(1, *q.shape[:2], -1),
+    "TRANSPOSE_CONV": lambda q: np.moveaxis(q, 2, 0),
     "FULLY_CONNECTED": lambda q: np.swapaxes(q, 0, 1),
 }
 

@@ -65,8 +65,8 @@ LAYERS: dict[str, LayerFacts] = {
     "Conv2D": _linear("kernel", (3,), (2,), spatial=2),
     # kernel [h, w, in, multiplier]; output channel = in * multipliers + multiplier
     "DepthwiseConv2D": _linear("depthwise_kernel", (2, 3), (2,), spatial=2),
-    # kernel [h, w, out, in]
-    "Conv2DTranspose": _linear("kernel", (2,), (3,), spatial=2),
+    # kernel [h, w, out, in]; its operator has no fused activation
+    "Conv2DTranspose": LayerFacts("linear", "kernel", (2,), (3,), spatial=2),
     # kernel [in, out]
     "Dense": _linear("kernel", (1,), (0,)),
     "BatchNormalization": LayerFacts("affine", absorbs_relu=True),

@@ -23,6 +23,10 @@ def grid_limits(bits: int, *, narrow: bool) -> tuple[int, int]:
 def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns (scale, zero_point) of the asymmetric grid over [low, high] widened to hold 0.
 
+  The zero point is -low / ((high - low) / 255) rounded, counted from the first integer; the scale is
+  then the smallest that clips neither end. (Keeping (high - low) / 255 would shift the grid by up to
+  half a step: for [-1, 1] every pixel v / 127.5 - 1 lands half way between two integers.)
+
   Args:
     low, high: real limits, scalars or [channels].
     bits: bits of the full signed grid [-2^(bits-1), 2^(bits-1) - 1].
@@ -34,9 +38,9 @@ def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
   low = np.minimum(np.atleast_1d(np.asarray(low, np.float64)), 0.0)
   high = np.maximum(np.atleast_1d(np.asarray(high, np.float64)), 0.0)
   high = np.maximum(high, low + SMALLEST_ACTIVATION_WIDTH)
-  scale = ((high - low) / (qmax - qmin)).astype(np.float32)
-  zero_point = np.rint(qmin - low / scale.astype(np.float64))
-  return scale, np.clip(zero_point, qmin, qmax).astype(np.int64)
+  zero_point = np.rint(qmin - low * (qmax - qmin) / (high - low))
+  above, below = np.maximum(qmax - zero_point, 0.5), np.maximum(zero_point - qmin, 0.5)
+  return np.maximum(high / above, -low / below).astype(np.float32), zero_point.astype(np.int64)
 
 
 def symmetric_grid(magnitude, bits: int, *, smallest: float = SMALLEST_WEIGHT_SCALE) -> np.ndarray:
@@ -56,6 +60,19 @@ def along(values, shape: Sequence[int], axis: Sequence[int] | None) -> np.ndarra
   if axis is None or values.size == 1:
     return values.reshape(())
   return values.reshape([n if i in axis else 1 for i, n in enumerate(shape)])
+
+
+def along_inputs(values: np.ndarray, shape: Sequence[int], in_axis: int) -> np.ndarray:
+  """Returns per-input-channel `values` reshaped to broadcast over a kernel of `shape`.
+
+  A grouped kernel [h, w, in / groups, out] gets, for output channel o of group j, the values of the
+  inputs j * in / groups + i.
+  """
+  groups = len(values) // shape[in_axis]
+  if groups == 1:
+    return along(values, shape, (in_axis,))
+  per_output = np.repeat(values.reshape(groups, -1), shape[-1] // groups, axis=0)
+  return per_output.T.reshape((1,) * (len(shape) - 2) + tuple(shape[-2:]))
 
 
 def quantize(x, scale, zero_point, *, bits: int, narrow: bool = False,
@@ -85,9 +102,9 @@ def affine_grid_tf(low: tf.Tensor, high: tf.Tensor, bits: int) -> tuple[tf.Tenso
   low = tf.minimum(tf.cast(low, tf.float64), 0.0)
   high = tf.maximum(tf.cast(high, tf.float64), 0.0)
   high = tf.maximum(high, low + SMALLEST_ACTIVATION_WIDTH)
-  scale = tf.cast((high - low) / (qmax - qmin), tf.float32)
-  zero_point = tf.round(qmin - low / tf.cast(scale, tf.float64))
-  return scale, tf.clip_by_value(zero_point, qmin, qmax)
+  zero_point = tf.round(qmin - low * (qmax - qmin) / (high - low))
+  above, below = tf.maximum(qmax - zero_point, 0.5), tf.maximum(zero_point - qmin, 0.5)
+  return tf.cast(tf.maximum(high / above, -low / below), tf.float32), zero_point
 
 
 def symmetric_grid_tf(magnitude: tf.Tensor, bits: int, *,

@@ -1,5 +1,6 @@
 """One pass over the data fills every range estimator and sets every activation grid."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,27 @@ from tqdm import tqdm
 
 from kquant.core import data, keras_calls
 from kquant.qmodel.layers import QuantizeActivation, observing
-from kquant.ranges.estimators import ESTIMATORS
+from kquant.ranges.estimators import ESTIMATORS, Estimator
+
+
+@dataclasses.dataclass
+class Statistics:
+  """What one pass of the float network over the data showed.
+
+  Attributes:
+    estimators: {QuantizeActivation layer: the range estimator of its tensors}.
+    input_means: {QuantizeWeights layer: float64 mean of its input, [channels]}, over images,
+      positions and calls.
+  """
+
+  estimators: dict[str, Estimator]
+  input_means: dict[str, np.ndarray]
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
   """Sets every activation range from the float values seen on the data, in place; returns qmodel.
 
-  The result depends neither on the order nor on the batch size of the data.
+  The ranges depend neither on the order nor on the batch size of the data.
 
   Args:
     qmodel: what `insert_quantizers` returned.
@@ -25,37 +40,62 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
   Raises:
     ValueError: the data do not fit the model, are empty or not finite; or qmodel has no quantizers.
   """
-  layers = {layer.name: layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)}
-  if not layers:
-    raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
-  estimators = {name: ESTIMATORS[layer.range]() for name, layer in layers.items() if layer.fixed is None}
-  measure = _measuring_step(qmodel, estimators)
-  specs = keras_calls.input_specs(qmodel)
-  for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
-    for name, measured in measure(batch):
-      estimators[name].absorb(measured)
-  for name, estimator in estimators.items():
-    quantizer = layers[name].quantizer
-    layers[name].set_range(*estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric))
+  set_ranges(qmodel, observe(qmodel, calibration, batch_size=batch_size))
   return qmodel
 
 
-def _measuring_step(qmodel: keras.Model, estimators: dict):
-  """Returns a function of one batch: the float network runs once and each tensor is measured there."""
-  names = []
+def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> Statistics:
+  """Runs the float network once over the data and returns its statistics; see `calibrate`."""
+  layers = _activation_layers(qmodel)
+  estimators = {name: ESTIMATORS[layer.range]() for name, layer in layers.items() if layer.fixed is None}
+  means: dict[str, list[np.ndarray]] = {}
+  step, names = _observing_step(qmodel, estimators)
+  specs = keras_calls.input_specs(qmodel)
+  for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
+    measured, image_means = tf.nest.map_structure(
+        np.asarray, step([tf.convert_to_tensor(array) for array in batch]))
+    for name, values in zip(names["activations"], measured):
+      estimators[name].absorb(values)
+    for name, values in zip(names["linear_inputs"], image_means):
+      means.setdefault(name, []).append(values)
+  return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in means.items()})
 
-  @tf.function(reduce_retracing=True)
+
+def set_ranges(qmodel: keras.Model, statistics: Statistics) -> None:
+  """Sets the grid of every activation quantizer from its estimator and turns it on."""
+  layers = _activation_layers(qmodel)
+  for name, estimator in statistics.estimators.items():
+    quantizer = layers[name].quantizer
+    layers[name].set_range(*estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric))
+
+
+def _activation_layers(qmodel: keras.Model) -> dict[str, QuantizeActivation]:
+  layers = {layer.name: layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)}
+  if not layers:
+    raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
+  return layers
+
+
+def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator]):
+  """Returns a traced function of one batch, and the names that its results belong to, once traced."""
+  names: dict[str, list[str]] = {}
+
+  @tf.function(reduce_retracing=True, autograph=False)
   def step(arrays):
     with observing() as seen:
       keras_calls.call(qmodel, arrays)
-    names[:] = [name for name, _ in seen]
-    return [estimators[name].measure(tensor) for name, tensor in seen]
+    names["activations"] = [name for name, _ in seen.activations]
+    names["linear_inputs"] = [name for name, _ in seen.linear_inputs]
+    return ([estimators[name].measure(tensor) for name, tensor in seen.activations],
+            [tf.reduce_mean(tensor, list(range(1, tensor.shape.rank - 1)))
+             for _, tensor in seen.linear_inputs])
 
-  def measure(arrays: list[np.ndarray]) -> list[tuple[str, dict]]:
-    results = step([tf.convert_to_tensor(array) for array in arrays])
-    return list(zip(names, tf.nest.map_structure(np.asarray, results)))
+  return step, names
 
-  return measure
+
+def _mean_of_any_order(parts: list[np.ndarray]) -> np.ndarray:
+  """Mean over images of parts [images, channels]: sorted first, so that their order cannot matter."""
+  return np.sort(np.concatenate(parts), axis=0).astype(np.float64).mean(axis=0)
 
 
 def _with_progress(batches: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:

@@ -111,9 +111,7 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
   """Decides the integers of one layer's kernel, and of its bias in each call; snaps its weights."""
   calls = graph.calls(layer)
   name = layer.facts.kernel
-  kernel, bias = layer.params[name], layer.params.get("bias")
-  if bias is None:
-    bias = np.zeros(int(np.prod([kernel.shape[i] for i in layer.facts.out_axes])), np.float32)
+  kernel, bias = layer.params[name], layer.params["bias"]
   inputs = [grids[call.inputs[0]] for call in calls]
   raised = _scales_within_limits(kernel, bias, grid, inputs, layer, target)
   for channel in np.flatnonzero(raised.scale != grid.scale):
@@ -130,8 +128,7 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
     bias_integers = bias_grid.quantize(bias)
     encodings.grids[f"{call.name}/bias"] = bias_grid
     encodings.integers[f"{call.name}/bias"] = bias_integers.astype(np.int32)
-    if "bias" in layer.params:
-      layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
+    layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
 
 
 def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, inputs: list[Encoding],

@@ -6,7 +6,7 @@ from kquant.core.graph import Graph
 from kquant.core.nodes import LayerDef
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.qmodel.configs import KernelQuantizeConfig
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers.minmax import MinMaxQuantizer
 from kquant.ranges.estimators import weight_range
@@ -25,12 +25,15 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8") ->
   """
   graph = Graph.from_model(model)
   standardize(graph)
-  insert_into_graph(graph, QuantConfig.preset(config) if isinstance(config, str) else config)
-  return graph.to_model()
+  return insert_into_graph(graph, QuantConfig.preset(config) if isinstance(config, str) else config)
 
 
-def insert_into_graph(graph: Graph, config: QuantConfig) -> None:
-  """Adds the quantizers to a standardized graph in place."""
+def insert_into_graph(graph: Graph, config: QuantConfig) -> keras.Model:
+  """Adds the quantizers to a standardized graph in place and returns the model that it makes.
+
+  The model is built with its quantizers passing through: tracing each of them takes most of the time,
+  and no result of that trace is used.
+  """
   graph.pass_name = "insert_quantizers"
   groups = place(graph, config)
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
@@ -41,7 +44,8 @@ def insert_into_graph(graph: Graph, config: QuantConfig) -> None:
       graph.insert_after(ref, layer)
     for ref in group.averages:
       graph.insert_after(ref, layer, kwargs={"observe": False})
-  graph.normalize()
+  with observing():
+    return graph.to_model()
 
 
 def _wrap(layer: LayerDef, spec: TensorSpec) -> None:

@@ -1,6 +1,7 @@
 """The two layers of a quantized Keras model: QuantizeWeights (wrapper), QuantizeActivation (node)."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,16 +12,27 @@ from kquant.core.encodings import Encoding
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
 from kquant.quantizers import base
 
-_seen: list[list[tuple[str, tf.Tensor]]] = []
+
+@dataclasses.dataclass
+class Seen:
+  """Float tensors that passed by: (layer name, tensor), one entry a call.
+
+  Attributes:
+    activations: inputs of QuantizeActivation layers, that is, tensors to be quantized.
+    linear_inputs: inputs of QuantizeWeights layers.
+  """
+
+  activations: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
+  linear_inputs: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
+
+
+_seen: list[Seen] = []
 
 
 @contextlib.contextmanager
-def observing() -> Iterator[list[tuple[str, tf.Tensor]]]:
-  """While it lasts every quantizer passes its float tensor through.
-
-  Yields the list that fills with (QuantizeActivation layer name, its float input), one entry a call.
-  """
-  _seen.append([])
+def observing() -> Iterator[Seen]:
+  """While it lasts every quantizer passes its float tensor through and notes it in what is yielded."""
+  _seen.append(Seen())
   try:
     yield _seen[-1]
   finally:
@@ -62,11 +74,12 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
       self.quantizer.set_range(self.range_variables, *self.fixed)
     super().build(input_shape)
 
+  @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None, observe=True):
     """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
     if _seen:
       if observe and self.fixed is None:
-        _seen[-1].append((self.name, inputs))
+        _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
     quantized = self.quantizer(inputs, training, self.range_variables)
     return tf.where(self.quantizing, quantized, inputs)
@@ -118,9 +131,11 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
     self._add_switch(True)
 
+  @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
     if _seen:
+      _seen[-1].linear_inputs.append((self.name, inputs))
       return self.layer(inputs)
     attributes = vars(self.layer)
     variables = {name: attributes[name] for name, _, _ in self._quantized}

@@ -70,14 +70,15 @@ def check_supported(node: Node) -> None:
   reason = remedy = ""
   if role == "opaque":
     reason = "has no integer form"
-    remedy = "replace it by supported layers (" + ", ".join(
-        kind for kind in facts_table.LAYERS if kind[0].isupper() and kind != "Requantize") + ")"
+    remedy = f"replace it by supported layers: {', '.join(_supported_layers())}"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
   elif node.kind.startswith("tf.") and len(node.inputs) != 1:
     reason, remedy = "adds tensors of different ranks", "reshape them to the same rank first"
   elif config.get("data_format") == "channels_first":
     reason, remedy = "is channels_first", "build the model with channels_last"
+  elif config.get("output_padding") is not None:
+    reason, remedy = "has an output_padding", "leave it out and pad or crop behind the layer"
   elif node.kind == "ReLU" and (config["threshold"] or config["negative_slope"]):
     reason, remedy = "has a threshold or a capped negative slope", "use a plain ReLU or LeakyReLU"
   elif node.kind == "Softmax" and config["axis"] not in (-1, len(node.shapes[0]) - 1):
@@ -88,6 +89,12 @@ def check_supported(node: Node) -> None:
   if reason:
     raise UnsupportedLayerError(
         f"Layer {node.name!r} ({node.kind}) {reason}; {remedy}.")
+
+
+def _supported_layers() -> list[str]:
+  """The Keras layers that have an integer form, by class name."""
+  return sorted(kind for kind, facts in facts_table.LAYERS.items()
+                if hasattr(keras.layers, kind) and facts.role not in ("input", "identity"))
 
 
 def fuses_into_reader(graph: Graph, ref: Ref) -> bool:

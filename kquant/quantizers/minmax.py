@@ -40,7 +40,7 @@ class MinMaxQuantizer(Quantizer):
   def set_range(self, variables: Variables, low, high) -> None:
     """Sets min and max, scalars or [channels]."""
     for name, value in self.initial_values(low, high).items():
-      variables[name].assign(value)
+      variables[name].assign(np.broadcast_to(value, variables[name].shape))
 
   def initial_values(self, low, high) -> dict[str, np.ndarray]:
     """Returns {"min", "max"} as float32 [channels] or [1]."""

@@ -130,7 +130,8 @@ def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray
     _absorb_forward(graph, Ref(node), _to_output_channels(node, scale), _to_output_channels(node, shift))
     return
   kernel = node.layer.params[node.facts.kernel].astype(np.float64)
-  spread_scale, spread_shift = (_over_inputs(node, kernel, values) for values in (scale, shift))
+  spread_scale, spread_shift = (numerics.along_inputs(values, kernel.shape, node.facts.in_axes[0])
+                                for values in (scale, shift))
   taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.out_axes)
   moved = (kernel * spread_shift).sum(axis=taps).reshape(-1)
   _set_linear(node.layer, kernel * spread_scale, node.layer.params.get("bias", 0.0) + moved)
@@ -139,16 +140,6 @@ def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray
 def _to_output_channels(node: Node, values: np.ndarray) -> np.ndarray:
   """Per-channel values behind a layer that keeps or flattens channels (the channel is fastest)."""
   return np.tile(values, node.shapes[0][-1] // len(values))
-
-
-def _over_inputs(node: Node, kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Per-input-channel values shaped to broadcast over the kernel; grouped kernels get one row a group."""
-  (axis,) = node.facts.in_axes
-  groups = len(values) // kernel.shape[axis]
-  if groups == 1:
-    return numerics.along(values, kernel.shape, (axis,))
-  per_group = np.repeat(values.reshape(groups, -1), kernel.shape[-1] // groups, axis=0)
-  return per_group.T.reshape((1,) * (kernel.ndim - 2) + kernel.shape[-2:])
 
 
 def _set_linear(layer: LayerDef, kernel: np.ndarray, bias: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """Brings a graph to the few forms that placement and lowering know; the function stays the same.
 
 Fused activations become layers, SeparableConv becomes depthwise and pointwise, operators written as
-`x + y`, `x * c` or tf.nn.relu become layers, what does nothing at inference goes, and a ZeroPadding2D
-that equals the convolution's own "same" padding is left to the convolution.
+`x + y`, `x * c` or tf.nn.relu become layers, every linear layer has a bias, what does nothing at
+inference goes, and a ZeroPadding2D that equals the convolution's own "same" padding is left to it.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from kquant.rewrites.affine import affine_layer
 def standardize(graph: Graph) -> None:
   """Splits, renames and drops layers as the module says; the output is unchanged."""
   for node in list(graph.nodes):
-    if node.kind in ("SeparableConv1D", "SeparableConv2D"):
+    if node.kind == "SeparableConv2D":
       _split_separable(graph, node)
   for node in list(graph.nodes):
     _split_activation(graph, node)
@@ -29,6 +29,9 @@ def standardize(graph: Graph) -> None:
     if node.facts.role == "identity" or node.kind == "Requantize":
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
       graph.remove(node)
+  for node in graph.nodes:
+    if node.facts.role == "linear" and "bias" not in node.layer.params:
+      _give_bias(node.layer)
   for node in graph.find("Add", "Multiply"):
     _split_nary(graph, node)
   for node in graph.find("Conv2D", "DepthwiseConv2D"):
@@ -38,9 +41,6 @@ def standardize(graph: Graph) -> None:
 def _split_separable(graph: Graph, node: Node) -> None:
   """Depthwise without bias ("name/depthwise"), then a 1x1 convolution that keeps the name."""
   config, layer = node.config, node.layer
-  if node.kind == "SeparableConv1D":
-    graph.skip(node, "SeparableConv1D is not split yet")
-    return
   common = {"data_format": config["data_format"], "dtype": config["dtype"], "use_bias": False}
   depthwise = graph.new_layer(
       keras.layers.DepthwiseConv2D, f"{layer.name}/depthwise",
@@ -177,6 +177,14 @@ def _become_affine(graph: Graph, node: Node, operator: str, constant: np.ndarray
                   "subtract": (-ones, constant)}[operator]
   name = node.name.replace("@", "_call")
   _become(graph, node, affine_layer(graph, name, scale, shift))
+
+
+def _give_bias(layer: LayerDef) -> None:
+  """A bias of zeros: the integer operators have one, and bias correction needs it."""
+  kernel = layer.params[layer.facts.kernel]
+  outputs = int(np.prod([kernel.shape[axis] for axis in layer.facts.out_axes]))
+  layer.config = {**layer.config, "use_bias": True}
+  layer.params = {**layer.params, "bias": np.zeros(outputs, np.float32)}
 
 
 def _split_nary(graph: Graph, node: Node) -> None:

@@ -1,0 +1,1 @@
+"""Post-training methods: what changes integers after ranges are known."""

@@ -1,0 +1,80 @@
+"""Bias correction: the mean error that rounding a kernel makes is taken out of the bias.
+
+Rounding leaves E[dy_o] = sum over taps and inputs of dW[.., i, o] E[x_i] at output o; with few weights
+an output (9 in a depthwise kernel) and inputs of one sign it does not average out (Finkelstein et al.
+2019, "Fighting Quantization Bias With Bias"; Nagel et al. 2019, section 4.2).
+"""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import numerics
+from kquant.core.graph import Graph
+from kquant.core.layers import LAYERS, LayerFacts
+from kquant.qmodel.calibrate import Statistics, observe
+from kquant.qmodel.layers import QuantizeWeights
+from kquant.rewrites.standardize import standardize
+
+
+def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerFacts) -> np.ndarray:
+  """Returns the mean output error of each channel, float64 [out channels].
+
+  Args:
+    kernel_error: quantized less float kernel, Keras layout.
+    input_mean: mean of the input over images and positions, [in channels].
+    facts: which axes of the kernel are inputs and outputs.
+
+  Zero padding is not accounted for: at a border fewer taps see the mean.
+  """
+  spread = numerics.along_inputs(input_mean, kernel_error.shape, facts.in_axes[0])
+  taps = tuple(i for i in range(kernel_error.ndim) if i not in facts.out_axes)
+  return (kernel_error.astype(np.float64) * spread).sum(axis=taps).reshape(-1)
+
+
+def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
+                 method: str = "local") -> keras.Model:
+  """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
+
+  Args:
+    qmodel: what `insert_quantizers` returned.
+    float_model: the float model that it was made from, batch norms folded.
+    calibration: inputs, as `calibrate` takes them.
+    method: "local": each layer's own shift, from the float network's input means. A second call
+      gives the same biases.
+
+  Raises:
+    ValueError: an unknown method, or a float_model that qmodel was not made from.
+  """
+  if method != "local":
+    raise ValueError(f"correct_bias: method must be 'local', got {method!r}.")
+  graph = standardize(Graph.from_model(float_model))
+  correct_local_shift(qmodel, linear_params(graph), observe(qmodel, calibration))
+  return qmodel
+
+
+def linear_params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
+  """Returns {layer: its float weights by name} of a standardized float graph."""
+  return {node.layer.name: node.layer.params for node in graph.nodes if node.facts.role == "linear"}
+
+
+def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                        statistics: Statistics) -> None:
+  """Sets each bias to the float one less the shift that its layer's rounding makes.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel.
+  """
+  for wrapper in qmodel.layers:
+    if not isinstance(wrapper, QuantizeWeights):
+      continue
+    if wrapper.name not in float_params:
+      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
+                       "model that insert_quantizers was given.")
+    facts, params = LAYERS[type(wrapper.layer).__name__], float_params[wrapper.name]
+    ((name, grid),) = wrapper.weight_encodings().items()
+    rounded = grid.dequantize(grid.quantize(getattr(wrapper.layer, name).numpy()))
+    error = rounded.astype(np.float64) - params[name]
+    shift = output_shift(error, statistics.input_means[wrapper.name], facts)
+    wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
