@@ -9,7 +9,7 @@ demo: $(VENV)/.package
 	$(BIN)/python -m kquant.cli.ptq
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

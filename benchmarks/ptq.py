@@ -187,6 +187,25 @@ def describe(command: str) -> str:
           f"{os.cpu_count()} cores, {platform.machine()}")
 
 
+def short_table(rows: list[dict]) -> str:
+  """The README's table."""
+  lines = ["| model (float top-1) | | top-1 | agreement with float | bytes | seconds to a file |",
+           "|---|---|---|---|---|---|"]
+  for row in rows:
+    for tool in TOOLS:
+      r, label = row[tool], f"{row['model']} ({100 * row['float']:.1f} %)" if tool == "kquant" else ""
+      lines.append(f"| {label} | {tool} | {100 * r['top1']:.1f} % | {100 * r['agreement']:.1f} % | "
+                   f"{r['bytes']:,} | {r['seconds']:.1f} |")
+  return "\n".join(lines)
+
+
+def write_readme(table: str) -> None:
+  """Puts a table between the README's results marks."""
+  path = ROOT / "README.md"
+  marked = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.S)
+  path.write_text(marked.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text()))
+
+
 def write_section(title: str, body: str) -> None:
   """Replaces, or appends, one section of benchmarks/results.md."""
   text = RESULTS.read_text() if RESULTS.exists() else "# Measured results\n"
@@ -214,7 +233,8 @@ def main() -> None:
     worker(flags.worker, flags.models, data, flags.path)
     return
   import kquant.cli  # noqa: F401  quiet start
-  body = tables([compare(name, data, flags.runs) for name in flags.models.split(",")])
+  rows = [compare(name, data, flags.runs) for name in flags.models.split(",")]
+  body = tables(rows)
   head = describe(f"python benchmarks/ptq.py --runs={flags.runs} --models={flags.models}")
   note = ("Calibrated on the first 128 images in label order, judged on the other 372 (resnet8: first 256 of "
           "x_train, all of x_test), by LiteRT at the input of the softmax. Seconds are medians of whole runs "
@@ -224,6 +244,7 @@ def main() -> None:
   print(body)
   if flags.write:
     write_section("int8 post-training quantization against the TFLite converter", body)
+    write_readme(short_table(rows))
 
 
 if __name__ == "__main__":

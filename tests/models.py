@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -138,9 +139,54 @@ def two_inputs() -> keras.Model:
                       "class": layers.Dense(3, activation="softmax", name="class")(x)}, name="two_inputs")
 
 
+def functions() -> keras.Model:
+  """Functions of one element: by table, by native operators, by plain pieces."""
+  x = image = keras.Input(IMAGE, name="image")
+  x = layers.Normalization(mean=[0.1, 0.2, -0.1], variance=[0.5, 1.0, 2.0])(layers.Rescaling(2.0, 0.1)(x))
+  x = layers.PReLU(shared_axes=[1, 2], name="prelu")(layers.Conv2D(6, 3, name="conv")(x))
+  for name in ("gelu", "elu", "swish", "softplus", "hard_sigmoid"):
+    x = layers.Activation(name, name=name)(layers.Conv2D(6, 1, name=f"before_{name}")(x))
+  x = tf.math.exp(layers.Conv2D(6, 1, name="before_exp")(x))
+  x = layers.Conv2D(6, 1, name="before_hard_swish")(x)
+  x = x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
+  return keras.Model(image, tf.clip_by_value(x, -0.5, 0.5), name="functions")
+
+
+def rearranged() -> keras.Model:
+  """Slicing, splitting, stacking, transposing, resizing, extremes and reductions."""
+  x = image = keras.Input(IMAGE, name="image")
+  x = layers.Conv2D(8, 3, padding="same", name="conv")(x)
+  first, second = tf.split(x, 2, axis=-1)
+  x = layers.Average()([first, tf.transpose(second, [0, 2, 1, 3])])
+  x = tf.concat([tf.maximum(x, first), layers.Minimum()([second, first])], -1)
+  x = tf.nn.space_to_depth(layers.Cropping2D(((1, 1), (2, 0)))(x), 2)
+  x = tf.pad(tf.nn.depth_to_space(x, 2), [[0, 0], [1, 1], [0, 2], [0, 0]])
+  x = layers.Resizing(9, 7)(x) + tf.image.resize(x, (9, 7), method="nearest")
+  rows = tf.unstack(x[:, 1:5:2, ..., 1:], axis=1)
+  x = tf.stack(rows, 1)
+  x = layers.Permute((2, 1, 3))(x)
+  x = tf.reshape(x, [-1, 7, 14])
+  y = tf.matmul(x, x, transpose_b=True)
+  y = tf.reduce_sum(y, axis=1) + tf.reduce_mean(x, axis=-1) - tf.reduce_max(x, axis=2)
+  return keras.Model(image, layers.RepeatVector(3)(y), name="rearranged")
+
+
+def assert_same_encodings(first, second) -> None:
+  """Grids and kernels bit for bit; a bias may differ by one int32 unit.
+
+  TensorFlow's own float sums differ in their last bit with the threads at work and with the place of an
+  image in its batch, and a mean of them decides the bias.
+  """
+  assert first.grids == second.grids
+  assert first.integers.keys() == second.integers.keys()
+  for key, integers in first.integers.items():
+    assert np.abs(integers.astype(np.int64) - second.integers[key]).max() <= key.endswith("/bias"), key
+
+
 ZOO: dict[str, Callable[[], keras.Model]] = {
     build.__name__: build for build in (conv_bn_relu, mobile_block, convolutions, sequence, branches,
-                                        operators, lone_batch_norm, nested_shared, two_inputs)}
+                                        operators, lone_batch_norm, nested_shared, two_inputs, functions,
+                                        rearranged)}
 
 
 def build(name: str, seed: int = 0) -> keras.Model:

@@ -57,9 +57,9 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   check(program)
   contents = to_bytes(program)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_bytes(contents)
-  written = time.perf_counter()
   try:
+    temporary.write_bytes(contents)
+    written = time.perf_counter()
     images = None if verify is None else _gather(result.model, verify)
     found = verifier.verify(temporary.read_bytes(), result.model, result.encodings, program=program,
                    images=images)

@@ -39,6 +39,7 @@ _MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_ax
 _OPTIONS = {
     "ADD": (schema.AddOptions, _ARITHMETIC),
     "AVERAGE_POOL_2D": _POOL,
+    "BATCH_MATMUL": (schema.BatchMatMulOptions, ("adj_x", "adj_y", "asymmetric_quantize_inputs")),
     "CONCATENATION": (schema.ConcatenationOptions, ("axis", _ACTIVATION)),
     "CONV_2D": (schema.Conv2DOptions, (*_WINDOW, *_DILATION, "quantized_bias_type")),
     "DEPTHWISE_CONV_2D": (
@@ -48,10 +49,13 @@ _OPTIONS = {
         schema.FullyConnectedOptions, (
             _ACTIVATION, "weights_format", "keep_num_dims", "asymmetric_quantize_inputs",
             "quantized_bias_type")),
+    "GATHER": (schema.GatherOptions, ("axis", "batch_dims")),
     "LEAKY_RELU": (schema.LeakyReluOptions, ("alpha",)),
     "MAX_POOL_2D": _POOL,
     "MEAN": (schema.ReducerOptions, ("keep_dims",)),
     "MUL": (schema.MulOptions, (_ACTIVATION,)),
+    "REDUCE_MAX": (schema.ReducerOptions, ("keep_dims",)),
+    "REDUCE_MIN": (schema.ReducerOptions, ("keep_dims",)),
     "RESHAPE": (schema.ReshapeOptions, ("new_shape",)),
     "RESIZE_BILINEAR": (schema.ResizeBilinearOptions, _CORNERS),
     "RESIZE_NEAREST_NEIGHBOR": (schema.ResizeNearestNeighborOptions, _CORNERS),

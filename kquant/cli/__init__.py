@@ -34,4 +34,11 @@ with _without_native_messages():
 
   tf.config.list_physical_devices()  # a machine without a GPU says so here
 
+  from tflite_export import program, runtime, writer
+
+  _grid = {"shape": (1, 1), "dtype": "int8", "scale": 1.0, "zero_point": 0}
+  _smallest = program.IntProgram({name: program.IntTensor(name, **_grid) for name in "xy"},
+                                 [program.IntOp("RELU", ["x"], ["y"])], ["x"], ["y"])
+  runtime.Runtime(writer.to_bytes(_smallest))  # LiteRT greets with the first file it loads
+
 tf.get_logger().setLevel("ERROR")

@@ -26,7 +26,8 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
   """Returns {images, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
 
   top1 is None without labels; top1, agreement and tied are None where the first output is not
-  [batch, classes]. `tied` counts images whose largest final output is at several classes.
+  [batch, classes]; sqnr_db is None where it is infinite (equal scores, or all zero). `tied` counts
+  images whose largest final output is at several classes.
 
   Args:
     program: with int8 borders.
@@ -34,16 +35,31 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
   """
   scores, reference, outputs = _run(model, program, source, indices)
   classes = scores.ndim == 2 and scores.shape[1] > 1
-  labels = source.labels() if classes else None
+  labels = class_labels(model, source)
   labels = None if labels is None else labels[indices]
+  sqnr_db = metrics.sqnr_db(scores, reference) if reference.any() else -np.inf
   return {
       "images": len(indices),
       "float": {"top1": None if labels is None else metrics.top1(reference, labels)},
       "quantized": {"top1": None if labels is None else metrics.top1(scores, labels)},
       "agreement": metrics.agreement(scores, reference) if classes else None,
-      "sqnr_db": metrics.sqnr_db(scores, reference),
+      "sqnr_db": sqnr_db if np.isfinite(sqnr_db) else None,
       "tied": metrics.tied(outputs) if classes else None,
   }
+
+
+def class_labels(model: keras.Model, source: Source) -> np.ndarray | None:
+  """Returns the class index of every sample; None without labels or where the model does not classify.
+
+  Raises:
+    ValueError: labels that are none of the model's classes.
+  """
+  shape = model.outputs[0].shape
+  labels = source.labels() if len(shape) == 2 and shape[1] > 1 else None
+  if labels is not None and not 0 <= labels.min() <= labels.max() < shape[1]:
+    raise ValueError(f"The labels of --eval run from {labels.min()} to {labels.max()}, the model's classes "
+                     f"from 0 to {shape[1] - 1}; number the labels as the model numbers its classes.")
+  return labels
 
 
 def _run(model: keras.Model, program: IntProgram, source: Source, indices: np.ndarray):
@@ -85,5 +101,3 @@ def scores_tensor(program: IntProgram) -> str:
 def _to_grid(x: np.ndarray, tensor) -> np.ndarray:
   integers = np.rint(x / tensor.scale[0].astype(np.float64)) + tensor.zero_point[0]
   return np.clip(integers, -128, 127).astype(np.int8)
-
-

@@ -1,9 +1,10 @@
-"""What the scripts share: flags, the error contract, files written whole or not at all."""
+"""What the scripts share: flags, the error contract, JSON written whole or not at all."""
 
 import json
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -12,26 +13,35 @@ from kquant.core.spec import QuantConfig
 from tflite_export.verifier import VerificationError
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # --help shows the flags below as the script's own
+
+
+def define_path(name: str, text: str, *, ending: str = "") -> None:
+  """Defines a flag for a path that is not empty and ends as it should."""
+  flags.DEFINE_string(name, None, text)
+  flags.register_validator(
+      name, lambda path: path is None or (path != "" and path.endswith(ending)),
+      message=f"expected a path that ends in {ending}" if ending else "expected a path, got an empty one")
 
 
 def define_model_flags() -> None:
   """--model, --input_shape, --output, --summary, --seed."""
-  flags.DEFINE_string("model", None, "tf_keras model: .h5, .keras or a SavedModel folder")
+  define_path("model", "tf_keras model: .h5, .keras or a SavedModel folder")
   flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
-  flags.DEFINE_string("output", None, "the .tflite file to write")
-  flags.DEFINE_string("summary", None, "JSON file for what was measured")
-  flags.DEFINE_integer("seed", 0, "seed of every random choice")
+  define_path("output", "the .tflite file to write")
+  define_path("summary", "JSON file for what was measured")
+  flags.DEFINE_integer("seed", 0, "seed of every random choice", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def define_data_flags() -> None:
   """--calibration, --calibration_samples, --calibration_order, --preprocess, --eval."""
-  flags.DEFINE_string("calibration", None, "folder of images, .npz (x, or a key an input) or .npy")
+  define_path("calibration", "folder of images, .npz (x, or a key an input) or .npy")
   flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
   flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
                     "what the model expects of images in a folder, as in Keras' preprocess_input")
-  flags.DEFINE_string("eval", None, "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
+  define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
 
 
 def input_shape() -> tuple[int, ...] | None:
@@ -42,27 +52,54 @@ def input_shape() -> tuple[int, ...] | None:
   """
   if FLAGS.input_shape is None:
     return None
-  if not all(part.strip().isdigit() and int(part) for part in FLAGS.input_shape):
+  if not all(part.strip().isdecimal() and int(part) for part in FLAGS.input_shape):
     raise ValueError(f"--input_shape: expected positive whole numbers such as 224,224,3, got "
                      f"{','.join(FLAGS.input_shape)!r}.")
   return tuple(int(part) for part in FLAGS.input_shape)
 
 
 def preset() -> QuantConfig:
-  """Returns the QuantConfig of --preset."""
-  return QuantConfig.preset(FLAGS.preset)
+  """Returns the QuantConfig of --preset.
+
+  Raises:
+    ValueError: no such preset, or one whose activations no .tflite operator takes.
+  """
+  config = QuantConfig.preset(FLAGS.preset)
+  if any(rule.activations.bits != 8 for rule in config.rules):
+    raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of 8 bits; "
+                     "choose a preset that ends in a8, such as w4a8.")
+  return config
 
 
-def check_writable(*paths: str | None) -> None:
-  """Raises OSError now for a file that could not be written at the end."""
-  for path in filter(None, paths):
-    folder = pathlib.Path(path).absolute().parent
-    if pathlib.Path(path).is_dir():
-      raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
-    if not folder.is_dir():
-      raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}; make it first.")
-    if not os.access(folder, os.W_OK):
-      raise PermissionError(f"{path} cannot be written: no permission in {folder}; choose another place.")
+def check_outputs(*names: str) -> None:
+  """Raises now for a file that could not be written at the end, or that would replace another one.
+
+  Args:
+    names: of the flags that name files to write.
+  """
+  taken = {os.path.realpath(FLAGS[name].value): name for name in ("model", "calibration", "eval")
+           if FLAGS[name].value}
+  for name in names:
+    path = FLAGS[name].value
+    if path is None:
+      continue
+    _check_writable(name, pathlib.Path(path))
+    written = [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
+    for file in map(os.path.realpath, written):
+      if file in taken:
+        raise ValueError(f"--{name}={path} would replace {file}, which --{taken[file]} names; "
+                         "choose another name.")
+      taken[file] = name
+
+
+def _check_writable(name: str, path: pathlib.Path) -> None:
+  folder = path.absolute().parent
+  if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout would be replaced too
+    raise ValueError(f"--{name}={path} is a folder, link or device; expected the name of a file to write.")
+  if not folder.is_dir():
+    raise ValueError(f"--{name}={path} cannot be written: there is no folder {folder}; make it first.")
+  if not os.access(folder, os.W_OK):
+    raise ValueError(f"--{name}={path} cannot be written: no permission in {folder}; choose another place.")
 
 
 def write_json(path: str, body: dict) -> None:
@@ -81,24 +118,28 @@ def run(main: Callable[[], None]) -> None:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _leave(2, f"Unexpected argument {argv[1]!r}; flags look like --model=PATH.")
+    if logging.get_verbosity() < logging.DEBUG:
+      warnings.simplefilter("ignore")  # of the packages below
     try:
       main()
     except VerificationError as error:
       _leave(1, f"Verification failed: {error}")
-    except (ValueError, TypeError, OSError) as error:
+    except KeyboardInterrupt:
+      _leave(130, "interrupted")
+    except (ValueError, TypeError, OSError, MemoryError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
-      _leave(2, " ".join(str(error).split()))
+      _leave(2, str(error) or type(error).__name__)
 
   def parse(argv: list[str]) -> list[str]:
     try:
       return FLAGS(argv)
     except flags.Error as error:
-      _leave(2, f"{error}; --help lists the flags.")
+      _leave(2, f"{str(error).rstrip(' ?')} (--help lists the flags).")
 
   app.run(guarded, flags_parser=parse)
 
 
 def _leave(code: int, message: str) -> None:
-  print(f"error: {message}", file=sys.stderr)
+  print("error:", " ".join(message.split()), file=sys.stderr)
   sys.exit(code)

@@ -6,6 +6,7 @@ Without flags it trains a small network on scikit-learn's digits and quantizes t
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from kquant.cli import demo, evaluation
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core import keras_calls
-from kquant.core.data import choose
+from kquant.core.data import InputSpec, choose
 from kquant.core.model_files import load_model
 from kquant.core.report import Report, text_table
+from kquant.core.spec import QuantConfig
 from tflite_export.exporter import Exported, export
 from tflite_export.lower import lower
 
@@ -29,28 +31,22 @@ shared.define_model_flags()
 shared.define_data_flags()
 flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, or w<bits>a8 such as w4a8")
 flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
-flags.DEFINE_string("encodings", None, "JSON file for every grid (the integers go to the .npz beside it)")
-flags.DEFINE_string("save_qmodel", None, ".keras file for the calibrated model with its quantizers")
+shared.define_path("encodings", "JSON file for every grid (the integers go to the .npz beside it)",
+                   ending=".json")
+shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers", ending=".keras")
 
 
 def main() -> None:
   """Runs what the flags say."""
-  if FLAGS.model is None:
-    named = [name for name in ("calibration", "eval", "output") if FLAGS[name].present]
-    if named:
-      raise ValueError(f"--{named[0]} was given without --model; name the model, or give no flags at all "
-                       "for the demo.")
-    _demo()
-    return
-  for name in ("calibration", "output"):
-    if FLAGS[name].value is None:
-      raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
-  shared.check_writable(FLAGS.output, FLAGS.summary, FLAGS.encodings, FLAGS.save_qmodel)
+  _check_flags()
   config = shared.preset()
+  if FLAGS.model is None:
+    _demo(config)
+    return
   report = Report()
   with report.stage("load"):
     model = load_model(FLAGS.model, input_shape=shared.input_shape())
-    inputs = keras_calls.input_specs(model)
+    inputs = _fixed_inputs(model)
     calibration = open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
     chosen = choose(len(calibration), FLAGS.calibration_samples, order=FLAGS.calibration_order,
                     seed=FLAGS.seed)
@@ -58,12 +54,50 @@ def main() -> None:
     judged = None
     if FLAGS.eval is not None:
       judged = _held_back(inputs, calibration, chosen)
+      evaluation.class_labels(model, judged[0])  # a mistake in them is told before the work
   _run(model, images, config, report, FLAGS.output, judged)
 
 
-def _held_back(inputs, calibration: Source, chosen: np.ndarray) -> tuple[Source, np.ndarray]:
+def _check_flags() -> None:
+  """Raises ValueError for flags that do not go together."""
+  if FLAGS.model is None:
+    for name in ("calibration", "calibration_order", "preprocess", "eval", "input_shape"):
+      if FLAGS[name].value != FLAGS[name].default:
+        raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
+                         "the demo.")
+  else:
+    for name in ("calibration", "output"):
+      if FLAGS[name].value is None:
+        raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
+    if FLAGS.preprocess != "none":
+      _check_preprocess([path for path in (FLAGS.calibration, FLAGS.eval) if path])
+  shared.check_outputs("output", "summary", "encodings", "save_qmodel")
+
+
+def _check_preprocess(paths: list[str]) -> None:
+  arrays = [path for path in paths if os.path.isfile(path)]
+  if len(arrays) == len(paths):
+    raise ValueError(f"--preprocess={FLAGS.preprocess} is for folders of images; {arrays[0]} is an array "
+                     "file, which must hold what the model takes: leave the flag out.")
+  if arrays:
+    print(f"--preprocess={FLAGS.preprocess} is not applied to {arrays[0]}, an array file.")
+
+
+def _fixed_inputs(model) -> list[InputSpec]:
+  """The model's inputs; ValueError where a shape is open."""
+  keras_calls.check_model(model)
+  inputs = keras_calls.input_specs(model)
+  for spec in inputs:
+    if None in spec.shape:
+      remedy = "rebuild it with a fixed one" if len(inputs) > 1 else "give --input_shape=H,W,C"
+      raise ValueError(f"The model's input {spec.name!r} has the open shape {spec.shape}; {remedy}.")
+  return inputs
+
+
+def _held_back(inputs: Sequence[InputSpec], calibration: Source,
+               chosen: np.ndarray) -> tuple[Source, np.ndarray]:
   """The evaluation source and its samples, those used for calibration left out."""
-  if os.path.realpath(FLAGS.eval) != os.path.realpath(FLAGS.calibration):
+  if not os.path.exists(FLAGS.eval) or not os.path.samefile(FLAGS.eval, FLAGS.calibration):
     source = open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
     return source, np.arange(len(source))
   rest = np.setdiff1d(np.arange(len(calibration)), chosen)
@@ -74,7 +108,7 @@ def _held_back(inputs, calibration: Source, chosen: np.ndarray) -> tuple[Source,
   return calibration, rest
 
 
-def _demo() -> None:
+def _demo(config: QuantConfig) -> None:
   """Trains the digits network, then the same run as for any model."""
   report = Report()
   with report.stage("load"):
@@ -86,17 +120,19 @@ def _demo() -> None:
     held_back = pathlib.Path(folder) / "digits.npz"
     np.savez(held_back, x=x_test, y=y_test)
     source = open_source(str(held_back), keras_calls.input_specs(model))
-    output = pathlib.Path(folder) / "digits.tflite"
-    _run(model, [x[:128]], shared.preset(), report, str(output), (source, np.arange(len(source))))
+    output = FLAGS.output or os.path.join(folder, "digits.tflite")
+    _run(model, [x[:FLAGS.calibration_samples]], config, report, output, (source, np.arange(len(source))))
 
 
-def _run(model, images: list[np.ndarray], config, report: Report, output: str,
+def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, output: str,
          judged: tuple[Source, np.ndarray] | None) -> None:
+  """Quantizes, exports, judges; writes the files and prints the table."""
   result = api.quantize(model, images, config=config)
   written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
   summary = {
-      "seconds": seconds, "bytes": written.bytes, "operators": written.program.operator_counts(),
+      "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
+      "operators": written.program.operator_counts(),
       "float_operators": written.verification.float_operators,
       "skipped": result.report.to_json()["skipped"], "edits": result.report.to_json()["edits"],
       "verify": written.verification.to_json(),
@@ -120,7 +156,7 @@ def _run(model, images: list[np.ndarray], config, report: Report, output: str,
 def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
   """The run on one page."""
   found = written.verification
-  rows = []
+  rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
   if "eval" in summary:
     rows += _eval_rows(summary["eval"])
   rows += [
@@ -140,15 +176,18 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
 
 
 def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
-  def percent(value):
-    return "-" if value is None else f"{100 * value:.2f} %"
+  missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
+
+  def percent(value: float | None) -> str:
+    return missing if value is None else f"{100 * value:.2f} %"
+
   return [
       ("images judged", f"{judged['images']:,}"),
       ("float top-1", percent(judged["float"]["top1"])),
       ("integer top-1", percent(judged["quantized"]["top1"])),
       ("agreement", percent(judged["agreement"])),
-      ("output SQNR", f"{judged['sqnr_db']:.1f} dB"),
-      ("tied outputs", "-" if judged["tied"] is None else str(judged["tied"])),
+      ("output SQNR", "-" if judged["sqnr_db"] is None else f"{judged['sqnr_db']:.1f} dB"),
+      ("tied outputs", missing if judged["tied"] is None else str(judged["tied"])),
   ]
 
 

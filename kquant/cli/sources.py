@@ -1,6 +1,7 @@
 """What --calibration and --eval name: a folder of images, or an array file; read a part at a time."""
 
 import pathlib
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,17 +13,18 @@ from kquant.core.data import InputSpec
 class ImageFolder:
   """Images resized on their short side and centre-cropped to a model's one input.
 
+  Args:
+    inputs: the model's, of fixed shapes.
+
   Raises:
-    ValueError: the model's input is not one image of fixed size, or the folder holds none.
+    ValueError: the model's input is not one image, or the folder holds none.
   """
 
   def __init__(self, folder: pathlib.Path, inputs: Sequence[InputSpec], preprocess: str):
     shape = inputs[0].shape
     if len(inputs) != 1 or len(shape) != 3:
-      raise ValueError(f"{folder} is a folder of images, the model takes {len(inputs)} input(s) of shape "
-                       f"{shape}; give a .npz file instead.")
-    if None in shape:
-      raise ValueError(f"The model's input shape {shape} is open; give --input_shape=H,W,C.")
+      takes = ", ".join(f"{spec.name!r} of shape {spec.shape}" for spec in inputs)
+      raise ValueError(f"{folder} is a folder of images, but the model takes {takes}; give a .npz file.")
     self._folder = folder
     self._names = images.image_names(folder)
     self._size = dict(zip(("height", "width", "channels"), shape))
@@ -58,16 +60,9 @@ class ArrayFile:
   def __init__(self, path: pathlib.Path, inputs: Sequence[InputSpec]):
     if not path.exists():
       raise FileNotFoundError(f"There is no file or folder {path}; check the path.")
-    chunks = list(data.batches(path, inputs, batch_size=1 << 62, where=str(path)))
-    (self._arrays,) = chunks
-    self._labels = None
-    if path.suffix == ".npz":
-      with np.load(path) as stored:
-        if "y" in stored.files and "y" not in [spec.name for spec in inputs]:
-          self._labels = np.asarray(stored["y"]).reshape(len(self), -1)
-    if self._labels is not None:
-      one_hot = self._labels.shape[1] > 1
-      self._labels = self._labels.argmax(-1) if one_hot else self._labels[:, 0].astype(np.int64)
+    (self._arrays,) = data.batches(path, inputs, batch_size=1 << 62, where=str(path))
+    self._path = path
+    self._has_labels = path.suffix == ".npz" and "y" not in [spec.name for spec in inputs]
 
   def __len__(self) -> int:
     return len(self._arrays[0])
@@ -77,8 +72,26 @@ class ArrayFile:
     return [array[indices] for array in self._arrays]
 
   def labels(self) -> np.ndarray | None:
-    """Returns the class index of every sample; None without `y`."""
-    return self._labels
+    """Returns the class index of every sample: y [n], [n, 1] or one-hot [n, classes]; None without y.
+
+    Raises:
+      ValueError: y holds something else, or another number of labels.
+    """
+    if not self._has_labels:
+      return None
+    try:
+      with np.load(self._path) as stored:
+        if "y" not in stored:
+          return None
+        y = stored["y"]
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+      raise ValueError(f"{self._path}: y cannot be read ({error}); write it with numpy.savez.") from error
+    fits = y.dtype.kind in "biuf" and y.ndim in (1, 2) and len(y) == len(self)
+    labels = y if not fits or y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(-1)
+    if not fits or (labels % 1 != 0).any():
+      raise ValueError(f"{self._path}: expected y to hold the class index of each of {len(self)} samples, or "
+                       f"one-hot rows, got {y.dtype} of shape {y.shape}; write class numbers from 0.")
+    return labels.astype(np.int64)
 
 
 Source = ImageFolder | ArrayFile
@@ -87,12 +100,11 @@ Source = ImageFolder | ArrayFile
 def open_source(path: str, inputs: Sequence[InputSpec], *, preprocess: str = "none") -> Source:
   """Returns the images or arrays at a path, for a model's inputs.
 
+  Only the images of a folder are preprocessed: an array file holds what the model takes.
+
   Raises:
     FileNotFoundError, ValueError: nothing there, or not what the model takes.
   """
   if pathlib.Path(path).is_dir():
     return ImageFolder(pathlib.Path(path), inputs, preprocess)
-  if preprocess != "none":
-    raise ValueError(f"--preprocess={preprocess} applies to folders of images; {path} is an array file, "
-                     "which must hold what the model takes.")
   return ArrayFile(pathlib.Path(path), inputs)

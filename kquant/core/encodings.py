@@ -113,7 +113,8 @@ class Encodings:
     lines = []
     for key in sorted(set(self.grids) | set(other.grids)):
       if self.grids.get(key) != other.grids.get(key):
-        lines.append(f"{key}: grid {self.grids.get(key)} != {other.grids.get(key)}")
+        mine, theirs = (" ".join(str(side.grids.get(key)).split()) for side in (self, other))
+        lines.append(f"{key}: grid {mine} != {theirs}")
     for key in sorted(set(self.integers) | set(other.integers)):
       mine, theirs = self.integers.get(key), other.integers.get(key)
       if mine is None or theirs is None or not np.array_equal(mine, theirs):
@@ -126,13 +127,16 @@ class Encodings:
     integers_path = path.with_suffix(".npz")
     body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
             "grids": {key: grid.to_json() for key, grid in self.grids.items()}}
-    temporary = integers_path.with_name(f".{integers_path.name}.tmp")
-    with open(temporary, "wb") as file:
-      np.savez_compressed(file, **{k.replace("/", "|"): v for k, v in self.integers.items()})
-    os.replace(temporary, integers_path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(body, indent=1))
-    os.replace(temporary, path)
+    written = {target: target.with_name(f".{target.name}.tmp") for target in (integers_path, path)}
+    try:
+      with open(written[integers_path], "wb") as file:
+        np.savez_compressed(file, **{k.replace("/", "|"): v for k, v in self.integers.items()})
+      written[path].write_text(json.dumps(body, indent=1))
+      for target, temporary in written.items():
+        os.replace(temporary, target)
+    finally:
+      for temporary in written.values():
+        temporary.unlink(missing_ok=True)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Encodings":
@@ -142,10 +146,14 @@ class Encodings:
       ValueError: the file is not an encodings file of this version.
     """
     path = pathlib.Path(path)
-    body = json.loads(path.read_text())
-    if body.get("format") != "kquant encodings" or body.get("version") != FORMAT_VERSION:
+    try:
+      body = json.loads(path.read_text())
+    except ValueError:
+      body = None
+    found = body if isinstance(body, dict) else {}
+    if found.get("format") != "kquant encodings" or found.get("version") != FORMAT_VERSION:
       raise ValueError(f"{path}: expected a kquant encodings file of version {FORMAT_VERSION}, "
-                       f"got format {body.get('format')!r}, version {body.get('version')!r}.")
+                       f"got format {found.get('format')!r}, version {found.get('version')!r}.")
     with np.load(path.with_name(body["integers"])) as stored:
       integers = {key.replace("|", "/"): stored[key] for key in stored.files}
     return cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)

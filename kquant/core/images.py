@@ -61,7 +61,8 @@ def image_names(folder: str | os.PathLike) -> list[str]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"load_images: there is no folder {folder}; check the path.")
-  names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+  names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES
+                 and not p.name.startswith("."))
   if not names:
     raise ValueError(f"load_images: expected images ({', '.join(_SUFFIXES)}) in the folder "
                      f"{folder}, found none; check the path, subfolders are not searched.")
@@ -74,7 +75,7 @@ def _decode(path: pathlib.Path, height: int, width: int, channels: int) -> np.nd
     raise FileNotFoundError(f"load_images: there is no image {path}; check its name.")
   try:
     with PIL.Image.open(path) as file:
-      image = file.convert("RGB" if channels == 3 else "L")
+      image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
     raise ValueError(f"load_images: {path} cannot be read as an image ({error}); "
                      "repair or remove that file.") from error
@@ -85,6 +86,15 @@ def _decode(path: pathlib.Path, height: int, width: int, channels: int) -> np.nd
   left, top = (size[0] - width) // 2, (size[1] - height) // 2
   image = image.crop((left, top, left + width, top + height))
   return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Returns an image of 16 bits a pixel with the upper 8 of them: `convert` cuts at 255 instead."""
+  if image.mode.startswith("I;16"):
+    return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.mode in ("I", "F"):
+    raise ValueError(f"mode {image.mode}: 32 bits a pixel, of unknown range")
+  return image.convert("RGBA") if image.mode == "P" else image
 
 
 def preprocess(images: np.ndarray, mode: str) -> np.ndarray:

@@ -3,12 +3,14 @@
 Every private Keras attribute that kquant touches is touched here, and nowhere else.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.engine.functional import Functional
 
 from kquant.core.data import InputSpec
 from kquant.core.layers import UnsupportedLayerError
@@ -40,14 +42,21 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.
       results = [_input_tensor(node.layer)]
     else:
       if node.layer not in layers:
-        layers[node.layer] = node.layer.cls.from_config(node.layer.config)
+        layers[node.layer] = _make_layer(node.layer)
       results = call_node(layers[node.layer], node, values.__getitem__)
     values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
-  keras.backend.batch_set_value([
-      (variable, definition.params[key]) for definition, layer in layers.items()
-      for key, variable in named_variables(layer) if key in definition.params])
+  for definition, layer in layers.items():
+    keras.backend.batch_set_value(_weights_for(layer, definition))
+    layer.finalize_state()
   return keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
                      tf.nest.map_structure(values.__getitem__, outputs), name=name)
+
+
+def _make_layer(definition: LayerDef) -> keras.layers.Layer:
+  # Some classes (MultiHeadAttention) take entries out of the config they are given.
+  layer = definition.cls.from_config(copy.deepcopy(definition.config))
+  layer._name = definition.name  # a class of the user's may not take a name
+  return layer
 
 
 def call_node(layer: keras.layers.Layer, node: Node, value_of: Callable[[Ref], Any]) -> list[Any]:
@@ -85,7 +94,7 @@ def check_model(model: Any) -> None:
   if isinstance(model, keras.Sequential) and not model._is_graph_network:
     raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Give its first "
                      "layer an input_shape, or call model.build(input_shape).")
-  if not getattr(model, "_is_graph_network", False):
+  if not _computes_its_graph(model):
     raise TypeError(
         f"Model {model.name!r} ({type(model).__name__}) is subclassed: its graph cannot be read. Wrap "
         "it: tf_keras.Model(x, model.call(x)) with x = tf_keras.Input(shape).")
@@ -119,8 +128,9 @@ class _Reader:
     for call in _calls_in_order(model):
       if all(_history(t) in self.values for t in tf.nest.flatten(call.outputs)) and call.is_input:
         continue
+      _check_inference(call)
       args, kwargs = tf.nest.map_structure(self._value, (call.call_args, call.call_kwargs))
-      if isinstance(call.layer, keras.Model) and call.layer._is_graph_network:
+      if isinstance(call.layer, keras.Model) and _computes_its_graph(call.layer):
         outputs = self._call_model(call.layer, args[0], prefix)
       else:
         outputs = self._call_layer(call, args, kwargs, prefix)
@@ -135,19 +145,14 @@ class _Reader:
     return leaf
 
   def _call_model(self, model: keras.Model, arguments, prefix: str) -> list[Ref]:
-    structure = model._nested_inputs
-    if isinstance(structure, dict) and isinstance(arguments, dict):
-      arguments = {name: arguments[name] for name in structure}
-    for tensor, ref in zip(tf.nest.flatten(structure), tf.nest.flatten(arguments), strict=True):
+    arguments = model._flatten_to_reference_inputs(arguments)
+    for tensor, ref in zip(model.inputs, arguments, strict=True):
       self.values[_history(tensor)] = ref
     self.inline(model, f"{prefix}{model.name}/")
     return [self.values[_history(t)] for t in tf.nest.flatten(model._nested_outputs)]
 
   def _call_layer(self, call, args, kwargs, prefix: str) -> list[Ref]:
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    if kwargs.get("training"):
-      raise UnsupportedLayerError(f"Layer {call.layer.name!r} is called with training=True; inference "
-                                  "has no such mode. Rebuild the model without it.")
     kwargs.pop("training", None)
     shapes = [tuple(t.shape) for t in tf.nest.flatten(call.outputs)]
     node = Node(call.layer.name, self._layer_def(call.layer, prefix), tuple(args), kwargs, shapes)
@@ -157,12 +162,16 @@ class _Reader:
   def _layer_def(self, layer: keras.layers.Layer, prefix: str) -> LayerDef:
     if id(layer) not in self.layers:
       name = prefix + layer.name
+      while name in {other.name for other in self.layers.values()}:
+        name += "_1"
       try:
-        config = {**layer.get_config(), "name": name}
+        config = dict(layer.get_config())
       except NotImplementedError as error:
         raise UnsupportedLayerError(
             f"Layer {layer.name!r} ({type(layer).__name__}) has no get_config and cannot be rebuilt. "
             "Give it one.") from error
+      if "name" in config:
+        config["name"] = name
       if "mixed" in layer.dtype_policy.name:
         config["dtype"] = "float32"
       params = {key: variable.numpy() for key, variable in named_variables(layer)}
@@ -170,9 +179,37 @@ class _Reader:
     return self.layers[id(layer)]
 
 
+def _weights_for(layer: keras.layers.Layer, definition: LayerDef) -> list[tuple[tf.Variable, np.ndarray]]:
+  """Returns (variable, value) of a rebuilt layer, by name.
+
+  Where sublayers named themselves anew ("dense_7") the order decides: the class and config are the same.
+  """
+  named, params = dict(named_variables(layer)), definition.params
+  if not params.keys() <= named.keys():
+    mine = list(named.values())
+    if [tuple(v.shape) for v in mine] != [value.shape for value in params.values()]:
+      raise UnsupportedLayerError(
+          f"Layer {definition.name!r} ({definition.cls.__name__}) has the weights {list(params)}, but "
+          f"rebuilt from its config {list(named)}. Let get_config hold what its weights depend on.")
+    return list(zip(mine, params.values()))
+  return [(named[key], value) for key, value in params.items()]
+
+
 def _history(tensor) -> tuple[int, int, int]:
   layer, node_index, tensor_index = tensor._keras_history
   return id(layer), node_index, tensor_index
+
+
+def _check_inference(call) -> None:
+  spec = call.layer._call_spec
+  given = {**dict(zip(spec.arg_names, call.call_args)), **call.call_kwargs}
+  if given.get("training"):
+    raise UnsupportedLayerError(f"Layer {call.layer.name!r} is called with training=True; inference "
+                                "has no such mode. Rebuild the model without it.")
+
+
+def _computes_its_graph(model: keras.Model) -> bool:
+  return model._is_graph_network and type(model).call in (Functional.call, keras.Sequential.call)
 
 
 def _calls_in_order(model: keras.Model) -> Iterator[Any]:

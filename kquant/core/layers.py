@@ -33,6 +33,7 @@ class LayerFacts:
     spatial: number of spatial axes that a convolution or pooling slides over.
     absorbs_relu: a following ReLU may be fused into it.
     pointwise: commutes with a per-channel scale and shift of its input (no padding involved).
+    unary: a function of each element alone that a table of 256 integers computes.
   """
 
   role: str
@@ -42,6 +43,7 @@ class LayerFacts:
   spatial: int = 0
   absorbs_relu: bool = False
   pointwise: bool = False
+  unary: bool = False
 
 
 def _linear(kernel: str, out_axes, in_axes, spatial=0) -> LayerFacts:
@@ -56,6 +58,15 @@ _AVERAGE_POOL = LayerFacts("average", pointwise=True)
 _MEAN = LayerFacts("own", pointwise=True)
 _FIXED = LayerFacts("fixed")
 _IDENTITY = LayerFacts("identity", pointwise=True)
+
+# Functions of each element alone: Keras activations, and operators of TensorFlow.
+_UNARY_ACTIVATIONS = ("elu", "exponential", "gelu", "mish", "selu", "softplus", "softsign")
+_UNARY_OPERATORS = (
+    "clip_by_value", "math.abs", "math.atan", "math.ceil", "math.cos", "math.erf", "math.exp", "math.expm1",
+    "math.floor", "math.log", "math.log1p", "math.maximum", "math.minimum", "math.pow", "math.reciprocal",
+    "math.round", "math.rsqrt", "math.sign", "math.sin", "math.softplus", "math.sqrt", "math.square",
+    "math.truediv", "nn.elu", "nn.gelu", "nn.selu", "nn.softplus", "nn.softsign", "rsqrt", "sqrt")
+_UNARY = LayerFacts("own", unary=True)
 
 LAYERS: dict[str, LayerFacts] = {
     "InputLayer": LayerFacts("input"),
@@ -78,6 +89,17 @@ LAYERS: dict[str, LayerFacts] = {
     "tf.math.subtract": _ELEMENTWISE,
     "tf.math.multiply": _ELEMENTWISE,
     "LeakyReLU": _OWN,
+    "PReLU": _OWN,
+    "ELU": _UNARY,
+    "ThresholdedReLU": _UNARY,
+    **{f"Activation:{name}": _UNARY for name in _UNARY_ACTIVATIONS},
+    **{f"tf.{name}": _UNARY for name in _UNARY_OPERATORS},
+    "Maximum": _MOVE,
+    "Minimum": _MOVE,
+    "tf.math.reduce_mean": _OWN,
+    "tf.math.reduce_max": _MOVE,
+    "tf.math.reduce_min": _MOVE,
+    "tf.linalg.matmul": _OWN,
     "Softmax": _FIXED,
     "Sigmoid": _FIXED,
     "Tanh": _FIXED,
@@ -92,8 +114,20 @@ LAYERS: dict[str, LayerFacts] = {
     "GlobalMaxPooling2D": _MOVE,
     "ZeroPadding1D": _MOVE,
     "ZeroPadding2D": _MOVE,
+    "Cropping1D": _MOVE_POINTWISE,
+    "Cropping2D": _MOVE_POINTWISE,
     "UpSampling2D": _MOVE_POINTWISE,
     "UpSampling2DBilinear": LayerFacts("average", pointwise=True),
+    "Resizing:nearest": _MOVE_POINTWISE,
+    "Resizing:bilinear": LayerFacts("average", pointwise=True),
+    "Permute": _MOVE,
+    "tf.__operators__.getitem": _MOVE,
+    "tf.split": _MOVE,
+    "tf.unstack": _MOVE,
+    "tf.stack": _MOVE,
+    "tf.nn.depth_to_space": _MOVE,
+    "tf.nn.space_to_depth": _MOVE,
+    "tf.compat.v1.pad": _MOVE,
     "Flatten": _MOVE_POINTWISE,
     "Reshape": _MOVE_POINTWISE,
     "Concatenate": _MOVE,
@@ -119,8 +153,10 @@ def kind_of(class_name: str, config: dict) -> str:
   `standardize` removes from users' models, is kquant's own "Requantize"; a bilinear UpSampling2D is
   "UpSampling2DBilinear"; a TFOpLambda is "tf." and its symbol.
   """
-  if class_name == "TFOpLambda":
+  if class_name in ("TFOpLambda", "SlicingOpLambda"):
     return "tf." + str(config.get("function"))
+  if class_name == "Resizing":
+    return f"Resizing:{config['interpolation']}"
   if class_name == "Activation":
     return _ACTIVATION_KINDS.get(str(config.get("activation")), f"Activation:{config['activation']}")
   if class_name == "UpSampling2D" and config.get("interpolation", "nearest") != "nearest":

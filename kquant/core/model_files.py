@@ -31,7 +31,8 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
   try:
     model = keras.models.load_model(path, compile=False)
   except (ValueError, TypeError, OSError) as error:
-    reason = str(error).strip().splitlines()[0].rstrip(".")
+    reason = f"Unknown layer {name!r}" if (name := _unknown_class(path)) else (
+        next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip("."))
     raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
                      "from Python, where they are registered: kquant.quantize(model, images).") from error
   return model if input_shape is None else with_input_shape(model, input_shape)
@@ -55,6 +56,24 @@ def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
   return graph.to_model()
 
 
+def _unknown_class(path: pathlib.Path) -> str | None:
+  """Returns a class in a .keras file that Keras does not know: its own error does not name it."""
+  if not zipfile.is_zipfile(path):
+    return None
+  with zipfile.ZipFile(path) as archive:
+    stack = [json.loads(archive.read("config.json"))]
+  while stack:
+    config = stack.pop()
+    if isinstance(config, dict):
+      stack.extend(config.values())
+      name, package = config.get("registered_name"), str(config.get("module")).split(".")[0]
+      if name and package not in ("keras", "tf_keras") and not keras.utils.get_registered_object(name):
+        return config["class_name"]
+    elif isinstance(config, list):
+      stack.extend(config)
+  return None
+
+
 def _check_format(path: pathlib.Path) -> None:
   """Raises ValueError for what load_model would fail on without a helpful word."""
   if path.is_dir():
@@ -67,15 +86,21 @@ def _check_format(path: pathlib.Path) -> None:
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
+      if damaged := archive.testzip():
+        raise ValueError(f"{path} is damaged (checksum of {damaged}); save or copy it again.")
       if "metadata.json" not in names or "config.json" not in names:
         raise ValueError(f"{path} is a zip file but no .keras model; expected .h5, .keras or a SavedModel.")
       version = json.loads(archive.read("metadata.json")).get("keras_version", "")
   elif h5py.is_hdf5(path):
-    with h5py.File(path, "r") as file:
-      if "model_config" not in file.attrs:
-        raise ValueError(f"{path} holds weights but no model; save the whole model: model.save(path).")
-      version = file.attrs.get("keras_version", "")
-      version = version.decode() if isinstance(version, bytes) else str(version)
+    try:
+      with h5py.File(path, "r") as file:
+        attributes = dict(file.attrs)
+    except OSError as error:
+      raise ValueError(f"{path} is damaged ({error}); save or copy it again.") from error
+    if "model_config" not in attributes:
+      raise ValueError(f"{path} holds weights but no model; save the whole model: model.save(path).")
+    version = attributes.get("keras_version", "")
+    version = version.decode() if isinstance(version, bytes) else str(version)
   else:
     raise ValueError(f"{path} is no model file; expected .h5, .keras or a SavedModel folder.")
   if version.startswith("3."):

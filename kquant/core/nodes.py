@@ -72,6 +72,12 @@ class Node:
     """The config of its layer."""
     return self.layer.config
 
+  def argument(self, position: int, name: str, default: Any = None) -> Any:
+    """Returns an argument of the call, by keyword or by position."""
+    if name in self.kwargs:
+      return self.kwargs[name]
+    return self.args[position] if len(self.args) > position else default
+
   @property
   def inputs(self) -> list["Ref"]:
     """The tensors it reads, flat, in call order."""

@@ -54,6 +54,9 @@ class Rule:
   activations: TensorSpec = INT8_ACTIVATIONS
 
   def __post_init__(self):
+    if isinstance(self.kinds, str):
+      raise TypeError(f"Rule: kinds must be a tuple of layer kinds, got {self.kinds!r}; write "
+                      f"kinds=({self.kinds!r},).")
     object.__setattr__(self, "kinds", tuple(self.kinds))
     try:
       re.compile(self.match)

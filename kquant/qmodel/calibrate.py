@@ -52,8 +52,10 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
   step, names = _observing_step(qmodel, estimators)
   specs = keras_calls.input_specs(qmodel)
   for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
+    count = len(batch[0])  # one image alone would run in kernels whose sums differ in the last bit
+    batch = [np.concatenate([array, array]) if count == 1 else array for array in batch]
     measured, image_means = tf.nest.map_structure(
-        np.asarray, step([tf.convert_to_tensor(array) for array in batch]))
+        np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(names["activations"], measured):
       estimators[name].absorb(values)
     for name, values in zip(names["linear_inputs"], image_means):
@@ -77,17 +79,17 @@ def _activation_layers(qmodel: keras.Model) -> dict[str, QuantizeActivation]:
 
 
 def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator]):
-  """Returns a traced function of one batch, and the names that its results belong to, once traced."""
+  """Returns a traced function of one batch and its number of images, and the names of its results."""
   names: dict[str, list[str]] = {}
 
   @tf.function(reduce_retracing=True, autograph=False)
-  def step(arrays):
+  def step(arrays, count):
     with observing() as seen:
       keras_calls.call(qmodel, arrays)
     names["activations"] = [name for name, _ in seen.activations]
     names["linear_inputs"] = [name for name, _ in seen.linear_inputs]
-    return ([estimators[name].measure(tensor) for name, tensor in seen.activations],
-            [tf.reduce_mean(tensor, list(range(1, tensor.shape.rank - 1)))
+    return ([estimators[name].measure(tensor[:count]) for name, tensor in seen.activations],
+            [tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1)))
              for _, tensor in seen.linear_inputs])
 
   return step, names

@@ -22,7 +22,7 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
 
   Raises:
-    ValueError: a tensor was not calibrated.
+    ValueError: a tensor was not calibrated, or qmodel has no quantizers.
   """
   model, encodings, _ = finalize_with_edits(qmodel, target=target)
   return model, encodings
@@ -36,6 +36,8 @@ def finalize_with_edits(qmodel: keras.Model,
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
   members = _remove_activation_quantizers(graph)
+  if not members:
+    raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
   kernels = _unwrap_weights(graph, live)
   graph.normalize()
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
@@ -46,6 +48,8 @@ def finalize_with_edits(qmodel: keras.Model,
     _snap_layer(graph, layer, grid, grids, encodings, target)
   for node in graph.find("tf.math.add", "tf.math.subtract", "tf.math.multiply"):
     _snap_constant(graph, node, encodings)
+  for layer in {node.layer: None for node in graph.find("PReLU")}:
+    _snap_alpha(layer, encodings)
   return graph.to_model(), encodings, graph.edits
 
 
@@ -103,6 +107,7 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
       if grids[output].scale[0] < smallest:
         wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
         grids.update(dict.fromkeys(group_of[output], wider))
+        inputs = _with_moved(graph, grids)
         graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
 
 
@@ -154,12 +159,22 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
 
 def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
   """Puts the constant operand of an elementwise call on an int8 grid of its own."""
-  (position,) = (i for i, value in enumerate(node.args) if not isinstance(value, Ref))
-  constant = np.asarray(node.args[position], np.float32)
+  args = [*node.args, *node.kwargs.values()]  # in a model read from disk the constant is a keyword
+  (position,) = (i for i, value in enumerate(args) if not isinstance(value, Ref))
+  constant = np.asarray(args[position], np.float32)
   grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
   integers = grid.quantize(constant)
   key = f"{node.name}/constant"
   encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
-  args = list(node.args)
   args[position] = grid.dequantize(integers)
   graph.recall(node, node.layer, tuple(args))
+
+
+def _snap_alpha(layer: LayerDef, encodings: Encodings) -> None:
+  """Puts the slopes of a PReLU on one symmetric int8 grid."""
+  alpha = layer.params["alpha"]
+  grid = Encoding(numerics.symmetric_grid(np.abs(alpha).max(), 8), np.zeros(1, np.int64), narrow=True)
+  integers = grid.quantize(alpha)
+  key = f"{layer.name}/alpha"
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  layer.params = {**layer.params, "alpha": grid.dequantize(integers)}

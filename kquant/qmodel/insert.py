@@ -9,7 +9,7 @@ from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers.minmax import MinMaxQuantizer
-from kquant.ranges.estimators import weight_range
+from kquant.ranges.estimators import ESTIMATORS, weight_range
 from kquant.rewrites.standardize import standardize
 
 
@@ -50,6 +50,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig) -> keras.Model:
 
 def _wrap(layer: LayerDef, spec: TensorSpec) -> None:
   """Turns a LayerDef into its QuantizeWeights, with the range of its kernel set."""
+  _check_methods(spec)
   kernel = layer.params[layer.facts.kernel]
   axis = layer.facts.out_axes if spec.per_channel else None
   quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=True, narrow=True, axis=axis)
@@ -61,8 +62,21 @@ def _wrap(layer: LayerDef, spec: TensorSpec) -> None:
 
 
 def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
-  spec = group.spec
+  spec, fixed = group.spec, None
+  _check_methods(spec)
+  if spec.per_channel:
+    raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
+                     "be per_channel.")
   quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=spec.symmetric)
-  fixed = None if group.fixed is None else [float(end[0]) for end in group.fixed.range]
+  if group.fixed is not None:
+    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
+    fixed = [float(end[0]) for end in group.fixed.range]
   return graph.new_layer(QuantizeActivation, group.name,
                          {"quantizer": quantizer, "range": spec.range, "fixed": fixed})
+
+
+def _check_methods(spec: TensorSpec) -> None:
+  """Raises ValueError for a quantizer or a range estimator that does not exist."""
+  for what, name, known in (("quantizer", spec.quantizer, ["minmax"]), ("range", spec.range, ESTIMATORS)):
+    if name not in known:
+      raise ValueError(f"TensorSpec: unknown {what} {name!r}; expected one of {', '.join(known)}.")

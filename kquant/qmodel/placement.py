@@ -17,6 +17,7 @@ from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
 
+RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
     "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
@@ -42,7 +43,7 @@ class GridGroup:
   @property
   def name(self) -> str:
     """The name of its quantizer layer."""
-    return f"{self.sources[0].key}/quantize"
+    return _layer_name(self.sources[0], "quantize")
 
 
 def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
@@ -68,22 +69,28 @@ def check_supported(node: Node) -> None:
   """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
   role, config = node.facts.role, node.config
   reason = remedy = ""
-  if role == "opaque":
+  if role == "opaque" and node.layer.cls.__name__ in RECURRENT:
+    reason = "is recurrent and has no integer form here"
+    remedy = "unroll it into Dense layers, replace it by Conv1D, or keep that part of the model in float"
+  elif role == "opaque":
     reason = "has no integer form"
     remedy = f"replace it by supported layers: {', '.join(_supported_layers())}"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
-  elif node.kind.startswith("tf.") and len(node.inputs) != 1:
+  elif node.kind.startswith("tf.") and len(node.inputs) != 1 and (
+      node.facts.unary or node.facts.absorbs_relu):
     reason, remedy = "adds tensors of different ranks", "reshape them to the same rank first"
   elif config.get("data_format") == "channels_first":
     reason, remedy = "is channels_first", "build the model with channels_last"
   elif config.get("output_padding") is not None:
     reason, remedy = "has an output_padding", "leave it out and pad or crop behind the layer"
+  elif node.kind == "Conv2DTranspose" and max(config["dilation_rate"]) > 1:
+    reason, remedy = "is dilated, which its operator is not", "use a dilation_rate of 1"
   elif node.kind == "ReLU" and (config["threshold"] or config["negative_slope"]):
     reason, remedy = "has a threshold or a capped negative slope", "use a plain ReLU or LeakyReLU"
   elif node.kind == "Softmax" and config["axis"] not in (-1, len(node.shapes[0]) - 1):
     reason, remedy = f"works along axis {config['axis']}", "move that axis to the end"
-  elif config.get("activation") not in (None, "linear", "sigmoid", "tanh"):
+  elif config.get("activation") not in (None, "linear", "sigmoid", "tanh") and not node.facts.unary:
     reason = f"has the activation {config['activation']!r}, which has no integer form"
     remedy = "use relu, relu6, leaky_relu, sigmoid, tanh or softmax"
   if reason:
@@ -146,12 +153,17 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
         reason = f"no fused activation clamps at {cap}"
       else:
         continue
-      layer = graph.new_layer(keras.layers.Activation, f"{ref.key}/requantize".replace(":", "_"),
+      layer = graph.new_layer(keras.layers.Activation, _layer_name(ref, "requantize"),
                               {"activation": "linear"})
       movers = [node for node in graph.readers(ref) if node.facts.role in ("move", "average")]
       graph.redirect(ref, graph.add_node(layer, (ref,), ref.shape), only=movers.__contains__)
       graph.edit(ref.node, f"requantized: {reason}")
   graph.normalize()
+
+
+def _layer_name(ref: Ref, suffix: str) -> str:
+  """The name of a layer behind a tensor; Keras takes no "@" and no ":"."""
+  return f"{ref.key.replace('@', '_call').replace(':', '_')}/{suffix}"
 
 
 def _rule_subject(graph: Graph, ref: Ref) -> tuple[str, str]:

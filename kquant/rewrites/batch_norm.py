@@ -1,7 +1,8 @@
 """Batch norm folding: y = s * x + t goes into the linear layer before it, or the one behind it.
 
 s = gamma / sqrt(variance + epsilon), t = beta - mean * s. Backward, W' = s W and b' = s b + t, also
-through layers that commute with a per-channel affine function (pools, Flatten, Concatenate).
+through layers that commute with a per-channel affine function (pools, Flatten, Concatenate); a
+pure scale also into a factor of a product, and through a ReLU where it is positive.
 Forward, W' = W s and b' = b + sum W t, where no padding of zeros comes between.
 """
 
@@ -14,6 +15,7 @@ from kquant.core.passes import graph_pass
 from kquant.rewrites.affine import affine_of, affine_to_depthwise, set_affine
 
 _MAX_POOLS = ("MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D")
+_RECTIFIERS = ("ReLU", "LeakyReLU")
 
 
 @graph_pass
@@ -23,15 +25,14 @@ def fold_batch_norm(graph: Graph) -> None:
   Each one not folded is recorded with its reason. The output is unchanged up to float rounding.
   """
   for bn in graph.find("BatchNormalization"):
-    axis = np.atleast_1d(bn.config["axis"]) % len(bn.shapes[0])
-    if axis.tolist() != [len(bn.shapes[0]) - 1]:
-      graph.skip(bn, f"normalizes axis {axis.tolist()}, not the last one")
+    if (axis := _axes(bn)) != [len(bn.shapes[0]) - 1]:
+      graph.skip(bn, f"normalizes axis {axis}, not the last one")
       continue
     (source,) = bn.inputs
     scale, shift = affine_of(bn.layer)
-    backward = _backward_obstacle(graph, source, scale)
+    backward = _backward_obstacle(graph, source, scale, shift)
     if backward is None:
-      _absorb_backward(source, scale, shift)
+      _absorb_backward(graph, source, scale, shift)
       graph.edit(bn, f"folded into {source.node.name!r}")
       graph.remove(bn)
       continue
@@ -45,26 +46,45 @@ def fold_batch_norm(graph: Graph) -> None:
     affine_to_depthwise(graph, bn)
 
 
-def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
+def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> str | None:
   """Returns why the producer of a tensor cannot take over an affine function, or None if it can."""
   node = ref.node
   if not graph.is_private(ref):
     return f"{node.name!r} has other readers"
   if node.facts.role in ("linear", "affine"):
-    return f"{node.name!r} is shared" if len(graph.calls(node.layer)) > 1 else None
+    return _producer_obstacle(graph, node)
   if node.kind == "Concatenate" and node.config["axis"] in (-1, len(ref.shape) - 1):
-    return next(filter(None, (_backward_obstacle(graph, part, scale[where])
+    return next(filter(None, (_backward_obstacle(graph, part, scale[where], shift[where])
                               for part, where in _slices(node))), None)
+  if node.kind == "Multiply" and not shift.any():
+    return None if _scalable_factor(graph, node, scale) else f"no factor of {node.name!r} can be scaled"
+  if node.kind in _RECTIFIERS:
+    return (_rectifier_obstacle(graph, node, scale, shift)
+            or _backward_obstacle(graph, node.inputs[0], scale, shift))
   obstacle = _pass_obstacle(node, scale)
   if obstacle is None:
-    inner = _to_input_channels(node, scale)
-    if inner is None:
+    inner = [_to_input_channels(node, values) for values in (scale, shift)]
+    if any(values is None for values in inner):
       return f"its channels are not those of {node.inputs[0].node.name!r} behind {node.name!r}"
-    return _backward_obstacle(graph, node.inputs[0], inner)
+    return _backward_obstacle(graph, node.inputs[0], *inner)
   return obstacle
 
 
-def _absorb_backward(ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
+def _producer_obstacle(graph: Graph, node: Node) -> str | None:
+  if len(graph.calls(node.layer)) > 1:
+    return f"{node.name!r} is shared"
+  if node.config.get("activation", "linear") != "linear":
+    return f"{node.name!r} has an activation of its own, which standardize splits off"
+  if node.facts.role == "affine" and _axes(node) != [len(node.shapes[0]) - 1]:
+    return f"{node.name!r} normalizes another axis"
+  return None
+
+
+def _axes(bn: Node) -> list[int]:
+  return (np.atleast_1d(bn.config["axis"]) % len(bn.shapes[0])).tolist()
+
+
+def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
   node = ref.node
   if node.facts.role == "linear":
     kernel, facts = node.layer.params[node.facts.kernel], node.facts
@@ -74,11 +94,35 @@ def _absorb_backward(ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
   elif node.facts.role == "affine":
     inner_scale, inner_shift = affine_of(node.layer)
     set_affine(node.layer, inner_scale * scale, inner_shift * scale + shift)
+  elif node.kind in _RECTIFIERS:
+    if node.config.get("max_value") is not None:
+      node.layer.config = {**node.config, "max_value": float(node.config["max_value"] * scale[0])}
+    _absorb_backward(graph, node.inputs[0], scale, shift)
   elif node.kind == "Concatenate":
     for part, where in _slices(node):
-      _absorb_backward(part, scale[where], shift[where])
+      _absorb_backward(graph, part, scale[where], shift[where])
+  elif node.kind == "Multiply":
+    _absorb_backward(graph, _scalable_factor(graph, node, scale), scale, shift)
   else:
-    _absorb_backward(node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift))
+    _absorb_backward(graph, node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift))
+
+
+def _scalable_factor(graph: Graph, node: Node, scale: np.ndarray) -> Ref | None:
+  """Returns a factor of a product whose producer can take over a pure scale, or None."""
+  for ref in node.inputs:
+    if ref.shape[-1] == len(scale) and _backward_obstacle(graph, ref, scale, 0 * scale) is None:
+      return ref
+  return None
+
+
+def _rectifier_obstacle(graph: Graph, node: Node, scale: np.ndarray, shift: np.ndarray) -> str | None:
+  """Returns why k relu(x) is not relu(k x), its cap scaled along, or None: k > 0, one k for a cap."""
+  config = node.config
+  if shift.any() or (scale <= 0).any() or config.get("threshold") or config.get("negative_slope"):
+    return f"{node.name!r} ({node.kind}) is not linear"
+  if config.get("max_value") is not None and (np.ptp(scale) or len(graph.calls(node.layer)) > 1):
+    return f"{node.name!r} ({node.kind}) has one cap for all channels"
+  return None
 
 
 def _pass_obstacle(node: Node, scale: np.ndarray) -> str | None:
@@ -120,12 +164,23 @@ def _forward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
     if node.config.get("padding", "valid") != "valid" and max(node.config["kernel_size"]) > 1:
       return f"{node.name!r} pads"
     return None
-  return (_pass_obstacle(node, scale)
-          or _forward_obstacle(graph, Ref(node), _to_output_channels(node, scale)))
+  if node.facts.role == "affine":
+    return f"{node.name!r} is shared" if len(graph.calls(node.layer)) > 1 else None
+  obstacle = _pass_obstacle(node, scale)
+  if obstacle is None:
+    outer = _to_output_channels(node, scale)
+    if outer is None:
+      return f"the channels behind {node.name!r} are not those before it"
+    return _forward_obstacle(graph, Ref(node), outer)
+  return obstacle
 
 
 def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
   (node,) = graph.readers(ref)
+  if node.facts.role == "affine":
+    outer_scale, outer_shift = affine_of(node.layer)
+    set_affine(node.layer, outer_scale * scale, outer_scale * shift + outer_shift)
+    return
   if node.facts.role != "linear":
     _absorb_forward(graph, Ref(node), _to_output_channels(node, scale), _to_output_channels(node, shift))
     return
@@ -137,9 +192,12 @@ def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray
   _set_linear(node.layer, kernel * spread_scale, node.layer.params.get("bias", 0.0) + moved)
 
 
-def _to_output_channels(node: Node, values: np.ndarray) -> np.ndarray:
-  """Per-channel values behind a layer that keeps or flattens channels (the channel is fastest)."""
-  return np.tile(values, node.shapes[0][-1] // len(values))
+def _to_output_channels(node: Node, values: np.ndarray) -> np.ndarray | None:
+  """Per-channel values behind a layer, the channel being fastest; None where its rows cut them up."""
+  channels = node.shapes[0][-1]
+  if channels is None or channels % len(values):
+    return None
+  return np.tile(values, channels // len(values))
 
 
 def _set_linear(layer: LayerDef, kernel: np.ndarray, bias: np.ndarray) -> None:

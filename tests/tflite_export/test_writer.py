@@ -41,7 +41,7 @@ class Case:
       dtype, grid = ("int8", ([0.01], [0])) if kind == "PRELU" else ("int32", (None, None))
       program.add_tensor(IntTensor(f"c{i}", np.shape(data), dtype, *grid, data=data))
     for i, shape in enumerate(self.y):
-      grid = (None, None) if self.y_dtype == "float32" else self.y_grid
+      grid = (None, None) if self.y_dtype in ("float32", "int32") else self.y_grid
       program.outputs.append(program.add_tensor(IntTensor(f"y{i}", shape, self.y_dtype, *grid)))
     program.ops.append(IntOp(kind, self.inputs.split(), list(program.outputs), self.options,
                              self.version, source="layer"))
@@ -85,6 +85,9 @@ CASES = {
     "AVERAGE_POOL_2D": Case(2, y=((1, 1, 3, 8),), options={
         "padding": "VALID", "stride_h": 2, "stride_w": 2, "filter_height": 3, "filter_width": 2,
         **NONE}),
+    "BATCH_MATMUL": Case(2, "x0 x1", x=((1, 4, 6), (1, 6, 5)), y=((1, 4, 5),),
+                         options={"adj_x": False, "adj_y": False}, y_grid=([1.0], [0])),
+    "CAST": Case(1, y_dtype="int32"),
     "CONCATENATION": Case(2, "x0 x1", y=((1, 4, 12, 8),), options={"axis": 2, **NONE}),
     "CONV_2D": WeightedCase(3, (5, 3, 3, 8), ((1, 2, 6, 5),), {
         **STRIDES, "dilation_h_factor": 1, "dilation_w_factor": 1}),
@@ -94,6 +97,7 @@ CASES = {
     "DEQUANTIZE": Case(2, y_dtype="float32"),
     "FULLY_CONNECTED": WeightedCase(5, (5, 8), ((1, 5),), {
         "fused_activation_function": "RELU6", "keep_num_dims": False}, x=(1, 8)),
+    "GATHER": Case(1, "x0 c0", y=((1, 2, 6, 8),), options={"axis": 1}, constants=([2, 0],)),
     "HARD_SWISH": Case(1),
     "LEAKY_RELU": Case(2, options={"alpha": 0.25}),
     "LOGISTIC": Case(2, y_grid=SIGMOID_GRID),
@@ -106,6 +110,8 @@ CASES = {
     "PAD": Case(2, "x0 c0", y=((1, 5, 9, 8),), constants=([[0, 0], [1, 0], [1, 2], [0, 0]],)),
     "PRELU": Case(1, "x0 c0", constants=(np.full((1, 1, 8), 25),)),
     "QUANTIZE": Case(2, y_grid=([0.06], [7])),
+    "REDUCE_MAX": Case(2, "x0 c0", y=((1, 8),), options={"keep_dims": False}, constants=([1, 2],)),
+    "REDUCE_MIN": Case(2, "x0 c0", y=((1, 8),), options={"keep_dims": False}, constants=([1, 2],)),
     "RELU": Case(2),
     "RELU6": Case(2),
     "RESHAPE": Case(1, "x0 c0", y=((1, 192),), options={"new_shape": [1, 192]},

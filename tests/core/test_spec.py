@@ -1,0 +1,110 @@
+"""TensorSpec, Rule, QuantConfig: checked, first match wins, JSON both ways."""
+
+import dataclasses
+import json
+
+import pytest
+
+from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec
+
+PRESETS = ["int8", "int8_per_tensor", *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
+
+
+@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 16, 32])
+def test_bits_outside_2_to_8_are_refused(bits):
+  with pytest.raises(ValueError, match=f"bits must be 2 to 8, got {bits}"):
+    TensorSpec(bits=bits)
+
+
+def test_a_grid_per_channel_must_be_symmetric():
+  with pytest.raises(ValueError, match="set symmetric=True"):
+    TensorSpec(per_channel=True)
+
+
+def test_defaults_are_int8():
+  assert (INT8_WEIGHTS.bits, INT8_WEIGHTS.symmetric, INT8_WEIGHTS.per_channel) == (8, True, True)
+  assert (INT8_ACTIVATIONS.bits, INT8_ACTIVATIONS.symmetric) == (8, False)
+  assert Rule() == Rule(match="", kinds=(), weights=INT8_WEIGHTS, activations=INT8_ACTIVATIONS)
+  assert QuantConfig() == QuantConfig.preset("int8") == QuantConfig(rules=(Rule(),), target="litert")
+
+
+def test_weights_must_be_symmetric():
+  with pytest.raises(ValueError, match="Rule 'conv': weights must be symmetric"):
+    Rule(match="conv", weights=TensorSpec())
+
+
+def test_a_bad_expression_is_named():
+  with pytest.raises(ValueError, match=r"'conv\(' is no regular expression"):
+    Rule(match="conv(")
+
+
+def test_a_rule_matches_by_name_and_kind():
+  rule = Rule(match="^block[12]/", kinds=["Conv2D", "Dense"])
+  assert rule.kinds == ("Conv2D", "Dense")
+  assert rule.matches("block1/conv", "Conv2D") and rule.matches("block2/x", "Dense")
+  assert not rule.matches("block3/conv", "Conv2D")
+  assert not rule.matches("a/block1/conv", "Conv2D")  # ^ binds to the whole name
+  assert not rule.matches("block1/conv", "DepthwiseConv2D")
+  assert Rule(match="conv").matches("block/conv_2", "any") and Rule().matches("x", "y")
+
+
+def test_kinds_of_one_string_are_refused_instead_of_read_as_letters():
+  with pytest.raises(TypeError, match="kinds"):
+    Rule(kinds="Conv2D")
+
+
+def test_the_first_rule_that_matches_decides():
+  four = TensorSpec(bits=4, symmetric=True)
+  first, second, third = Rule("logits"), Rule(kinds=("Dense",), weights=four), Rule()
+  config = QuantConfig(rules=[first, second, third])
+  assert config.rules == (first, second, third)
+  assert config.rule("logits", "Dense") is first
+  assert config.rule("dense", "Dense") is second
+  assert config.rule("conv", "Conv2D") is third
+
+
+def test_no_match_names_the_layer_and_the_remedy():
+  with pytest.raises(ValueError, match=r"no rule matches layer 'conv' \(Conv2D\); end the rules with Rule"):
+    QuantConfig(rules=(Rule("dense"),)).rule("conv", "Conv2D")
+
+
+def test_an_unknown_target_is_refused():
+  with pytest.raises(ValueError, match="Unknown target 'abacus'; expected one of litert"):
+    QuantConfig(target="abacus")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+  config = QuantConfig.preset(name)
+  assert QuantConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_presets_by_hand():
+  (rule,) = QuantConfig.preset("w4a6").rules
+  assert (rule.weights.bits, rule.activations.bits) == (4, 6)
+  assert rule.weights.per_channel and rule.weights.symmetric and not rule.activations.symmetric
+  assert rule.match == "" and rule.kinds == ()
+  (rule,) = QuantConfig.preset("int8_per_tensor").rules
+  assert not rule.weights.per_channel and rule.weights.bits == 8
+  assert QuantConfig.preset("w8a8") == QuantConfig.preset("int8")
+
+
+@pytest.mark.parametrize("name", ["", "int4", "w1a8", "w9a8", "w8a16", "w8", "a8w8", "w4a8 ", "INT8"])
+def test_unknown_presets_are_refused_with_the_choices(name):
+  with pytest.raises(ValueError, match="expected int8, int8_per_tensor or w<bits>a<bits>") as error:
+    QuantConfig.preset(name)
+  assert repr(name) in str(error.value)
+
+
+def test_json_keeps_every_field():
+  weights = TensorSpec(bits=3, symmetric=True, quantizer="minmax", range="mse")
+  config = QuantConfig(rules=(Rule("a", ("Dense",), weights, TensorSpec(7, range="percentile")), Rule()))
+  assert QuantConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("value", [TensorSpec(), Rule(), QuantConfig()])
+def test_specs_are_frozen_and_hashable(value):
+  field = dataclasses.fields(value)[0].name
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    setattr(value, field, None)
+  assert hash(value) == hash(dataclasses.replace(value))

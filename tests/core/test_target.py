@@ -1,0 +1,39 @@
+"""What the runtime can hold."""
+
+import pytest
+
+from kquant.core.encodings import Encoding
+from kquant.core.layers import LAYERS
+from kquant.core.target import LITERT, TARGETS, target
+
+
+def test_targets_are_found_by_their_name():
+  assert target("litert") is LITERT
+  for name, found in TARGETS.items():
+    assert found.name == name
+
+
+def test_an_unknown_target_names_the_known_ones():
+  with pytest.raises(ValueError, match="Unknown target 'litter'; expected one of litert"):
+    target("litter")
+
+
+@pytest.mark.parametrize("kind, grid, low, high", [
+    ("Softmax", Encoding(1 / 256, -128), 0.0, 255 / 256),
+    ("Sigmoid", Encoding(1 / 256, -128), 0.0, 255 / 256),
+    ("Tanh", Encoding(1 / 128, 0), -1.0, 127 / 128)])
+def test_fixed_grids_of_the_runtime_by_hand(kind, grid, low, high):
+  assert LITERT.fixed[kind] == grid
+  assert [end.tolist() for end in LITERT.fixed[kind].range] == [[low], [high]]
+
+
+def test_every_kind_of_role_fixed_has_a_grid_and_no_other_does():
+  fixed = {kind for kind, facts in LAYERS.items() if facts.role == "fixed"}
+  for found in TARGETS.values():
+    assert set(found.fixed) == fixed
+    assert all(grid.bits in found.activation_bits and not grid.narrow for grid in found.fixed.values())
+
+
+def test_limits_leave_room_in_32_bits():
+  assert LITERT.largest_bias <= 2**31 and LITERT.largest_accumulator == 2**31
+  assert LITERT.weight_bits == tuple(range(2, 9))

@@ -1,0 +1,169 @@
+"""insert_quantizers: which layers are in the quantized model and how they are set up."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from tf_keras import layers
+
+import kquant as kq
+from kquant import QuantConfig, Rule, TensorSpec
+from kquant.core.layers import LAYERS
+from kquant.core.target import LITERT
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.ranges.estimators import weight_range
+from tests import models
+
+FOLD = [kq.standardize, kq.fold_batch_norm]
+
+
+def inserted(model, config="int8"):
+  return kq.insert_quantizers(kq.rewrite(model, FOLD), config)
+
+
+def kernels(qmodel):
+  """Returns {layer: (float kernel, Encoding)}."""
+  found = {}
+  for wrapper in qmodel.layers:
+    if isinstance(wrapper, QuantizeWeights):
+      ((name, encoding),) = wrapper.weight_encodings().items()
+      found[wrapper.name] = getattr(wrapper.layer, name).numpy(), encoding
+  return found
+
+
+def activations(qmodel):
+  return {layer.name: layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)}
+
+
+@pytest.mark.parametrize("name", ["mobile_block", "convolutions", "sequence", "nested_shared"])
+def test_every_linear_layer_is_wrapped_once_under_its_name_and_no_other(name):
+  rewritten = kq.rewrite(models.build(name), FOLD)
+  qmodel = kq.insert_quantizers(rewritten)
+  linear = {layer.name for layer in rewritten.layers
+            if LAYERS.get(type(layer).__name__) and LAYERS[type(layer).__name__].role == "linear"}
+  wrapped = [layer.name for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
+  assert linear and set(wrapped) == linear and len(wrapped) == len(linear)
+
+
+def test_kernel_ranges_are_set_from_the_kernels_before_any_calibration():
+  qmodel = inserted(models.build("convolutions"))
+  found = kernels(qmodel)
+  assert len(found) == 8
+  for name, (kernel, encoding) in found.items():
+    axis = LAYERS[type(qmodel.get_layer(name).layer).__name__].out_axes
+    taps = tuple(i for i in range(kernel.ndim) if i not in axis)
+    largest = np.abs(kernel).max(axis=taps).reshape(-1).astype(np.float64)
+    assert encoding.axis == axis and encoding.narrow and encoding.bits == 8
+    np.testing.assert_array_equal(encoding.scale, (largest / 127).astype(np.float32))
+
+
+def test_float_weights_and_the_users_model_are_unchanged():
+  model = kq.rewrite(models.build("conv_bn_relu"), FOLD)
+  before = [w.copy() for w in model.get_weights()]
+  qmodel = kq.insert_quantizers(model, "w2a8")
+  for mine, theirs in zip(before, model.get_weights()):
+    np.testing.assert_array_equal(mine, theirs)
+  for name in ("conv", "dense"):
+    np.testing.assert_array_equal(qmodel.get_layer(name).layer.kernel, model.get_layer(name).kernel)
+    assert qmodel.get_layer(name).layer.kernel is not model.get_layer(name).kernel
+
+
+def test_activations_pass_through_until_calibration_and_weights_do_not():
+  model = kq.rewrite(models.build("conv_bn_relu"), FOLD)
+  (x,) = models.sample_inputs(model, images=4)
+  qmodel = kq.insert_quantizers(model, "w4a8")
+  noisy = qmodel(x, training=False).numpy()
+  for name, (kernel, encoding) in kernels(qmodel).items():
+    model.get_layer(name).kernel.assign(encoding.dequantize(encoding.quantize(kernel)))
+  np.testing.assert_allclose(noisy, model(x, training=False), rtol=1e-5, atol=1e-6)
+  assert not any(layer.quantizing.numpy() for layer in activations(qmodel).values())
+
+
+def test_rules_decide_the_kernels_by_name_and_kind():
+  config = QuantConfig((
+      Rule("project", weights=TensorSpec(bits=2, symmetric=True, per_channel=True)),
+      Rule(kinds=("DepthwiseConv2D",), weights=TensorSpec(bits=5, symmetric=True)), Rule()))
+  bits = {name: (encoding.bits, encoding.axis)
+          for name, (_, encoding) in kernels(inserted(models.build("mobile_block"), config)).items()}
+  assert bits == {"stem": (8, (3,)), "expand": (8, (3,)), "depthwise": (5, None), "project": (2, (3,)),
+                  "logits": (8, (1,))}
+
+
+def test_per_tensor_kernel_has_one_scale():
+  kernel, encoding = kernels(inserted(models.build("conv_bn_relu"), "int8_per_tensor"))["conv"]
+  assert encoding.scale.shape == (1,) and encoding.axis is None
+  assert encoding.scale[0] == np.float32(np.float64(np.abs(kernel).max()) / 127)
+
+
+def test_range_of_a_kernel_follows_its_spec():
+  spec = TensorSpec(bits=3, symmetric=True, per_channel=True, range="mse")
+  kernel, encoding = kernels(inserted(models.build("conv_bn_relu"), QuantConfig((Rule(weights=spec),))))[
+      "conv"]
+  _, high = weight_range(kernel, (3,), method="mse", bits=3)
+  np.testing.assert_array_equal(encoding.scale, (high.astype(np.float32).astype(np.float64) / 3)
+                                .astype(np.float32))
+  assert (encoding.scale * 3 < np.abs(kernel).max(axis=(0, 1, 2))).any()
+
+
+def test_one_quantizer_serves_all_tensors_of_a_group():
+  x = image = keras.Input((6, 6, 2), name="image")
+  x = layers.Concatenate()([layers.Conv2D(2, 1, name="a")(x), layers.Conv2D(2, 1, name="b")(x)])
+  qmodel = kq.insert_quantizers(keras.Model(image, layers.AveragePooling2D(2, name="pool")(x)))
+  assert sorted(activations(qmodel)) == ["a/quantize", "image/quantize"]
+  assert len(activations(qmodel)["a/quantize"].inbound_nodes) == 3
+
+
+def test_averages_are_quantized_but_not_observed():
+  image = keras.Input((4, 4, 1), name="image")
+  qmodel = kq.insert_quantizers(keras.Model(image, layers.AveragePooling2D(2, name="pool")(image)))
+  x = np.random.default_rng(0).uniform(-1, 1, (8, 4, 4, 1)).astype(np.float32)
+  x[0, 0, 0] = 8.0
+  kq.calibrate(qmodel, x)
+  encoding = activations(qmodel)["image/quantize"].encoding()
+  y = qmodel(x, training=False).numpy()
+  np.testing.assert_array_equal(y, encoding.dequantize(encoding.quantize(y)))
+
+
+SOFT = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
+
+
+@pytest.mark.parametrize("activation", SOFT)
+@pytest.mark.parametrize("spec", [TensorSpec(), TensorSpec(symmetric=True), TensorSpec(bits=4),
+                                  TensorSpec(range="mse")], ids=str)
+def test_fixed_grid_is_exact_whatever_the_rule_says(activation, spec):
+  image = keras.Input((6,), name="image")
+  model = keras.Model(image, layers.Dense(3, activation=activation, name="dense")(image))
+  qmodel = kq.insert_quantizers(model, QuantConfig((Rule(activations=spec),)))
+  encoding = activations(qmodel)[f"dense/{activation}/quantize"].encoding()
+  scale, zero_point = SOFT[activation]
+  assert (encoding.scale.tolist(), encoding.zero_point.tolist()) == ([scale], [zero_point])
+  assert encoding.bits == 8
+  assert encoding in LITERT.fixed.values()
+
+
+@pytest.mark.parametrize("where", ["weights", "activations"])
+@pytest.mark.parametrize("field", ["range", "quantizer"])
+def test_unknown_method_in_a_spec_is_an_error_that_names_it(where, field):
+  spec = TensorSpec(symmetric=True, **{field: "no_such_method"})
+  model = models.build("conv_bn_relu")
+  (x,) = models.sample_inputs(model, images=2)
+  with pytest.raises(ValueError, match="no_such_method"):
+    kq.calibrate(inserted(model, QuantConfig((Rule(**{where: spec}),))), x)
+
+
+def test_per_channel_activations_are_refused():
+  spec = TensorSpec(symmetric=True, per_channel=True)
+  with pytest.raises(ValueError, match="per_channel"):
+    inserted(models.build("conv_bn_relu"), QuantConfig((Rule(activations=spec),)))
+
+
+def test_model_in_a_preset_by_name_or_config_is_the_same():
+  first, second = (inserted(models.build("conv_bn_relu"), config)
+                   for config in ("w4a8", QuantConfig.preset("w4a8")))
+  assert first.to_json() == second.to_json()
+  for mine, theirs in zip(first.get_weights(), second.get_weights()):
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_unknown_preset_is_an_error():
+  with pytest.raises(ValueError, match="Unknown preset 'int9'"):
+    inserted(models.build("conv_bn_relu"), "int9")
