@@ -1,8 +1,9 @@
 """tflite_export: does the file hold and compute exactly the chosen integers?"""
 
 from tflite_export.exporter import Exported, export
+from tflite_export.lower import register_lowering
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.verifier import Verification, VerificationError, verify
 
 __all__ = ["Exported", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError", "export",
-           "verify"]
+           "register_lowering", "verify"]

@@ -10,8 +10,8 @@ import tf_keras as keras
 
 from kquant.core.encodings import Encodings
 from kquant.core.graph import Graph
-from kquant.core.layers import UnsupportedLayerError
-from kquant.core.nodes import Node, Ref
+from kquant.core.layers import LAYERS, LayerFacts, UnsupportedLayerError
+from kquant.core.nodes import Node, Ref, kind_of_class
 from tflite_export.lowering import Lower, Lowering
 from tflite_export.operators import elementwise, linear, pooling, shapes
 from tflite_export.program import IntOp, IntProgram, IntTensor
@@ -24,6 +24,28 @@ def _input(lowering: Lowering, node: Node) -> None:
 LOWERINGS: dict[str, Lower] = {
     "InputLayer": _input, **linear.LOWERINGS, **pooling.LOWERINGS, **shapes.LOWERINGS,
     **elementwise.LOWERINGS}
+
+
+def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_table, *,
+                      role: str = "own") -> None:
+  """Lets a layer class of yours be quantized and lowered.
+
+  Args:
+    layer_class: a Keras layer with `get_config`, registered with Keras if models are to be saved.
+    lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
+      computes any function of one element as a table of 256 integers.
+    role: what the layer does to grids, as in `kquant.core.layers`: "own", "move" or "average".
+
+  Raises:
+    ValueError: another role, or a class of Keras' own.
+  """
+  if role not in ("own", "move", "average"):
+    raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
+  kind = kind_of_class(layer_class)
+  if kind == layer_class.__name__:
+    raise ValueError(f"register_lowering: {kind} is a layer of Keras; register classes of your own.")
+  LAYERS[kind] = LayerFacts(role)
+  LOWERINGS[kind] = lower_call
 
 
 def lower(model: keras.Model, encodings: Encodings) -> IntProgram:

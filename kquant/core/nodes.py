@@ -10,6 +10,15 @@ from kquant.core import layers as facts_table
 from kquant.core.layers import LayerFacts
 
 
+def kind_of_class(cls: type) -> str:
+  """Returns the name LAYERS uses for a class: a user's own bears its module, even if it borrows a name."""
+  if cls.__module__.split(".")[0] not in ("tf_keras", "keras"):
+    return f"{cls.__module__}.{cls.__name__}"
+  if cls.__name__ in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
+    return "BatchNormalization"
+  return cls.__name__
+
+
 @dataclasses.dataclass(eq=False)
 class LayerDef:
   """A layer as data: what `cls.from_config(config)` builds, with its weights by name.
@@ -25,13 +34,8 @@ class LayerDef:
 
   @property
   def kind(self) -> str:
-    """The key of this layer in LAYERS; a user's own class is opaque even if it borrows a name."""
-    if self.cls.__module__.split(".")[0] not in ("tf_keras", "keras"):
-      return f"{self.cls.__module__}.{self.cls.__name__}"
-    name = self.cls.__name__
-    if name in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
-      name = "BatchNormalization"
-    return facts_table.kind_of(name, self.config)
+    """The key of this layer in LAYERS."""
+    return facts_table.kind_of(kind_of_class(self.cls), self.config)
 
   @property
   def facts(self) -> LayerFacts:

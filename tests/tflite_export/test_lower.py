@@ -206,9 +206,9 @@ CASES = {
         ("BATCH_MATMUL", 2, {"adj_x": False, "adj_y": True})]),
     "mean over axes": ("tf.math.reduce_mean", (6, 8, 4), lambda x: tf.reduce_mean(x, axis=-1), [
         ("MEAN", 2, {"keep_dims": False})]),
-    "sum over axes": ("tf.math.reduce_sum", (6, 8, 4),
-                      lambda x: tf.reduce_sum(x, axis=[1, 2], keepdims=True), [
-                          ("SUM", 2, {"keep_dims": True})]),
+    "mean over axes kept": ("tf.math.reduce_mean", (6, 8, 4),
+                            lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=True), [
+                                ("MEAN", 2, {"keep_dims": True})]),
     "maximum over axes": ("tf.math.reduce_max", (6, 8, 4), lambda x: tf.reduce_max(x, axis=2), [
         ("REDUCE_MAX", 2, {"keep_dims": False})]),
     "minimum over axes": ("tf.math.reduce_min", (6, 8, 4), lambda x: tf.reduce_min(x, axis=2), [
@@ -467,8 +467,8 @@ CLAMPS = [
     (None, Encoding([0.1], [0]), "RELU"),
     (6.0, Encoding([6 / 255], [-128]), "NONE"),  # [0, 6]
     (6.0, Encoding([3 / 255], [-128]), "NONE"),  # [0, 3]
-    (6.0, Encoding([6.01 / 255], [-128]), "NONE"),  # ends less than half a step above 6
-    (6.0, Encoding([6.05 / 255], [-128]), "RELU6"),
+    (6.0, Encoding([6 / 254.6], [-128]), "NONE"),  # ends 0.4 steps above 6
+    (6.0, Encoding([6 / 254.4], [-128]), "RELU6"),  # ends 0.6 steps above 6
     (6.0, Encoding([0.1], [-128]), "RELU6"),
     (6.0, Encoding([0.1], [0]), "RELU6"),
     (6.0, Encoding([0.04], [0]), "RELU"),   # [-5.12, 5.08]

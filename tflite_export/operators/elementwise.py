@@ -55,7 +55,7 @@ def _prelu(lowering: Lowering, node: Node) -> None:
   lowering.add(node, "PRELU", [*lowering.inputs(node), alpha], [lowering.activation(Ref(node))])
 
 
-def _table(lowering: Lowering, node: Node) -> None:
+def lower_table(lowering: Lowering, node: Node) -> None:
   """Any function of one element: its 256 integers are gathered by the input's, which count from 0.
 
   CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set.
@@ -118,5 +118,5 @@ LOWERINGS: dict[str, Lower] = {
     "Minimum": _extreme("MINIMUM"),
     "PReLU": _prelu,
     "tf.linalg.matmul": _matmul,
-    **{kind: _table for kind, facts in LAYERS.items() if facts.unary},
+    **{kind: lower_table for kind, facts in LAYERS.items() if facts.unary},
 }

@@ -1,0 +1,74 @@
+"""Which models of tf_keras.applications become full-integer files, and how exactly.
+
+    python benchmarks/coverage.py [--write]
+
+Random weights, realistic batch norm statistics, small inputs. `--write` makes docs/coverage.md.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+SIZES = {
+    "MobileNet": 64, "MobileNetV2": 64, "MobileNetV3Small": 64, "MobileNetV3Large": 64, "EfficientNetB0": 64,
+    "EfficientNetV2B0": 64, "NASNetMobile": 64, "RegNetX002": 64, "RegNetY002": 64, "ResNet50": 64,
+    "ResNet50V2": 64, "ResNetRS50": 64, "DenseNet121": 64, "InceptionV3": 96, "InceptionResNetV2": 96,
+    "Xception": 96, "VGG16": 32, "VGG19": 32, "ConvNeXtTiny": 64}
+
+
+def measure(name: str, folder: str) -> tuple:
+  """Returns the row of one model."""
+  from tf_keras import applications, backend
+
+  import kquant
+  import tflite_export
+  from kquant.core.layers import UnsupportedLayerError
+  from tests.models import randomized
+  backend.clear_session()
+  shape = (SIZES[name], SIZES[name], 3)
+  model = randomized(getattr(applications, name)(weights=None, input_shape=shape))
+  images = np.random.default_rng(0).uniform(0, 255, (8, *shape)).astype(np.float32)
+  start = time.perf_counter()
+  try:
+    result = kquant.quantize(model, images)
+    written = tflite_export.export(result, f"{folder}/m.tflite", verify=images[:2])
+  except UnsupportedLayerError as error:
+    return name, len(model.layers), "-", "-", "-", "-", f"refused: {str(error).split(';')[0]}"
+  found = written.verification
+  kinds = ", ".join(f"{kind} {count}" for kind, count in written.program.operator_counts().items())
+  return (name, len(model.layers), len(written.program.ops), len(found.float_operators), found.max_lsb,
+          f"{time.perf_counter() - start:.1f}", kinds)
+
+
+def main() -> None:
+  """Prints the table, and writes it where asked."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--write", action="store_true")
+  flags = parser.parse_args()
+  from ptq import describe
+
+  import kquant.cli  # noqa: F401  quiet start
+  header = ("model", "Keras layers", "operators", "float operators", "max LSB a layer", "seconds", "kinds")
+  with tempfile.TemporaryDirectory() as folder:
+    rows = [measure(name, folder) for name in SIZES]
+  table = "\n".join("| " + " | ".join(map(str, row)) + " |"
+                    for row in [header, ("---",) * len(header), *rows])
+  head = describe("python benchmarks/coverage.py --write")
+  text = (f"# Coverage: tf_keras.applications\n\n{head}\n\n"
+          "Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. \"max LSB a layer\" "
+          "is the largest difference of an operator's output in LiteRT (default kernels) from the Keras layer given "
+          f"the same inputs, over every tensor and two images.\n\n{table}\n")
+  print(text)
+  if flags.write:
+    (ROOT / "docs" / "coverage.md").write_text(text)
+
+
+if __name__ == "__main__":
+  main()
