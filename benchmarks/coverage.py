@@ -60,11 +60,16 @@ def main() -> None:
     rows = [measure(name, folder) for name in SIZES]
   table = "\n".join("| " + " | ".join(map(str, row)) + " |"
                     for row in [header, ("---",) * len(header), *rows])
-  head = describe("python benchmarks/coverage.py --write")
-  text = (f"# Coverage: tf_keras.applications\n\n{head}\n\n"
-          "Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. \"max LSB a layer\" "
-          "is the largest difference of an operator's output in LiteRT (default kernels) from the Keras layer given "
-          f"the same inputs, over every tensor and two images.\n\n{table}\n")
+  text = f"""# Coverage: tf_keras.applications
+
+{describe("python benchmarks/coverage.py --write")}
+
+Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. "max LSB a layer" is the
+largest difference of an operator's output in LiteRT (default kernels) from the Keras layer given the same
+inputs, over every tensor and two images.
+
+{table}
+"""
   print(text)
   if flags.write:
     (ROOT / "docs" / "coverage.md").write_text(text)

@@ -40,7 +40,8 @@ def define_data_flags() -> None:
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
   flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
-                    "what the model expects of images in a folder, as in Keras' preprocess_input")
+                    "applied to the images (0..255, RGB) of folders and array files, as Keras' "
+                    "preprocess_input does")
   define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
 
 

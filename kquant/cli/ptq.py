@@ -69,18 +69,7 @@ def _check_flags() -> None:
     for name in ("calibration", "output"):
       if FLAGS[name].value is None:
         raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
-    if FLAGS.preprocess != "none":
-      _check_preprocess([path for path in (FLAGS.calibration, FLAGS.eval) if path])
   shared.check_outputs("output", "summary", "encodings", "save_qmodel")
-
-
-def _check_preprocess(paths: list[str]) -> None:
-  arrays = [path for path in paths if os.path.isfile(path)]
-  if len(arrays) == len(paths):
-    raise ValueError(f"--preprocess={FLAGS.preprocess} is for folders of images; {arrays[0]} is an array "
-                     "file, which must hold what the model takes: leave the flag out.")
-  if arrays:
-    print(f"--preprocess={FLAGS.preprocess} is not applied to {arrays[0]}, an array file.")
 
 
 def _fixed_inputs(model) -> list[InputSpec]:

@@ -57,11 +57,15 @@ class ImageFolder:
 class ArrayFile:
   """A .npz (x and y, or one key an input and y) or .npy file."""
 
-  def __init__(self, path: pathlib.Path, inputs: Sequence[InputSpec]):
+  def __init__(self, path: pathlib.Path, inputs: Sequence[InputSpec], preprocess: str = "none"):
+    if preprocess != "none" and (len(inputs) != 1 or len(inputs[0].shape) != 3):
+      raise ValueError(f"--preprocess={preprocess} is for models of one image input, this one takes "
+                       f"{[spec.shape for spec in inputs]}; leave the flag out and prepare {path} yourself.")
     if not path.exists():
       raise FileNotFoundError(f"There is no file or folder {path}; check the path.")
     (self._arrays,) = data.batches(path, inputs, batch_size=1 << 62, where=str(path))
     self._path = path
+    self._preprocess = preprocess
     self._has_labels = path.suffix == ".npz" and "y" not in [spec.name for spec in inputs]
 
   def __len__(self) -> int:
@@ -69,7 +73,10 @@ class ArrayFile:
 
   def load(self, indices: Sequence[int]) -> list[np.ndarray]:
     """Returns the inputs of those samples, one array an input."""
-    return [array[indices] for array in self._arrays]
+    arrays = [array[indices] for array in self._arrays]
+    if self._preprocess != "none":
+      arrays = [images.preprocess(array, self._preprocess) for array in arrays]
+    return arrays
 
   def labels(self) -> np.ndarray | None:
     """Returns the class index of every sample: y [n], [n, 1] or one-hot [n, classes]; None without y.
@@ -100,11 +107,9 @@ Source = ImageFolder | ArrayFile
 def open_source(path: str, inputs: Sequence[InputSpec], *, preprocess: str = "none") -> Source:
   """Returns the images or arrays at a path, for a model's inputs.
 
-  Only the images of a folder are preprocessed: an array file holds what the model takes.
-
   Raises:
     FileNotFoundError, ValueError: nothing there, or not what the model takes.
   """
   if pathlib.Path(path).is_dir():
     return ImageFolder(pathlib.Path(path), inputs, preprocess)
-  return ArrayFile(pathlib.Path(path), inputs)
+  return ArrayFile(pathlib.Path(path), inputs, preprocess)

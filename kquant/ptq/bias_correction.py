@@ -49,8 +49,10 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   """
   if method != "local":
     raise ValueError(f"correct_bias: method must be 'local', got {method!r}.")
-  graph = standardize(Graph.from_model(float_model))
-  correct_local_shift(qmodel, linear_params(graph), observe(qmodel, calibration))
+  float_params = linear_params(standardize(Graph.from_model(float_model)))
+  for wrapper in _wrapped_layers(qmodel, float_params):
+    wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
+  correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
   return qmodel
 
 
@@ -66,15 +68,20 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
   Raises:
     ValueError: float_params lack a layer of qmodel.
   """
-  for wrapper in qmodel.layers:
-    if not isinstance(wrapper, QuantizeWeights):
-      continue
-    if wrapper.name not in float_params:
-      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
-                       "model that insert_quantizers was given.")
+  for wrapper in _wrapped_layers(qmodel, float_params):
     facts, params = LAYERS[type(wrapper.layer).__name__], float_params[wrapper.name]
     ((name, grid),) = wrapper.weight_encodings().items()
     rounded = grid.dequantize(grid.quantize(getattr(wrapper.layer, name).numpy()))
     error = rounded.astype(np.float64) - params[name]
     shift = output_shift(error, statistics.input_means[wrapper.name], facts)
     wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
+
+
+def _wrapped_layers(qmodel: keras.Model,
+                    float_params: dict[str, dict[str, np.ndarray]]) -> list[QuantizeWeights]:
+  wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
+  for wrapper in wrappers:
+    if wrapper.name not in float_params:
+      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
+                       "model that insert_quantizers was given.")
+  return wrappers

@@ -31,7 +31,8 @@ class Statistics:
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
   """Sets every activation range from the float values seen on the data, in place; returns qmodel.
 
-  The ranges depend neither on the order nor on the batch size of the data.
+  The ranges depend neither on the order nor on the batch size of the data, but for the last bit of
+  TensorFlow's own float sums.
 
   Args:
     qmodel: what `insert_quantizers` returned.

@@ -16,6 +16,7 @@ from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.rewrites.operators import BINARY_OPERATORS
 
 RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 REMEDIES = {
@@ -72,14 +73,14 @@ def check_supported(node: Node) -> None:
   if role == "opaque" and node.layer.cls.__name__ in RECURRENT:
     reason = "is recurrent and has no integer form here"
     remedy = "unroll it into Dense layers, replace it by Conv1D, or keep that part of the model in float"
+  elif len(node.inputs) != 1 and node.kind.startswith("tf.") and (
+      node.kind in BINARY_OPERATORS or node.facts.unary):
+    reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
   elif role == "opaque":
     reason = "has no integer form"
     remedy = f"replace it by supported layers: {', '.join(_supported_layers())}"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
-  elif node.kind.startswith("tf.") and len(node.inputs) != 1 and (
-      node.facts.unary or node.facts.absorbs_relu):
-    reason, remedy = "adds tensors of different ranks", "reshape them to the same rank first"
   elif config.get("data_format") == "channels_first":
     reason, remedy = "is channels_first", "build the model with channels_last"
   elif config.get("output_padding") is not None:

@@ -51,7 +51,7 @@ def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndar
   node = ref.node
   if not graph.is_private(ref):
     return f"{node.name!r} has other readers"
-  if node.facts.role in ("linear", "affine"):
+  if node.facts.role == "linear":
     return _producer_obstacle(graph, node)
   if node.kind == "Concatenate" and node.config["axis"] in (-1, len(ref.shape) - 1):
     return next(filter(None, (_backward_obstacle(graph, part, scale[where], shift[where])
@@ -75,8 +75,6 @@ def _producer_obstacle(graph: Graph, node: Node) -> str | None:
     return f"{node.name!r} is shared"
   if node.config.get("activation", "linear") != "linear":
     return f"{node.name!r} has an activation of its own, which standardize splits off"
-  if node.facts.role == "affine" and _axes(node) != [len(node.shapes[0]) - 1]:
-    return f"{node.name!r} normalizes another axis"
   return None
 
 
@@ -91,9 +89,6 @@ def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarra
     bias = node.layer.params.get("bias", np.zeros(len(scale)))
     _set_linear(node.layer, kernel * numerics.along(scale, kernel.shape, facts.out_axes),
                 bias * scale + shift)
-  elif node.facts.role == "affine":
-    inner_scale, inner_shift = affine_of(node.layer)
-    set_affine(node.layer, inner_scale * scale, inner_shift * scale + shift)
   elif node.kind in _RECTIFIERS:
     if node.config.get("max_value") is not None:
       node.layer.config = {**node.config, "max_value": float(node.config["max_value"] * scale[0])}
@@ -165,7 +160,9 @@ def _forward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
       return f"{node.name!r} pads"
     return None
   if node.facts.role == "affine":
-    return f"{node.name!r} is shared" if len(graph.calls(node.layer)) > 1 else None
+    if len(graph.calls(node.layer)) > 1:
+      return f"{node.name!r} is shared"
+    return None if _axes(node) == [len(node.shapes[0]) - 1] else f"{node.name!r} normalizes another axis"
   obstacle = _pass_obstacle(node, scale)
   if obstacle is None:
     outer = _to_output_channels(node, scale)

@@ -142,7 +142,7 @@ def _become(graph: Graph, node: Node, layer: LayerDef, args: tuple = ()) -> None
   graph.recall(node, layer, args or (tensors[0] if len(tensors) == 1 else tensors,))
 
 
-_BINARY_OPERATORS = {
+BINARY_OPERATORS = {
     "tf.__operators__.add": "add", "tf.math.add": "add", "tf.add": "add",
     "tf.math.subtract": "subtract", "tf.subtract": "subtract",
     "tf.math.multiply": "multiply", "tf.multiply": "multiply",
@@ -158,7 +158,7 @@ def name_operator(graph: Graph, node: Node) -> None:
 
   Any other constant stays an operand of tf.math.add, tf.math.subtract or tf.math.multiply.
   """
-  operator = _BINARY_OPERATORS.get(node.kind)
+  operator = BINARY_OPERATORS.get(node.kind)
   if operator is None:
     return
   left, right = (*node.args, *node.kwargs.values(), None)[:2]

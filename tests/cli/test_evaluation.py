@@ -66,6 +66,13 @@ def test_agreement_and_top1_are_of_their_own_networks():
   assert found["quantized"]["top1"] == 0.4 and found["agreement"] == 0.4 and found["tied"] == 5
 
 
+def test_a_softmax_ties_where_its_scores_do_not():
+  # Of 64 classes the two largest get 9.25 and 8.97 steps of 1/256; their scores lie four steps apart.
+  x = np.float32([np.linspace(-1, 1, 64), np.linspace(1, -1, 64)])
+  found, _ = judge(linear(np.eye(64)), Arrays(x, y=np.array([63, 0])))
+  assert found["tied"] == 2 and found["agreement"] == found["quantized"]["top1"] == 1.0
+
+
 def test_equal_or_zero_scores_have_no_finite_sqnr():
   x = np.float32([[1, 0], [0, 1]])
   assert judge(linear(np.zeros((2, 2))), Arrays(x))[0]["sqnr_db"] is None

@@ -200,7 +200,7 @@ def test_data_without_labels(quantize, files):
   assert "no labels" in out
 
 
-def test_a_folder_of_images_and_an_open_shape(quantize, files, tmp_path):
+def test_a_folder_of_images_and_an_open_shape(quantize, tmp_path):
   folder = tmp_path / "images"
   folder.mkdir()
   lines = ["file,label"]
@@ -213,9 +213,6 @@ def test_a_folder_of_images_and_an_open_shape(quantize, files, tmp_path):
                         "--input_shape=14,10,3", model="open.h5", calibration=folder)
   assert found["eval"]["images"] == 4 and "left out" in out
   assert Runtime(tmp_path / "m.tflite").inputs[0]["shape"].tolist() == [1, 14, 10, 3]
-  np.savez(tmp_path / "raw.npz", x=files.x)
-  _, out = quantize(f"--eval={tmp_path / 'raw.npz'}", "--preprocess=tf", calibration=folder)
-  assert f"--preprocess=tf is not applied to {tmp_path / 'raw.npz'}" in out
 
 
 # --- mistakes --------------------------------------------------------------------------------------
@@ -235,7 +232,6 @@ def test_what_does_not_fit_costs_one_line(refused_run, change, words):
 
 
 @pytest.mark.parametrize("args, words", [
-    (["--preprocess=tf"], ["for folders of images", "leave the flag out"]),
     (["--input_shape=8,8,3"], ["(8, 8, 3)", "(12, 12, 3)"]),
     (["--input_shape="], ["()", "(12, 12, 3)"]),
     (["--preset=w4a4"], ["8 bits"]),

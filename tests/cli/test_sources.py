@@ -133,9 +133,19 @@ def test_arrays_of_any_number_become_float32(tmp_path, dtype, key):
 def test_an_npy_file_and_its_order(tmp_path):
   x = np.stack([pixels(seed=i) for i in range(5)])
   np.save(tmp_path / "a.npy", x)
-  source = open_source(str(tmp_path / "a.npy"), IMAGE, preprocess="tf")  # for folders alone
+  source = open_source(str(tmp_path / "a.npy"), IMAGE)
   np.testing.assert_array_equal(source.load([4, 1])[0], x[[4, 1]])
   assert source.labels() is None
+
+
+def test_array_images_are_preprocessed_as_those_of_a_folder_are(tmp_path):
+  x = np.stack([pixels(seed=i) for i in range(3)])
+  np.save(tmp_path / "a.npy", x)
+  source = open_source(str(tmp_path / "a.npy"), IMAGE, preprocess="tf")
+  np.testing.assert_allclose(source.load([2])[0], x[[2]] / 127.5 - 1, atol=1e-6)
+  vector = [InputSpec("v", (5,))]
+  with pytest.raises(ValueError, match="--preprocess=tf is for models of one image input"):
+    open_source(str(tmp_path / "a.npy"), vector, preprocess="tf")
 
 
 def test_several_inputs_by_name(tmp_path):

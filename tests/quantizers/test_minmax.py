@@ -97,6 +97,19 @@ def test_weights_on_ties_of_the_grid_go_to_the_even_integer():
   np.testing.assert_array_equal(result, encoding.quantize(x))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_next_to_ties_fall_where_float64_says(seed):
+  high = np.random.default_rng(seed).uniform(0.1, 10, 40)
+  quantizer = MinMaxQuantizer(bits=8, symmetric=True, narrow=True, axis=(1,))
+  variables = built(quantizer, (252, 40), -high, high)
+  encoding = quantizer.encoding(variables)
+  ties = (np.arange(-126, 126)[:, None] + 0.5) * encoding.scale.astype(np.float64)
+  x = ties.astype(np.float32)  # a float32 quotient would be the tie itself for many of them
+  assert (x / encoding.scale % 1 == 0.5).mean() > 0.1 and (x != ties).mean() > 0.5
+  np.testing.assert_array_equal(fake_quantized(quantizer, variables, x),
+                                encoding.dequantize(encoding.quantize(x)))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("seed", range(4))

@@ -331,6 +331,97 @@ def test_no_other_affine_function_goes_back_through_a_rectifier(gamma, mean, rel
   assert_kept(folded(model), "'relu' (")
 
 
+def pure_scale(norm, gamma):
+  """Leaves only the scale: no shift."""
+  norm.beta.assign(0 * norm.beta)
+  norm.moving_mean.assign(0 * norm.moving_mean)
+  norm.gamma.assign(gamma)
+
+
+def dense_block(norm):
+  image = keras.Input(IMAGE, name="image")
+  parts = [layers.ReLU(name=f"relu_{name}")(layers.Conv2D(3, 1, name=name)(image)) for name in "ab"]
+  return filled(keras.Model(image, layers.ReLU()(norm(layers.Concatenate()(parts)))))
+
+
+def test_a_scale_goes_back_through_rectifiers_that_are_concatenated():
+  norm = bn()
+  model = dense_block(norm)
+  pure_scale(norm, [1.0, 2, 3, 4, 5, 6])
+  assert_folded(folded(model), "Conv2D", "ReLU", "Conv2D", "ReLU", "Concatenate", "ReLU")
+
+
+@pytest.mark.parametrize("channel, relu", [(0, "relu_a"), (5, "relu_b")])
+def test_a_shift_of_one_part_alone_stops_at_its_rectifier(channel, relu):
+  norm = bn()
+  model = dense_block(norm)
+  pure_scale(norm, [1.0, 2, 3, 4, 5, 6])
+  norm.beta.assign(np.eye(6)[channel])
+  assert_kept(folded(model), f"'{relu}' (ReLU) is not linear")
+
+
+def product(norm, *, first=None, second=None):
+  """conv * gate, each behind a layer of choice."""
+  image = keras.Input(IMAGE, name="image")
+  x = layers.Conv2D(4, 1, name="conv")(image)
+  gate = layers.Dense(4, name="gate")(layers.GlobalAveragePooling2D(keepdims=True)(image))
+  x, gate = (part if layer is None else layer(part) for part, layer in ((x, first), (gate, second)))
+  return filled(keras.Model(image, layers.ReLU()(norm(layers.Multiply(name="product")([x, gate])))))
+
+
+@pytest.mark.parametrize("first, second, changed", [
+    (None, None, "conv"), (None, layers.Activation("sigmoid"), "conv"),
+    (layers.Activation("sigmoid"), None, "gate"), (layers.Activation("tanh"), layers.Softmax(), None)])
+def test_a_pure_scale_goes_into_one_factor_of_a_product(first, second, changed):
+  norm = bn()
+  model = product(norm, first=first, second=second)
+  pure_scale(norm, [1.0, -2, 3, 0])
+  graph = folded(model)
+  if changed is None:
+    assert_kept(graph, "no factor of 'product' can be scaled")
+    return
+  assert graph.skips == [] and len(graph.edits) == 1
+  for node in graph.find("Conv2D", "Dense"):
+    same = np.array_equal(node.layer.params["kernel"], model.get_layer(node.name).kernel.numpy())
+    assert same == (node.name != changed)
+
+
+def test_a_shift_does_not_go_into_a_product():
+  assert_kept(folded(product(bn())), "'product' (Multiply) is not linear")
+
+
+def test_a_square_has_no_factor_of_its_own():
+  image, norm = keras.Input(IMAGE), bn()
+  x = layers.Conv2D(4, 1, name="conv")(image)
+  model = filled(keras.Model(image, layers.ReLU()(norm(layers.Multiply(name="square")([x, x])))))
+  pure_scale(norm, [1.0, 2, 3, 4])
+  assert_kept(folded(model), "no factor of 'square' can be scaled")
+
+
+@pytest.mark.parametrize("parts", [
+    lambda: [layers.ReLU(), bn(), bn("outer"), layers.ReLU()],
+    lambda: [layers.ReLU(), bn(), layers.AveragePooling2D(2), bn("outer"), layers.ReLU()]])
+def test_a_batch_norm_goes_forward_into_the_next_one(parts):
+  graph = folded(stack(*parts()))
+  assert [edit.layer for edit in graph.edits] == ["bn"] and [skip.layer for skip in graph.skips] == ["outer"]
+  assert kinds(graph).count("DepthwiseConv2D") == 1
+
+
+def test_not_forward_into_a_batch_norm_of_another_axis():
+  model = stack(layers.ReLU(), bn(), layers.BatchNormalization(axis=1, name="rows"), shape=(4, 4, 4))
+  graph = folded(model)
+  assert kinds(graph) == ["ReLU", "DepthwiseConv2D", "BatchNormalization"]
+  assert [skip.layer for skip in graph.skips] == ["bn", "rows"] and "'rows'" in graph.skips[0].reason
+
+
+def test_not_forward_into_a_batch_norm_that_is_called_twice():
+  image, outer = keras.Input(IMAGE), bn("outer")
+  x = outer(bn()(layers.ReLU()(image)))
+  model = filled(keras.Model(image, layers.ReLU()(layers.Add()([x, outer(image)]))))
+  graph = folded(model)
+  assert "'outer' is shared" in graph.skips[0].reason
+
+
 def test_a_cap_that_another_call_shares_is_not_moved():
   image, norm, relu = keras.Input(IMAGE), bn(center=False), layers.ReLU(1.0, name="relu")
   x = norm(relu(layers.Conv2D(4, 3, name="conv")(image)))

@@ -142,7 +142,8 @@ def test_hard_sigmoid_is_a_line_and_a_capped_relu():
 
 @pytest.mark.parametrize("function", [
     lambda x: tf.nn.softmax(x, axis=1), lambda x: tf.nn.softmax(x, 1), lambda x: tf.nn.silu(x, beta=2.0),
-    lambda x: tf.nn.silu(x, 2.0), layers.ReLU(threshold=0.5), layers.ReLU(2.0, negative_slope=0.1),
+    lambda x: tf.nn.silu(x, 2.0), layers.ReLU(threshold=0.5), layers.ReLU(1.0, negative_slope=0.1),
+    layers.ReLU(negative_slope=0.1, threshold=0.5),
     layers.Softmax(axis=1), layers.Activation("elu"), layers.PReLU(), tf.nn.elu])
 def test_functions_that_are_not_the_plain_one_keep_their_outputs(function):
   standardized(stack(function))
