@@ -6,6 +6,7 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.core.graph import Edit, Graph
+from kquant.core.nodes import Ref
 from kquant.core.passes import graph_pass, rewrite
 from tests import models
 
@@ -65,11 +66,7 @@ def test_a_pass_leaves_a_graph_in_order(model):
   @graph_pass
   def insert(graph):
     (conv,) = graph.find("Conv2D")
-    graph.insert_after(conv_ref(conv), graph.new_layer(keras.layers.ReLU, "between"))
-
-  def conv_ref(node):
-    from kquant.core.nodes import Ref
-    return Ref(node)
+    graph.insert_after(Ref(conv), graph.new_layer(keras.layers.ReLU, "between"))
 
   graph = insert(Graph.from_model(model))
   assert [node.name for node in graph.nodes][:4] == ["image", "conv", "between", "bn"]
