@@ -1,9 +1,9 @@
-# make demo | make test | make check: each sets up what it needs.
+# make demo | make test | make check | make fuzz: each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check fuzz clean
 
 demo: $(VENV)/.package
 	$(BIN)/python -m kquant.cli.ptq
@@ -13,6 +13,10 @@ test: $(VENV)/.test
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
+
+# Thousands of random operators of every kind against LiteRT; make test runs a few of each.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.tflite_export.operator_fuzz --cases=2000
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from kquant.core import data, keras_calls
+from tflite_export import certificate as certificates
 from tflite_export import verifier
+from tflite_export.certificate import inexact_operators
 from tflite_export.lower import lower, with_border
 from tflite_export.program import IntProgram
 from tflite_export.program_check import check
@@ -26,7 +28,8 @@ class Exported:
     bytes: its size.
     program: what it was written from, border included.
     verification: what was compared.
-    seconds: {"export", "verify"}.
+    seconds: {"export", "verify"}, and "certify" where it was asked for.
+    certificate: what `tflite_export.certify` found, where it was asked for.
   """
 
   path: pathlib.Path
@@ -34,9 +37,11 @@ class Exported:
   program: IntProgram
   verification: Verification
   seconds: dict[str, float]
+  certificate: dict[str, Any] | None = None
 
 
-def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8") -> Exported:
+def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8",
+           certify: bool = False) -> Exported:
   """Writes a .tflite file, reads it back and verifies it; only a verified file gets its name.
 
   Args:
@@ -45,12 +50,17 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     verify: inputs to run the operators on (two images are enough), as `quantize` takes them; None
       compares the constants alone.
     io: type of the inputs and outputs: "int8", "uint8" or "float32".
+    certify: also run the integer simulator on the `verify` inputs and on random ones and compare every
+      tensor with LiteRT's two sets of kernels, which must agree to the bit.
 
   Raises:
     UnsupportedLayerError: a layer without an integer operator, by name.
     VerificationError: the file does not hold or compute what was chosen.
+    ValueError: certify without verify inputs.
     OSError: the path cannot be written.
   """
+  if certify and verify is None:
+    raise ValueError("export: certify=True needs inputs to run on; give verify=images.")
   path = pathlib.Path(path)
   start = time.perf_counter()
   program = with_border(lower(result.model, result.encodings), io)
@@ -61,16 +71,36 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     temporary.write_bytes(contents)
     written = time.perf_counter()
     images = None if verify is None else _gather(result.model, verify)
-    found = verifier.verify(temporary.read_bytes(), result.model, result.encodings, program=program,
-                   images=images)
-    if not found.ok:
-      raise VerificationError(f"{path}: not written, {found.problems[0]}"
-                              + (f" (and {len(found.problems) - 1} more)" if found.problems[1:] else ""))
+    stored = temporary.read_bytes()
+    found = verifier.verify(stored, result.model, result.encodings, program=program, images=images)
+    _raise_first(path, found.problems)
+    verified = time.perf_counter()
+    certificate = None
+    if certify:
+      certificate = _certificate(stored, program, result, images)
+      _raise_first(path, inexact_operators(certificate))
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
-  seconds = {"export": written - start, "verify": time.perf_counter() - written}
-  return Exported(path, len(contents), program, found, seconds)
+  seconds = {"export": written - start, "verify": verified - written}
+  if certify:
+    seconds["certify"] = time.perf_counter() - verified
+  return Exported(path, len(contents), program, found, seconds, certificate)
+
+
+def _raise_first(path: pathlib.Path, problems: list[str]) -> None:
+  if problems:
+    more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+    raise VerificationError(f"{path}: not written, {problems[0]}{more}")
+
+
+def _certificate(contents: bytes, program: IntProgram, result: Any,
+                 images: list[np.ndarray]) -> dict[str, Any]:
+  """Certifies on the images, put on the grids and types of the file's border."""
+  grids = [result.encodings[name] for name in result.model.input_names]
+  inputs = [verifier.on_border(grid.quantize(image), grid, program.tensors[name])
+            for image, grid, name in zip(images, grids, program.inputs)]
+  return certificates.certify(contents, inputs)
 
 
 def _gather(model, images) -> list[np.ndarray]:

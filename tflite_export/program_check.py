@@ -18,7 +18,7 @@ _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
 _LARGEST_WEIGHT = 127
 
 # Positions of (x, kernel, bias) among the inputs, and the output channels' axis of the kernel.
-_WEIGHTED = {
+WEIGHTED = {
     "CONV_2D": ((0, 1, 2), 0),
     "DEPTHWISE_CONV_2D": ((0, 1, 2), 3),
     "FULLY_CONNECTED": ((0, 1, 2), 0),
@@ -59,7 +59,7 @@ def check(program: IntProgram) -> None:
     _check_grids(program, op)
     _check_same_scale(program, op)
     _check_fixed_grid(program, op)
-    if op.kind in _WEIGHTED:
+    if op.kind in WEIGHTED:
       _check_weighted(program, op)
     if op.kind == "PRELU":
       _check_kernel(op, program.tensors[op.inputs[-1]])
@@ -200,7 +200,7 @@ def _check_fixed_grid(program: IntProgram, op: IntOp) -> None:
 
 def _check_weighted(program: IntProgram, op: IntOp) -> None:
   """Asserts the rules of an operator that multiplies x by a constant kernel and adds a bias."""
-  positions, channel_axis = _WEIGHTED[op.kind]
+  positions, channel_axis = WEIGHTED[op.kind]
   if len(op.inputs) <= max(positions):
     raise _error(op, f"expected {max(positions) + 1} inputs, bias included, got {len(op.inputs)}")
   x, kernel, bias = (program.tensors[op.inputs[i]] for i in positions)

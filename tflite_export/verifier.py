@@ -166,7 +166,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
                   images: list[np.ndarray], found: Verification) -> None:
   """LiteRT's integers of every tensor against the Keras layers; then the file's own output."""
   graph = Graph.from_model(model)
-  inputs = [_on_border(encodings[ref.key].quantize(image), encodings[ref.key], stored.tensors[name])
+  inputs = [on_border(encodings[ref.key].quantize(image), encodings[ref.key], stored.tensors[name])
             for image, ref, name in zip(images, graph.input_refs, stored.inputs)]
   watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
              and node.kind != "InputLayer"]
@@ -187,7 +187,7 @@ def _compare_outputs(graph: Graph, stored: IntProgram, encodings: Encodings,
   if len(outputs) != len(graph.output_refs):
     found.problems.append(f"{len(outputs)} outputs in the file, {len(graph.output_refs)} in the model")
   for ref, name, output in zip(graph.output_refs, stored.outputs, outputs):
-    expected = _on_border(integers[ref.key], encodings[ref.key], stored.tensors[name])
+    expected = on_border(integers[ref.key], encodings[ref.key], stored.tensors[name])
     if not np.array_equal(output, expected):
       found.problems.append(f"output {name}: the file's values are not those of the watched {ref.key!r}")
 
@@ -196,7 +196,7 @@ def _refs(node: Node) -> list[Ref]:
   return [Ref(node, index) for index in range(len(node.shapes))]
 
 
-def _on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:
+def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:
   """Integers of a grid as the file's input or output tensor holds them."""
   if tensor.dtype == "float32":
     return grid.dequantize(integers)

@@ -33,6 +33,8 @@ flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, or w<bits>a8 such 
 flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
 shared.define_path("encodings", "JSON file for every grid (the integers go to the .npz beside it)",
                    ending=".json")
+shared.define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
+                   ending=".json")
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers", ending=".keras")
 
 
@@ -69,7 +71,7 @@ def _check_flags() -> None:
     for name in ("calibration", "output"):
       if FLAGS[name].value is None:
         raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
-  shared.check_outputs("output", "summary", "encodings", "save_qmodel")
+  shared.check_outputs("output", "summary", "encodings", "save_qmodel", "certificate")
 
 
 def _fixed_inputs(model) -> list[InputSpec]:
@@ -117,7 +119,8 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
          judged: tuple[Source, np.ndarray] | None) -> None:
   """Quantizes, exports, judges; writes the files and prints the table."""
   result = api.quantize(model, images, config=config)
-  written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io)
+  written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io,
+                   certify=FLAGS.certificate is not None)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
   summary = {
       "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
@@ -137,6 +140,8 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
     result.encodings.save(FLAGS.encodings)
   if FLAGS.save_qmodel:
     result.qmodel.save(FLAGS.save_qmodel)
+  if FLAGS.certificate:
+    shared.write_json(FLAGS.certificate, written.certificate)
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
   print(_table(summary, written, result.report))
@@ -154,6 +159,7 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
       ("float operators", ", ".join(summary["float_operators"]) or "none"),
       ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
                    f"Keras layer on {found.images} images"),
+      *_certificate_rows(written),
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]
@@ -162,6 +168,16 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
     lines.append(text_table(("layer", "pass", "not done because"),
                             [(s.layer, s.pass_name, s.reason) for s in report.skips]))
   return "\n\n".join(lines)
+
+
+def _certificate_rows(written: Exported) -> list[tuple[str, str]]:
+  if written.certificate is None:
+    return []
+  counted = [row for result in written.certificate["kernel_sets"].values()
+             for row in result["operators"].values()]
+  elements, mismatching = (sum(row[key] for row in counted) for key in ("elements", "mismatching"))
+  return [("certified", f"{elements:,} elements computed by our own arithmetic and by LiteRT's xnnpack and "
+                        f"reference kernels: {mismatching} differ")]
 
 
 def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,131 @@
+"""The certificate: what a file computes, element by element, against this package's own arithmetic.
+
+The integer simulator runs free from the inputs and every tensor is compared with LiteRT's, for each set
+of kernels. With it go the proof that no accumulator can overflow and the versions it all holds for.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_export.program import IntOp, IntProgram
+from tflite_export.program_check import ACCUMULATOR_LIMIT, WEIGHTED
+from tflite_export.reader import from_bytes
+from tflite_export.runtime import Runtime
+from tflite_export.simulate import not_simulated, simulate
+from tflite_export.writer import to_bytes
+
+FORMAT = "kquant certificate"
+FORMAT_VERSION = 1
+KERNEL_SETS = ("xnnpack", "reference")
+_PACKAGES = ("kquant", "ai-edge-litert", "numpy")
+
+
+def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[str] = KERNEL_SETS,
+            random_images: int = 2, seed: int = 0) -> dict[str, Any]:
+  """Returns the certificate of a file, ready for JSON.
+
+  Args:
+    data: the bytes of the .tflite file.
+    inputs: real inputs, one array [n, ...] for each input of the file, of its type.
+    kernel_sets: which to compare with, "xnnpack" (the default interpreter) and "reference".
+    random_images: as many inputs drawn over the whole type are compared as well.
+    seed: of the random inputs.
+
+  Raises:
+    ValueError: not a TFLite file, or inputs of other shapes or types.
+  """
+  program = from_bytes(data)
+  rng = np.random.default_rng(seed)
+  drawn = [_random_like(array, random_images, rng) for array in inputs]
+  kinds = {"real": list(inputs), "random": drawn} if random_images else {"real": list(inputs)}
+  certificate = {
+      "format": FORMAT, "version": FORMAT_VERSION,
+      "file": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+      "versions": {"python": platform.python_version(), "machine": platform.machine(),
+                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      "inputs": {name: len(arrays[0]) for name, arrays in kinds.items()},
+      "kernel_sets": {name: _compare(program, kinds, name) for name in kernel_sets},
+      "accumulators": accumulator_bound(program),
+      "largest_bias": _largest_bias(program),
+  }
+  certificate["exact"] = not inexact_operators(certificate)
+  return certificate
+
+
+def inexact_operators(certificate: dict[str, Any]) -> list[str]:
+  """Returns a line for each operator kind that differs or was not simulated; [] means exact.
+
+  SOFTMAX alone may differ, by 1 LSB: its float32 exponentials are the library's.
+  """
+  lines = [f"an accumulator can reach {certificate['accumulators']['bound']} in layer "
+           f"{certificate['accumulators']['layer']!r}"] if not certificate["accumulators"]["proved"] else []
+  for kernels, result in certificate["kernel_sets"].items():
+    lines += [f"{kernels} kernels: not simulated, {line}" for line in result["not_simulated"]]
+    lines += [f"{kernels} kernels: {kind} differs in {row['mismatching']} of {row['elements']} elements, by "
+              f"up to {row['max_lsb']} LSB" for kind, row in result["operators"].items()
+              if row["max_lsb"] > (1 if kind == "SOFTMAX" else 0)]
+  return lines
+
+
+def accumulator_bound(program: IntProgram) -> dict[str, Any]:
+  """Returns the largest |accumulator| that any input can reach, its layer, and the limit of int32.
+
+  Per output channel: |q_b| + max|q_x - z_x| * sum|q_w| <= bound.
+  """
+  worst = {"bound": 0, "layer": "", "limit": ACCUMULATOR_LIMIT}
+  for op in program.ops:
+    if op.kind in WEIGHTED:
+      bound = _bound_of(program, op)
+      if bound > worst["bound"]:
+        worst |= {"bound": bound, "layer": op.outputs[0]}
+  return {**worst, "proved": worst["bound"] < ACCUMULATOR_LIMIT}
+
+
+def _bound_of(program: IntProgram, op: IntOp) -> int:
+  places, channel_axis = WEIGHTED[op.kind]
+  x, kernel, bias = (program.tensors[op.inputs[place]] for place in places)
+  zero_point = int(x.zero_point[0])
+  reach = max(127 - zero_point, zero_point + 128)
+  taps = tuple(axis for axis in range(kernel.data.ndim) if axis != channel_axis)
+  total = np.abs(kernel.data.astype(np.int64)).sum(axis=taps)
+  return int((np.abs(bias.data.astype(np.int64)) + reach * total).max())
+
+
+def _largest_bias(program: IntProgram) -> dict[str, Any]:
+  biases = {name: int(np.abs(program.tensors[name].data.astype(np.int64)).max())
+            for op in program.ops if op.kind in WEIGHTED for name in [op.inputs[WEIGHTED[op.kind][0][2]]]}
+  name = max(biases, key=biases.get, default="")
+  return {"value": biases.get(name, 0), "tensor": name}
+
+
+def _random_like(array: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+  """Inputs over the whole integer type, or over the range of the real ones for a float border."""
+  shape = (count, *array.shape[1:])
+  if array.dtype.kind == "f":
+    return rng.uniform(array.min(), array.max(), shape).astype(array.dtype)
+  limits = np.iinfo(array.dtype)
+  return rng.integers(limits.min, limits.max, shape, dtype=array.dtype, endpoint=True)
+
+
+def _compare(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str) -> dict[str, Any]:
+  """Returns {operators: {kind: {elements, mismatching, max_lsb}}, not_simulated: [...]}."""
+  missing = not_simulated(program, mode=kernels)
+  if missing:
+    return {"operators": {}, "not_simulated": missing}
+  made = {name: op.kind for op in program.ops for name in op.outputs}
+  runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels)
+  rows: dict[str, dict[str, int]] = {}
+  for inputs in kinds.values():
+    simulated = simulate(program, inputs, mode=kernels)
+    for (name, kind), computed in zip(made.items(), runtime.run_many(inputs)):
+      difference = np.abs(computed.astype(np.float64) - simulated[name])
+      row = rows.setdefault(kind, {"elements": 0, "mismatching": 0, "max_lsb": 0})
+      row["elements"] += difference.size
+      row["mismatching"] += int(np.count_nonzero(difference))
+      row["max_lsb"] = max(row["max_lsb"], int(np.ceil(difference.max(initial=0))))
+  return {"operators": dict(sorted(rows.items())), "not_simulated": []}

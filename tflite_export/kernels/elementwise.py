@@ -1,0 +1,80 @@
+"""ADD, SUB, MUL, MAXIMUM, MINIMUM, PRELU: two operands that broadcast."""
+
+import numpy as np
+
+from tflite_export.kernels.call import Call, centred, finish, scale_of, with_rank
+from tflite_export.kernels.multipliers import multiply_double, multiply_float
+
+_REFERENCE_SHIFT = 20
+_DELEGATE_BITS = 20
+"""Fractional bits of the larger of the two multipliers in a delegated sum."""
+
+
+def add(call: Call, a: np.ndarray, b: np.ndarray) -> list:
+  """Returns [a + b]; of int32 tensors (indices) the plain sum."""
+  if call.outputs[0].dtype == "int32":
+    return [np.add(*_aligned(call, a, b))]
+  return [_sum(call, a, b, sign=1)]
+
+
+def sub(call: Call, a: np.ndarray, b: np.ndarray) -> list:
+  """Returns [a - b]."""
+  return [_sum(call, a, b, sign=-1)]
+
+
+def mul(call: Call, a: np.ndarray, b: np.ndarray) -> list:
+  """Returns [a * b]."""
+  first, second = call.inputs
+  a, b = _aligned(call, centred(a, first), centred(b, second))
+  real = scale_of(first) * scale_of(second) / scale_of(call.outputs[0])
+  multiply = multiply_float if call.arithmetic == "xnnpack" else multiply_double
+  return [finish(call, multiply(a * b, real))]
+
+
+def maximum(call: Call, a: np.ndarray, b: np.ndarray) -> list:
+  """Returns [the larger integers]; all on one grid."""
+  return [np.maximum(*_aligned(call, a, b))]
+
+
+def minimum(call: Call, a: np.ndarray, b: np.ndarray) -> list:
+  """Returns [the smaller integers]; all on one grid."""
+  return [np.minimum(*_aligned(call, a, b))]
+
+
+def prelu(call: Call, x: np.ndarray, alpha: np.ndarray) -> list:
+  """Returns [x where x >= 0, else alpha * x]."""
+  source, slope = call.inputs
+  s_x, s_y = scale_of(source), scale_of(call.outputs[0])
+  x, alpha = _aligned(call, centred(x, source), centred(alpha, slope))
+  kept = multiply_double(x, s_x / s_y)
+  scaled = multiply_double(x * alpha, s_x * scale_of(slope) / s_y)
+  return [finish(call, np.where(x >= 0, kept, scaled))]
+
+
+def _sum(call: Call, a: np.ndarray, b: np.ndarray, *, sign: int) -> np.ndarray:
+  first, second = call.inputs
+  y = call.outputs[0]
+  a, b = _aligned(call, centred(a, first), centred(b, second))
+  scales = [scale_of(tensor) for tensor in (first, second, y)]
+  if call.arithmetic == "xnnpack":
+    return finish(call, _delegated_sum(a, b, *scales, sign=sign))
+  s_a, s_b, s_y = (np.float64(scale) for scale in scales)
+  twice = 2 * max(s_a, s_b)
+  total = (multiply_double(a << _REFERENCE_SHIFT, s_a / twice)
+           + sign * multiply_double(b << _REFERENCE_SHIFT, s_b / twice))
+  return finish(call, multiply_double(total, twice / (2.0**_REFERENCE_SHIFT * s_y)))
+
+
+def _delegated_sum(a: np.ndarray, b: np.ndarray, s_a: np.float32, s_b: np.float32, s_y: np.float32, *,
+                   sign: int) -> np.ndarray:
+  """Returns (a m_a +- b m_b) / 2^shift, ties up; the larger multiplier has 21 bits."""
+  ratio_a, ratio_b = s_a / s_y, s_b / s_y
+  exponent = int(np.frexp(max(ratio_a, ratio_b))[1]) - 1
+  shift = _DELEGATE_BITS - exponent
+  m_a, m_b = (int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in (ratio_a, ratio_b))
+  return (a * m_a + sign * b * m_b + (1 << (shift - 1))) >> shift
+
+
+def _aligned(call: Call, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns both with as many axes as the output has behind the images."""
+  return tuple(with_rank(x, tensor, len(call.outputs[0].shape)) for x, tensor in zip((a, b), call.inputs))

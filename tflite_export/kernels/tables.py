@@ -1,0 +1,68 @@
+"""Functions of one integer: RELU, RELU6, LEAKY_RELU by formula; LOGISTIC, TANH, HARD_SWISH by table.
+
+The tables of the latter come out of code whose last bits cannot be known from outside (floats), so
+they are read: a file of this one operator runs on all 256 integers, in the same set of kernels.
+"""
+
+import functools
+
+import numpy as np
+
+from tflite_export.kernels.call import Call, by_code, centred, finish, scale_of, zero_point_of
+from tflite_export.kernels.multipliers import multiply_double, shift_up
+from tflite_export.program import IntOp, IntProgram, IntTensor
+from tflite_export.runtime import Runtime
+from tflite_export.writer import to_bytes
+
+_DELEGATE_BITS = 8
+
+
+def relu(call: Call, x: np.ndarray) -> list:
+  """Returns [max(x, 0)] on the output's grid."""
+  return [by_code(x, lambda codes: finish(call, _scaled(call, codes), "RELU"))]
+
+
+def relu6(call: Call, x: np.ndarray) -> list:
+  """Returns [min(max(x, 0), 6)] on the output's grid."""
+  return [by_code(x, lambda codes: finish(call, _scaled(call, codes), "RELU6"))]
+
+
+def leaky_relu(call: Call, x: np.ndarray) -> list:
+  """Returns [x where x >= 0, else alpha * x] on the output's grid."""
+  return [by_code(x, lambda codes: finish(call, _leaky(call, codes)))]
+
+
+def read_from_runtime(call: Call, x: np.ndarray) -> list:
+  """Returns [what the runtime makes of each integer of x]."""
+  grids = [(float(scale_of(tensor)), zero_point_of(tensor)) for tensor in (call.inputs[0], call.outputs[0])]
+  options = tuple(sorted(call.op.options.items()))
+  return [by_code(x, lambda _: _read_table(call.op.kind, call.op.version, options, *grids, call.arithmetic))]
+
+
+def _scaled(call: Call, x: np.ndarray) -> np.ndarray:
+  """Returns (q - z_x) s_x / s_y."""
+  source, y = call.inputs[0], call.outputs[0]
+  return multiply_double(centred(x, source), scale_of(source) / scale_of(y))
+
+
+def _leaky(call: Call, x: np.ndarray) -> np.ndarray:
+  source, y = call.inputs[0], call.outputs[0]
+  alpha, d = np.float32(call.option("alpha", 0.0)), centred(x, source)
+  if call.arithmetic == "xnnpack":
+    ratio = scale_of(source) / scale_of(y)
+    kept, scaled = (int(np.rint(part * np.float32(1 << _DELEGATE_BITS))) for part in (ratio, ratio * alpha))
+    return shift_up(np.where(d >= 0, d * kept, d * scaled), _DELEGATE_BITS)
+  slope = scale_of(source) * alpha / scale_of(y)
+  return np.where(d >= 0, _scaled(call, x), multiply_double(d, slope))
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_table(kind: str, version: int, options: tuple, source: tuple[float, int], y: tuple[float, int],
+                kernels: str) -> np.ndarray:
+  """Returns int8 [256]: the operator's output for each code, in the order of its byte."""
+  program = IntProgram(inputs=["x"], outputs=["y"])
+  for name, (scale, zero_point) in (("x", source), ("y", y)):
+    program.add_tensor(IntTensor(name, (1, 256), "int8", [scale], [zero_point]))
+  program.ops.append(IntOp(kind, ["x"], ["y"], dict(options), version, source="table"))
+  codes = np.arange(256).astype(np.uint8).view(np.int8)
+  return Runtime(to_bytes(program), kernels=kernels).run([codes[None]])[0][0]
