@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 import numpy as np
+import tf_keras as keras
 
 from kquant.core import data, keras_calls
+from kquant.core.encodings import Encodings
 from tflite_export import certificate as certificates
 from tflite_export import verifier
 from tflite_export.certificate import inexact_operators
@@ -45,7 +47,7 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   """Writes a .tflite file, reads it back and verifies it; only a verified file gets its name.
 
   Args:
-    result: has `model` (finalised) and `encodings`: what `kquant.quantize` returned.
+    result: what `kquant.quantize` returned, or the pair (model, encodings) of `kquant.finalize`.
     path: of the file.
     verify: inputs to run the operators on (two images are enough), as `quantize` takes them; None
       compares the constants alone.
@@ -56,28 +58,32 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   Raises:
     UnsupportedLayerError: a layer without an integer operator, by name.
     VerificationError: the file does not hold or compute what was chosen.
+    TypeError: another kind of result.
     ValueError: certify without verify inputs.
     OSError: the path cannot be written.
   """
   if certify and verify is None:
     raise ValueError("export: certify=True needs inputs to run on; give verify=images.")
+  model, encodings = _parts_of(result)
   path = pathlib.Path(path)
+  if not path.absolute().parent.is_dir():
+    raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
   start = time.perf_counter()
-  program = with_border(lower(result.model, result.encodings), io)
+  program = with_border(lower(model, encodings), io)
   check(program)
   contents = to_bytes(program)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     temporary.write_bytes(contents)
     written = time.perf_counter()
-    images = None if verify is None else _gather(result.model, verify)
+    images = None if verify is None else _gather(model, verify)
     stored = temporary.read_bytes()
-    found = verifier.verify(stored, result.model, result.encodings, program=program, images=images)
+    found = verifier.verify(stored, model, encodings, program=program, images=images)
     _raise_first(path, found.problems)
     verified = time.perf_counter()
     certificate = None
     if certify:
-      certificate = _certificate(stored, program, result, images)
+      certificate = _certificate(stored, program, encodings, images)
       _raise_first(path, inexact_operators(certificate))
     os.replace(temporary, path)
   finally:
@@ -94,12 +100,22 @@ def _raise_first(path: pathlib.Path, problems: list[str]) -> None:
     raise VerificationError(f"{path}: not written, {problems[0]}{more}")
 
 
-def _certificate(contents: bytes, program: IntProgram, result: Any,
+def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
+  if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Encodings):
+    return result
+  if not isinstance(getattr(result, "encodings", None), Encodings):
+    raise TypeError("export: expected what kquant.quantize returned, or the pair (model, encodings) that "
+                    f"kquant.finalize returned; got {type(result).__name__}.")
+  return result.model, result.encodings
+
+
+def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  grids = [result.encodings[name] for name in result.model.input_names]
-  inputs = [verifier.on_border(grid.quantize(image), grid, program.tensors[name])
-            for image, grid, name in zip(images, grids, program.inputs)]
+  inputs = []
+  for image, name in zip(images, program.inputs):
+    grid = encodings[name.removesuffix(f"/{program.tensors[name].dtype}")]
+    inputs.append(verifier.on_border(grid.quantize(image), grid, program.tensors[name]))
   return certificates.certify(contents, inputs)
 
 

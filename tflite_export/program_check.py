@@ -13,6 +13,9 @@ ACCUMULATOR_LIMIT = 2**31
 MULTIPLIER_LIMIT = 256
 """s_x * s_w / s_y must lie below: the default kernels refuse to load the file otherwise."""
 
+SUM_LIMIT = 2**20
+"""2 max(s_a, s_b) / s_y of a sum must lie below: the reference kernels end the process otherwise."""
+
 _ACTIVATION_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
 _LARGEST_WEIGHT = 127
@@ -46,7 +49,7 @@ def check(program: IntProgram) -> None:
   float32 only at the border; QUANTIZE and DEQUANTIZE only at the border or with a reason; one grid
   where the kernel copies integers; the fixed output grids of SOFTMAX, LOGISTIC and TANH; kernels
   with zero points 0; biases of scale s_x * s_w; |q_b| + max|q_x - z_x| * sum|q_w| < 2^31;
-  s_x * s_w / s_y < 256.
+  s_x * s_w / s_y < 256; sums with 2 max(s_a, s_b) / s_y < 2^20.
 
   Raises:
     ValueError: a rule is broken; the message names the layer.
@@ -61,8 +64,18 @@ def check(program: IntProgram) -> None:
     _check_fixed_grid(program, op)
     if op.kind in WEIGHTED:
       _check_weighted(program, op)
+    if op.kind in ("ADD", "SUB") and program.tensors[op.outputs[0]].dtype == "int8":
+      _check_sum(program, op)
     if op.kind == "PRELU":
       _check_kernel(op, program.tensors[op.inputs[-1]])
+
+
+def _check_sum(program: IntProgram, op: IntOp) -> None:
+  """Asserts 2 max(s_a, s_b) / s_y < 2^20: beyond it the reference kernel of ADD ends the process."""
+  largest = max(float(program.tensors[name].scale[0]) for name in op.inputs)
+  ratio = 2 * largest / float(program.tensors[op.outputs[0]].scale[0])
+  if ratio >= SUM_LIMIT:
+    raise _error(op, f"expected 2 max(s_a, s_b) / s_y below 2^20, got {ratio:.4g}; widen the output's grid")
 
 
 def _error(op: IntOp, problem: str) -> ValueError:

@@ -145,6 +145,8 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
   print(_table(summary, written, result.report))
+  if judged is not None and (hint := _hint(summary["eval"])):
+    print(hint)
 
 
 def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
@@ -170,14 +172,26 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
   return "\n\n".join(lines)
 
 
+def _hint(judged: dict[str, Any]) -> str:
+  """What to look at where the float model itself knows nothing of the images."""
+  right = judged["float"]["top1"]
+  if right is None or right >= 0.02 or judged["images"] < 50:
+    return ""
+  return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what it "
+          "was trained with, and do the labels count its classes from 0?")
+
+
 def _certificate_rows(written: Exported) -> list[tuple[str, str]]:
   if written.certificate is None:
     return []
   counted = [row for result in written.certificate["kernel_sets"].values()
              for row in result["operators"].values()]
   elements, mismatching = (sum(row[key] for row in counted) for key in ("elements", "mismatching"))
+  missing = [line for result in written.certificate["kernel_sets"].values()
+             for line in result["not_simulated"]]
   return [("certified", f"{elements:,} elements computed by our own arithmetic and by LiteRT's xnnpack and "
-                        f"reference kernels: {mismatching} differ")]
+                        f"reference kernels: {mismatching} differ"),
+          *[("not simulated", line) for line in missing]]
 
 
 def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:

@@ -50,8 +50,8 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
   layers = _activation_layers(qmodel)
   estimators = {name: ESTIMATORS[layer.range]() for name, layer in layers.items() if layer.fixed is None}
   means: dict[str, list[np.ndarray]] = {}
-  step, names = _observing_step(qmodel, estimators)
   specs = keras_calls.input_specs(qmodel)
+  step, names = _observing_step(qmodel, estimators, specs)
   for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
     count = len(batch[0])  # one image alone would run in kernels whose sums differ in the last bit
     batch = [np.concatenate([array, array]) if count == 1 else array for array in batch]
@@ -79,11 +79,11 @@ def _activation_layers(qmodel: keras.Model) -> dict[str, QuantizeActivation]:
   return layers
 
 
-def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator]):
+def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator], specs: list[data.InputSpec]):
   """Returns a traced function of one batch and its number of images, and the names of its results."""
   names: dict[str, list[str]] = {}
 
-  @tf.function(reduce_retracing=True, autograph=False)
+  @tf.function(autograph=False)
   def step(arrays, count):
     with observing() as seen:
       keras_calls.call(qmodel, arrays)
@@ -93,7 +93,8 @@ def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator]):
             [tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1)))
              for _, tensor in seen.linear_inputs])
 
-  return step, names
+  arrays = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
+  return step.get_concrete_function(arrays, tf.TensorSpec((), tf.int32)), names
 
 
 def _mean_of_any_order(parts: list[np.ndarray]) -> np.ndarray:

@@ -78,7 +78,8 @@ def check_supported(node: Node) -> None:
     reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
   elif role == "opaque":
     reason = "has no integer form"
-    remedy = f"replace it by supported layers: {', '.join(_supported_layers())}"
+    remedy = (f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
+              f"by supported layers: {', '.join(_supported_layers())}")
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
   elif config.get("data_format") == "channels_first":
@@ -100,9 +101,11 @@ def check_supported(node: Node) -> None:
 
 
 def _supported_layers() -> list[str]:
-  """The Keras layers that have an integer form, by class name."""
-  return sorted(kind for kind, facts in facts_table.LAYERS.items()
-                if hasattr(keras.layers, kind) and facts.role not in ("input", "identity"))
+  """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
+  kinds = [kind for kind, facts in facts_table.LAYERS.items()
+           if hasattr(keras.layers, kind) and facts.role not in ("input", "identity")]
+  return sorted({*kinds, "Activation", "Average", "Dot", "Normalization", "RepeatVector", "Rescaling",
+                 "Resizing", "SeparableConv2D"})
 
 
 def fuses_into_reader(graph: Graph, ref: Ref) -> bool:

@@ -13,7 +13,8 @@ import zlib
 
 import numpy as np
 
-from tests.tflite_export.random_operators import DRAWS, Case, random_case
+from tests.tflite_export.random_draws import Case
+from tests.tflite_export.random_operators import DRAWS, random_case
 from tflite_export.kernels import KERNELS, linear, multipliers
 from tflite_export.kernels.call import Call
 from tflite_export.kernels.delegation import MODES, RULES, arithmetic_of

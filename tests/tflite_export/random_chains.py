@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.tflite_export.random_operators import SIGMOID_GRID, TANH_GRID, Case, Draw
+from tests.tflite_export.random_draws import SIGMOID_GRID, TANH_GRID, Case, Draw
 from tflite_export.program import IntOp
 
 

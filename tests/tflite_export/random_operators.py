@@ -1,131 +1,30 @@
 """Random programs of one operator, with the parameters that integer kernels are sensitive to.
 
-Scales 1e-3..0.3 or powers of two (ties), zero points at both ends, extreme ratios, odd channel
-counts, strides, dilations, groups, broadcasts, fused clamps, accumulators near 2^24 and 2^30.
+Scales 1e-3..0.3 or ties, zero points at both ends, extreme ratios, odd channel counts, strides,
+dilations, groups, broadcasts, fused clamps, accumulators near 2^24 and 2^30.
 """
-
-import dataclasses
 
 import numpy as np
 
-from tflite_export.program import IntOp, IntProgram, IntTensor
-
-ACTIVATIONS = ("NONE", "RELU", "RELU6", "RELU_N1_TO_1")
-CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33)
-SIGMOID_GRID, TANH_GRID = (1 / 256, -128), (1 / 128, 0)
-
-
-@dataclasses.dataclass
-class Case:
-  """A program, and arrays [n, ...] for its inputs."""
-
-  program: IntProgram
-  inputs: list[np.ndarray]
-
-
-class Draw:
-  """A program under construction, and the random numbers that it is made of."""
-
-  def __init__(self, rng: np.random.Generator):
-    self.rng = rng
-    self.program = IntProgram()
-    self.images = self.whole(1, 3)
-    self.ties = self.chance(0.4)
-
-  def whole(self, low: int, high: int) -> int:
-    """An integer of [low, high]."""
-    return int(self.rng.integers(low, high + 1))
-
-  def chance(self, probability: float) -> bool:
-    return bool(self.rng.random() < probability)
-
-  def one_of(self, choices):
-    return choices[self.whole(0, len(choices) - 1)]
-
-  def scale(self, low: float = 1e-3, high: float = 0.3) -> np.float32:
-    """Log-uniform; where ties are wanted a small multiple of a power of two, off by at most one bit.
-
-    Among these are scales for which 6 / scale is half an integer, the tie of a RELU6 clamp.
-    """
-    scale = np.float32(np.exp(self.rng.uniform(np.log(low), np.log(high))))
-    if self.ties:
-      scale = np.float32(2.0**np.rint(np.log2(scale)) * self.one_of((1, 1, 1, 1.5, 1.25, 0.75, 0.875, 0.9)))
-      clamp = np.float32(6 / (self.whole(20, 250) + 0.5))
-      scale = clamp if low <= clamp <= high and self.chance(0.3) else scale
-      if self.chance(0.25):
-        scale = np.nextafter(scale, np.float32(self.one_of((0, 1))))
-    return scale
-
-  def zero_point(self) -> int:
-    return self.one_of((-128, 127, 0, self.whole(-128, 127), self.whole(-128, 127), self.whole(-128, 127)))
-
-  def grid(self) -> tuple[np.float32, int]:
-    return self.scale(), self.zero_point()
-
-  def ratio_to(self, scale: np.float32, low: int = -12, high: int = 7) -> np.float32:
-    """A scale whose ratio scale / result is often near 1, and at times in 2^low..2^high."""
-    if self.chance(0.5):
-      return self.scale(float(scale) / 3, float(scale) * 3)
-    exponent = self.whole(low, high) if self.ties else self.rng.uniform(low, high)
-    return np.float32(float(scale) / 2.0**exponent)
-
-  def image(self, rank: int | None = None, *, size: int = 9, channels: int | None = None) -> tuple[int, ...]:
-    """A shape of batch 1; rank 2..4 unless given."""
-    rank = rank or self.one_of((2, 3, 4, 4, 4))
-    return (1, *[self.whole(1, size) for _ in range(rank - 2)], channels or self.one_of(CHANNELS))
-
-  def integers(self, shape, dtype: str = "int8") -> np.ndarray:
-    """Uniform, or at the ends of the type."""
-    limits = np.iinfo(dtype)
-    values = self.rng.integers(limits.min, limits.max + 1, shape)
-    if self.chance(0.1):
-      values = np.where(self.rng.random(shape) < 0.5, limits.min, limits.max)
-    return values.astype(dtype)
-
-  def input(self, name: str, shape, grid, dtype: str = "int8") -> str:
-    """Adds a graph input."""
-    self.program.inputs.append(self.tensor(name, shape, grid, dtype=dtype))
-    return name
-
-  def tensor(self, name: str, shape, grid=None, dtype: str = "int8", data=None, axis=None) -> str:
-    scale, zero_point = grid if grid is not None else (None, None)
-    return self.program.add_tensor(IntTensor(name, shape, dtype, scale, zero_point, axis, data))
-
-  def constant(self, name: str, values) -> str:
-    values = np.asarray(values, np.int32)
-    return self.tensor(name, values.shape, dtype="int32", data=values)
-
-  def finish(self, kind: str, inputs: list[str], shape, grid, *, version: int = 1, dtype: str = "int8",
-             outputs: int = 1, **options) -> Case:
-    """Adds the operator and its outputs, all of one shape and grid, and draws the inputs."""
-    names = [self.tensor(f"y{i}", shape, grid, dtype=dtype) for i in range(outputs)]
-    self.program.outputs = names
-    self.program.ops = [IntOp(kind, inputs, names, options, version, source=kind.lower())]
-    return Case(self.program, [self.values(self.program.tensors[name]) for name in self.program.inputs])
-
-  def values(self, tensor: IntTensor) -> np.ndarray:
-    """Images of an input tensor, [n, ...]."""
-    shape = (self.images, *tensor.shape[1:])
-    return self.floats(shape) if tensor.dtype == "float32" else self.integers(shape, tensor.dtype)
-
-  def floats(self, shape) -> np.ndarray:
-    """Floats on and beside the ties of the output's grid, and far outside of it."""
-    scale = float(self.program.tensors["y0"].scale[0])
-    steps = self.rng.uniform(-300, 300, shape)
-    halves = np.floor(steps) + self.one_of((0, 0.5))
-    values = np.where(self.rng.random(shape) < 0.5, halves, steps) * scale
-    huge = np.where(self.rng.random(shape) < 0.02, 10.0**self.whole(0, 30), 1.0)
-    return (values * huge).astype(np.float32)
-
+from tests.tflite_export import random_moves
+from tests.tflite_export.random_draws import (
+  ACTIVATIONS,
+  CHANNELS,
+  SIGMOID_GRID,
+  TANH_GRID,
+  Case,
+  Draw,
+  draw_windows,
+)
 
 # --- weighted operators ----------------------------------------------------------------------------
 
 
 def _small_sums(draw: Draw, x_scale: np.float32, kernel_shape, channels: int):
   """(scales, weights, bias, output scale) whose products are often ties: small sums over a power of two."""
-  s_w = np.full(channels, 2.0**-draw.whole(1, 8), np.float32)
+  s_w = np.full(channels if draw.chance(0.5) else 1, np.exp(draw.rng.uniform(-7, -2)), np.float32)
   weights, offsets = draw.rng.integers(-2, 3, kernel_shape), draw.rng.integers(-200, 201, channels)
-  return s_w, weights, offsets, np.float32(x_scale * s_w[0] * 2.0**draw.whole(1, 5))
+  return s_w, weights, offsets, np.float32(x_scale * s_w[0]) * np.float32(2.0**draw.whole(1, 5))
 
 
 def _weighted(draw: Draw, kind: str, kernel_shape, axis: int, x_shape, y_shape, *, version: int,
@@ -163,23 +62,9 @@ def _weighted(draw: Draw, kind: str, kernel_shape, axis: int, x_shape, y_shape, 
   return draw.finish(kind, inputs, y_shape, (s_y, draw.zero_point()), version=version, **options)
 
 
-def _windows(draw: Draw, size, *, dilated: bool):
-  """Draws (options, (height, width) of the input, of the output) for windows of `size`."""
-  padding = draw.one_of(("SAME", "VALID"))
-  strides = [draw.whole(1, 3) for _ in range(2)]
-  dilations = [draw.whole(1, 3) if dilated and draw.chance(0.3) else 1 for _ in range(2)]
-  reach = [(n - 1) * d + 1 for n, d in zip(size, dilations)]
-  image = [draw.whole(1 if padding == "SAME" else n, n + 8) for n in reach]
-  result = [-(-n // s) if padding == "SAME" else (n - r) // s + 1 for n, s, r in zip(image, strides, reach)]
-  options = {"padding": padding, "stride_h": strides[0], "stride_w": strides[1]}
-  if dilated:
-    options |= {"dilation_h_factor": dilations[0], "dilation_w_factor": dilations[1]}
-  return options, image, result
-
-
 def conv_2d(draw: Draw) -> Case:
   size = [draw.whole(1, 5) for _ in range(2)]
-  options, image, result = _windows(draw, size, dilated=True)
+  options, image, result = draw_windows(draw, size, dilated=True)
   groups = draw.one_of((1, 1, 1, 2, 3, 4))
   depth = draw.whole(1, 4) if groups > 1 else draw.one_of(CHANNELS)
   outputs = groups * draw.whole(1, 5) if groups > 1 else draw.one_of(CHANNELS)
@@ -189,7 +74,7 @@ def conv_2d(draw: Draw) -> Case:
 
 def depthwise_conv_2d(draw: Draw) -> Case:
   size = [draw.whole(1, 7 if draw.chance(0.2) else 5) for _ in range(2)]
-  options, image, result = _windows(draw, size, dilated=True)
+  options, image, result = draw_windows(draw, size, dilated=True)
   depth, multiplier = draw.one_of(CHANNELS), draw.one_of((1, 1, 1, 2, 3))
   channels = depth * multiplier
   return _weighted(draw, "DEPTHWISE_CONV_2D", (1, *size, channels), 3, (1, *image, depth),
@@ -212,8 +97,8 @@ def batch_matmul(draw: Draw) -> Case:
   second = (*batch, columns, depth) if flips[1] else (*batch, depth, columns)
   grids = draw.grid(), (draw.scale(), draw.one_of((0, draw.zero_point())))
   scale = np.float32(grids[0][0] * grids[1][0] * 70 * 70 * np.sqrt(depth) / draw.rng.uniform(20, 250))
-  if draw.ties:
-    scale = np.float32(2.0**np.rint(np.log2(scale)))
+  if draw.chance(0.4):
+    scale = np.float32(grids[0][0] * grids[1][0]) * np.float32(2.0**draw.whole(2, 10))
   a = draw.input("a", first, grids[0])
   fixed = draw.integers(second) if draw.chance(0.4) else None
   b = draw.input("b", second, grids[1]) if fixed is None else draw.tensor("b", second, grids[1], data=fixed)
@@ -277,6 +162,8 @@ def mul(draw: Draw) -> Case:
   first, second = draw.grid(), draw.grid()
   typical = np.float32(first[0] * second[0] * draw.rng.uniform(30, 200))
   s_y = typical if draw.chance(0.4) else draw.ratio_to(np.float32(first[0] * second[0]), -18, 9)
+  if draw.chance(0.2):
+    s_y = np.float32(first[0] * second[0]) * np.float32(2.0**draw.whole(2, 10))
   names, shape = _operands(draw, (first, second))
   return draw.finish("MUL", names, shape, (s_y, draw.zero_point()), version=2,
                      fused_activation_function=draw.one_of(ACTIVATIONS))
@@ -347,178 +234,43 @@ def dequantize(draw: Draw) -> Case:
   return draw.finish("DEQUANTIZE", [x], shape, None, version=2, dtype="float32")
 
 
-def _pool(kind: str):
-  def pool(draw: Draw) -> Case:
-    size = [draw.whole(1, 5) for _ in range(2)]
-    options, image, result = _windows(draw, size, dilated=False)
-    if draw.chance(0.1):
-      size, image, result = image, image, [1, 1]
-      options["padding"] = "VALID"
-    channels, grid = draw.one_of(CHANNELS), draw.grid()
-    x = draw.input("x", (1, *image, channels), grid)
-    return draw.finish(kind, [x], (1, *result, channels), grid, version=2, **options, filter_height=size[0],
-                       filter_width=size[1], fused_activation_function=draw.one_of(ACTIVATIONS[:3]))
-  return pool
-
-
-def mean(draw: Draw) -> Case:
-  shape, grid = draw.image(size=draw.one_of((4, 9, 40))), draw.grid()
-  rank = len(shape)
-  axes = draw.one_of(((1, 2), (1, 2), (1, 2), (1,), (2,), (2, 1), (rank - 1,), (-1,), tuple(range(1, rank))))
-  axes = tuple(axis for axis in axes if axis < rank) or (1,)
-  keep = draw.chance(0.5)
-  reduced = {axis % rank for axis in axes}
-  result = [1 if i in reduced else n for i, n in enumerate(shape) if keep or i not in reduced]
-  y = grid if draw.chance(0.2) else (draw.ratio_to(grid[0], -10, 7), draw.zero_point())
-  x = draw.input("x", shape, grid)
-  return draw.finish("MEAN", [x, draw.constant("axes", axes)], result, y, version=2, keep_dims=keep)
-
-
-def _extreme(kind: str):
-  def extreme(draw: Draw) -> Case:
-    shape, grid, keep = draw.image(), draw.grid(), draw.chance(0.5)
-    axes = sorted(draw.rng.permutation(np.arange(1, len(shape)))[:draw.whole(1, len(shape) - 1)].tolist())
-    result = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
-    x = draw.input("x", shape, grid)
-    return draw.finish(kind, [x, draw.constant("axes", axes)], result, grid, version=2, keep_dims=keep)
-  return extreme
-
-
-def _resize(kind: str):
-  def resize(draw: Draw) -> Case:
-    _, height, width, channels = draw.image(4)
-    size, grid = [draw.one_of((draw.whole(1, 20), 2 * n, 3 * n, n)) for n in (height, width)], draw.grid()
-    if draw.chance(0.3):  # Sizes at which the rounding of the places shows.
-      height, channels, size[0] = draw.whole(1, 400), 1, draw.whole(1, 400)
-    x = draw.input("x", (1, height, width, channels), grid)
-    return draw.finish(kind, [x, draw.constant("size", size)], (1, *size, channels), grid, version=3,
-                       align_corners=False, half_pixel_centers=True)
-  return resize
-
-
-# --- operators that move integers ------------------------------------------------------------------
-
-
-def concatenation(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
-  axis = draw.whole(1, len(shape) - 1)
-  names, total = [], 0
-  for i in range(draw.whole(1, 5)):
-    part = (*shape[:axis], draw.whole(1, 6), *shape[axis + 1:])
-    total += part[axis]
-    names.append(draw.tensor(f"c{i}", part, grid, data=draw.integers(part)) if i and draw.chance(0.2)
-                 else draw.input(f"x{i}", part, grid))
-  return draw.finish("CONCATENATION", names, (*shape[:axis], total, *shape[axis + 1:]), grid, version=2,
-                     axis=draw.one_of((axis, axis - len(shape))), fused_activation_function="NONE")
-
-
-def pad(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
-  amounts = [[0, 0], *[[draw.whole(0, 3), draw.whole(0, 3)] for _ in shape[1:]]]
-  names = [draw.input("x", shape, grid), draw.constant("paddings", amounts)]
-  return draw.finish("PAD", names, np.sum(amounts, 1) + shape, grid, version=2)
-
-
-def reshape(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
-  result = draw.one_of(((1, int(np.prod(shape))), (1, *shape), (1, *shape[:0:-1])))
-  x = draw.input("x", shape, grid)
-  return draw.finish("RESHAPE", [x, draw.constant("shape", result)], result, grid, new_shape=list(result))
-
-
-def transpose(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
-  order = [0, *(1 + draw.rng.permutation(len(shape) - 1)).tolist()]
-  names = [draw.input("x", shape, grid), draw.constant("order", order)]
-  return draw.finish("TRANSPOSE", names, [shape[i] for i in order], grid, version=2)
-
-
-def _blocks(kind: str):
-  def blocks(draw: Draw) -> Case:
-    block, grid = draw.whole(1, 3), draw.grid()
-    small = (draw.whole(1, 4), draw.whole(1, 4), draw.whole(1, 9))
-    deep = (1, *small[:2], small[2] * block**2)
-    wide = (1, small[0] * block, small[1] * block, small[2])
-    x, y = (deep, wide) if kind == "DEPTH_TO_SPACE" else (wide, deep)
-    return draw.finish(kind, [draw.input("x", x, grid)], y, grid, block_size=block)
-  return blocks
-
-
-def split(draw: Draw) -> Case:
-  shape, grid, parts = draw.image(), draw.grid(), draw.whole(1, 4)
-  axis = draw.whole(1, len(shape) - 1)
-  whole = (*shape[:axis], shape[axis] * parts, *shape[axis + 1:])
-  names = [draw.constant("axis", draw.one_of((axis, axis - len(shape)))), draw.input("x", whole, grid)]
-  return draw.finish("SPLIT", names, shape, grid, outputs=parts, num_splits=parts)
-
-
-def cast(draw: Draw) -> Case:
-  shape = draw.image()
-  return draw.finish("CAST", [draw.input("x", shape, draw.grid())], shape, None, dtype="int32")
-
-
-def gather(draw: Draw) -> Case:
-  shape, grid, size = draw.image(), draw.grid(), draw.whole(1, 256)
-  table = draw.tensor("table", (size,), grid, data=draw.integers((size,)))
-  case = draw.finish("GATHER", [table, draw.input("x", shape, None, "int32")], shape, grid, axis=0)
-  case.inputs[0] = np.abs(case.inputs[0]) % np.int32(size)
-  return case
-
-
-def strided_slice(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
-  cuts = [(0, 1, 1)]
-  for n in shape[1:]:
-    first, last = sorted((draw.whole(0, n - 1), draw.whole(0, n - 1)))
-    cuts.append((first, last + 1, draw.whole(1, 3)) if draw.chance(0.8) or first == 0
-                else (last, first - 1, -draw.whole(1, 3)))
-  masks = [draw.whole(0, 2**len(shape) - 1) & 2**len(shape) - 2 if draw.chance(0.2) else 0 for _ in range(2)]
-  views = [slice(None if masks[0] >> i & 1 else a, None if masks[1] >> i & 1 else b, step)
-           for i, (a, b, step) in enumerate(cuts)]
-  result = np.empty(shape)[tuple(views)].shape
-  parts = zip(("begin", "end", "step"), np.array(cuts).T)
-  names = [draw.input("x", shape, grid), *[draw.constant(name, part) for name, part in parts]]
-  return draw.finish("STRIDED_SLICE", names, result, grid, begin_mask=masks[0], end_mask=masks[1],
-                     ellipsis_mask=0, new_axis_mask=0, shrink_axis_mask=0)
-
-
 DRAWS = {
     "ADD": _sum("ADD"),
-    "AVERAGE_POOL_2D": _pool("AVERAGE_POOL_2D"),
+    "AVERAGE_POOL_2D": random_moves.draw_pool("AVERAGE_POOL_2D"),
     "BATCH_MATMUL": batch_matmul,
-    "CAST": cast,
-    "CONCATENATION": concatenation,
+    "CAST": random_moves.cast,
+    "CONCATENATION": random_moves.concatenation,
     "CONV_2D": conv_2d,
     "DEPTHWISE_CONV_2D": depthwise_conv_2d,
-    "DEPTH_TO_SPACE": _blocks("DEPTH_TO_SPACE"),
+    "DEPTH_TO_SPACE": random_moves.draw_blocks("DEPTH_TO_SPACE"),
     "DEQUANTIZE": dequantize,
     "FULLY_CONNECTED": fully_connected,
-    "GATHER": gather,
+    "GATHER": random_moves.gather,
     "HARD_SWISH": _unary("HARD_SWISH", 1, low=-6, high=6),
     "LEAKY_RELU": _unary("LEAKY_RELU", 2),
     "LOGISTIC": _unary("LOGISTIC", 2, SIGMOID_GRID),
     "MAXIMUM": _choice("MAXIMUM"),
-    "MAX_POOL_2D": _pool("MAX_POOL_2D"),
-    "MEAN": mean,
+    "MAX_POOL_2D": random_moves.draw_pool("MAX_POOL_2D"),
+    "MEAN": random_moves.mean,
     "MINIMUM": _choice("MINIMUM"),
     "MUL": mul,
-    "PAD": pad,
+    "PAD": random_moves.pad,
     "PRELU": prelu,
     "QUANTIZE": quantize,
-    "REDUCE_MAX": _extreme("REDUCE_MAX"),
-    "REDUCE_MIN": _extreme("REDUCE_MIN"),
+    "REDUCE_MAX": random_moves.draw_extreme("REDUCE_MAX"),
+    "REDUCE_MIN": random_moves.draw_extreme("REDUCE_MIN"),
     "RELU": _unary("RELU", 2),
     "RELU6": _unary("RELU6", 2),
-    "RESHAPE": reshape,
-    "RESIZE_BILINEAR": _resize("RESIZE_BILINEAR"),
-    "RESIZE_NEAREST_NEIGHBOR": _resize("RESIZE_NEAREST_NEIGHBOR"),
+    "RESHAPE": random_moves.reshape,
+    "RESIZE_BILINEAR": random_moves.draw_resize("RESIZE_BILINEAR"),
+    "RESIZE_NEAREST_NEIGHBOR": random_moves.draw_resize("RESIZE_NEAREST_NEIGHBOR"),
     "SOFTMAX": softmax,
-    "SPACE_TO_DEPTH": _blocks("SPACE_TO_DEPTH"),
-    "SPLIT": split,
-    "STRIDED_SLICE": strided_slice,
+    "SPACE_TO_DEPTH": random_moves.draw_blocks("SPACE_TO_DEPTH"),
+    "SPLIT": random_moves.split,
+    "STRIDED_SLICE": random_moves.strided_slice,
     "SUB": _sum("SUB"),
     "TANH": _unary("TANH", 2, TANH_GRID),
-    "TRANSPOSE": transpose,
+    "TRANSPOSE": random_moves.transpose,
     "TRANSPOSE_CONV": transpose_conv,
 }
 

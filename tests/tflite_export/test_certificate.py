@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import tf_keras as keras
+from tf_keras import layers
 
 import kquant as kq
 import tflite_export
@@ -67,7 +69,21 @@ def test_an_operator_that_is_not_simulated_is_named_never_silent(tmp_path, monke
   monkeypatch.delitem(KERNELS, "ADD")
   certificate = tflite_export.certify(written.path.read_bytes(), [np.zeros((1, 12, 12, 3), np.int8)])
   assert not certificate["exact"]
-  assert any("not simulated, ADD" in line for line in inexact_operators(certificate))
+  assert not inexact_operators(certificate)
+  assert "ADD of layer" in certificate["kernel_sets"]["xnnpack"]["not_simulated"][0]
+
+
+def test_a_softmax_that_would_end_the_process_is_named_and_the_rest_compared(tmp_path):
+  image = keras.Input((4, 4, 3), name="image")
+  x = layers.Dense(1000, name="flat")(layers.GlobalAveragePooling2D()(image))
+  model = keras.Model(image, layers.Softmax(name="classes")(x))
+  x = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 3)).astype(np.float32)
+  written = tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x, certify=True)
+  default, reference = (written.certificate["kernel_sets"][name] for name in ("xnnpack", "reference"))
+  assert not default["not_simulated"] and "SOFTMAX" in default["operators"]
+  assert "ends the process" in reference["not_simulated"][0]
+  assert set(reference["operators"]) == {"FULLY_CONNECTED", "MEAN"}
+  assert not written.certificate["exact"]
 
 
 def test_certify_without_inputs_is_an_error(tmp_path):

@@ -216,3 +216,14 @@ def test_ties_of_several_tensors():
       check(changed)
   changed.ops[0].kind = "ADD"
   check(changed)
+
+
+def test_a_sum_whose_output_grid_is_absurdly_narrow_is_refused():
+  program = IntProgram(inputs=["a", "b"], outputs=["y"])
+  for name, scale in (("a", 1.0), ("b", 0.5), ("y", 2.0 / 2**20)):
+    program.add_tensor(IntTensor(name, (1, 4), "int8", scale, 0))
+  program.ops.append(IntOp("ADD", ["a", "b"], ["y"], {"fused_activation_function": "NONE"}, 2, "sum"))
+  with pytest.raises(ValueError, match="'sum'.*below 2\\^20, got 1.049e\\+06"):
+    check(program)
+  program.tensors["y"].scale *= np.float32(2)
+  check(program)

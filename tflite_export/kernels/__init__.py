@@ -3,8 +3,8 @@
 One file a family. `multipliers` holds the roundings, `call` what a kernel is given, `delegation` which
 set of kernels (reference, xnnpack, builtin) runs an operator in a mode, `coverage` what is not
 simulated: int16 activations, uint8 inside of a network, computed shapes, resizes without half-pixel
-centres, sums and products at absurd ratios of scales. LOGISTIC, TANH and HARD_SWISH are tables read
-from the runtime: exact, but no second opinion on it. All else is computed here.
+centres, sums and products at absurd ratios of scales. LOGISTIC and TANH are tables read from the
+runtime: exact, but no second opinion on it. All else is computed here.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ KERNELS: dict[str, Callable[..., list]] = {
     "DEQUANTIZE": borders.dequantize,
     "FULLY_CONNECTED": linear.weighted,
     "GATHER": moving.gather,
-    "HARD_SWISH": tables.read_from_runtime,
+    "HARD_SWISH": tables.hard_swish,
     "LEAKY_RELU": tables.leaky_relu,
     "LOGISTIC": tables.read_from_runtime,
     "MAXIMUM": elementwise.maximum,

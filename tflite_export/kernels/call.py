@@ -2,7 +2,7 @@
 
 A kernel is a function `kernel(call, *arrays) -> list of arrays`. Arrays of activations are
 [n, *shape]: n images of a tensor whose shape in the program starts with its own batch of 1.
-Constants come as they are, [*shape]; an absent input is None.
+Constants come as they are, [*shape].
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ class Call:
 
   Attributes:
     op: the operator.
-    inputs: its input tensors in order, None for an absent one.
+    inputs: its input tensors in order.
     outputs: its output tensors in order.
     arithmetic: "reference", "xnnpack" or "builtin": the set of kernels that runs it.
   """
 
   op: IntOp
-  inputs: tuple[IntTensor | None, ...]
+  inputs: tuple[IntTensor, ...]
   outputs: tuple[IntTensor, ...]
   arithmetic: str
 
   def option(self, name: str, default: Any = None) -> Any:
-    """Returns an option of the operator; the schema's default where it is not given."""
+    """Returns an option of the operator; `default` where it is not given."""
     return self.op.options.get(name, default)
 
 

@@ -47,11 +47,11 @@ def batch_matmul(call: Call, a: np.ndarray, b: np.ndarray) -> list:
   a, b = (with_rank(centred(x, t).astype(np.float64), t, rank) for x, t in zip((a, b), call.inputs))
   a = a.swapaxes(-1, -2) if call.option("adj_x", False) else a
   b = b.swapaxes(-1, -2) if call.option("adj_y", False) else b
-  acc, s_y = a @ b, scale_of(call.outputs[0])
+  acc, product, s_y = a @ b, scale_of(first) * scale_of(second), scale_of(call.outputs[0])
   if call.arithmetic == "xnnpack":
-    y = _as_int32(call, multiply_float(acc, scale_of(first) * scale_of(second) / s_y))
+    y = _as_int32(call, multiply_float(acc, product / s_y))
   else:
-    y = multiply_double(acc, np.float64(scale_of(first)) * np.float64(scale_of(second)) / np.float64(s_y))
+    y = multiply_double(acc, np.float64(product) / np.float64(s_y))
   return [output_like(call, finish(call, y), n)]
 
 

@@ -36,7 +36,7 @@ def quantize_multiplier(real: np.ndarray | float) -> Multiplier:
 
 
 def high_multiply(v: np.ndarray, q: np.ndarray) -> np.ndarray:
-  """Returns v * q / 2^31, ties up, int64; q >= 0. (The kernels write it with truncation; same.)"""
+  """Returns v * q / 2^31, ties up, int64. (The kernels truncate after a nudge: the same integers.)"""
   return (v * q + _HALF) >> _FRACTION_BITS
 
 

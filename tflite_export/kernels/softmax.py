@@ -4,6 +4,8 @@ The delegate does not take it. The float table was exact on all of 8.8 million e
 exponentials are rounded here from float64, not by the C library's float32 function.
 """
 
+import math
+
 import numpy as np
 
 from tflite_export.kernels.call import Call, clamp, scale_of
@@ -34,17 +36,16 @@ _SUM_BITS = 12
 _ONE = (1 << 31) - 1
 _ABORTS = 1 << 28
 """512 in Q12: more does not fit the kernel's shift."""
-_EXP_MINUS_EIGHTH = 1895147668
-_THIRD = 715827883
-_EXP_OF_POWERS = ((-2, 1672461947), (-1, 1302514674), (0, 790015084), (1, 290630308), (2, 39332535),
-                  (3, 720401), (4, 242))
-"""(k, exp(-2^k)) in Q0."""
-_48_OVER_17 = 1515870810
-_MINUS_32_OVER_17 = -1010580540
+_EXP_MINUS_EIGHTH = round(math.exp(-1 / 8) * 2**31)
+_THIRD = round(2**31 / 3)
+_EXP_OF_POWERS = {k: round(math.exp(-(2.0**k)) * 2**31) for k in range(-2, 5)}
+"""{k: exp(-2^k)} in Q0."""
+_48_OVER_17, _MINUS_32_OVER_17 = round(48 / 17 * 2**29), round(-32 / 17 * 2**29)
+"""First guess of a quotient, in Q2."""
 
 
 def _fixed_point(call: Call, below: np.ndarray) -> np.ndarray:
-  """gemmlowp's fixed point: exp by a polynomial and a product of powers, a Newton division."""
+  """exp by a polynomial and a product of powers, then a Newton division, all in fixed point."""
   real = min(float(np.float32(call.option("beta", 1.0))) * float(scale_of(call.inputs[0]))
              * 2.0**(31 - _DIFFERENCE_BITS), 2.0**31 - 1)
   q, left = (int(part) for part in quantize_multiplier(real))
@@ -67,7 +68,7 @@ def _exp(x: np.ndarray) -> np.ndarray:
   low = (x & (quarter - 1)) - quarter
   result = _exp_of_small(low << _DIFFERENCE_BITS)
   rest = low - x
-  for power, factor in _EXP_OF_POWERS:
+  for power, factor in _EXP_OF_POWERS.items():
     chosen = rest & (1 << (31 - _DIFFERENCE_BITS + power))
     result = np.where(chosen != 0, high_multiply(result, factor), result)
   return np.where(x == 0, _ONE, result)
