@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.program import IntOp, IntProgram
-from tflite_export.program_check import ACCUMULATOR_LIMIT, WEIGHTED
+from tflite_export.program import IntProgram
+from tflite_export.program_check import ACCUMULATOR_LIMIT, WEIGHTED, accumulator_bounds
 from tflite_export.reader import from_bytes
 from tflite_export.runtime import Runtime
 from tflite_export.simulate import not_simulated, simulate
@@ -81,20 +81,12 @@ def accumulator_bound(program: IntProgram) -> dict[str, Any]:
   worst = {"bound": 0, "layer": "", "limit": ACCUMULATOR_LIMIT}
   for op in program.ops:
     if op.kind in WEIGHTED:
-      bound = _bound_of(program, op)
+      places, channel_axis = WEIGHTED[op.kind]
+      tensors = (program.tensors[op.inputs[place]] for place in places)
+      bound = int(accumulator_bounds(*tensors, channel_axis=channel_axis).max())
       if bound > worst["bound"]:
         worst |= {"bound": bound, "layer": op.outputs[0]}
   return {**worst, "proved": worst["bound"] < ACCUMULATOR_LIMIT}
-
-
-def _bound_of(program: IntProgram, op: IntOp) -> int:
-  places, channel_axis = WEIGHTED[op.kind]
-  x, kernel, bias = (program.tensors[op.inputs[place]] for place in places)
-  zero_point = int(x.zero_point[0])
-  reach = max(127 - zero_point, zero_point + 128)
-  taps = tuple(axis for axis in range(kernel.data.ndim) if axis != channel_axis)
-  total = np.abs(kernel.data.astype(np.int64)).sum(axis=taps)
-  return int((np.abs(bias.data.astype(np.int64)) + reach * total).max())
 
 
 def _largest_bias(program: IntProgram) -> dict[str, Any]:

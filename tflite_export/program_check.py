@@ -264,16 +264,25 @@ def _check_bias(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
 def _check_accumulator(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
                        channel_axis: int) -> None:
   """Asserts |q_b| + max|q_x - z_x| * sum|q_w| < 2^31 in every channel."""
-  low, high = _ACTIVATION_LIMITS[x.dtype]
-  swing = int(max(high - x.zero_point[0], x.zero_point[0] - low))
-  offsets = np.abs(bias.data.astype(np.int64))
   terms = kernel.data.size // max(1, kernel.shape[channel_axis])
-  if offsets.max(initial=0) + swing * _LARGEST_WEIGHT * terms < ACCUMULATOR_LIMIT:
+  if (np.abs(bias.data.astype(np.int64)).max(initial=0) + _swing(x) * _LARGEST_WEIGHT * terms
+      < ACCUMULATOR_LIMIT):
     return  # True whatever the integers are: nearly every layer, without a pass over its kernel.
-  others = tuple(i for i in range(kernel.data.ndim) if i != channel_axis)
-  sums = np.sum(np.abs(kernel.data, dtype=np.int16), axis=others, dtype=np.int64)
-  bounds = offsets + swing * sums
+  bounds = accumulator_bounds(x, kernel, bias, channel_axis=channel_axis)
   worst = int(np.argmax(bounds))
   if bounds[worst] >= ACCUMULATOR_LIMIT:
     raise _error(op, f"channel {worst}: expected |q_b| + max|q_x - z_x| * sum|q_w| < 2^31, got "
                      f"{bounds[worst]}; raise the scale of this channel of kernel {kernel.name!r}")
+
+
+def accumulator_bounds(x: IntTensor, kernel: IntTensor, bias: IntTensor, *, channel_axis: int) -> np.ndarray:
+  """Returns |q_b| + max|q_x - z_x| * sum|q_w| of each output channel, int64: no input passes it."""
+  others = tuple(i for i in range(kernel.data.ndim) if i != channel_axis)
+  sums = np.sum(np.abs(kernel.data, dtype=np.int16), axis=others, dtype=np.int64)
+  return np.abs(bias.data.astype(np.int64)) + _swing(x) * sums
+
+
+def _swing(x: IntTensor) -> int:
+  """Returns max |q - z| over the grid of an activation."""
+  low, high = _ACTIVATION_LIMITS[x.dtype]
+  return int(max(high - x.zero_point[0], x.zero_point[0] - low))

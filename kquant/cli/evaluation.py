@@ -11,7 +11,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.cli.sources import Source
-from kquant.core import metrics
+from kquant.core import metrics, numerics
 from kquant.core.graph import Graph
 from kquant.rewrites.standardize import standardize
 from tflite_export.program import IntProgram
@@ -99,5 +99,4 @@ def scores_tensor(program: IntProgram) -> str:
 
 
 def _to_grid(x: np.ndarray, tensor) -> np.ndarray:
-  integers = np.rint(x / tensor.scale[0].astype(np.float64)) + tensor.zero_point[0]
-  return np.clip(integers, -128, 127).astype(np.int8)
+  return numerics.quantize(x, tensor.scale, tensor.zero_point, bits=8).astype(np.int8)

@@ -76,6 +76,11 @@ class Node:
     """The config of its layer."""
     return self.layer.config
 
+  @property
+  def layer_name(self) -> str:
+    """The node's name as a layer may bear it: Keras takes no "@"."""
+    return self.name.replace("@", "_call")
+
   def argument(self, position: int, name: str, default: Any = None) -> Any:
     """Returns an argument of the call, by keyword or by position."""
     if name in self.kwargs:

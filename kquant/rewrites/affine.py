@@ -52,7 +52,7 @@ def affine_to_depthwise(graph: Graph, node: Node) -> None:
     raise UnsupportedLayerError(
         f"Layer {node.name!r} ({node.kind}) works on {shape}: a batch norm that cannot be folded needs "
         "[batch, ..., channels] of at most 4 dimensions, fixed but for the batch.")
-  name = node.name.replace("@", "_call")
+  name = node.layer_name
   depthwise = graph.new_layer(
       keras.layers.DepthwiseConv2D, name, {"kernel_size": 1, "padding": "valid"},
       {"depthwise_kernel": scale.reshape(1, 1, channels, 1).astype(np.float32),

@@ -29,7 +29,7 @@ def name_activation(graph: Graph, node: Node) -> None:
     activation = node.config["activation"]
   elif len(node.inputs) == 1:
     activation = _UNARY_OPERATORS.get(node.kind)
-    if activation == "swish" and _argument(node, "beta", 1.0) != 1.0:
+    if activation == "swish" and node.argument(1, "beta", 1.0) != 1.0:
       return
   if activation in ("swish", "silu"):
     _become_swish(graph, node)
@@ -41,22 +41,17 @@ def name_activation(graph: Graph, node: Node) -> None:
   elif node.kind == "ReLU" and node.config.get("negative_slope") and _is_plain_leaky(node.config):
     _become(graph, node, graph.new_layer(keras.layers.LeakyReLU, node.layer.name,
                                          {"alpha": float(node.config["negative_slope"])}))
-  elif node.kind == "tf.nn.softmax" and _argument(node, "axis", -1) in (-1, None):
+  elif node.kind == "tf.nn.softmax" and node.argument(1, "axis", -1) in (-1, None):
     _become(graph, node, graph.new_layer(keras.layers.Softmax, node.layer.name))
   elif node.kind == "tf.nn.leaky_relu":
     _become(graph, node, graph.new_layer(keras.layers.LeakyReLU, node.layer.name,
-                                         {"alpha": float(_argument(node, "alpha", 0.2))}))
-
-
-def _argument(node: Node, name: str, default):
-  """The second argument of an operator, given by position or by name."""
-  return node.args[1] if len(node.args) > 1 else node.kwargs.get(name, default)
+                                         {"alpha": float(node.argument(1, "alpha", 0.2))}))
 
 
 def _become_swish(graph: Graph, node: Node) -> None:
   """x * sigmoid(x): there is no integer swish operator."""
   (source,) = node.inputs
-  name = node.name.replace("@", "_call")
+  name = node.layer_name
   sigmoid = graph.new_layer(keras.layers.Activation, f"{name}/sigmoid", {"activation": "sigmoid"})
   gate = graph.add_node(sigmoid, (source,), source.shape)
   _become(graph, node, graph.new_layer(keras.layers.Multiply, name), ([source, gate],))
@@ -67,7 +62,7 @@ def _become_hard_sigmoid(graph: Graph, node: Node) -> None:
   (source,) = node.inputs
   if source.shape[-1] is None:
     return
-  name = node.name.replace("@", "_call")
+  name = node.layer_name
   ones = np.ones(source.shape[-1])
   line = graph.add_node(affine_layer(graph, f"{name}/line", 0.2 * ones, 0.5 * ones), (source,), source.shape)
   _become(graph, node, graph.new_layer(keras.layers.ReLU, name, {"max_value": 1.0}), (line,))
@@ -90,14 +85,14 @@ def name_scaling(graph: Graph, node: Node) -> None:
     deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
     scale, shift = (deviation, mean) if config.get("invert") else (1 / deviation, -mean / deviation)
   elif node.kind == "LayerScale":  # ConvNeXt
-    scale, shift = params["layer_scale"].reshape(-1) if "layer_scale" in params else next(
-        iter(params.values())).reshape(-1), np.zeros(channels)
+    (factors,) = params.values()
+    scale, shift = factors.reshape(-1), np.zeros(channels)
   elif node.kind == "CustomScaleLayer":  # InceptionResNetV2: x + scale * y
     _become_scaled_add(graph, node)
     return
   else:
     return
-  _become(graph, node, affine_layer(graph, node.name.replace("@", "_call"), scale, shift))
+  _become(graph, node, affine_layer(graph, node.layer_name, scale, shift))
 
 
 def _moments_of(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
@@ -113,7 +108,7 @@ def _moments_of(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _become_scaled_add(graph: Graph, node: Node) -> None:
   first, second = node.inputs
-  name = node.name.replace("@", "_call")
+  name = node.layer_name
   scale = np.full(second.shape[-1], node.config["scale"], np.float64)
   scaled = graph.add_node(affine_layer(graph, f"{name}/scaled", scale, 0 * scale), (second,), second.shape)
   _become(graph, node, graph.new_layer(keras.layers.Add, name), ([first, scaled],))
@@ -125,7 +120,7 @@ def _is_plain_leaky(config: dict) -> bool:
 
 def become(graph: Graph, node: Node, cls: type, config: dict[str, Any], args: tuple = ()) -> None:
   """Lets a node call a weightless layer, under its own name, on its tensors or on `args`."""
-  _become(graph, node, graph.new_layer(cls, node.name.replace("@", "_call"), config), args)
+  _become(graph, node, graph.new_layer(cls, node.layer_name, config), args)
 
 
 def operator_layer(name: str, symbol: str) -> LayerDef:
@@ -137,7 +132,7 @@ def operator_layer(name: str, symbol: str) -> LayerDef:
 
 def _become(graph: Graph, node: Node, layer: LayerDef, args: tuple = ()) -> None:
   """Lets a node call a layer on its tensors or on `args`; other calls of its old layer stay."""
-  layer.name = layer.config["name"] = node.name.replace("@", "_call")
+  layer.name = layer.config["name"] = node.layer_name
   tensors = node.inputs
   graph.recall(node, layer, args or (tensors[0] if len(tensors) == 1 else tensors,))
 
@@ -192,5 +187,5 @@ def _become_affine(graph: Graph, node: Node, operator: str, constant: np.ndarray
   ones, zeros = np.ones_like(constant), np.zeros_like(constant)
   scale, shift = {"multiply": (constant, zeros), "add": (ones, constant),
                   "subtract": (-ones, constant)}[operator]
-  name = node.name.replace("@", "_call")
+  name = node.layer_name
   _become(graph, node, affine_layer(graph, name, scale, shift))

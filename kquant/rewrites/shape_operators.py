@@ -12,7 +12,7 @@ _RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims
 _TRANSPOSES = ("tf.transpose", "tf.compat.v1.transpose")
 _EXTREMES = {"tf.math.maximum": keras.layers.Maximum, "tf.math.minimum": keras.layers.Minimum,
              "tf.maximum": keras.layers.Maximum, "tf.minimum": keras.layers.Minimum}
-_RESIZES = {"bilinear": "bilinear", "nearest": "nearest"}
+_RESIZES = ("bilinear", "nearest")
 
 
 def name_shape_operator(graph: Graph, node: Node) -> None:
@@ -33,8 +33,8 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
     if len(first.shape) == len(second.shape):
       become(graph, node, _EXTREMES[node.kind], {}, ([first, second],))
   elif node.kind == "tf.image.resize":
-    method = _RESIZES.get(str(node.argument(2, "method", "bilinear")))
-    if method and not node.argument(4, "antialias", False):
+    method = str(node.argument(2, "method", "bilinear"))
+    if method in _RESIZES and not node.argument(4, "antialias", False):
       become(graph, node, keras.layers.Resizing,
              {"height": shape[1], "width": shape[2], "interpolation": method})
   elif node.kind == "Average":
@@ -49,7 +49,7 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
 
 def _become_average(graph: Graph, node: Node) -> None:
   """A sum, and a scale that folds where it can."""
-  tensors, name = node.inputs, node.name.replace("@", "_call")
+  tensors, name = node.inputs, node.layer_name
   total = graph.add_node(graph.new_layer(keras.layers.Add, f"{name}/sum"), (tensors,), node.shapes[0])
   scale = np.full(node.shapes[0][-1], 1 / len(tensors))
   graph.recall(node, affine_layer(graph, name, scale, 0 * scale), (total,))
@@ -66,12 +66,12 @@ def _become_scaled_mean(graph: Graph, node: Node) -> None:
   mean = graph.add_node(operator_layer(f"{node.name}/mean", "math.reduce_mean"), (source,), node.shapes[0],
                         kwargs={"axis": axes, "keepdims": bool(node.argument(2, "keepdims", False))})
   scale = np.full(node.shapes[0][-1], float(np.prod(terms)))
-  graph.recall(node, affine_layer(graph, node.name.replace("@", "_call"), scale, 0 * scale), (mean,))
+  graph.recall(node, affine_layer(graph, node.layer_name, scale, 0 * scale), (mean,))
 
 
 def _become_repetition(graph: Graph, node: Node) -> None:
   (source,), (batch, count, size) = node.inputs, node.shapes[0]
-  row = graph.new_layer(keras.layers.Reshape, f"{node.name.replace('@', '_call')}/row",
+  row = graph.new_layer(keras.layers.Reshape, f"{node.layer_name}/row",
                         {"target_shape": (1, size)})
   once = graph.add_node(row, (source,), (batch, 1, size))
   become(graph, node, keras.layers.Concatenate, {"axis": 1}, ([once] * count,))

@@ -94,7 +94,7 @@ def _split_nary(graph: Graph, node: Node) -> None:
   """Add([a, b, c]) becomes Add([Add([a, b]), c]): the runtime's operator takes two."""
   first, *others, last = node.inputs
   for index, other in enumerate(others):
-    layer = graph.new_layer(node.layer.cls, f"{node.name.replace('@', '_call')}/{index + 1}")
+    layer = graph.new_layer(node.layer.cls, f"{node.layer_name}/{index + 1}")
     shape = node.layer.cls().compute_output_shape([first.shape, other.shape])
     first = graph.add_node(layer, ([first, other],), shape)
   if others:
