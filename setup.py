@@ -28,6 +28,7 @@ setup(
         "scipy",
         "Pillow",
         "scikit-learn",
+        "threadpoolctl",
         "tqdm",
         'setuptools; python_version >= "3.12"',
     ],

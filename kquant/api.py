@@ -63,7 +63,12 @@ def quantize(model: keras.Model, calibration: Any, *,
     statistics = observe(qmodel, calibration)
     set_ranges(qmodel, statistics)
   with report.stage("bias_correction"):
-    correct_local_shift(qmodel, float_params, statistics)
+    from kquant.ptq.bias_correction import correct_iteratively
+    import os
+    if os.environ.get("IBC"):
+      correct_iteratively(qmodel, float_params, statistics, [calibration] if not isinstance(calibration, list) else calibration)
+    else:
+      correct_local_shift(qmodel, float_params, statistics)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))
   report.add_edits(edits, [])

@@ -75,9 +75,25 @@ class Lowering:
     if ref.key in self.encodings:
       return self.activation(ref), "NONE"
     (relu,) = self.graph.readers(ref)
-    assert relu.kind == "ReLU", f"{ref.key!r} has no encoding and is read by {relu!r}"
+    assert relu.facts.role == "relu", f"{ref.key!r} has no encoding and is read by {relu!r}"
+    activation = clamp(relu, self._grid(Ref(relu)))
+    if self.needs_caps(relu):
+      return self.uncapped(relu), activation
     self.fused.add(relu)
-    return self.activation(Ref(relu)), clamp(relu, self._grid(Ref(relu)))
+    return self.activation(Ref(relu)), activation
+
+  def needs_caps(self, relu: Node) -> bool:
+    """Whether some channel of a CappedReLU is clamped below the end of its grid."""
+    if relu.kind != "CappedReLU":
+      return False
+    _, qmax = self._grid(Ref(relu)).limits
+    return bool((self.encodings.integers[f"{relu.name}/caps"] < qmax).any())
+
+  def uncapped(self, relu: Node) -> str:
+    """Adds the tensor between the operator that clamps at 0 and the MINIMUM of the caps."""
+    grid = self._grid(Ref(relu))
+    return self.program.add_tensor(IntTensor(f"{relu.name}/uncapped", _fixed_shape(Ref(relu)),
+                                             _DTYPES[grid.bits], grid.scale, grid.zero_point))
 
   def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *, version: int = 1,
           reason: str = "", **options: Any) -> None:

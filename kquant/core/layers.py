@@ -82,6 +82,7 @@ LAYERS: dict[str, LayerFacts] = {
     "Dense": _linear("kernel", (1,), (0,)),
     "BatchNormalization": LayerFacts("affine", absorbs_relu=True),
     "ReLU": LayerFacts("relu"),
+    "CappedReLU": LayerFacts("relu"),
     "Add": _ELEMENTWISE,
     "Subtract": _ELEMENTWISE,
     "Multiply": _ELEMENTWISE,

@@ -12,7 +12,7 @@ from kquant.core.layers import LayerFacts
 
 def kind_of_class(cls: type) -> str:
   """Returns the name LAYERS uses for a class: a user's own bears its module, even if it borrows a name."""
-  if cls.__module__.split(".")[0] not in ("tf_keras", "keras"):
+  if cls.__module__.split(".")[0] not in ("tf_keras", "keras", "kquant"):
     return f"{cls.__module__}.{cls.__name__}"
   if cls.__name__ in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
     return "BatchNormalization"

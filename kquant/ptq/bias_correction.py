@@ -14,6 +14,7 @@ from kquant.core import numerics
 from kquant.core.graph import Graph
 from kquant.core.layers import LAYERS, LayerFacts
 from kquant.qmodel.calibrate import Statistics, observe
+from kquant.ptq.streaming import layer_turns
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
 
@@ -75,6 +76,49 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
     error = rounded.astype(np.float64) - params[name]
     shift = output_shift(error, statistics.input_means[wrapper.name], facts)
     wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
+
+
+def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                        statistics: Statistics, images: list[np.ndarray]) -> list[str]:
+  """Sets each bias so that its layer's mean output is the float network's, layer after layer.
+
+  b -= mean(y_quantized - y_float) before the activation, with all layers before it quantized and
+  corrected (Finkelstein et al. 2019, IBC): correcting all layers at once by their total shifts would
+  count each shift again in every layer behind it.
+
+  Args:
+    images: the calibration inputs, one array [n, ...] a model input.
+
+  Returns:
+    Names of shared layers, which have one bias for several means and are corrected locally instead.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel.
+  """
+  correct_local_shift(qmodel, float_params, statistics)
+  shared = []
+  for turn in layer_turns(qmodel, images):
+    if turn.shared:
+      shared.append(turn.layer.name)
+      continue
+    bias = turn.layer.layer.bias
+    errors = turn.image_means() - statistics.output_means[turn.layer.name]
+    import os
+    shift = shrunk_mean(errors) if os.environ['IBC']=='2' else errors.mean(axis=0)
+    bias.assign((bias.numpy() - shift).astype(np.float32))
+  return list(dict.fromkeys(shared))
+
+
+def shrunk_mean(errors: np.ndarray) -> np.ndarray:
+  """Returns the mean over images of errors [images, channels], less what chance alone would give.
+
+  Empirical Bayes: the true means of a layer's channels have variance tau^2 = E[d^2] - E[se^2], se the
+  standard error of each mean d; the posterior mean is d tau^2 / (tau^2 + se^2).
+  """
+  mean = errors.mean(axis=0)
+  error = errors.var(axis=0) / max(len(errors) - 1, 1)
+  spread = max((mean**2).mean() - error.mean(), 0.0)
+  return mean * spread / np.maximum(spread + error, 1e-30)
 
 
 def _wrapped_layers(qmodel: keras.Model,

@@ -22,10 +22,13 @@ class Statistics:
     estimators: {QuantizeActivation layer: the range estimator of its tensors}.
     input_means: {QuantizeWeights layer: float64 mean of its input, [channels]}, over images,
       positions and calls.
+    output_means: {QuantizeWeights layer: float32 mean of its output before the activation over the
+      positions of each image, [images, channels]}; one block of images a call.
   """
 
   estimators: dict[str, Estimator]
   input_means: dict[str, np.ndarray]
+  output_means: dict[str, np.ndarray]
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
@@ -49,7 +52,8 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
   """Runs the float network once over the data and returns its statistics; see `calibrate`."""
   layers = _activation_layers(qmodel)
   estimators = {name: ESTIMATORS[layer.range]() for name, layer in layers.items() if layer.fixed is None}
-  means: dict[str, list[np.ndarray]] = {}
+  input_means: dict[str, list[np.ndarray]] = {}
+  output_means: dict[str, list[np.ndarray]] = {}
   specs = keras_calls.input_specs(qmodel)
   step, names = _observing_step(qmodel, estimators, specs)
   for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
@@ -59,9 +63,11 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(names["activations"], measured):
       estimators[name].absorb(values)
-    for name, values in zip(names["linear_inputs"], image_means):
-      means.setdefault(name, []).append(values)
-  return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in means.items()})
+    for means, values_of_side in zip((input_means, output_means), image_means):
+      for name, values in zip(names["linear"], values_of_side):
+        means.setdefault(name, []).append(values)
+  return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
+                    {name: np.concatenate(parts) for name, parts in output_means.items()})
 
 
 def set_ranges(qmodel: keras.Model, statistics: Statistics) -> None:
@@ -88,10 +94,10 @@ def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator], specs
     with observing() as seen:
       keras_calls.call(qmodel, arrays)
     names["activations"] = [name for name, _ in seen.activations]
-    names["linear_inputs"] = [name for name, _ in seen.linear_inputs]
-    return ([estimators[name].measure(tensor[:count]) for name, tensor in seen.activations],
-            [tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1)))
-             for _, tensor in seen.linear_inputs])
+    names["linear"] = [name for name, _ in seen.linear_inputs]
+    means = [[tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1))) for _, tensor in side]
+             for side in (seen.linear_inputs, seen.linear_outputs)]
+    return [estimators[name].measure(tensor[:count]) for name, tensor in seen.activations], means
 
   arrays = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
   return step.get_concrete_function(arrays, tf.TensorSpec((), tf.int32)), names

@@ -50,6 +50,8 @@ def finalize_with_edits(qmodel: keras.Model,
     _snap_constant(graph, node, encodings)
   for layer in {node.layer: None for node in graph.find("PReLU")}:
     _snap_alpha(layer, encodings)
+  for node in graph.find("CappedReLU"):
+    _snap_caps(node, encodings)
   return graph.to_model(), encodings, graph.edits
 
 
@@ -168,6 +170,14 @@ def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
   encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
   args[position] = grid.dequantize(integers)
   graph.recall(node, node.layer, tuple(args))
+
+
+def _snap_caps(node: Node, encodings: Encodings) -> None:
+  """Puts the caps of a CappedReLU on the grid of its output: there the clamp is exact."""
+  grid, key = encodings[Ref(node).key], f"{node.name}/caps"
+  integers = grid.quantize(node.layer.params["caps"])
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  node.layer.params = {"caps": grid.dequantize(integers)}
 
 
 def _snap_alpha(layer: LayerDef, encodings: Encodings) -> None:

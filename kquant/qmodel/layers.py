@@ -19,11 +19,12 @@ class Seen:
 
   Attributes:
     activations: inputs of QuantizeActivation layers, that is, tensors to be quantized.
-    linear_inputs: inputs of QuantizeWeights layers.
+    linear_inputs, linear_outputs: inputs and outputs of QuantizeWeights layers.
   """
 
   activations: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
   linear_inputs: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
+  linear_outputs: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
 
 
 _seen: list[Seen] = []
@@ -135,8 +136,10 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
     if _seen:
+      outputs = self.layer(inputs)
       _seen[-1].linear_inputs.append((self.name, inputs))
-      return self.layer(inputs)
+      _seen[-1].linear_outputs.append((self.name, outputs))
+      return outputs
     attributes = vars(self.layer)
     variables = {name: attributes[name] for name, _, _ in self._quantized}
     try:

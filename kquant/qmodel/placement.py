@@ -16,6 +16,7 @@ from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.rewrites.grid_classes import fuses_into_reader, grid_classes
 from kquant.rewrites.operators import BINARY_OPERATORS
 
 RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
@@ -58,7 +59,7 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     check_supported(node)
   _part_colliding_grids(graph, limits)
   groups = []
-  for refs in _one_grid_classes(graph):
+  for refs in grid_classes(graph):
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
@@ -108,44 +109,13 @@ def _supported_layers() -> list[str]:
                  "Resizing", "SeparableConv2D"})
 
 
-def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
-  """Whether the tensor lives only inside a fused operator: its one reader is a ReLU."""
-  return (ref.node.facts.absorbs_relu and graph.is_private(ref)
-          and graph.readers(ref)[0].facts.role == "relu")
-
-
-def _one_grid_classes(graph: Graph) -> list[list[Ref]]:
-  """Returns the classes of tensors that must share a grid, in topological order."""
-  parent: dict[Ref, Ref] = {}
-
-  def root(ref: Ref) -> Ref:
-    while parent[ref] is not ref:
-      ref = parent[ref]
-    return ref
-
-  for node in graph.nodes:
-    for index in range(len(node.shapes)):
-      ref = Ref(node, index)
-      if fuses_into_reader(graph, ref):
-        continue
-      parent[ref] = ref
-      if node.facts.role in ("move", "average"):
-        for source in node.inputs:
-          first, second = root(source), root(ref)
-          parent[second] = first
-  classes: dict[Ref, list[Ref]] = {}
-  for ref in parent:
-    classes.setdefault(root(ref), []).append(ref)
-  return list(classes.values())
-
-
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:
   """Puts a requantization behind each source whose grid cannot be that of its class.
 
   A softmax that is concatenated with a convolution has a grid of its own; so has a ReLU with a cap
   that no fused activation can hold.
   """
-  for refs in _one_grid_classes(graph):
+  for refs in grid_classes(graph):
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     if len(sources) == 1:
       continue

@@ -40,6 +40,17 @@ def _relu(lowering: Lowering, node: Node) -> None:
   lowering.add(node, "RELU6" if activation == "RELU6" else "RELU", lowering.inputs(node), [output], version=2)
 
 
+def _capped_relu(lowering: Lowering, node: Node) -> None:
+  """One MINIMUM with a cap a channel, behind the operator that took the ReLU in, or a RELU of its own."""
+  uncapped, capped = f"{node.name}/uncapped", lowering.needs_caps(node)
+  if uncapped not in lowering.program.tensors:
+    result = lowering.uncapped(node) if capped else lowering.activation(Ref(node))
+    lowering.add(node, "RELU", lowering.inputs(node), [result], version=2)
+  if capped:
+    caps = lowering.integers(f"{node.name}/caps")
+    lowering.add(node, "MINIMUM", [uncapped, caps], [lowering.activation(Ref(node))], version=2)
+
+
 def _leaky_relu(lowering: Lowering, node: Node) -> None:
   lowering.add(node, "LEAKY_RELU", lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
                alpha=float(np.float32(node.config["alpha"])))
@@ -103,6 +114,7 @@ def _extreme(kind: str) -> Lower:
 
 LOWERINGS: dict[str, Lower] = {
     "ReLU": _relu,
+    "CappedReLU": _capped_relu,
     "LeakyReLU": _leaky_relu,
     "Softmax": _unary("SOFTMAX", 2, beta=1.0),
     "Sigmoid": _unary("LOGISTIC", 2),
