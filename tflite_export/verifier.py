@@ -142,11 +142,20 @@ def _compare_program(stored: IntProgram, program: IntProgram, found: Verificatio
       found.problems.append(f"{name}: {difference}")
   if (stored.inputs, stored.outputs) != (program.inputs, program.outputs):
     found.problems.append("inputs or outputs differ from the program's")
+  for field in ("signature", "description", "metadata"):
+    if getattr(stored, field) != getattr(program, field):
+      found.problems.append(f"{field} {_brief(getattr(stored, field))} in the file, "
+                            f"{_brief(getattr(program, field))} in the program")
   if len(stored.ops) != len(program.ops):
     found.problems.append(f"{len(stored.ops)} operators in the file, {len(program.ops)} in the program")
   for mine, theirs in zip(program.ops, stored.ops):
     if difference := _operator_difference(mine, theirs):
       found.problems.append(f"operator of {mine.source!r}: {difference}")
+
+
+def _brief(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:

@@ -120,7 +120,7 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
   """Quantizes, exports, judges; writes the files and prints the table."""
   result = api.quantize(model, images, config=config)
   written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io,
-                   certify=FLAGS.certificate is not None)
+                   certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
   summary = {
       "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
