@@ -116,11 +116,7 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
 def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  inputs = []
-  for image, name in zip(images, program.inputs):
-    grid = encodings[name.removesuffix(f"/{program.tensors[name].dtype}")]
-    inputs.append(verifier.on_border(grid.quantize(image), grid, program.tensors[name]))
-  return certificates.certify(contents, inputs)
+  return certificates.certify(contents, verifier.border_inputs(program, encodings, images))
 
 
 def _gather(model, images) -> list[np.ndarray]:

@@ -12,11 +12,14 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
+from kquant.cli import export
 from kquant.core.data import choose
 from kquant.core.model_files import load_model
 from tests import models
 from tflite_export import exporter
+from tflite_export.c_array import to_c_source
 from tflite_export.lower import lower
+from tflite_export.reader import from_bytes
 from tflite_export.runtime import Runtime
 from tflite_export.writer import to_bytes
 
@@ -109,6 +112,28 @@ def test_encodings_and_qmodel_can_be_read_back(quantize, files, tmp_path):
   assert encodings == kq.quantize(load_model(files.h5), files.x).encodings
   _, again = kq.finalize(keras.models.load_model(tmp_path / "q.keras"))
   assert again == encodings
+
+
+def test_a_saved_final_model_and_encodings_export_to_the_same_file(quantize, invoke, files, tmp_path):
+  quantize(f"--encodings={tmp_path / 'e.json'}", f"--save_model={tmp_path / 'f.keras'}",
+           f"--c_array={tmp_path / 'net.cc'}")
+  code, out, err = invoke(f"--model={tmp_path / 'f.keras'}", f"--encodings={tmp_path / 'e.json'}",
+                          f"--output={tmp_path / 'again.tflite'}", main=export.main)
+  assert code == 0, err
+  data = (tmp_path / "m.tflite").read_bytes()
+  assert (tmp_path / "again.tflite").read_bytes() == data
+  assert (tmp_path / "net.cc").read_text() == to_c_source(data, "net")
+
+
+def test_tflm_preset_has_one_scale_in_dense_layers_alone(quantize, tmp_path):
+  quantize("--preset=int8_tflm")
+  tensors = from_bytes((tmp_path / "m.tflite").read_bytes()).tensors
+  assert tensors["classes/kernel"].scale.size == 1 and tensors["conv/kernel"].scale.size == 8
+
+
+def test_preprocess_is_told_in_the_file(quantize, tmp_path):
+  quantize("--preprocess=unit")
+  assert "TFLITE_METADATA" in from_bytes((tmp_path / "m.tflite").read_bytes()).metadata
 
 
 def test_a_preset_reaches_the_weights(quantize, tmp_path):
@@ -320,7 +345,8 @@ def test_help_shows_our_flags():
   done = run("--help")
   assert done.returncode in (0, 1) and not done.stderr
   for flag in ("model", "calibration", "calibration_samples", "calibration_order", "preprocess", "preset",
-               "io", "eval", "input_shape", "output", "summary", "encodings", "save_qmodel", "seed"):
+               "io", "eval", "input_shape", "output", "summary", "encodings", "save_qmodel", "seed",
+               "save_model", "c_array", "certificate"):
     assert f"  --{flag}: " in done.stdout, flag
 
 

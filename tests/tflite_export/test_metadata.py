@@ -189,7 +189,7 @@ def test_a_model_without_one_image_is_refused(tmp_path):
 
 @pytest.mark.parametrize("field, change, words", [
     ("output_names", ["other"], "signature .*'other'"), ("description", "me", "description 'me' in the"),
-    ("metadata", {"TFLITE_METADATA": b"x"}, "metadata .*in the"), ("metadata", {}, "metadata {} in the file")])
+    ("metadata", {"TFLITE_METADATA": b"x"}, "metadata .*in the"), ("metadata", {}, "metadata {} in the")])
 def test_the_verifier_compares_what_the_file_says(field, change, words):
   model = image_model()
   result = kq.quantize(model, models.sample_inputs(model, images=4))
