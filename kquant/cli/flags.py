@@ -68,9 +68,12 @@ def define_preprocess() -> None:
 
 
 def define_file_flags() -> None:
-  """--io, --encodings, --certificate, --c_array: what a .tflite file is and what lies beside it."""
+  """--io, --backend, --encodings, --certificate, --c_array: a .tflite file and what lies beside it."""
   if not is_defined("io"):
     flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
+  if not is_defined("backend"):
+    flags.DEFINE_enum("backend", "direct", ["direct", "converter"],
+                      "our own writer, or TensorFlow's converter on the same encodings, compared with ours")
   define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)", ending=".json")
   define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
               ending=".json")

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from kquant import api
-from kquant.cli import demo, evaluation
+from kquant.cli import backends, demo, evaluation
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Source, open_source
@@ -69,6 +69,7 @@ def _check_flags() -> None:
                          "the demo.")
   else:
     shared.require("model", "calibration", "output")
+  backends.check_flags()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
                        "c_array")
 
@@ -118,8 +119,11 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
          judged: tuple[Source, np.ndarray] | None) -> None:
   """Quantizes, exports, judges; writes the files and prints the table."""
   result = api.quantize(model, images, config=config)
-  written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io,
+  few = [array[:VERIFY_IMAGES] for array in images]
+  second = backends.converted(result.model, result.encodings, few)
+  written = export(result, output, verify=few, io=FLAGS.io,
                    certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+  converter_rows = backends.put_in_place(written, second)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
   summary = {
       "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
@@ -147,12 +151,13 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
     shared.write_json(FLAGS.certificate, written.certificate)
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
-  print(_table(summary, written, result.report))
+  print(_table(summary, written, result.report, converter_rows))
   if judged is not None and (hint := _hint(summary["eval"])):
     print(hint)
 
 
-def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
+def _table(summary: dict[str, Any], written: Exported, report: Report,
+           converter_rows: list[tuple[str, str]]) -> str:
   """The run on one page."""
   found = written.verification
   rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
@@ -165,6 +170,7 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
       ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
                    f"Keras layer on {found.images} images"),
       *certificate_rows(written.certificate),
+      *converter_rows,
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]

@@ -12,7 +12,7 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
-from kquant.cli import export
+from kquant.cli import backends, export
 from kquant.core.data import choose
 from kquant.core.model_files import load_model
 from tests import models
@@ -129,6 +129,38 @@ def test_tflm_preset_has_one_scale_in_dense_layers_alone(quantize, tmp_path):
   quantize("--preset=int8_tflm")
   tensors = from_bytes((tmp_path / "m.tflite").read_bytes()).tensors
   assert tensors["classes/kernel"].scale.size == 1 and tensors["conv/kernel"].scale.size == 8
+
+
+def test_the_converters_file_stands_in_place_of_ours_where_it_computes_the_same(quantize, invoke, tmp_path):
+  files_made = [f"--encodings={tmp_path / 'e.json'}", f"--save_model={tmp_path / 'f.keras'}"]
+  quantize("--preset=int8_tflm", *files_made)
+  ours = (tmp_path / "m.tflite").read_bytes()
+  found, out = quantize("--preset=int8_tflm", "--backend=converter")
+  data = (tmp_path / "m.tflite").read_bytes()
+  assert found["bytes"] == len(data) and data != ours
+  assert "equal to our own file's on the xnnpack kernels" in out and "on the reference kernels" in out
+  code, again, err = invoke(f"--model={tmp_path / 'f.keras'}", f"--encodings={tmp_path / 'e.json'}",
+                            f"--output={tmp_path / 'again.tflite'}", "--backend=converter", main=export.main)
+  assert code == 0 and "equal to our own file's" in again, err
+  inputs = [np.random.default_rng(0).integers(-128, 128, (4, 12, 12, 3)).astype(np.int8)]
+  first, *others = [Runtime(content).run_many(inputs)[0]
+                    for content in (ours, data, (tmp_path / "again.tflite").read_bytes())]
+  for other in others:
+    np.testing.assert_array_equal(other, first)
+
+
+def test_the_converters_file_must_compute_the_same(invoke, files, tmp_path, monkeypatch):
+  monkeypatch.setattr(backends, "differences", lambda *args: [3])
+  code, _, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", "--preset=int8_tflm",
+                        f"--output={tmp_path / 'm.tflite'}", "--backend=converter")
+  assert code == 1 and "3 other output elements than ours on the xnnpack kernels" in err
+  assert not os.listdir(tmp_path)
+
+
+def test_what_the_converter_does_not_go_with(refused_run):
+  refused_run("--backend=converter", words=["'classes' (Dense)", "the preset int8_tflm"])
+  for flag in ("--io=uint8", "--preprocess=tf", "--certificate=c.json"):
+    refused_run("--backend=converter", flag, words=[flag.split("=")[0], "--backend=converter"])
 
 
 def test_preprocess_is_told_in_the_file(quantize, tmp_path):
