@@ -2,7 +2,7 @@
 
 The finalised model runs with a fake-quantizer at every tensor that has a grid; of that the converter makes a
 file with its own integer operators. It computes scales and biases anew from the ranges, which leaves them off
-in the last bits, so they are set to the chosen ones: then two unrelated producers must give the same integers.
+in the last bits, so they are set to the chosen ones: two unrelated producers must then give equal integers.
 A test instrument; it does what the converter can, and refuses the rest by name.
 """
 
