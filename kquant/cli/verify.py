@@ -63,15 +63,17 @@ def main() -> None:
 def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgram) -> IntProgram | None:
   """The program of the model with the file's border; None without a model.
 
-  The version in the description is the writer's own, and metadata are compared where --preprocess is given.
+  The version in the description is the writer's own; metadata are compared where the file has them and
+  --preprocess says what they should be.
   """
   if model is None:
     return None
   border = stored.tensors[stored.inputs[0]].dtype
   program = with_border(lower(model, encodings), border)
   program.description, program.metadata = stored.description, stored.metadata
-  if FLAGS.preprocess != "none":
-    program.metadata = {metadata.ENTRY: metadata.image_metadata(program, FLAGS.preprocess)}
+  if FLAGS.preprocess != "none" and metadata.ENTRY in stored.metadata:
+    program.metadata = {**stored.metadata,
+                        metadata.ENTRY: metadata.image_metadata(program, FLAGS.preprocess)}
   return program
 
 

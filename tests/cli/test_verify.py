@@ -77,6 +77,7 @@ def test_other_borders_and_metadata(checked, finalised, tmp_path, io):
   for preprocess, code in (("none", 0), ("tf", 0), ("unit", 1)):
     found, _, err = checked(tmp_path / "m.tflite", f"--preprocess={preprocess}", with_model=True)
     assert found == code and (not code or "metadata" in err), err
+  assert checked(finalised.tflite, "--preprocess=tf", with_model=True)[0] == 0  # it has none
 
 
 @pytest.mark.parametrize("contents", [b"", b"no model", None])
