@@ -12,7 +12,7 @@ import tf_keras as keras
 from kquant.core import data, keras_calls
 from kquant.core.encodings import Encodings
 from tflite_export import certificate as certificates
-from tflite_export import verifier
+from tflite_export import metadata, verifier
 from tflite_export.certificate import inexact_operators
 from tflite_export.lower import lower, with_border
 from tflite_export.program import IntProgram
@@ -43,7 +43,7 @@ class Exported:
 
 
 def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8",
-           certify: bool = False) -> Exported:
+           certify: bool = False, preprocess: str = "none") -> Exported:
   """Writes a .tflite file, reads it back and verifies it; only a verified file gets its name.
 
   Args:
@@ -54,12 +54,14 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     io: type of the inputs and outputs: "int8", "uint8" or "float32".
     certify: also run the integer simulator on the `verify` inputs and on random ones and compare every
       tensor with LiteRT's two sets of kernels, which must agree to the bit.
+    preprocess: what the model's images went through (a mode of `kquant.core.images.preprocess`), written
+      into the file as TFLite metadata for applications to read; "none" writes no metadata.
 
   Raises:
     UnsupportedLayerError: a layer without an integer operator, by name.
     VerificationError: the file does not hold or compute what was chosen.
     TypeError: another kind of result.
-    ValueError: certify without verify inputs.
+    ValueError: certify without verify inputs, preprocess for a model that takes no image.
     OSError: the path cannot be written.
   """
   if certify and verify is None:
@@ -70,6 +72,8 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
   start = time.perf_counter()
   program = with_border(lower(model, encodings), io)
+  if preprocess != "none":
+    program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
   check(program)
   contents = to_bytes(program)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -112,11 +116,7 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
 def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  inputs = []
-  for image, name in zip(images, program.inputs):
-    grid = encodings[name.removesuffix(f"/{program.tensors[name].dtype}")]
-    inputs.append(verifier.on_border(grid.quantize(image), grid, program.tensors[name]))
-  return certificates.certify(contents, inputs)
+  return certificates.certify(contents, verifier.border_inputs(program, encodings, images))
 
 
 def _gather(model, images) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ call whose output has none is fused with the ReLU that reads it.
 """
 
 import dataclasses
+import importlib.metadata
 
 import tf_keras as keras
 
@@ -64,6 +65,8 @@ def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
   program = lowering.program
   program.inputs = [ref.key for ref in lowering.graph.input_refs]
   program.outputs = [ref.key for ref in lowering.graph.output_refs]
+  program.input_names, program.output_names = encodings.input_names, encodings.output_names
+  program.description = f"kquant {importlib.metadata.version('kquant')}"
   return program
 
 

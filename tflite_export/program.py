@@ -78,13 +78,32 @@ class IntOp:
 
 @dataclasses.dataclass
 class IntProgram:
-  """Operators in execution order over named tensors."""
+  """Operators in execution order over named tensors.
+
+  Attributes:
+    tensors: {name: tensor}.
+    ops: in execution order.
+    inputs, outputs: names of the graph's tensors.
+    description: of the file.
+    input_names, output_names: how the signature calls each of `inputs` and `outputs`; [] for the names
+      of the tensors.
+    metadata: {name: content} of the file's metadata entries.
+  """
 
   tensors: dict[str, IntTensor] = dataclasses.field(default_factory=dict)
   ops: list[IntOp] = dataclasses.field(default_factory=list)
   inputs: list[str] = dataclasses.field(default_factory=list)
   outputs: list[str] = dataclasses.field(default_factory=list)
   description: str = ""
+  input_names: list[str] = dataclasses.field(default_factory=list)
+  output_names: list[str] = dataclasses.field(default_factory=list)
+  metadata: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+  @property
+  def signature(self) -> tuple[dict[str, str], dict[str, str]]:
+    """({name in the signature: tensor} of the inputs, the same of the outputs)."""
+    return (dict(zip(self.input_names or self.inputs, self.inputs)),
+            dict(zip(self.output_names or self.outputs, self.outputs)))
 
   def add_tensor(self, tensor: IntTensor) -> str:
     """Adds a tensor and returns its name; the name must be new."""
@@ -101,4 +120,4 @@ class IntProgram:
 
   def with_outputs(self, names: list[str]) -> "IntProgram":
     """Returns the same program with `names` as its outputs: every tensor can be looked at."""
-    return dataclasses.replace(self, outputs=list(names))
+    return dataclasses.replace(self, outputs=list(names), output_names=[])

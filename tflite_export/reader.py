@@ -1,7 +1,7 @@
 """The bytes of a .tflite file -> IntProgram, with the schema's accessors and no code of the writer.
 
 It also reads what other producers write: any tensor type, any operator. Their further content
-(metadata, signatures, subgraphs after the first, sparsity) is left out.
+(signatures after the first, subgraphs after the first, sparsity) is left out.
 """
 
 import struct
@@ -116,12 +116,40 @@ def _program(model: schema.Model) -> IntProgram:
     tensor = _tensor(model, graph.Tensors(i), i, taken=tensors)
     tensors[tensor.name] = tensor
   names = [*tensors, ""]  # The file writes -1 for an input that is absent.
+  input_names, output_names = _signature(model, graph)
   return IntProgram(
       tensors=tensors,
       ops=[_operator(model, graph.Operators(i), names) for i in range(graph.OperatorsLength())],
       inputs=[names[i] for i in _integers(graph, "Inputs")],
       outputs=[names[i] for i in _integers(graph, "Outputs")],
-      description=_text(model.Description()))
+      description=_text(model.Description()), input_names=input_names, output_names=output_names,
+      metadata=_metadata(model))
+
+
+def _signature(model: schema.Model, graph: schema.SubGraph) -> tuple[list[str], list[str]]:
+  """Returns the names of the first signature in the order of the graph's inputs and outputs.
+
+  [] where there is no signature, or one that does not name each of them.
+  """
+  if not model.SignatureDefsLength():
+    return [], []
+  signature = model.SignatureDefs(0)
+  found = []
+  for side in ("Inputs", "Outputs"):
+    entry, count = getattr(signature, side), getattr(signature, f"{side}Length")()
+    names: dict[int, list[str]] = {}
+    for named in map(entry, range(count)):
+      names.setdefault(named.TensorIndex(), []).append(_text(named.Name()))
+    tensors = _integers(graph, side)
+    complete = all(len(names.get(index, [])) >= tensors.count(index) for index in tensors)
+    found.append([names[index].pop(0) for index in tensors] if complete else [])
+  return found[0], found[1]
+
+
+def _metadata(model: schema.Model) -> dict[str, bytes]:
+  """Returns {name: content} of the metadata entries."""
+  entries = (model.Metadata(i) for i in range(model.MetadataLength()))
+  return {_text(entry.Name()): bytes(model.Buffers(entry.Buffer()).DataAsNumpy()) for entry in entries}
 
 
 def _text(value: bytes | None) -> str:

@@ -6,6 +6,7 @@ interpreter to preserve all tensors does (it changes the kernels).
 """
 
 import os
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,6 +104,30 @@ class Runtime:
       for result, view in out_of:
         result[i] = view()[0]
     return results
+
+  def time_once(self) -> float:
+    """Runs on what the inputs hold, zeros at first, and returns the seconds that took."""
+    start = time.perf_counter()
+    self._interpreter.invoke()
+    return time.perf_counter() - start
+
+  def delegated_operators(self) -> set[int]:
+    """Returns the positions in the file of the operators that the delegate runs."""
+    nodes = self._interpreter._get_ops_details()
+    made_by = {tensor: node["index"] for node in nodes if node["op_name"] != "DELEGATE"
+               for tensor in node["outputs"].tolist()}
+    reads = {node["index"]: node["inputs"].tolist() for node in nodes}
+    delegated: set[int] = set()
+    for part in nodes:
+      if part["op_name"] == "DELEGATE":  # what lies between its outputs and its inputs
+        given, wanted = set(part["inputs"].tolist()), part["outputs"].tolist()
+        while wanted:
+          tensor = wanted.pop()
+          if tensor in given or tensor not in made_by or made_by[tensor] in delegated:
+            continue
+          delegated.add(made_by[tensor])
+          wanted += reads[made_by[tensor]]
+    return delegated
 
   def _check_count(self, inputs: Sequence[np.ndarray]) -> None:
     """Asserts one array for each graph input."""

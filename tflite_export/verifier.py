@@ -71,13 +71,13 @@ class Verification:
     return dataclasses.asdict(self)
 
 
-def verify(data: bytes, model: keras.Model, encodings: Encodings, *,
+def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
            program: IntProgram | None = None, images: list[np.ndarray] | None = None) -> Verification:
   """Compares a file with the finalised model and the encodings that it was made of.
 
   Args:
     data: the bytes of the .tflite file.
-    model: finalised model.
+    model: finalised model; needed for `images` alone.
     encodings: its encodings.
     program: what the file was written from; every tensor and operator of it is compared too.
     images: float inputs, [n, ...] for each model input, to run; None leaves the running out.
@@ -142,11 +142,20 @@ def _compare_program(stored: IntProgram, program: IntProgram, found: Verificatio
       found.problems.append(f"{name}: {difference}")
   if (stored.inputs, stored.outputs) != (program.inputs, program.outputs):
     found.problems.append("inputs or outputs differ from the program's")
+  for field in ("signature", "description", "metadata"):
+    if getattr(stored, field) != getattr(program, field):
+      found.problems.append(f"{field} {_brief(getattr(stored, field))} in the file, "
+                            f"{_brief(getattr(program, field))} in the program")
   if len(stored.ops) != len(program.ops):
     found.problems.append(f"{len(stored.ops)} operators in the file, {len(program.ops)} in the program")
   for mine, theirs in zip(program.ops, stored.ops):
     if difference := _operator_difference(mine, theirs):
       found.problems.append(f"operator of {mine.source!r}: {difference}")
+
+
+def _brief(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:
@@ -194,6 +203,31 @@ def _compare_outputs(graph: Graph, stored: IntProgram, encodings: Encodings,
 
 def _refs(node: Node) -> list[Ref]:
   return [Ref(node, index) for index in range(len(node.shapes))]
+
+
+def border_inputs(program: IntProgram, encodings: Encodings, images: list[np.ndarray]) -> list[np.ndarray]:
+  """Float inputs as the inputs of a file take them.
+
+  Raises:
+    ValueError: the encodings have no grid for an input.
+  """
+  inputs = []
+  for name, image in zip(program.inputs, images):
+    grid = input_grid(program, encodings, name)
+    inputs.append(on_border(grid.quantize(image), grid, program.tensors[name]))
+  return inputs
+
+
+def input_grid(program: IntProgram, encodings: Encodings, name: str) -> Encoding:
+  """The grid of a file's input, which bears its type behind its key where it is not int8.
+
+  Raises:
+    ValueError: the encodings have none.
+  """
+  key = name.removesuffix(f"/{program.tensors[name].dtype}")
+  if key not in encodings:
+    raise ValueError(f"Encodings have no grid for input {key!r}; they belong to another model.")
+  return encodings[key]
 
 
 def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:

@@ -1,8 +1,8 @@
 """IntProgram -> the bytes of a .tflite file, with the official schema classes.
 
 The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
-empty), one signature "serving_default" whose names are those of the graph's input and output
-tensors. The writer writes what it gets and never changes an integer: whether a program obeys the
+empty) or metadata entry, one signature "serving_default" with the names that the program gives its
+inputs and outputs. The writer writes what it gets and never changes an integer: whether a program obeys the
 rules of the runtimes is the question of `program_check.check`, asked before. What it writes,
 `reader` reads back with code of its own.
 """
@@ -123,10 +123,11 @@ def _model(program: IntProgram) -> schema.ModelT:
       tensors=tensors, inputs=_indices(program.inputs, index, where="Graph inputs"),
       outputs=_indices(program.outputs, index, where="Graph outputs"), operators=operators,
       name="main")
+  metadata = [_metadata(name, content, buffers) for name, content in program.metadata.items()]
   return schema.ModelT(
       version=SCHEMA_VERSION, operatorCodes=[_operator_code(*code) for code in codes],
       subgraphs=[subgraph], description=program.description, buffers=buffers,
-      signatureDefs=[_signature(program, index)])
+      signatureDefs=[_signature(program, index)], metadata=metadata or None)
 
 
 def _indices(names: list[str], index: dict[str, int], *, where: str) -> np.ndarray:
@@ -138,13 +139,16 @@ def _indices(names: list[str], index: dict[str, int], *, where: str) -> np.ndarr
 
 
 def _signature(program: IntProgram, index: dict[str, int]) -> schema.SignatureDefT:
-  """Returns the signature: each graph input and output under the name of its tensor."""
-  def named(names):
-    return [schema.TensorMapT(name=name, tensorIndex=index[name])
-            for name in dict.fromkeys(names)]
+  """Returns the signature: each graph input and output under its name."""
+  inputs, outputs = ([schema.TensorMapT(name=name, tensorIndex=index[tensor])
+                      for name, tensor in names.items()] for names in program.signature)
+  return schema.SignatureDefT(inputs=inputs, outputs=outputs, signatureKey=SIGNATURE_KEY, subgraphIndex=0)
 
-  return schema.SignatureDefT(inputs=named(program.inputs), outputs=named(program.outputs),
-                              signatureKey=SIGNATURE_KEY, subgraphIndex=0)
+
+def _metadata(name: str, content: bytes, buffers: list[schema.BufferT]) -> schema.MetadataT:
+  """Returns the metadata entry; appends its buffer to `buffers`."""
+  buffers.append(_ConstantBufferT(data=np.frombuffer(content, np.uint8)))
+  return schema.MetadataT(name=name, buffer=len(buffers) - 1)
 
 
 class _ConstantBufferT(schema.BufferT):

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
@@ -18,10 +18,20 @@ flags.disclaim_key_flags()  # --help shows the flags below as the script's own
 
 def define_path(name: str, text: str, *, ending: str = "") -> None:
   """Defines a flag for a path that is not empty and ends as it should."""
+  if is_defined(name):
+    return
   flags.DEFINE_string(name, None, text)
   flags.register_validator(
       name, lambda path: path is None or (path != "" and path.endswith(ending)),
       message=f"expected a path that ends in {ending}" if ending else "expected a path, got an empty one")
+
+
+def is_defined(name: str) -> bool:
+  """Whether another script of this process has the flag already: then it is this script's as well."""
+  if name not in FLAGS:
+    return False
+  flags.declare_key_flag(name)
+  return True
 
 
 def define_model_flags() -> None:
@@ -30,7 +40,13 @@ def define_model_flags() -> None:
   flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
   define_path("output", "the .tflite file to write")
   define_path("summary", "JSON file for what was measured")
-  flags.DEFINE_integer("seed", 0, "seed of every random choice", lower_bound=0, upper_bound=2**32 - 1)
+  define_seed()
+
+
+def define_seed() -> None:
+  """--seed."""
+  if not is_defined("seed"):
+    flags.DEFINE_integer("seed", 0, "seed of every random choice", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def define_data_flags() -> None:
@@ -39,10 +55,29 @@ def define_data_flags() -> None:
   flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
-  flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
-                    "applied to the images (0..255, RGB) of folders and array files, as Keras' "
-                    "preprocess_input does")
+  define_preprocess()
   define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
+
+
+def define_preprocess() -> None:
+  """--preprocess."""
+  if not is_defined("preprocess"):
+    flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
+                      "applied to the images (0..255, RGB) of folders and array files, as Keras' "
+                      "preprocess_input does, and told in the file's metadata")
+
+
+def define_file_flags() -> None:
+  """--io, --backend, --encodings, --certificate, --c_array: a .tflite file and what lies beside it."""
+  if not is_defined("io"):
+    flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
+  if not is_defined("backend"):
+    flags.DEFINE_enum("backend", "direct", ["direct", "converter"],
+                      "our own writer, or TensorFlow's converter on the same encodings, compared with ours")
+  define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)", ending=".json")
+  define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
+              ending=".json")
+  define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c")
 
 
 def input_shape() -> tuple[int, ...] | None:
@@ -72,25 +107,37 @@ def preset() -> QuantConfig:
   return config
 
 
-def check_outputs(*names: str) -> None:
+def require(*names: str) -> None:
+  """Raises ValueError for a flag that a script cannot do without."""
+  for name in names:
+    if FLAGS[name].value is None:
+      raise ValueError(f"--{name} is missing; a run needs --{', --'.join(names[:-1])} and --{names[-1]}.")
+
+
+def check_outputs(*names: str, reads: Sequence[str] = ("model", "calibration", "eval")) -> None:
   """Raises now for a file that could not be written at the end, or that would replace another one.
 
   Args:
     names: of the flags that name files to write.
+    reads: of the flags that name files to read.
   """
-  taken = {os.path.realpath(FLAGS[name].value): name for name in ("model", "calibration", "eval")
-           if FLAGS[name].value}
+  taken = {os.path.realpath(file): name for name in reads if FLAGS[name].value for file in _files(name)}
   for name in names:
     path = FLAGS[name].value
     if path is None:
       continue
     _check_writable(name, pathlib.Path(path))
-    written = [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
-    for file in map(os.path.realpath, written):
+    for file in map(os.path.realpath, _files(name)):
       if file in taken:
         raise ValueError(f"--{name}={path} would replace {file}, which --{taken[file]} names; "
                          "choose another name.")
       taken[file] = name
+
+
+def _files(name: str) -> list[str | pathlib.Path]:
+  """The files that a flag names; encodings are two."""
+  path = FLAGS[name].value
+  return [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
 
 
 def _check_writable(name: str, path: pathlib.Path) -> None:
@@ -105,8 +152,13 @@ def _check_writable(name: str, path: pathlib.Path) -> None:
 
 def write_json(path: str, body: dict) -> None:
   """Writes a JSON file whole or not at all."""
+  write_text(path, json.dumps(body, indent=1) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a text file whole or not at all."""
   temporary = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.tmp")
-  temporary.write_text(json.dumps(body, indent=1) + "\n")
+  temporary.write_text(text)
   os.replace(temporary, path)
 
 

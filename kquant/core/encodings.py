@@ -89,12 +89,16 @@ class Encodings:
   Attributes:
     grids: {key: Encoding}.
     integers: {key: integer array in Keras layout} for weights, biases and constants.
+    input_names, output_names: of the Keras model, in flat order, for the signature of a file; [] where
+      they are not known. `diff` leaves them out.
   """
 
   def __init__(self, grids: dict[str, Encoding] | None = None,
                integers: dict[str, np.ndarray] | None = None):
     self.grids = dict(grids or {})
     self.integers = dict(integers or {})
+    self.input_names: list[str] = []
+    self.output_names: list[str] = []
 
   def __getitem__(self, key: str) -> Encoding:
     return self.grids[key]
@@ -126,6 +130,7 @@ class Encodings:
     path = pathlib.Path(path)
     integers_path = path.with_suffix(".npz")
     body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
+            "input_names": self.input_names, "output_names": self.output_names,
             "grids": {key: grid.to_json() for key, grid in self.grids.items()}}
     written = {target: target.with_name(f".{target.name}.tmp") for target in (integers_path, path)}
     try:
@@ -156,4 +161,7 @@ class Encodings:
                        f"got format {found.get('format')!r}, version {found.get('version')!r}.")
     with np.load(path.with_name(body["integers"])) as stored:
       integers = {key.replace("|", "/"): stored[key] for key in stored.files}
-    return cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)
+    encodings = cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)
+    encodings.input_names = list(body.get("input_names", []))
+    encodings.output_names = list(body.get("output_names", []))
+    return encodings

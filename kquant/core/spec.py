@@ -100,9 +100,13 @@ class QuantConfig:
 
   @classmethod
   def preset(cls, name: str) -> "QuantConfig":
-    """Returns a preset: int8, int8_per_tensor, or w<bits>a<bits> such as w4a8.
+    """Returns a preset: int8, int8_per_tensor, int8_tflm, or w<bits>a<bits> such as w4a8.
 
-    Weights of fewer than 8 bits are stored as int8 integers of the smaller grid.
+    Weights of fewer than 8 bits are stored as int8 integers of the smaller grid. int8_tflm is int8 but
+    for Dense layers, whose weights get one scale: FULLY_CONNECTED of TensorFlow Lite Micro had one
+    multiplier for all channels. With a scale a channel it gave wrong outputs, since its pull request 2602
+    (May 2024) an error; 2673 (August 2024) taught its reference and CMSIS-NN kernels, others may still
+    have one. Its convolutions take a scale a channel.
 
     Raises:
       ValueError: no such preset.
@@ -111,12 +115,14 @@ class QuantConfig:
       return cls()
     if name == "int8_per_tensor":
       return cls(rules=(Rule(weights=TensorSpec(symmetric=True)),))
+    if name == "int8_tflm":
+      return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(symmetric=True)), Rule()))
     if found := re.fullmatch(r"w([2-8])a([2-8])", name):
       weights, activations = (int(bits) for bits in found.groups())
       return cls(rules=(Rule(weights=TensorSpec(bits=weights, symmetric=True, per_channel=True),
                              activations=TensorSpec(bits=activations)),))
-    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor or w<bits>a<bits> such "
-                     "as w4a8.")
+    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm or w<bits>a<bits> "
+                     "such as w4a8.")
 
   def to_json(self) -> dict[str, Any]:
     """Returns a JSON-ready dict."""

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import numerics
+from kquant.core import keras_calls, numerics
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Edit, Graph
 from kquant.core.nodes import LayerDef, Node, Ref
@@ -40,6 +40,8 @@ def finalize_with_edits(qmodel: keras.Model,
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
   kernels = _unwrap_weights(graph, live)
   graph.normalize()
+  graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
+                        for ref, name in zip(graph.output_refs, graph.output_names)]
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
   _raise_small_output_scales(graph, grids, members, kernels, target)
   for ref, grid in _with_moved(graph, grids).items():
@@ -50,7 +52,9 @@ def finalize_with_edits(qmodel: keras.Model,
     _snap_constant(graph, node, encodings)
   for layer in {node.layer: None for node in graph.find("PReLU")}:
     _snap_alpha(layer, encodings)
-  return graph.to_model(), encodings, graph.edits
+  model = graph.to_model()
+  encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
+  return model, encodings, graph.edits
 
 
 def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:

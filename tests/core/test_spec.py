@@ -87,11 +87,13 @@ def test_presets_by_hand():
   (rule,) = QuantConfig.preset("int8_per_tensor").rules
   assert not rule.weights.per_channel and rule.weights.bits == 8
   assert QuantConfig.preset("w8a8") == QuantConfig.preset("int8")
+  tflm = QuantConfig.preset("int8_tflm")
+  assert not tflm.rule("x", "Dense").weights.per_channel and tflm.rule("x", "Conv2D") == Rule()
 
 
 @pytest.mark.parametrize("name", ["", "int4", "w1a8", "w9a8", "w8a16", "w8", "a8w8", "w4a8 ", "INT8"])
 def test_unknown_presets_are_refused_with_the_choices(name):
-  with pytest.raises(ValueError, match="expected int8, int8_per_tensor or w<bits>a<bits>") as error:
+  with pytest.raises(ValueError, match="int8, int8_per_tensor, int8_tflm or w<bits>a<bits>") as error:
     QuantConfig.preset(name)
   assert repr(name) in str(error.value)
 

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+import kquant as kq
+from tests import models
 from tflite_export import writer
+from tflite_export.lower import lower
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.runtime import KERNELS, Runtime
 
@@ -118,3 +121,19 @@ def test_run_many_needs_a_batch_of_one():
 def test_unknown_kernels():
   with pytest.raises(ValueError, match="kernels of xnnpack, reference, builtin, got 'fast'"):
     Runtime(DATA, kernels="fast")
+
+
+def test_delegated_operators_are_named_by_their_place():
+  model = models.build("mobile_block")
+  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  program = lower(result.model, result.encodings)
+  place = [op.kind for op in program.ops].index("SOFTMAX")
+  assert Runtime(writer.to_bytes(program)).delegated_operators() == set(range(len(program.ops))) - {place}
+  assert Runtime(writer.to_bytes(program), kernels="reference").delegated_operators() == set()
+
+
+def test_a_timed_run_computes():
+  model = models.build("conv_bn_relu")
+  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  runtime = Runtime(writer.to_bytes(lower(result.model, result.encodings)))
+  assert 0 < runtime.time_once() < 10
