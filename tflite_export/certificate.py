@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tflite_export.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches, with_batch
 from tflite_export.program import IntProgram
 from tflite_export.program_check import ACCUMULATOR_LIMIT, WEIGHTED, accumulator_bounds
 from tflite_export.reader import from_bytes
@@ -53,6 +54,7 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
       "file": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
       "versions": {"python": platform.python_version(), "machine": platform.machine(),
                    **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      "batch": DYNAMIC if is_dynamic(program) else batch_of(program),
       "inputs": {name: len(arrays[0]) for name, arrays in kinds.items()},
       "kernel_sets": {name: {**_compare(program, kinds, name), "ties": _compare_ties(program, probes, name)}
                       for name in kernel_sets},
@@ -112,22 +114,36 @@ def _random_like(array: np.ndarray, count: int, rng: np.random.Generator) -> np.
 
 
 def _compare(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str) -> dict[str, Any]:
-  """Returns {operators: {kind: {elements, mismatching, max_lsb}}, not_simulated: [...]}."""
+  """Returns {operators: {kind: {elements, mismatching, max_lsb}}, not_simulated: [...]}.
+
+  A file of open batch is compared as it is and resized.
+  """
   missing = not_simulated(program, mode=kernels)
   if missing:
     return {"operators": {}, "not_simulated": missing}
-  try:
-    simulated = [simulate(program, inputs, mode=kernels) for inputs in kinds.values()]
-  except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
-    missing, program = [str(error)], _before_softmax(program)
-    simulated = [simulate(program, inputs, mode=kernels) for inputs in kinds.values()]
-  made = {name: op.kind for op in program.ops for name in op.outputs}
-  runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels)
   rows: dict[str, dict[str, int]] = {}
-  for inputs, values in zip(kinds.values(), simulated):
+  for batch in (1, RESIZED) if is_dynamic(program) else (None,):
+    left_out = _compare_batch(program, batch, list(kinds.values()), kernels, rows)
+    missing = missing or left_out
+  return {"operators": dict(sorted(rows.items())), "not_simulated": missing}
+
+
+def _compare_batch(program: IntProgram, batch: int | None, kinds: list[list[np.ndarray]], kernels: str,
+                   rows: dict[str, dict[str, int]]) -> list[str]:
+  """Adds the elements of every operator to the rows; returns what is not simulated."""
+  sized, missing = program if batch is None else with_batch(program, batch), []
+  kinds = [[whole_batches(array, batch_of(sized)) for array in inputs] for inputs in kinds]
+  try:
+    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
+  except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
+    missing, program, sized = [str(error)], _before_softmax(program), _before_softmax(sized)
+    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
+  made = {name: op.kind for op in program.ops for name in op.outputs}
+  runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels, batch=batch)
+  for inputs, values in zip(kinds, simulated):
     for (name, kind), computed in zip(made.items(), runtime.run_many(inputs)):
       _count(rows, kind, computed, values[name])
-  return {"operators": dict(sorted(rows.items())), "not_simulated": missing}
+  return missing
 
 
 def _compare_ties(program: IntProgram, probes: list[Probe], kernels: str) -> dict[str, Any]:

@@ -109,14 +109,13 @@ def _pair_probe(program: IntProgram, op: IntOp, rng: np.random.Generator) -> Pro
   near = _nearest_pairs(op, first, second, y)
   swapped = first.data is not None or first.shape != y.shape and second.data is None
   chosen, given = (second, first) if swapped else (first, second)
-  size = int(np.prod(y.shape))
-  images = max(1, _PAIR_ELEMENTS // size)
-  known = given.data if given.data is not None else rng.integers(-128, 128, (images, *given.shape[1:]))
-  codes = np.broadcast_to(known, (images, *y.shape[1:])).astype(np.int64) + 128
-  draw = rng.integers(0, near.shape[2], codes.shape)
-  solved = near[int(swapped), codes, draw].astype(np.int8)
-  solved = solved[tuple(slice(0, n) if n == 1 else slice(None) for n in (images, *chosen.shape[1:]))]
-  arrays = {chosen.name: solved.reshape(images, *chosen.shape[1:]), given.name: np.asarray(known, np.int8)}
+  images = max(1, _PAIR_ELEMENTS // int(np.prod(y.shape)))
+  known = given.data if given.data is not None else rng.integers(-128, 128, (images, *given.shape))
+  codes = np.broadcast_to(known, (images, *y.shape)).astype(np.int64) + 128
+  solved = near[int(swapped), codes, rng.integers(0, near.shape[2], codes.shape)]
+  solved = solved[(slice(None), *(slice(0, length) for length in chosen.shape))]
+  arrays = {tensor.name: values.reshape(-1, *tensor.shape[1:]).astype(np.int8)
+            for tensor, values in ((chosen, solved), (given, known))}
   return Probe(alone, [arrays[name] for name in alone.inputs], op)
 
 

@@ -22,6 +22,7 @@ import tf_keras as keras
 import kquant as kq
 import tflite_export
 from tests.tflite_export.random_models import Recipe, Step, build, inputs_of, recipes
+from tflite_export.batch import batch_of, is_dynamic, whole_batches
 from tflite_export.certificate import KERNEL_SETS
 from tflite_export.runtime import Runtime
 from tflite_export.simulate import simulate
@@ -66,7 +67,7 @@ def check(recipe: Recipe, tally: Tally, folder: str) -> None:
   try:
     result = kq.quantize(model, inputs, config=recipe.preset)
     written = tflite_export.export(result, f"{folder}/m.tflite", verify=[x[:2] for x in inputs], io=recipe.io,
-                                   certify=True)
+                                   batch=recipe.batch, certify=True)
   except ValueError as error:  # UnsupportedLayerError is one
     assert _is_documented(error), f"refused without a reason to act on: {error!r}"
     tally.refused[_subject(error)] += 1
@@ -75,10 +76,11 @@ def check(recipe: Recipe, tally: Tally, folder: str) -> None:
   assert written.verification.ok and written.verification.max_lsb <= 1
   assert not written.verification.float_operators
   for kernels in written.certificate["kernel_sets"].values():
-    tally.left_out += len(kernels["not_simulated"])
-    for kind, row in kernels["operators"].items():
-      tally.elements += row["elements"]
-      assert row["mismatching"] == 0, (kind, row)
+    tally.left_out += len(kernels["not_simulated"]) + sum(kernels["ties"]["left_out"].values())
+    for rows in (kernels["operators"], kernels["ties"]["operators"]):
+      for kind, row in rows.items():
+        tally.elements += row["elements"]
+        assert row["mismatching"] == 0, (kind, row)
   _check_outputs(written, inputs)
   tally.operators.update(written.program.operator_counts())
 
@@ -104,13 +106,16 @@ def _check_outputs(written, inputs: list[np.ndarray]) -> None:
   given = []
   for name, x in zip(program.inputs, inputs):
     dtype = np.dtype(program.tensors[name].dtype)
-    given.append(x[:3] if dtype.kind == "f" else
-                 rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, x[:3].shape, dtype, endpoint=True))
+    drawn = x[:3] if dtype.kind == "f" else rng.integers(
+        np.iinfo(dtype).min, np.iinfo(dtype).max, x[:3].shape, dtype, endpoint=True)
+    given.append(whole_batches(drawn, batch_of(program)))
   for kernels in KERNEL_SETS:
     if written.certificate["kernel_sets"][kernels]["not_simulated"]:
       continue
     expected = simulate(program, given, mode=kernels)
-    found = Runtime(written.path, kernels=kernels, threads=1 + (kernels == "xnnpack")).run_many(given)
+    resized = 3 if is_dynamic(program) else None
+    runtime = Runtime(written.path, kernels=kernels, threads=1 + (kernels == "xnnpack"), batch=resized)
+    found = runtime.run_many(given)
     for name, output in zip(program.outputs, found):
       np.testing.assert_array_equal(output, expected[name], f"{kernels} kernels, output {name}")
 

@@ -20,6 +20,7 @@ LARGEST_TENSOR = 1500
 
 PRESETS = ("int8", "int8", "int8", "int8_per_tensor", "w4a8")
 BORDERS = ("int8", "uint8", "float32")
+BATCHES = (1, 1, 1, 2, 5, "dynamic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Recipe:
     seed: of weights and data.
     spread: kernels' channels differ by up to 10^spread; with 3 some are dead too.
     magnitude: inputs are uniform in +-10^magnitude.
-    preset, io: of `kquant.quantize` and `tflite_export.export`.
+    preset, io, batch: of `kquant.quantize` and `tflite_export.export`.
   """
 
   inputs: tuple[tuple[int, ...], ...]
@@ -56,6 +57,7 @@ class Recipe:
   magnitude: int = 0
   preset: str = "int8"
   io: str = "int8"
+  batch: int | str = 1
 
 
 def recipes() -> st.SearchStrategy[Recipe]:
@@ -70,7 +72,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
       Recipe, st.lists(shape, min_size=1, max_size=2).map(tuple),
       st.lists(step, min_size=1, max_size=14).map(tuple), st.booleans(), st.booleans(), st.integers(0, 999),
       st.sampled_from((0, 0, 0, 1, 2, 3)), st.sampled_from((0, 0, 0, 1, -2, 2)), st.sampled_from(PRESETS),
-      st.sampled_from(BORDERS))
+      st.sampled_from(BORDERS), st.sampled_from(BATCHES))
 
 
 class Builder:
