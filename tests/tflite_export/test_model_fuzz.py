@@ -79,6 +79,8 @@ def test_a_wrong_rewrite_is_found(tmp_path, monkeypatch):
 FINDINGS = {
     "a layer with an activation that is called twice: its name held an @":
         Recipe(((1,),), (Step("dense", numbers=(0, 6, 0, 0, 0)), Step("again"))),
+    "a difference that is always 0: its grid was narrower than the reference kernel of SUB can hold":
+        Recipe(((4,),), (Step("combine", numbers=(3, 0, 0, 0, 0)),)),
     "an input that is an output too: two tensors of the border had one name":
         Recipe(((3,),), (Step("elementwise", numbers=(8, 0, 0, 0, 0)), Step("dense")), inner_output=True,
                io="uint8"),
