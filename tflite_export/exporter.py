@@ -13,6 +13,7 @@ from kquant.core import data, keras_calls
 from kquant.core.encodings import Encodings
 from tflite_export import certificate as certificates
 from tflite_export import metadata, verifier
+from tflite_export.batch import with_batch
 from tflite_export.certificate import inexact_operators
 from tflite_export.lower import lower, with_border
 from tflite_export.program import IntProgram
@@ -43,7 +44,7 @@ class Exported:
 
 
 def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8",
-           certify: bool = False, preprocess: str = "none") -> Exported:
+           batch: int | str | None = 1, certify: bool = False, preprocess: str = "none") -> Exported:
   """Writes a .tflite file, reads it back and verifies it; only a verified file gets its name.
 
   Args:
@@ -52,16 +53,18 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     verify: inputs to run the operators on (two images are enough), as `quantize` takes them; None
       compares the constants alone.
     io: type of the inputs and outputs: "int8", "uint8" or "float32".
+    batch: images of one run: any fixed number, or None (or "dynamic") for a file that its user resizes.
     certify: also run the integer simulator on the `verify` inputs and on random ones and compare every
       tensor with LiteRT's two sets of kernels, which must agree to the bit.
     preprocess: what the model's images went through (a mode of `kquant.core.images.preprocess`), written
       into the file as TFLite metadata for applications to read; "none" writes no metadata.
 
   Raises:
-    UnsupportedLayerError: a layer without an integer operator, by name.
+    UnsupportedLayerError: a layer without an integer operator, or that cannot have that batch, by name.
     VerificationError: the file does not hold or compute what was chosen.
     TypeError: another kind of result.
-    ValueError: certify without verify inputs, preprocess for a model that takes no image.
+    ValueError: certify without verify inputs, another io or batch, preprocess for a model that takes no
+      image.
     OSError: the path cannot be written.
   """
   if certify and verify is None:
@@ -71,7 +74,7 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
   start = time.perf_counter()
-  program = with_border(lower(model, encodings), io)
+  program = with_batch(with_border(lower(model, encodings), io), batch)
   if preprocess != "none":
     program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
   check(program)

@@ -96,4 +96,7 @@ def with_border(program: IntProgram, io: str) -> IntProgram:
 def _border_tensor(program: IntProgram, name: str, io: str) -> str:
   inner = program.tensors[name]
   grid = (None, None) if io == "float32" else (inner.scale, inner.zero_point + 128)
-  return program.add_tensor(IntTensor(f"{name}/{io}", inner.shape, io, *grid))
+  label = f"{name}/{io}"
+  if label in program.tensors:  # an input that is an output too
+    label = f"{name}/output/{io}"
+  return program.add_tensor(IntTensor(label, inner.shape, io, *grid))

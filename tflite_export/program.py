@@ -16,12 +16,13 @@ class IntTensor:
 
   Attributes:
     name: unique in the program.
-    shape: fixed, batch included.
+    shape: batch included.
     dtype: "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
     scale: float32 [channels] or [1]; None where the tensor is not quantized (shapes, axes, border).
     zero_point: int64, same shape as scale; None where scale is None.
     axis: channel axis of the file layout; None for one grid.
     data: the constant's values in the file layout; None for an activation.
+    open_batch: the first dimension may be resized; `shape` says 1, the file's shape_signature -1.
   """
 
   name: str
@@ -31,6 +32,7 @@ class IntTensor:
   zero_point: np.ndarray | None = None
   axis: int | None = None
   data: np.ndarray | None = None
+  open_batch: bool = False
 
   def __post_init__(self):
     self.shape = tuple(int(n) for n in self.shape)
@@ -44,7 +46,7 @@ class IntTensor:
 
   def difference(self, other: "IntTensor") -> str | None:
     """Returns what differs from `other` in a few words, or None."""
-    for field in ("name", "shape", "dtype", "axis"):
+    for field in ("name", "shape", "dtype", "axis", "open_batch"):
       if getattr(self, field) != getattr(other, field):
         return f"{field} {getattr(self, field)!r} != {getattr(other, field)!r}"
     for field in ("scale", "zero_point", "data"):

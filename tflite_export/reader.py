@@ -175,7 +175,8 @@ def _tensor(model: schema.Model, tensor: schema.Tensor, index: int, *, taken: An
   data = _constant(model.Buffers(tensor.Buffer()), dtype) if tensor.Buffer() else None
   if data is not None and data.size != np.prod(shape, dtype=np.int64):
     raise ValueError(f"tensor {name!r} of shape {shape} has {data.size} values")
-  return IntTensor(name, shape, dtype, scale, zero_point, axis, data)
+  open_batch = _integers(tensor, "ShapeSignature")[:1] == [-1]
+  return IntTensor(name, shape, dtype, scale, zero_point, axis, data, open_batch)
 
 
 def _grid(quantization: schema.QuantizationParameters | None) -> tuple:

@@ -16,6 +16,7 @@ from kquant.core import keras_calls
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node, Ref
+from tflite_export.batch import RESIZED, is_dynamic
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.reader import float_operators, from_bytes
 from tflite_export.runtime import Runtime
@@ -186,7 +187,9 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   for ref, image in zip(graph.input_refs, images):
     integers[ref.key] = encodings[ref.key].quantize(image)
   _compare_layers(graph, model, encodings, integers, found)
-  _compare_outputs(graph, stored, encodings, integers, Runtime(data).run_many(inputs), found)
+  for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
+    outputs = Runtime(data, batch=batch).run_many(inputs)
+    _compare_outputs(graph, stored, encodings, integers, outputs, found)
   found.images = len(images[0])
 
 

@@ -170,9 +170,10 @@ def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
     buffer = len(buffers)
     data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
     buffers.append(_ConstantBufferT(data=data))
+  signature = np.array([-1, *tensor.shape[1:]], np.int32) if tensor.open_batch else None
   return schema.TensorT(
-      shape=np.array(tensor.shape, np.int32), type=_TENSOR_TYPES[tensor.dtype], buffer=buffer,
-      name=tensor.name, quantization=_quantization(tensor), hasRank=True)
+      shape=np.array(tensor.shape, np.int32), shapeSignature=signature, hasRank=True,
+      type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, quantization=_quantization(tensor))
 
 
 def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:

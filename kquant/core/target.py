@@ -18,7 +18,8 @@ class Target:
     weight_bits: widths a weight can have; below 8 the integers lie in int8 tensors.
     largest_bias: |bias integer| stays below it.
     largest_accumulator: |accumulator| stays below it, whatever the input.
-    largest_multiplier: s_x * s_w / s_y stays below it for every channel.
+    largest_multiplier: s_x * s_w / s_y stays below it for every channel, s_x / s_y for a sum, s_a * s_b / s_y
+      for a product.
   """
 
   name: str

@@ -17,6 +17,8 @@ from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.target import LITERT, Target
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 
+_SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
+
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
@@ -96,6 +98,8 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
                                kernels: dict[LayerDef, Encoding], target: Target) -> None:
   """Widens an output grid so narrow that s_x * s_w / s_y passes the target's largest multiplier.
 
+  Of a sum it is s_x / s_y, of a product s_a * s_b / s_y.
+
   That happens where a whole tensor is constant on the calibration data. Widening one grid may narrow
   the ratio of the next layer only, so one sweep in topological order and a second for shared grids do.
   """
@@ -103,11 +107,15 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
   for _ in range(2):
     inputs = _with_moved(graph, grids)
     for node in graph.nodes:
-      if node.layer not in kernels:
+      if node.layer not in kernels and node.kind not in (*_SUMS, "Multiply"):
         continue
+      scales = [inputs[ref].scale for ref in node.inputs]
+      if node.layer in kernels:
+        scales = [numerics.bias_scale(scales[0], kernels[node.layer].scale)]
+      elif node.kind == "Multiply":
+        scales = [np.multiply(*scales)]
+      smallest = 2.0 * float(np.max(np.concatenate(scales))) / target.largest_multiplier
       output = Ref(node) if Ref(node) in grids else Ref(graph.readers(Ref(node))[0])
-      products = numerics.bias_scale(inputs[node.inputs[0]].scale, kernels[node.layer].scale)
-      smallest = 2.0 * float(products.max()) / target.largest_multiplier
       if grids[output].scale[0] < smallest:
         wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
         grids.update(dict.fromkeys(group_of[output], wider))

@@ -75,7 +75,7 @@ def _split_activation(graph: Graph, node: Node) -> None:
     return  # an activation object of the user's; refused by name when quantizers are placed
   layer.config = {**layer.config, "activation": "linear"}
   for call in graph.calls(layer):
-    behind = graph.new_layer(keras.layers.Activation, f"{call.name}/{activation}",
+    behind = graph.new_layer(keras.layers.Activation, f"{call.layer_name}/{activation}",
                              {"activation": "linear"})
     behind.config = {**behind.config, "activation": activation}
     graph.insert_after(Ref(call), behind)
