@@ -114,8 +114,8 @@ def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
   """Certifies on the images, put on the grids and types of the file's border."""
   inputs = []
   for image, name in zip(images, program.inputs):
-    grid = encodings[name.removesuffix(f"/{program.tensors[name].dtype}")]
-    inputs.append(verifier.on_border(grid.quantize(image), grid, program.tensors[name]))
+    key = name.removesuffix(f"/{program.tensors[name].dtype}")
+    inputs.append(verifier.to_border(image, key, encodings, program.tensors[name]))
   return certificates.certify(contents, inputs)
 
 

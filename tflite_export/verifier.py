@@ -166,7 +166,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
                   images: list[np.ndarray], found: Verification) -> None:
   """LiteRT's integers of every tensor against the Keras layers; then the file's own output."""
   graph = Graph.from_model(model)
-  inputs = [on_border(encodings[ref.key].quantize(image), encodings[ref.key], stored.tensors[name])
+  inputs = [to_border(image, ref.key, encodings, stored.tensors[name])
             for image, ref, name in zip(images, graph.input_refs, stored.inputs)]
   watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
              and node.kind != "InputLayer"]
@@ -175,7 +175,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   results = probe.run_many(inputs)
   integers = dict(zip(names, results))
   for ref, image in zip(graph.input_refs, images):
-    integers[ref.key] = encodings[ref.key].quantize(image)
+    integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
   _compare_layers(graph, model, encodings, integers, found)
   _compare_outputs(graph, stored, encodings, integers, Runtime(data).run_many(inputs), found)
   found.images = len(images[0])
@@ -196,6 +196,13 @@ def _refs(node: Node) -> list[Ref]:
   return [Ref(node, index) for index in range(len(node.shapes))]
 
 
+def to_border(image: np.ndarray, key: str, encodings: Encodings, tensor: IntTensor) -> np.ndarray:
+  """Real values, or indices, as the file's input holds them."""
+  if key not in encodings:
+    return image.astype(tensor.dtype)
+  return on_border(encodings[key].quantize(image), encodings[key], tensor)
+
+
 def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:
   """Integers of a grid as the file's input or output tensor holds them."""
   if tensor.dtype == "float32":
@@ -210,7 +217,7 @@ def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
   free = _Simulation(graph, model, encodings)
   for node in graph.nodes:
     for ref in _refs(node):
-      if ref.key not in encodings:
+      if ref.key not in encodings and not ref.is_integer:
         continue
       if node.kind == "InputLayer":
         given.integers[ref] = free.integers[ref] = integers[ref.key]
@@ -245,6 +252,8 @@ class _Simulation:
   def _value(self, ref: Ref) -> tf.Tensor:
     if ref.key in self._encodings:
       return tf.constant(self._encodings[ref.key].dequantize(self.integers[ref]))
+    if ref.is_integer:
+      return tf.constant(self.integers[ref])
     return self._layer_output(ref)
 
   def _layer_output(self, ref: Ref) -> tf.Tensor:

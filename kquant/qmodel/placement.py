@@ -10,6 +10,7 @@ import dataclasses
 import tf_keras as keras
 
 from kquant.core import layers as facts_table
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
@@ -62,8 +63,17 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    groups.append(GridGroup(sources, averages, rule.activations, limits.fixed.get(sources[0].node.kind)))
+    fixed = limits.fixed.get(sources[0].node.kind) or _grid_of_table(sources, rule.activations.bits)
+    groups.append(GridGroup(sources, averages, rule.activations, fixed))
   return groups
+
+
+def _grid_of_table(sources: list[Ref], bits: int) -> Encoding | None:
+  """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
+  if len(sources) > 1 or sources[0].node.kind != "Embedding":
+    return None
+  table = sources[0].node.layer.params["embeddings"]
+  return Encoding(*numerics.affine_grid(table.min(), table.max(), bits), bits)
 
 
 def check_supported(node: Node) -> None:
@@ -80,6 +90,12 @@ def check_supported(node: Node) -> None:
     reason = "has no integer form"
     remedy = (f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
               f"by supported layers: {', '.join(_supported_layers())}")
+  elif node.kind == "Embedding" and config["mask_zero"]:
+    reason, remedy = "masks index 0", "use mask_zero=False and let the model learn the padding's row"
+  elif node.kind == "Embedding" and not node.inputs[0].is_integer:
+    reason, remedy = "looks up indices that are computed or used as numbers", "make them an input of their own"
+  elif node.kind != "Embedding" and any(ref.is_integer for ref in node.inputs):
+    reason, remedy = "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
   elif config.get("data_format") == "channels_first":
@@ -126,7 +142,7 @@ def _one_grid_classes(graph: Graph) -> list[list[Ref]]:
   for node in graph.nodes:
     for index in range(len(node.shapes)):
       ref = Ref(node, index)
-      if fuses_into_reader(graph, ref):
+      if ref.is_integer or fuses_into_reader(graph, ref):
         continue
       parent[ref] = ref
       if node.facts.role in ("move", "average"):

@@ -41,8 +41,9 @@ def _split_multi_head(graph: Graph, node: Node) -> None:
 
 
 def _is_masked(node: Node, position: int) -> bool:
+  names = ("mask", "query_mask", "value_mask", "key_mask")
   return (node.argument(position, "attention_mask") is not None or bool(node.kwargs.get("use_causal_mask"))
-          or any(node.kwargs.get(name) is not None for name in ("query_mask", "value_mask", "key_mask", "mask")))
+          or any(node.kwargs.get(name) is not None for name in names))
 
 
 def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Ref:

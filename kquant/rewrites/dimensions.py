@@ -52,7 +52,8 @@ def _split_volume(graph: Graph, node: Node) -> None:
   x = add_reshape(graph, f"{name}/rows", x, (new_depth * new_height, width, channels))
   x = add_layer(graph, cls, f"{name}/width", {**common, **second}, x,
                 (x.shape[0], new_depth * new_height, new_width, channels))
-  replace(graph, node, add_reshape(graph, f"{name}/volume", x, node.shapes[0][1:]), "written in two dimensions")
+  x = add_reshape(graph, f"{name}/volume", x, node.shapes[0][1:])
+  replace(graph, node, x, "written in two dimensions")
 
 
 def _flatten_global_pool(graph: Graph, node: Node) -> None:

@@ -2,9 +2,9 @@
 
 y = d / sqrt(mean(d^2) + epsilon t^2) with d = t (x - mean): any t > 0 gives the same y. Here t is about
 1 / (max - min) of the row, so that rows of any deviation use all of the 8-bit grid of d; what t itself
-loses by rounding cancels. A row whose max - min is below 1/64 of the largest in its image is scaled like one of 1/64.
-The sum of squares is a matrix product of each row with itself: exact terms, rounded once. (A table of
-squares rounds each of them to 1/255 of the largest.)
+loses by rounding cancels. No row is scaled up as if its max - min were below 1/64 of the largest in its
+image. The sum of squares is a matrix product of each row with itself: exact terms, rounded once. (A
+table of squares rounds each of them to 1/255 of the largest.)
 """
 
 from collections.abc import Sequence
