@@ -109,7 +109,7 @@ class Ref:
   @property
   def is_integer(self) -> bool:
     """Whether it is an input of the model that holds integers as they are, on no grid."""
-    return self.node.kind == "InputLayer" and np.dtype(self.node.config["dtype"]).kind in "iu"
+    return self.node.kind == "InputLayer" and tf.as_dtype(self.node.config["dtype"]).is_integer
 
   @property
   def shape(self) -> tuple[int | None, ...]:

@@ -17,9 +17,15 @@ from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.qmodel.refusals import refusal_of
 from kquant.rewrites.operators import BINARY_OPERATORS
 
-RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+_TAKEN_APART = (
+    "Activation", "Attention", "Average", "AveragePooling3D", "Conv1DTranspose", "Cropping3D",
+    "DepthwiseConv1D", "Dot", "EinsumDense", "GlobalAveragePooling3D", "GlobalMaxPooling3D",
+    "GroupNormalization", "LayerNormalization", "MaxPooling3D", "MultiHeadAttention", "Normalization",
+    "RepeatVector", "Rescaling", "Resizing", "SeparableConv1D", "SeparableConv2D", "UnitNormalization",
+    "UpSampling1D", "UpSampling3D", "ZeroPadding3D")
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
     "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
@@ -80,9 +86,10 @@ def check_supported(node: Node) -> None:
   """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
   role, config = node.facts.role, node.config
   reason = remedy = ""
-  if role == "opaque" and node.layer.cls.__name__ in RECURRENT:
-    reason = "is recurrent and has no integer form here"
-    remedy = "unroll it into Dense layers, replace it by Conv1D, or keep that part of the model in float"
+  if node.kind == "InputLayer" and config["dtype"] == "string":
+    reason, remedy = "holds strings", "turn text into indices before the model and give it those"
+  elif role == "opaque" and (refusal := refusal_of(node.kind)):
+    reason, remedy = refusal
   elif len(node.inputs) != 1 and node.kind.startswith("tf.") and (
       node.kind in BINARY_OPERATORS or node.facts.unary):
     reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
@@ -93,7 +100,7 @@ def check_supported(node: Node) -> None:
   elif node.kind == "Embedding" and config["mask_zero"]:
     reason, remedy = "masks index 0", "use mask_zero=False and let the model learn the padding's row"
   elif node.kind == "Embedding" and not node.inputs[0].is_integer:
-    reason, remedy = "looks up indices that are computed or used as numbers", "make them an input of their own"
+    reason, remedy = "looks up indices that are computed or numbers too", "make them an input of their own"
   elif node.kind != "Embedding" and any(ref.is_integer for ref in node.inputs):
     reason, remedy = "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   elif role in REMEDIES:
@@ -120,8 +127,7 @@ def _supported_layers() -> list[str]:
   """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
   kinds = [kind for kind, facts in facts_table.LAYERS.items()
            if hasattr(keras.layers, kind) and facts.role not in ("input", "identity")]
-  return sorted({*kinds, "Activation", "Average", "Dot", "Normalization", "RepeatVector", "Rescaling",
-                 "Resizing", "SeparableConv2D"})
+  return sorted({*kinds, *_TAKEN_APART})
 
 
 def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
