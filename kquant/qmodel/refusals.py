@@ -1,8 +1,8 @@
 """Layers that have no integer form here: why, and what to build instead."""
 
 _RECURRENT = ("is recurrent and has no integer form here",
-              "replace it by Conv1D layers (a temporal convolution) or attention, unroll it into Dense layers, "
-              "or keep that part of the model in float")
+              "replace it by Conv1D layers (a temporal convolution) or attention, unroll it into Dense "
+              "layers, or keep that part of the model in float")
 _LOOKUP = ("turns raw features into numbers, which the integer file leaves to the application",
            "apply it to the data before the model and give the model its result as input")
 _MASKS = ("is used with a mask, a shape that is open, or other than its plain form",
@@ -36,10 +36,10 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "EinsumDense": ("has an equation that is no Dense layer, or an open shape",
                     "contract the last axes of the input with the first of the kernel, as in abc,cd->abd"),
     "tf.einsum": ("has no integer operator", "write it as tf.matmul, tf.transpose and tf.reshape"),
-    "Lambda": ("hides a Python function", "call TensorFlow functions on the tensors directly, or make it a layer "
-               "and give it its operators with tflite_export.register_lowering"),
+    "Lambda": ("hides a Python function", "call TensorFlow functions on the tensors directly, or make it a "
+               "layer and give it its operators with tflite_export.register_lowering"),
     "Masking": ("masks time steps", "leave it out and let the model see the padding"),
-    "SpectralNormalization": ("wraps a layer for training", "put the trained layer in its place (its .layer)"),
+    "SpectralNormalization": ("wraps a layer for training", "put the trained layer (its .layer) in its place"),
     "TimeDistributed": ("runs a layer per time step", "call Dense on the sequence itself, or reshape the steps "
                         "into an image and use the layer of two dimensions"),
 }
