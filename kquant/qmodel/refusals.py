@@ -39,9 +39,9 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "Lambda": ("hides a Python function", "call TensorFlow functions on the tensors directly, or make it a "
                "layer and give it its operators with tflite_export.register_lowering"),
     "Masking": ("masks time steps", "leave it out and let the model see the padding"),
-    "SpectralNormalization": ("wraps a layer for training", "put the trained layer (its .layer) in its place"),
-    "TimeDistributed": ("runs a layer per time step", "call Dense on the sequence itself, or reshape the steps "
-                        "into an image and use the layer of two dimensions"),
+    "SpectralNormalization": ("wraps a layer for training", "use the trained layer (its .layer) itself"),
+    "TimeDistributed": ("runs a layer per time step", "call Dense on the sequence itself, or reshape the "
+                        "steps into an image and use the layer of two dimensions"),
 }
 
 

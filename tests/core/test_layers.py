@@ -125,7 +125,8 @@ def test_pointwise_rows_commute_with_an_affine_function_of_the_channels(kind, la
 @pytest.mark.parametrize("kind", [k for k, facts in LAYERS.items() if facts.role == "identity"])
 def test_identity_rows_do_nothing_at_inference(kind):
   cls = convnext.StochasticDepth if kind == "StochasticDepth" else getattr(layers, kind)
-  arguments = {"Identity": (), "ActivityRegularization": (), "RandomFlip": (), "RandomTranslation": (0.5, 0.5)}
+  arguments = {"Identity": (), "ActivityRegularization": (), "RandomFlip": (),
+               "RandomTranslation": (0.5, 0.5)}
   shape = {"1D": (2, 4, 3), "3D": (2, 4, 4, 2, 3)}.get(kind[-2:], (2, 4, 4, 3))
   layer = cls(*arguments.get(kind, (0.5,)))
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
