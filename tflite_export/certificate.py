@@ -105,10 +105,12 @@ def _largest_bias(program: IntProgram) -> dict[str, Any]:
 
 
 def _random_like(array: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-  """Inputs over the whole integer type, or over the range of the real ones for a float border."""
+  """Inputs over the whole 8-bit type; over the range of the real ones for floats and for indices."""
   shape = (count, *array.shape[1:])
   if array.dtype.kind == "f":
     return rng.uniform(array.min(), array.max(), shape).astype(array.dtype)
+  if array.dtype == np.int32:
+    return rng.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
   limits = np.iinfo(array.dtype)
   return rng.integers(limits.min, limits.max, shape, dtype=array.dtype, endpoint=True)
 

@@ -19,7 +19,10 @@ from tflite_export.program import IntOp, IntProgram, IntTensor
 
 
 def _input(lowering: Lowering, node: Node) -> None:
-  lowering.activation(Ref(node))
+  if Ref(node).is_integer:
+    lowering.indices(Ref(node))
+  else:
+    lowering.activation(Ref(node))
 
 
 LOWERINGS: dict[str, Lower] = {
@@ -71,7 +74,7 @@ def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
 
 
 def with_border(program: IntProgram, io: str) -> IntProgram:
-  """Returns the program with int8 (as it is), uint8 or float32 inputs and outputs.
+  """Returns the program with int8 (as it is), uint8 or float32 inputs and outputs; indices stay int32.
 
   Raises:
     ValueError: another io.
@@ -83,9 +86,11 @@ def with_border(program: IntProgram, io: str) -> IntProgram:
   bordered = dataclasses.replace(program, tensors=dict(program.tensors), ops=list(program.ops))
   inward, outward = ("QUANTIZE", "DEQUANTIZE") if io == "float32" else ("QUANTIZE", "QUANTIZE")
   versions = {"QUANTIZE": 2 if io == "uint8" else 1, "DEQUANTIZE": 2}
-  entries = {name: _border_tensor(bordered, name, io) for name in program.inputs}
+  entries = {name: _border_tensor(bordered, name, io) for name in program.inputs
+             if program.tensors[name].scale is not None}
   exits = {name: _border_tensor(bordered, name, io) for name in dict.fromkeys(program.outputs)}
-  bordered.inputs, bordered.outputs = list(entries.values()), [exits[name] for name in program.outputs]
+  bordered.inputs = [entries.get(name, name) for name in program.inputs]
+  bordered.outputs = [exits[name] for name in program.outputs]
   bordered.ops[:0] = [IntOp(inward, [outer], [inner], {}, versions[inward], inner, f"{io} input")
                       for inner, outer in entries.items()]
   bordered.ops += [IntOp(outward, [inner], [outer], {}, versions[outward], inner, f"{io} output")

@@ -39,6 +39,10 @@ class Lowering:
     return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), _DTYPES[grid.bits],
                                              grid.scale, grid.zero_point))
 
+  def indices(self, ref: Ref) -> str:
+    """Adds the tensor of an integer input and returns its name."""
+    return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), "int32"))
+
   def reshaped(self, name: str, shape: Sequence[int], like: str) -> str:
     """Adds a tensor on the grid of another one, with another shape."""
     base = self.program.tensors[like]
@@ -78,6 +82,23 @@ class Lowering:
     assert relu.kind == "ReLU", f"{ref.key!r} has no encoding and is read by {relu!r}"
     self.fused.add(relu)
     return self.activation(Ref(relu)), clamp(relu, self._grid(Ref(relu)))
+
+  def saturating_output(self, node: Node) -> str:
+    """Adds the output tensor of a call whose operator has no activation; returns its name.
+
+    A ReLU behind it is the ends of its grid, where integers saturate; on a grid that reaches further
+    (shared with other tensors) the ReLU stays an operator of its own.
+    """
+    ref = Ref(node)
+    if ref.key in self.encodings:
+      return self.activation(ref)
+    (relu,) = self.graph.readers(ref)
+    grid = self._grid(Ref(relu))
+    if clamp(relu, grid) == "NONE":
+      self.fused.add(relu)
+      return self.activation(Ref(relu))
+    return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), _DTYPES[grid.bits], grid.scale,
+                                             grid.zero_point))
 
   def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *, version: int = 1,
           reason: str = "", **options: Any) -> None:

@@ -24,7 +24,8 @@ _ARRAY_DTYPES = frozenset((
 
 _PADDINGS = ("SAME", "VALID")
 _ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
-_ENUMS = {"padding": _PADDINGS, "fused_activation_function": _ACTIVATIONS}
+_MIRRORS = ("REFLECT", "SYMMETRIC")
+_ENUMS = {"mode": _MIRRORS, "padding": _PADDINGS, "fused_activation_function": _ACTIVATIONS}
 _LISTS = ("new_shape",)
 
 _ACTIVATION = "fused_activation_function"
@@ -53,6 +54,7 @@ _OPTIONS = {
     "LEAKY_RELU": (schema.LeakyReluOptions, ("alpha",)),
     "MAX_POOL_2D": _POOL,
     "MEAN": (schema.ReducerOptions, ("keep_dims",)),
+    "MIRROR_PAD": (schema.MirrorPadOptions, ("mode",)),
     "MUL": (schema.MulOptions, (_ACTIVATION,)),
     "REDUCE_MAX": (schema.ReducerOptions, ("keep_dims",)),
     "REDUCE_MIN": (schema.ReducerOptions, ("keep_dims",)),

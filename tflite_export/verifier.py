@@ -176,8 +176,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
                   images: list[np.ndarray], found: Verification) -> None:
   """LiteRT's integers of every tensor against the Keras layers; then the file's own output."""
   graph = Graph.from_model(model)
-  inputs = [on_border(encodings[ref.key].quantize(image), encodings[ref.key], stored.tensors[name])
-            for image, ref, name in zip(images, graph.input_refs, stored.inputs)]
+  inputs = border_inputs(stored, encodings, images)
   watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
              and node.kind != "InputLayer"]
   names = [ref.key for ref in watched]
@@ -185,7 +184,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   results = probe.run_many(inputs)
   integers = dict(zip(names, results))
   for ref, image in zip(graph.input_refs, images):
-    integers[ref.key] = encodings[ref.key].quantize(image)
+    integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
   _compare_layers(graph, model, encodings, integers, found)
   for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
     outputs = Runtime(data, batch=batch).run_many(inputs)
@@ -209,15 +208,19 @@ def _refs(node: Node) -> list[Ref]:
 
 
 def border_inputs(program: IntProgram, encodings: Encodings, images: list[np.ndarray]) -> list[np.ndarray]:
-  """Float inputs as the inputs of a file take them.
+  """Real values, or indices, as the inputs of a file take them.
 
   Raises:
     ValueError: the encodings have no grid for an input.
   """
   inputs = []
   for name, image in zip(program.inputs, images):
-    grid = input_grid(program, encodings, name)
-    inputs.append(on_border(grid.quantize(image), grid, program.tensors[name]))
+    tensor = program.tensors[name]
+    if tensor.dtype == "int32":
+      inputs.append(image.astype(np.int32))
+    else:
+      grid = input_grid(program, encodings, name)
+      inputs.append(on_border(grid.quantize(image), grid, tensor))
   return inputs
 
 
@@ -247,7 +250,7 @@ def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
   free = _Simulation(graph, model, encodings)
   for node in graph.nodes:
     for ref in _refs(node):
-      if ref.key not in encodings:
+      if ref.key not in encodings and not ref.is_integer:
         continue
       if node.kind == "InputLayer":
         given.integers[ref] = free.integers[ref] = integers[ref.key]
@@ -282,6 +285,8 @@ class _Simulation:
   def _value(self, ref: Ref) -> tf.Tensor:
     if ref.key in self._encodings:
       return tf.constant(self._encodings[ref.key].dequantize(self.integers[ref]))
+    if ref.is_integer:
+      return tf.constant(self.integers[ref])
     return self._layer_output(ref)
 
   def _layer_output(self, ref: Ref) -> tf.Tensor:

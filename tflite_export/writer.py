@@ -54,6 +54,7 @@ _OPTIONS = {
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
     "MINIMUM": "MaximumMinimumOptions",
+    "MIRROR_PAD": "MirrorPadOptions",
     "MUL": "MulOptions",
     "PAD": "PadOptions",
     "PRELU": None,
@@ -77,6 +78,7 @@ _OPTIONS = {
 
 # Option fields that the program holds by name.
 _ENUMS = {
+    "mode": {"REFLECT": schema.MirrorPadMode.REFLECT, "SYMMETRIC": schema.MirrorPadMode.SYMMETRIC},
     "padding": {"SAME": schema.Padding.SAME, "VALID": schema.Padding.VALID},
     "fused_activation_function": {
         "NONE": schema.ActivationFunctionType.NONE,

@@ -10,15 +10,22 @@ import dataclasses
 import tf_keras as keras
 
 from kquant.core import layers as facts_table
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.qmodel.refusals import refusal_of
 from kquant.rewrites.operators import BINARY_OPERATORS
 
-RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+_TAKEN_APART = (
+    "Activation", "Attention", "Average", "AveragePooling3D", "Conv1DTranspose", "Cropping3D",
+    "DepthwiseConv1D", "Dot", "EinsumDense", "GlobalAveragePooling3D", "GlobalMaxPooling3D",
+    "GroupNormalization", "LayerNormalization", "MaxPooling3D", "MultiHeadAttention", "Normalization",
+    "RepeatVector", "Rescaling", "Resizing", "SeparableConv1D", "SeparableConv2D", "UnitNormalization",
+    "UpSampling1D", "UpSampling3D", "ZeroPadding3D")
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
     "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
@@ -62,17 +69,27 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    groups.append(GridGroup(sources, averages, rule.activations, limits.fixed.get(sources[0].node.kind)))
+    fixed = limits.fixed.get(sources[0].node.kind) or _grid_of_table(sources, rule.activations.bits)
+    groups.append(GridGroup(sources, averages, rule.activations, fixed))
   return groups
+
+
+def _grid_of_table(sources: list[Ref], bits: int) -> Encoding | None:
+  """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
+  if len(sources) > 1 or sources[0].node.kind != "Embedding":
+    return None
+  table = sources[0].node.layer.params["embeddings"]
+  return Encoding(*numerics.affine_grid(table.min(), table.max(), bits), bits)
 
 
 def check_supported(node: Node) -> None:
   """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
   role, config = node.facts.role, node.config
   reason = remedy = ""
-  if role == "opaque" and node.layer.cls.__name__ in RECURRENT:
-    reason = "is recurrent and has no integer form here"
-    remedy = "unroll it into Dense layers, replace it by Conv1D, or keep that part of the model in float"
+  if node.kind == "InputLayer" and config["dtype"] == "string":
+    reason, remedy = "holds strings", "turn text into indices before the model and give it those"
+  elif role == "opaque" and (refusal := refusal_of(node.kind)):
+    reason, remedy = refusal
   elif len(node.inputs) != 1 and node.kind.startswith("tf.") and (
       node.kind in BINARY_OPERATORS or node.facts.unary):
     reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
@@ -80,6 +97,12 @@ def check_supported(node: Node) -> None:
     reason = "has no integer form"
     remedy = (f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
               f"by supported layers: {', '.join(_supported_layers())}")
+  elif node.kind == "Embedding" and config["mask_zero"]:
+    reason, remedy = "masks index 0", "use mask_zero=False and let the model learn the padding's row"
+  elif node.kind == "Embedding" and not node.inputs[0].is_integer:
+    reason, remedy = "looks up indices that are computed or numbers too", "make them an input of their own"
+  elif node.kind != "Embedding" and any(ref.is_integer for ref in node.inputs):
+    reason, remedy = "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
   elif config.get("data_format") == "channels_first":
@@ -104,8 +127,7 @@ def _supported_layers() -> list[str]:
   """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
   kinds = [kind for kind, facts in facts_table.LAYERS.items()
            if hasattr(keras.layers, kind) and facts.role not in ("input", "identity")]
-  return sorted({*kinds, "Activation", "Average", "Dot", "Normalization", "RepeatVector", "Rescaling",
-                 "Resizing", "SeparableConv2D"})
+  return sorted({*kinds, *_TAKEN_APART})
 
 
 def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
@@ -126,7 +148,7 @@ def _one_grid_classes(graph: Graph) -> list[list[Ref]]:
   for node in graph.nodes:
     for index in range(len(node.shapes)):
       ref = Ref(node, index)
-      if fuses_into_reader(graph, ref):
+      if ref.is_integer or fuses_into_reader(graph, ref):
         continue
       parent[ref] = ref
       if node.facts.role in ("move", "average"):

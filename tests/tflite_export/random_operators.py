@@ -253,6 +253,7 @@ DRAWS = {
     "MAX_POOL_2D": random_moves.draw_pool("MAX_POOL_2D"),
     "MEAN": random_moves.mean,
     "MINIMUM": _choice("MINIMUM"),
+    "MIRROR_PAD": random_moves.mirror_pad,
     "MUL": mul,
     "PAD": random_moves.pad,
     "PRELU": prelu,

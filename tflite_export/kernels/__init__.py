@@ -30,6 +30,7 @@ KERNELS: dict[str, Callable[..., list]] = {
     "MAX_POOL_2D": pooling.max_pool_2d,
     "MEAN": pooling.mean,
     "MINIMUM": elementwise.minimum,
+    "MIRROR_PAD": moving.mirror_pad,
     "MUL": elementwise.mul,
     "PAD": moving.pad,
     "PRELU": elementwise.prelu,

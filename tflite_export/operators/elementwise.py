@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import keras_calls
+from kquant.core.encodings import Encoding
 from kquant.core.layers import LAYERS
 from kquant.core.nodes import Node, Ref
 from tflite_export.lowering import Lower, Lowering, clamp
@@ -61,8 +62,9 @@ def lower_table(lowering: Lowering, node: Node) -> None:
   CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set.
   """
   (source,) = lowering.inputs(node)
-  output = lowering.activation(Ref(node))
-  grid, shape = lowering.encodings[Ref(node).key], lowering.program.tensors[output].shape
+  output = lowering.saturating_output(node)
+  made = lowering.program.tensors[output]
+  grid, shape = Encoding(made.scale, made.zero_point), made.shape
   reals = lowering.encodings[source].dequantize(np.arange(-128, 128))
   table = lowering.program.add_tensor(IntTensor(
       f"{node.name}/table", (256,), "int8", grid.scale, grid.zero_point,
@@ -75,6 +77,16 @@ def lower_table(lowering: Lowering, node: Node) -> None:
   lowering.add(node, "GATHER", [table, counted], [output], axis=0)
 
 
+def _embedding(lowering: Lowering, node: Node) -> None:
+  """GATHER of rows of the table, whose integers lie on the output's grid."""
+  output, rows = lowering.activation(Ref(node)), node.layer.params["embeddings"]
+  grid = lowering.encodings[Ref(node).key]
+  table = lowering.program.add_tensor(IntTensor(
+      f"{node.name}/table", rows.shape, "int8", grid.scale, grid.zero_point,
+      data=grid.quantize(rows).astype(np.int8)))
+  lowering.add(node, "GATHER", [table, *lowering.inputs(node)], [output], axis=0)
+
+
 def _evaluate(node: Node, reals: np.ndarray) -> np.ndarray:
   """Runs the Keras layer on a list of numbers; where it is undefined (log of 0) the result is 0."""
   layer = node.layer.cls.from_config(node.config)
@@ -83,7 +95,7 @@ def _evaluate(node: Node, reals: np.ndarray) -> np.ndarray:
 
 
 def _matmul(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
+  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.saturating_output(node)], version=2,
                adj_x=bool(node.argument(2, "transpose_a", False)),
                adj_y=bool(node.argument(3, "transpose_b", False)))
 
@@ -117,6 +129,7 @@ LOWERINGS: dict[str, Lower] = {
     "Maximum": _extreme("MAXIMUM"),
     "Minimum": _extreme("MINIMUM"),
     "PReLU": _prelu,
+    "Embedding": _embedding,
     "tf.linalg.matmul": _matmul,
     **{kind: lower_table for kind, facts in LAYERS.items() if facts.unary},
 }

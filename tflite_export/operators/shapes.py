@@ -136,12 +136,20 @@ def _zero_padding(lowering: Lowering, node: Node) -> None:
 
 
 def _tf_pad(lowering: Lowering, node: Node) -> None:
-  """tf.pad with zeros; the zero point pads."""
-  mode, value = node.argument(2, "mode", "CONSTANT"), node.argument(4, "constant_values", 0)
-  if str(mode).upper() != "CONSTANT" or np.any(np.asarray(value) != 0):
-    raise UnsupportedLayerError(f"Layer {node.name!r} pads in mode {mode!r} with {value}; only zeros can be "
-                                "padded.")
-  _pad(lowering, node, np.asarray(node.argument(1, "paddings")))
+  """tf.pad with zeros, for which the zero point stands, or with the tensor mirrored."""
+  mode, value = str(node.argument(2, "mode", "CONSTANT")).upper(), node.argument(4, "constant_values", 0)
+  paddings = np.asarray(node.argument(1, "paddings"))
+  if paddings[0].any():
+    raise UnsupportedLayerError(f"Layer {node.name!r} pads the batch axis; pad the other axes.")
+  if mode in ("REFLECT", "SYMMETRIC"):
+    amounts = lowering.constant(f"{node.name}/paddings", paddings)
+    lowering.add(node, "MIRROR_PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))],
+                 version=2, mode=mode)
+  elif np.any(np.asarray(value) != 0):
+    raise UnsupportedLayerError(f"Layer {node.name!r} pads with {value}; pad with zeros, or concatenate a "
+                                "constant.")
+  else:
+    _pad(lowering, node, paddings)
 
 
 def _pad(lowering: Lowering, node: Node, paddings) -> None:
