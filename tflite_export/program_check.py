@@ -18,7 +18,10 @@ SUM_LIMIT = 2**20
 
 _ACTIVATION_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
-_LARGEST_WEIGHT = 127
+_LARGEST_WEIGHTS = {"int8": 127, "int4": 7}
+
+INT4_KERNELS = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+"""Operators whose kernel may be int4; TRANSPOSE_CONV refuses to load with one."""
 
 # Positions of (x, kernel, bias) among the inputs, and the output channels' axis of the kernel.
 WEIGHTED = {
@@ -235,15 +238,18 @@ def _check_weighted(program: IntProgram, op: IntOp) -> None:
 
 
 def _check_kernel(op: IntOp, kernel: IntTensor) -> None:
-  """Asserts a constant int8 kernel of zero points 0 and integers in [-127, 127]."""
-  if kernel.data is None or kernel.dtype != "int8":
-    raise _error(op, f"kernel {kernel.name!r}: expected constant int8 integers, got "
+  """Asserts a constant kernel of zero points 0: int8 in [-127, 127], or int4 in [-7, 7]."""
+  types = ("int8", "int4") if op.kind in INT4_KERNELS else ("int8",)
+  if kernel.data is None or kernel.dtype not in types:
+    raise _error(op, f"kernel {kernel.name!r}: expected constant {' or '.join(types)} integers, got "
                      f"{kernel.dtype} {'activation' if kernel.data is None else 'integers'}")
   if np.any(kernel.zero_point):
     raise _error(op, f"kernel {kernel.name!r}: expected zero points 0, got "
                      f"{kernel.zero_point[kernel.zero_point != 0][0]}")
-  if kernel.data.size and kernel.data.min() < -_LARGEST_WEIGHT:
-    raise _error(op, f"kernel {kernel.name!r}: expected integers in [-127, 127], got -128")
+  largest = _LARGEST_WEIGHTS[kernel.dtype]
+  if kernel.data.min(initial=0) < -largest:
+    raise _error(op, f"kernel {kernel.name!r}: expected integers in [{-largest}, {largest}], got "
+                     f"{kernel.data.min()}")
 
 
 def _check_bias(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
@@ -265,7 +271,7 @@ def _check_accumulator(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTens
                        channel_axis: int) -> None:
   """Asserts |q_b| + max|q_x - z_x| * sum|q_w| < 2^31 in every channel."""
   terms = kernel.data.size // max(1, kernel.shape[channel_axis])
-  if (np.abs(bias.data.astype(np.int64)).max(initial=0) + _swing(x) * _LARGEST_WEIGHT * terms
+  if (np.abs(bias.data.astype(np.int64)).max(initial=0) + _swing(x) * _LARGEST_WEIGHTS[kernel.dtype] * terms
       < ACCUMULATOR_LIMIT):
     return  # True whatever the integers are: nearly every layer, without a pass over its kernel.
   bounds = accumulator_bounds(x, kernel, bias, channel_axis=channel_axis)

@@ -5,7 +5,8 @@ import numpy as np
 from tflite_export.kernels.call import Call, centred, finish, scale_of, with_rank
 from tflite_export.kernels.multipliers import multiply_double, multiply_float
 
-_REFERENCE_SHIFT = 20
+_REFERENCE_SHIFTS = {"int8": 20, "int16": 15}
+"""Bits by which the operands of a sum are raised before they are put on one scale."""
 _DELEGATE_BITS = 20
 """Fractional bits of the larger of the two multipliers in a delegated sum."""
 
@@ -59,10 +60,9 @@ def _sum(call: Call, a: np.ndarray, b: np.ndarray, *, sign: int) -> np.ndarray:
   if call.arithmetic == "xnnpack":
     return finish(call, _delegated_sum(a, b, *scales, sign=sign))
   s_a, s_b, s_y = (np.float64(scale) for scale in scales)
-  twice = 2 * max(s_a, s_b)
-  total = (multiply_double(a << _REFERENCE_SHIFT, s_a / twice)
-           + sign * multiply_double(b << _REFERENCE_SHIFT, s_b / twice))
-  return finish(call, multiply_double(total, twice / (2.0**_REFERENCE_SHIFT * s_y)))
+  twice, shift = 2 * max(s_a, s_b), _REFERENCE_SHIFTS[y.dtype]
+  total = multiply_double(a << shift, s_a / twice) + sign * multiply_double(b << shift, s_b / twice)
+  return finish(call, multiply_double(total, twice / (2.0**shift * s_y)))
 
 
 def _delegated_sum(a: np.ndarray, b: np.ndarray, s_a: np.float32, s_b: np.float32, s_y: np.float32, *,
