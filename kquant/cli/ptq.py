@@ -29,7 +29,8 @@ VERIFY_IMAGES = 2
 
 shared.define_model_flags()
 shared.define_data_flags()
-flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, or w<bits>a8 such as w4a8")
+flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int16x8, w<bits>a8 such as w4a8 "
+                    "(w4a8_unpacked: int4 weights in int8 tensors)")
 flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
 shared.define_path("encodings", "JSON file for every grid (the integers go to the .npz beside it)",
                    ending=".json")

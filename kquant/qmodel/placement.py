@@ -62,8 +62,20 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    groups.append(GridGroup(sources, averages, rule.activations, limits.fixed.get(sources[0].node.kind)))
+    fixed = limits.fixed_grid(sources[0].node.kind, rule.activations.bits)
+    groups.append(GridGroup(sources, averages, rule.activations, fixed))
+  _check_widths(groups)
   return groups
+
+
+def _check_widths(groups: list[GridGroup]) -> None:
+  """Raises ValueError where activations of 16 bits meet others: no operator takes both."""
+  wide = [group for group in groups if group.spec.bits == 16]
+  if wide and len(wide) < len(groups):
+    other = next(group for group in groups if group.spec.bits != 16)
+    raise ValueError(f"Tensor {wide[0].sources[0].key!r} has 16 bits and {other.sources[0].key!r} has "
+                     f"{other.spec.bits}; activations have 16 bits throughout or nowhere, so give every rule "
+                     "the same (as the preset int16x8 does).")
 
 
 def check_supported(node: Node) -> None:

@@ -16,7 +16,6 @@ from tests.tflite_export.random_draws import (
   Draw,
   draw_windows,
 )
-
 from tflite_export.int16 import VERSIONS
 from tflite_export.program_check import INT4_KERNELS
 
@@ -157,7 +156,7 @@ def _sum(kind: str):
     second = first if draw.chance(0.2) else (draw.ratio_to(first[0], -14, 14), draw.zero_point())
     s_y = draw.ratio_to(draw.one_of((first, second))[0], -12, 8)
     room = 2**(12 if draw.dtype == "int16" else 17)  # From 2^14 or 2^19 on the kernels abort.
-    s_y = max(s_y, np.float32(max(first[0], second[0]) / room))
+    s_y = max(s_y, np.float32(max(first[0], second[0]) / room), np.float32(1e-8))
     y = (s_y, draw.zero_point())
     names, shape = _operands(draw, (first, second))
     return draw.finish(kind, names, shape, y, version=2, pot_scale_int16=False,
@@ -297,7 +296,8 @@ DRAWS = {
 }
 
 
-BITS = {"int4": {"weights": "int4"}, "int16": {"dtype": "int16"}, "int16x4": {"dtype": "int16", "weights": "int4"}}
+BITS = {"int4": {"weights": "int4"}, "int16": {"dtype": "int16"},
+        "int16x4": {"dtype": "int16", "weights": "int4"}}
 KINDS = (*DRAWS, *(f"{kind}/int4" for kind in sorted(INT4_KERNELS)),
          *(f"{kind}/int16" for kind in sorted(set(VERSIONS) & set(DRAWS))),
          *(f"{kind}/int16x4" for kind in sorted(INT4_KERNELS)))

@@ -10,10 +10,10 @@ import numpy as np
 from tflite_export.kernels.call import scale_of, swing_of
 from tflite_export.kernels.delegation import Tensors, arithmetic_of
 from tflite_export.program import IntOp, IntTensor
+from tflite_export.program_check import INT4_KERNELS, SUM_LIMITS
 
 _INT16_ROOM = 2**15 - 2**8
 """A result further than this from its zero point overflows the int16 of vector code."""
-_SUM_SHIFT = 20
 
 # {kind: {option: its only simulated value}}; an option that is not given has the schema's default.
 _OPTIONS = {
@@ -36,7 +36,7 @@ _TYPES = {
     "QUANTIZE": ({"float32", "int8", "uint8", "int16"}, {"int8", "uint8", "int16"}),
 }
 # {kind: types of its constant kernel}
-_KERNELS = {**dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), {"int4", "int8"}),
+_KERNELS = {**dict.fromkeys(INT4_KERNELS, {"int4", "int8"}),
             **dict.fromkeys(("PRELU", "TRANSPOSE_CONV"), {"int8"})}
 
 
@@ -81,9 +81,10 @@ def _strange_scales(op: IntOp, inputs: Tensors, outputs: Tensors, mode: str) -> 
     return None
   s_y = float(scale_of(outputs[0]))
   scales, swings = zip(*((float(scale_of(t)), swing_of(t)) for t in inputs))
-  if op.kind != "MUL" and 2 * max(scales) >= 2**_SUM_SHIFT * s_y:
+  if op.kind != "MUL" and 2 * max(scales) >= SUM_LIMITS[outputs[0].dtype] * s_y:
     return f"an input's scale is {max(scales) / s_y:.3g} times the output's"
   reach = np.prod(scales) * np.prod(swings) if op.kind == "MUL" else np.dot(scales, swings)
-  if arithmetic == "builtin" and op.kind != "SUB" and outputs[0].dtype == "int8" and reach / s_y >= _INT16_ROOM:
+  short = arithmetic == "builtin" and op.kind != "SUB" and outputs[0].dtype == "int8"
+  if short and reach / s_y >= _INT16_ROOM:
     return f"results reach {reach / s_y:.3g} steps of the output"
   return None

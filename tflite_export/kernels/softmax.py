@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from tflite_export.kernels.call import Call, clamp, scale_of
-from tflite_export.kernels.softmax_16 import softmax_16
 from tflite_export.kernels.multipliers import high_multiply, quantize_multiplier, shift_away
+from tflite_export.kernels.softmax_16 import softmax_16
 
 
 def softmax(call: Call, x: np.ndarray) -> list:
