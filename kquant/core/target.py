@@ -22,7 +22,8 @@ class Target:
     weight_bits: widths a weight can have.
     packed_kinds: layer kinds whose kernels of at most 4 bits are stored as INT4, two integers a byte; all
       others lie in int8 tensors.
-    largest_bias, largest_bias_16: |bias integer| stays below it, with 8- and 16-bit activations.
+    largest_bias, largest_bias_16: |bias integer| stays below it, with 8- and 16-bit activations. (A kernel
+      takes a multiplier below 2^-32 for 0: a larger bias beside it would be lost.)
     largest_accumulator, largest_accumulator_16: |accumulator| stays below it, whatever the input.
     largest_packed_accumulator: the same in dense layers whose kernel has the bits of INT4, packed or not,
       so that both ways of storing it hold the same integers.
@@ -37,7 +38,7 @@ class Target:
   weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
   packed_kinds: tuple[str, ...] = ("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense")
   largest_bias: int = 2**30
-  largest_bias_16: int = 2**46
+  largest_bias_16: int = 2**32
   largest_accumulator: int = 2**31
   largest_accumulator_16: int = 2**47
   largest_packed_accumulator: int = 2**27
