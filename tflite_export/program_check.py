@@ -69,7 +69,6 @@ def check(program: IntProgram) -> None:
   for op in program.ops:
     _check_border(program, op, readers)
     _check_grids(program, op)
-    _check_int16(program, op)
     _check_same_scale(program, op)
     _check_fixed_grid(program, op)
     if op.kind in WEIGHTED:
@@ -78,6 +77,7 @@ def check(program: IntProgram) -> None:
       _check_sum(program, op)
     if op.kind == "PRELU":
       _check_kernel(op, program.tensors[op.inputs[-1]])
+    _check_int16(program, op)
 
 
 def _check_sum(program: IntProgram, op: IntOp) -> None:

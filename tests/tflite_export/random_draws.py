@@ -26,11 +26,11 @@ class Draw:
 
   Attributes:
     dtype: type of its activations, "int8" or "int16" (smaller scales, zero points 0).
-    weights: type of its kernels, "int8" or "int4".
+    kernel_dtype: type of its kernels, "int8" or "int4".
   """
 
-  def __init__(self, rng: np.random.Generator, *, dtype: str = "int8", weights: str = "int8"):
-    self.rng, self.dtype, self.weights = rng, dtype, weights
+  def __init__(self, rng: np.random.Generator, *, dtype: str = "int8", kernel_dtype: str = "int8"):
+    self.rng, self.dtype, self.kernel_dtype = rng, dtype, kernel_dtype
     self.program = IntProgram()
     self.images = self.whole(1, 3)
     self.ties = self.chance(0.4)

@@ -36,7 +36,7 @@ def _weighted(draw: Draw, kind: str, kernel_shape, axis: int, x_shape, y_shape, 
   x_grid = draw.grid()
   per_channel = draw.chance(0.85)
   s_w = np.array([draw.scale(1e-3, 0.1) for _ in range(channels if per_channel else 1)], np.float32)
-  largest = 7 if draw.weights == "int4" else 127
+  largest = 7 if draw.kernel_dtype == "int4" else 127
   weights = draw.rng.integers(-largest, largest + 1, kernel_shape)
   reach = np.abs(weights).sum(tuple(i for i in range(weights.ndim) if i != axis)).max() * 255
   wide = draw.dtype == "int16"
@@ -55,7 +55,7 @@ def _weighted(draw: Draw, kind: str, kernel_shape, axis: int, x_shape, y_shape, 
     s_w, weights, offsets, s_y = _small_sums(draw, x_grid[0], kernel_shape, len(offsets))
   assert wide or reach + size + 2048 < 2**31
   x = draw.input("x", x_shape, x_grid)
-  kernel = draw.tensor("kernel", kernel_shape, (s_w, np.zeros(len(s_w))), draw.weights, weights, axis)
+  kernel = draw.tensor("kernel", kernel_shape, (s_w, np.zeros(len(s_w))), draw.kernel_dtype, weights, axis)
   # A dense layer whose bias has no scale, 0, does not load unless s_x s_w is small beside s_y.
   lone = draw.chance(0.05) and (kind != "FULLY_CONNECTED" or x_grid[0] * np.max(s_w) < 0.01 * s_y)
   bias_grid = None if lone else (x_grid[0] * s_w, np.zeros(len(s_w)))
@@ -296,8 +296,8 @@ DRAWS = {
 }
 
 
-BITS = {"int4": {"weights": "int4"}, "int16": {"dtype": "int16"},
-        "int16x4": {"dtype": "int16", "weights": "int4"}}
+BITS = {"int4": {"kernel_dtype": "int4"}, "int16": {"dtype": "int16"},
+        "int16x4": {"dtype": "int16", "kernel_dtype": "int4"}}
 KINDS = (*DRAWS, *(f"{kind}/int4" for kind in sorted(INT4_KERNELS)),
          *(f"{kind}/int16" for kind in sorted(set(VERSIONS) & set(DRAWS))),
          *(f"{kind}/int16x4" for kind in sorted(INT4_KERNELS)))
