@@ -67,7 +67,11 @@ LITERT = Target(
            "Tanh": _grid(1 / 128, 0)},
     fixed_16=dict.fromkeys(("Softmax", "Sigmoid", "Tanh"), _grid(1 / 32768, 0, 16)))
 LITERT_UNPACKED = dataclasses.replace(LITERT, name="litert_unpacked", packed_kinds=())
-"""LiteRT, every kernel in an int8 tensor: larger files that run faster where the delegate has no INT4."""
+"""LiteRT, every kernel in an int8 tensor: larger files that run faster where the delegate has no INT4.
+
+MobileNetV2 at 224 pixels, w4a8, one thread on x86 (LiteRT 2.3): 2,264,464 bytes and 9.9 ms packed,
+3,999,328 bytes and 1.9 ms unpacked, the least of 60 runs in turn.
+"""
 
 TARGETS = {found.name: found for found in (LITERT, LITERT_UNPACKED)}
 
