@@ -52,7 +52,8 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     path: of the file.
     verify: inputs to run the operators on (two images are enough), as `quantize` takes them; None
       compares the constants alone.
-    io: type of the inputs and outputs: "int8", "uint8" or "float32".
+    io: type of the inputs and outputs: "int8", "uint8" or "float32"; those of a network of 16-bit
+      activations are int16 under "int8".
     batch: images of one run: any fixed number, or None (or "dynamic") for a file that its user resizes.
     certify: also run the integer simulator on the `verify` inputs and on random ones and compare every
       tensor with LiteRT's two sets of kernels, which must agree to the bit.

@@ -53,7 +53,7 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
 
 
 def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
-  """Returns the integer program of a finalised model; its borders are int8.
+  """Returns the integer program of a finalised model; its borders have the type of its activations.
 
   Raises:
     UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
@@ -74,15 +74,21 @@ def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
 
 
 def with_border(program: IntProgram, io: str) -> IntProgram:
-  """Returns the program with int8 (as it is), uint8 or float32 inputs and outputs; indices stay int32.
+  """Returns the program with int8 (int16 for 16-bit activations), uint8 or float32 borders.
+
+  "int8" is the program as it is; indices stay int32 under every io.
 
   Raises:
-    ValueError: another io.
+    ValueError: another io, or uint8 for 16-bit activations.
   """
   if io == "int8":
     return program
   if io not in ("uint8", "float32"):
     raise ValueError(f"io must be int8, uint8 or float32, got {io!r}.")
+  wide = [name for name in (*program.inputs, *program.outputs) if program.tensors[name].dtype == "int16"]
+  if io == "uint8" and wide:
+    raise ValueError(f"io 'uint8': tensor {wide[0]!r} has 16-bit activations; use 'int8', which leaves them "
+                     "int16, or 'float32'.")
   bordered = dataclasses.replace(program, tensors=dict(program.tensors), ops=list(program.ops))
   inward, outward = ("QUANTIZE", "DEQUANTIZE") if io == "float32" else ("QUANTIZE", "QUANTIZE")
   versions = {"QUANTIZE": 2 if io == "uint8" else 1, "DEQUANTIZE": 2}

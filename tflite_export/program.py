@@ -17,11 +17,12 @@ class IntTensor:
   Attributes:
     name: unique in the program.
     shape: batch included.
-    dtype: "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
+    dtype: "int4" (weights only), "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
     scale: float32 [channels] or [1]; None where the tensor is not quantized (shapes, axes, border).
     zero_point: int64, same shape as scale; None where scale is None.
     axis: channel axis of the file layout; None for one grid.
-    data: the constant's values in the file layout; None for an activation.
+    data: the constant's values in the file layout; None for an activation. Those of an int4 tensor are
+      int8 numbers here; the file holds two in a byte.
     open_batch: the first dimension may be resized; `shape` says 1, the file's shape_signature -1.
   """
 
@@ -42,7 +43,7 @@ class IntTensor:
     if self.scale is None or self.scale.size == 1:
       self.axis = None  # a file cannot tell one scale along an axis from one scale
     if self.data is not None:
-      self.data = np.asarray(self.data, np.dtype(self.dtype)).reshape(self.shape)
+      self.data = np.asarray(self.data, array_type(self.dtype)).reshape(self.shape)
 
   def difference(self, other: "IntTensor") -> str | None:
     """Returns what differs from `other` in a few words, or None."""
@@ -54,6 +55,11 @@ class IntTensor:
       if (mine is None) != (theirs is None) or (mine is not None and not np.array_equal(mine, theirs)):
         return f"{field} differs"
     return None
+
+
+def array_type(dtype: str) -> np.dtype:
+  """Returns the type of an array that holds a tensor's values: NumPy has no int4."""
+  return np.dtype("int8" if dtype == "int4" else dtype)
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ _DTYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() 
 _ARRAY_DTYPES = frozenset((
     "bool", "complex64", "complex128", "float16", "float32", "float64", "int8", "int16", "int32",
     "int64", "uint8", "uint16", "uint32", "uint64"))
-"""Types whose constants are read; others (string, int4, bfloat16) come back without data."""
+"""Types whose constants are read, beside int4; others (string, bfloat16) come back without data."""
 
 _PADDINGS = ("SAME", "VALID")
 _ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
@@ -174,7 +174,7 @@ def _tensor(model: schema.Model, tensor: schema.Tensor, index: int, *, taken: An
   dtype = _DTYPES.get(tensor.Type(), f"type_{tensor.Type()}")
   shape = tuple(_integers(tensor, "Shape"))
   scale, zero_point, axis = _grid(tensor.Quantization())
-  data = _constant(model.Buffers(tensor.Buffer()), dtype) if tensor.Buffer() else None
+  data = _constant(model.Buffers(tensor.Buffer()), dtype, shape) if tensor.Buffer() else None
   if data is not None and data.size != np.prod(shape, dtype=np.int64):
     raise ValueError(f"tensor {name!r} of shape {shape} has {data.size} values")
   open_batch = _integers(tensor, "ShapeSignature")[:1] == [-1]
@@ -192,13 +192,23 @@ def _grid(quantization: schema.QuantizationParameters | None) -> tuple:
   return scale, zero_point, quantization.QuantizedDimension() if scale.size > 1 else None
 
 
-def _constant(buffer: schema.Buffer, dtype: str) -> np.ndarray | None:
+def _constant(buffer: schema.Buffer, dtype: str, shape: tuple[int, ...]) -> np.ndarray | None:
   """Returns the flat values of a buffer; None if it is empty or its type has no array."""
   if buffer.Offset() > 1:
     raise ValueError("a constant lies behind the tables (a file made for more than 2 GB)")
+  if not buffer.DataIsNone() and dtype == "int4":
+    return _unpacked(buffer.DataAsNumpy(), int(np.prod(shape, dtype=np.int64)))
   if buffer.DataIsNone() or dtype not in _ARRAY_DTYPES:
     return None
   return buffer.DataAsNumpy().view(np.dtype(dtype))
+
+
+def _unpacked(data: np.ndarray, count: int) -> np.ndarray:
+  """Returns `count` int4 values as int8; a byte holds two, the earlier one in its low nibble."""
+  if data.size != (count + 1) // 2:
+    raise ValueError(f"{count} int4 values need {(count + 1) // 2} bytes, got {data.size}")
+  low, high = data.view(np.int8) << 4 >> 4, data.view(np.int8) >> 4
+  return np.stack([low, high], axis=1).reshape(-1)[:count]
 
 
 def _operator(model: schema.Model, operator: schema.Operator, names: list[str]) -> IntOp:

@@ -27,6 +27,7 @@ _TABLE_BYTES = 1024
 
 _TENSOR_TYPES = {
     "float32": schema.TensorType.FLOAT32,
+    "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,
     "int16": schema.TensorType.INT16,
     "int32": schema.TensorType.INT32,
@@ -170,12 +171,22 @@ def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
   buffer = 0
   if tensor.data is not None:
     buffer = len(buffers)
-    data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
-    buffers.append(_ConstantBufferT(data=data))
+    data = _packed(tensor) if tensor.dtype == "int4" else np.ascontiguousarray(tensor.data).reshape(-1)
+    buffers.append(_ConstantBufferT(data=data.view(np.uint8)))
   signature = np.array([-1, *tensor.shape[1:]], np.int32) if tensor.open_batch else None
   return schema.TensorT(
       shape=np.array(tensor.shape, np.int32), shapeSignature=signature, hasRank=True,
       type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, quantization=_quantization(tensor))
+
+
+def _packed(tensor: IntTensor) -> np.ndarray:
+  """Returns int4 values as uint8 [ceil(n / 2)]: two's complement, the earlier one in the low nibble."""
+  values = tensor.data.reshape(-1)
+  if values.size and (values.min() < -8 or values.max() > 7):
+    raise ValueError(f"Tensor {tensor.name!r}: expected int4 values in [-8, 7], got "
+                     f"[{values.min()}, {values.max()}].")
+  nibbles = np.append(values, np.zeros(values.size % 2, np.int8)).view(np.uint8) & 0xF
+  return nibbles[::2] | nibbles[1::2] << 4
 
 
 def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from kquant.core.spec import QuantConfig
+from kquant.core.target import target
 from tflite_export.verifier import VerificationError
 
 FLAGS = flags.FLAGS
@@ -101,9 +102,10 @@ def preset() -> QuantConfig:
     ValueError: no such preset, or one whose activations no .tflite operator takes.
   """
   config = QuantConfig.preset(FLAGS.preset)
-  if any(rule.activations.bits != 8 for rule in config.rules):
+  held = target(config.target).activation_bits
+  if any(rule.activations.bits not in held for rule in config.rules):
     raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of 8 bits; "
-                     "choose a preset that ends in a8, such as w4a8.")
+                     "fewer are for simulation only, so choose a preset that ends in a8, such as w4a8.")
   return config
 
 

@@ -32,7 +32,8 @@ VERIFY_IMAGES = 2
 shared.define_model_flags()
 shared.define_data_flags()
 shared.define_file_flags()
-flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, or w<bits>a8 such as w4a8")
+flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
+                    "(w4a8_unpacked: int4 weights in int8 tensors)")
 shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
                    ending=".keras")
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers", ending=".keras")

@@ -19,9 +19,10 @@ class Encoding:
   Attributes:
     scale: float32, 1-D, [channels] or [1].
     zero_point: int64, same shape.
-    bits: bits of the signed grid; a bias has 32.
+    bits: bits of the signed grid; a bias has 32, or 64 beside 16-bit activations.
     axis: the channel axes, ascending, of the tensor in its Keras layout; None for one grid.
     narrow: the grid leaves out its lowest integer (weights).
+    packed: a file stores its integers, of at most 4 bits, as INT4, two in a byte.
   """
 
   scale: np.ndarray
@@ -29,6 +30,7 @@ class Encoding:
   bits: int = 8
   axis: tuple[int, ...] | None = None
   narrow: bool = False
+  packed: bool = False
 
   def __post_init__(self):
     scale = np.atleast_1d(np.asarray(self.scale, np.float32))
@@ -63,7 +65,8 @@ class Encoding:
 
   def __eq__(self, other) -> bool:
     return (isinstance(other, Encoding)
-            and (self.bits, self.axis, self.narrow) == (other.bits, other.axis, other.narrow)
+            and (self.bits, self.axis, self.narrow, self.packed)
+            == (other.bits, other.axis, other.narrow, other.packed)
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point))
 
@@ -71,7 +74,7 @@ class Encoding:
     """Returns a JSON-ready dict; float32 scales survive the round trip through their decimal form."""
     return {"scale": [float(s) for s in self.scale], "zero_point": [int(z) for z in self.zero_point],
             "bits": self.bits, "axis": None if self.axis is None else list(self.axis),
-            "narrow": self.narrow}
+            "narrow": self.narrow, "packed": self.packed}
 
   @classmethod
   def from_json(cls, fields: dict) -> "Encoding":

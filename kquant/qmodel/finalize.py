@@ -1,6 +1,7 @@
 """Quantized Keras model -> a plain Keras model on the grids, and the Encodings.
 
-Weights are snapped to their integers, biases to int32 at s_x * s_w, and every grid is written down.
+Weights are snapped to their integers, biases to int32 (int64 beside 16-bit activations) at s_x * s_w,
+and every grid is written down.
 Where the target could not hold a number (an accumulator or a multiplier out of its limits), the
 scale that causes it is raised and the channel is reported.
 """
@@ -14,7 +15,7 @@ from kquant.core import keras_calls, numerics
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Edit, Graph
 from kquant.core.nodes import LayerDef, Node, Ref
-from kquant.core.target import LITERT, Target
+from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 
 _SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
@@ -49,7 +50,7 @@ def finalize_with_edits(qmodel: keras.Model,
   for ref, grid in _with_moved(graph, grids).items():
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, grid in kernels.items():
-    _snap_layer(graph, layer, grid, grids, encodings, target)
+    _snap_layer(graph, layer, _with_storage(graph, layer, grid, target), grids, encodings, target)
   for node in graph.find("tf.math.add", "tf.math.subtract", "tf.math.multiply"):
     _snap_constant(graph, node, encodings)
   for layer in {node.layer: None for node in graph.find("PReLU")}:
@@ -123,6 +124,17 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
         graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
 
 
+def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, target: Target) -> Encoding:
+  """Returns the grid of a kernel, packed where its bits and the target allow it."""
+  if grid.bits > PACKED_BITS or not target.packed_kinds:
+    return grid
+  packed = layer.kind in target.packed_kinds
+  if not packed:
+    graph.edit(graph.calls(layer)[0], f"kernel of {grid.bits} bits stored in int8: the operator of "
+                                      f"{layer.kind} takes no INT4 kernel")
+  return dataclasses.replace(grid, packed=packed)
+
+
 def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
                 encodings: Encodings, target: Target) -> None:
   """Decides the integers of one layer's kernel, and of its bias in each call; snaps its weights."""
@@ -133,7 +145,7 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
   raised = _scales_within_limits(kernel, bias, grid, inputs, layer, target)
   for channel in np.flatnonzero(raised.scale != grid.scale):
     graph.edit(calls[0], f"weight scale of channel {channel} raised: its bias or accumulator would "
-                         "not fit int32")
+                         "not fit the runtime's integers")
   integers = raised.quantize(kernel)
   encodings.grids[f"{layer.name}/kernel"] = raised
   encodings.integers[f"{layer.name}/kernel"] = integers.astype(np.int8)
@@ -141,10 +153,11 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
   for call, source in reversed(list(zip(calls, inputs))):
     scale = numerics.bias_scale(source.scale, raised.scale)
     axis = None if raised.axis is None else (0,)
-    bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), 32, axis)
+    bits = 64 if source.bits == 16 else 32
+    bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), bits, axis)
     bias_integers = bias_grid.quantize(bias)
     encodings.grids[f"{call.name}/bias"] = bias_grid
-    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(np.int32)
+    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(f"int{bits}")
     layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
 
 
@@ -152,17 +165,18 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
                           layer: LayerDef, target: Target) -> Encoding:
   """Returns the kernel grid, a scale raised where the channel's bias or accumulator would overflow.
 
-  |bias| / (s_x s_w) < largest_bias, and |q_b| + max|q_x - z_x| sum|q_w| < largest_accumulator.
+  |bias| / (s_x s_w) and |q_b| + max|q_x - z_x| sum|q_w| stay below the target's limits.
   """
   magnitude = np.abs(bias.astype(np.float64))
-  needed = np.max([magnitude / (float(x.scale[0]) * target.largest_bias) for x in inputs], axis=0)
+  largest_bias, largest_accumulator = target.accumulator_limits(layer.kind, grid, inputs[0].bits)
+  needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in inputs], axis=0)
   taps = tuple(i for i in range(kernel.ndim) if i not in layer.facts.out_axes)
   total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)
   for x in inputs:
     qmin, qmax = x.limits
     reach = max(qmax - int(x.zero_point[0]), int(x.zero_point[0]) - qmin)
     worst = magnitude / float(x.scale[0]) + reach * total
-    needed = np.maximum(needed, worst / (0.98 * target.largest_accumulator))
+    needed = np.maximum(needed, worst / (0.98 * largest_accumulator))
   if grid.axis is None:
     needed = np.atleast_1d(needed.max())
   scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
@@ -170,14 +184,20 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
 
 
 def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
-  """Puts the constant operand of an elementwise call on an int8 grid of its own."""
+  """Puts the constant operand of an elementwise call on a grid of its own, as wide as the result's.
+
+  Of 8 bits, or of 16 and then symmetric.
+  """
   args = [*node.args, *node.kwargs.values()]  # in a model read from disk the constant is a keyword
   (position,) = (i for i, value in enumerate(args) if not isinstance(value, Ref))
   constant = np.asarray(args[position], np.float32)
-  grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
+  if encodings[node.inputs[0].key].bits == 16:
+    grid = Encoding(numerics.symmetric_grid(np.abs(constant).max(), 16), np.zeros(1, np.int64), 16)
+  else:
+    grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
   integers = grid.quantize(constant)
   key = f"{node.name}/constant"
-  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(f"int{grid.bits}")
   args[position] = grid.dequantize(integers)
   graph.recall(node, node.layer, tuple(args))
 

@@ -7,6 +7,7 @@ pool, all sides of a concatenation) share one, found by union-find.
 
 import dataclasses
 
+import numpy as np
 import tf_keras as keras
 
 from kquant.core import layers as facts_table
@@ -69,17 +70,31 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    fixed = limits.fixed.get(sources[0].node.kind) or _grid_of_table(sources, rule.activations.bits)
+    bits = rule.activations.bits
+    fixed = limits.fixed_grid(sources[0].node.kind, bits) or _grid_of_table(sources, rule.activations)
     groups.append(GridGroup(sources, averages, rule.activations, fixed))
+  _check_widths(groups)
   return groups
 
 
-def _grid_of_table(sources: list[Ref], bits: int) -> Encoding | None:
+def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
   if len(sources) > 1 or sources[0].node.kind != "Embedding":
     return None
   table = sources[0].node.layer.params["embeddings"]
-  return Encoding(*numerics.affine_grid(table.min(), table.max(), bits), bits)
+  if spec.symmetric:
+    return Encoding(numerics.symmetric_grid(np.abs(table).max(), spec.bits), np.zeros(1, np.int64), spec.bits)
+  return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
+
+
+def _check_widths(groups: list[GridGroup]) -> None:
+  """Raises ValueError where activations of 16 bits meet others: no operator takes both."""
+  wide = [group for group in groups if group.spec.bits == 16]
+  if wide and len(wide) < len(groups):
+    other = next(group for group in groups if group.spec.bits != 16)
+    raise ValueError(f"Tensor {wide[0].sources[0].key!r} has 16 bits and {other.sources[0].key!r} has "
+                     f"{other.spec.bits}; activations have 16 bits throughout or nowhere, so give every rule "
+                     "the same (as the preset int16x8 does).")
 
 
 def check_supported(node: Node) -> None:

@@ -7,13 +7,29 @@ import pytest
 
 from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec
 
-PRESETS = ["int8", "int8_per_tensor", *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
+PRESETS = ["int8", "int8_per_tensor", "int16x8", "w4a8_unpacked",
+           *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
 
 
-@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 16, 32])
+@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 15, 32])
 def test_bits_outside_2_to_8_are_refused(bits):
   with pytest.raises(ValueError, match=f"bits must be 2 to 8, got {bits}"):
     TensorSpec(bits=bits)
+
+
+def test_16_bits_are_for_symmetric_activations():
+  wide = TensorSpec(bits=16, symmetric=True)
+  assert QuantConfig.preset("int16x8").rules == (Rule(activations=wide),)
+  with pytest.raises(ValueError, match="grids of 16 bits must be symmetric; set symmetric=True"):
+    TensorSpec(bits=16)
+  with pytest.raises(ValueError, match="Rule 'conv': weights have 2 to 8 bits, got 16"):
+    Rule(match="conv", weights=wide)
+
+
+def test_unpacked_presets_differ_by_their_target_alone():
+  packed, unpacked = QuantConfig.preset("w3a8"), QuantConfig.preset("w3a8_unpacked")
+  assert (packed.target, unpacked.target) == ("litert", "litert_unpacked")
+  assert dataclasses.replace(unpacked, target="litert") == packed
 
 
 def test_a_grid_per_channel_must_be_symmetric():

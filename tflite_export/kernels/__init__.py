@@ -2,7 +2,7 @@
 
 One file a family. `multipliers` holds the roundings, `call` what a kernel is given, `delegation` which
 set of kernels (reference, xnnpack, builtin) runs an operator in a mode, `coverage` what is not
-simulated: int16 activations, uint8 inside of a network, computed shapes, resizes without half-pixel
+simulated: uint8 inside of a network, computed shapes, resizes without half-pixel
 centres, sums and products at absurd ratios of scales. LOGISTIC and TANH are tables read from the
 runtime: exact, but no second opinion on it. All else is computed here.
 """

@@ -59,19 +59,21 @@ def _prelu(lowering: Lowering, node: Node) -> None:
 def lower_table(lowering: Lowering, node: Node) -> None:
   """Any function of one element: its 256 integers are gathered by the input's, which count from 0.
 
-  CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set.
+  CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set. With 16-bit activations
+  the table has 65,536 integers.
   """
   (source,) = lowering.inputs(node)
   output = lowering.saturating_output(node)
   made = lowering.program.tensors[output]
-  grid, shape = Encoding(made.scale, made.zero_point), made.shape
-  reals = lowering.encodings[source].dequantize(np.arange(-128, 128))
+  first, last = lowering.encodings[source].limits
+  grid, shape = Encoding(made.scale, made.zero_point, 16 if made.dtype == "int16" else 8), made.shape
+  reals = lowering.encodings[source].dequantize(np.arange(first, last + 1))
   table = lowering.program.add_tensor(IntTensor(
-      f"{node.name}/table", (256,), "int8", grid.scale, grid.zero_point,
-      data=grid.quantize(_evaluate(node, reals)).astype(np.int8)))
+      f"{node.name}/table", reals.shape, lowering.program.tensors[output].dtype, grid.scale, grid.zero_point,
+      data=grid.quantize(_evaluate(node, reals))))
   signed, counted = (lowering.program.add_tensor(IntTensor(f"{node.name}/{name}", shape, "int32"))
                      for name in ("signed", "index"))
-  offset = lowering.constant(f"{node.name}/offset", [128])
+  offset = lowering.constant(f"{node.name}/offset", [-first])
   lowering.add(node, "CAST", [source], [signed])
   lowering.add(node, "ADD", [signed, offset], [counted], fused_activation_function="NONE")
   lowering.add(node, "GATHER", [table, counted], [output], axis=0)
