@@ -25,7 +25,7 @@ flags.disclaim_key_flags()
 def check_flags() -> None:
   """Raises ValueError for flags that --backend=converter does not go with."""
   if FLAGS.backend == "converter":
-    for name in ("io", "certificate", "preprocess"):
+    for name in ("io", "batch", "certificate", "preprocess"):
       if FLAGS[name].value != FLAGS[name].default:
         raise ValueError(f"--{name} is for our own writer; leave it out with --backend=converter.")
 

@@ -32,13 +32,13 @@ def main() -> None:
   model, encodings = load_model(FLAGS.model), Encodings.load(FLAGS.encodings)
   keras_calls.check_model(model)
   specs = keras_calls.input_specs(model)
-  missing = [spec.name for spec in specs if spec.name not in encodings]
+  missing = [spec.name for spec in specs if spec.name not in encodings and not spec.dtype.startswith("int")]
   if missing:
     raise ValueError(f"{FLAGS.encodings} has no grid for the model's input {missing[0]!r}; expected the "
                      f"encodings that were saved with {FLAGS.model}.")
-  inputs, said = running.inputs_to_run(specs, [encodings[spec.name] for spec in specs])
+  inputs, said = running.inputs_to_run(specs, [encodings.grids.get(spec.name) for spec in specs])
   second = backends.converted(model, encodings, inputs)
-  written = export((model, encodings), FLAGS.output, verify=inputs, io=FLAGS.io,
+  written = export((model, encodings), FLAGS.output, verify=inputs, io=FLAGS.io, batch=shared.batch(),
                    certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
   converter_rows = backends.put_in_place(written, second)
   if FLAGS.certificate:

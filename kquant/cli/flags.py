@@ -75,10 +75,20 @@ def define_file_flags() -> None:
   if not is_defined("backend"):
     flags.DEFINE_enum("backend", "direct", ["direct", "converter"],
                       "our own writer, or TensorFlow's converter on the same encodings, compared with ours")
+  if not is_defined("batch"):
+    flags.DEFINE_string("batch", "1", "images of one run: a number, or dynamic for a file that users resize")
+    flags.register_validator(
+        "batch", lambda value: value == "dynamic" or (value.isdecimal() and int(value) > 0),
+        message="expected a positive number or dynamic")
   define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)", ending=".json")
   define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
               ending=".json")
   define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c")
+
+
+def batch() -> int | str:
+  """Returns --batch as `tflite_export.export` takes it."""
+  return FLAGS.batch if FLAGS.batch == "dynamic" else int(FLAGS.batch)
 
 
 def input_shape() -> tuple[int, ...] | None:

@@ -122,7 +122,7 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
   result = api.quantize(model, images, config=config)
   few = [array[:VERIFY_IMAGES] for array in images]
   second = backends.converted(result.model, result.encodings, few)
-  written = export(result, output, verify=few, io=FLAGS.io,
+  written = export(result, output, verify=few, io=FLAGS.io, batch=shared.batch(),
                    certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
   converter_rows = backends.put_in_place(written, second)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}

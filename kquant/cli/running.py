@@ -26,18 +26,24 @@ def define_run_flags() -> None:
   shared.define_seed()
 
 
-def inputs_to_run(specs: Sequence[InputSpec], grids: Sequence[Encoding]) -> tuple[list[np.ndarray], str]:
-  """Returns (float32 inputs [n, ...], one array an input, and what they are in words).
+def inputs_to_run(specs: Sequence[InputSpec],
+                  grids: Sequence[Encoding | None]) -> tuple[list[np.ndarray], str]:
+  """Returns (inputs [n, ...], one array an input, and what they are in words).
 
-  The first samples of --data; where it is left out, random points of the inputs' grids.
+  The first samples of --data; where it is left out, random points of the inputs' grids. An input of
+  indices has no grid (None) and needs --data.
 
   Raises:
-    FileNotFoundError, ValueError: --data is not there or does not fit.
+    FileNotFoundError, ValueError: --data is not there, does not fit, or is needed.
   """
   if FLAGS.data is not None:
     source = open_source(FLAGS.data, specs, preprocess=FLAGS.preprocess)
     arrays = source.load(np.arange(min(FLAGS.data_samples, len(source))))
     return arrays, f"{len(arrays[0])} inputs of {FLAGS.data}"
+  for spec, grid in zip(specs, grids):
+    if grid is None:
+      raise ValueError(f"--data is missing: input {spec.name!r} takes indices, which are not drawn at "
+                       "random.")
   rng = np.random.default_rng(FLAGS.seed)
   arrays = [grid.dequantize(rng.integers(*grid.limits, (RANDOM_INPUTS, *spec.shape), endpoint=True))
             for spec, grid in zip(specs, grids)]

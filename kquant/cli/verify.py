@@ -43,11 +43,12 @@ def main() -> None:
   data = pathlib.Path(FLAGS.tflite).read_bytes()
   try:
     stored = from_bytes(data)
-    grids = [verifier.input_grid(stored, encodings, name) for name in stored.inputs]
+    grids = [None if stored.tensors[name].dtype == "int32" else verifier.input_grid(stored, encodings, name)
+             for name in stored.inputs]
   except ValueError as error:
     raise VerificationError(f"{FLAGS.tflite}: {error}") from error
-  specs = [InputSpec(name.removesuffix(f"/{stored.tensors[name].dtype}"), stored.tensors[name].shape[1:])
-           for name in stored.inputs]
+  specs = [InputSpec(name.removesuffix(f"/{stored.tensors[name].dtype}"), stored.tensors[name].shape[1:],
+                     "float32" if grid else "int32") for name, grid in zip(stored.inputs, grids)]
   images, said = running.inputs_to_run(specs, grids)
   found = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
                           images=None if model is None else images)

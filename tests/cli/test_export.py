@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import tf_keras as keras
 
 import kquant as kq
-from kquant.cli import export
+from kquant.cli import export, verify
 from tflite_export.c_array import to_c_source
 from tflite_export.reader import from_bytes
 from tflite_export.runtime import Runtime
@@ -26,6 +27,28 @@ def run(invoke, finalised, tmp_path):
     return out
 
   return call
+
+
+def test_indices_need_data(tmp_path, invoke, refused):
+  x = tokens = keras.Input((6,), dtype="int32", name="tokens")
+  x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(10, 4)(x))
+  model = keras.Model(tokens, keras.layers.Dense(2)(x))
+  data = np.random.default_rng(0).integers(0, 10, (32, 6))
+  model.save(tmp_path / "m.keras")
+  np.savez(tmp_path / "x.npz", tokens=data)
+  code, _, err = invoke(f"--model={tmp_path / 'm.keras'}", f"--calibration={tmp_path / 'x.npz'}",
+                        f"--output={tmp_path / 'm.tflite'}", f"--encodings={tmp_path / 'e.json'}",
+                        f"--save_model={tmp_path / 'final.keras'}")
+  assert code == 0, err
+  flags = [f"--model={tmp_path / 'final.keras'}", f"--encodings={tmp_path / 'e.json'}",
+           f"--output={tmp_path / 'again.tflite'}"]
+  refused(*flags, words=["--data is missing", "tokens"], main=export.main)
+  code, _, err = invoke(*flags, f"--data={tmp_path / 'x.npz'}", main=export.main)
+  assert code == 0, err
+  assert (tmp_path / "again.tflite").read_bytes() == (tmp_path / "m.tflite").read_bytes()
+  code, out, err = invoke(f"--tflite={tmp_path / 'm.tflite'}", f"--encodings={tmp_path / 'e.json'}",
+                          f"--data={tmp_path / 'x.npz'}", main=verify.main)
+  assert code == 0, err
 
 
 def test_the_file_is_that_of_the_library(run, finalised, tmp_path):
@@ -81,3 +104,15 @@ def test_as_a_process(finalised, tmp_path):
   for flag in ("model", "encodings", "output", "io", "c_array", "preprocess", "data", "data_samples",
                "certificate", "seed"):
     assert f"  --{flag}: " in done.stdout, flag
+
+
+@pytest.mark.parametrize("batch, signature", [("3", None), ("dynamic", -1)])
+def test_batch(run, tmp_path, batch, signature):
+  run(f"--batch={batch}")
+  program = from_bytes((tmp_path / "m.tflite").read_bytes())
+  tensor = program.tensors[program.inputs[0]]
+  assert tensor.open_batch == (signature == -1) and (tensor.open_batch or tensor.shape[0] == 3)
+
+
+def test_batch_must_be_a_number(refused):
+  refused("--batch=0", words=["expected a positive number or dynamic"], main=export.main)
