@@ -14,9 +14,10 @@ test: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 
-# Thousands of random operators of every kind against LiteRT; make test runs a few of each.
+# Thousands of random operators of every kind, and of random models, against LiteRT; make test runs a few.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.tflite_export.operator_fuzz --cases=2000
+	$(BIN)/python -m tests.tflite_export.model_fuzz --cases=2000
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

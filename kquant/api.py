@@ -5,16 +5,21 @@ from typing import Any
 
 import tf_keras as keras
 
+from kquant.core import keras_calls
+from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
-from kquant.ptq.bias_correction import correct_local_shift, linear_params
+from kquant.ptq.bias_correction import correct_iteratively, correct_local_shift, linear_params
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.qmodel.insert import insert_into_graph
 from kquant.rewrites.batch_norm import fold_batch_norm
+from kquant.rewrites.channel_statistics import measure_channels
+from kquant.rewrites.dead_channels import prune_dead_channels
+from kquant.rewrites.equalize import equalize as scale_across_layers
 from kquant.rewrites.standardize import standardize
 
 
@@ -35,8 +40,8 @@ class QuantizationResult:
   report: Report
 
 
-def quantize(model: keras.Model, calibration: Any, *,
-             config: QuantConfig | str = "int8") -> QuantizationResult:
+def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str = "int8",
+             equalize: str | None = None, bias: str | None = None) -> QuantizationResult:
   """Quantizes a float model after training; the model itself is not changed.
 
   Args:
@@ -44,6 +49,9 @@ def quantize(model: keras.Model, calibration: Any, *,
     calibration: unlabelled inputs as the model takes them, a hundred or more: an array
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file.
     config: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
+    equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
+      first): "none", "one_step", "two_step", "pairwise", "joint"; None leaves it to the config.
+    bias: how biases are corrected: "none", "local", "iterative"; None leaves it to the config.
 
   Raises:
     TypeError: not a tf_keras functional model.
@@ -51,11 +59,20 @@ def quantize(model: keras.Model, calibration: Any, *,
     ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
+  config = dataclasses.replace(config, equalize=equalize or config.equalize, bias=bias or config.bias)
   report = Report()
   with report.stage("rewrite"):
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
+  if config.equalize != "none" or config.bias == "iterative":  # more than one pass over the data
+    calibration = gather(calibration, keras_calls.input_specs(model))
+  if config.equalize != "none":
+    with report.stage("equalize"):
+      channels = measure_channels(graph, calibration, gains=True)
+      prune_dead_channels(graph, statistics=channels)
+      scale_across_layers(graph, method=config.equalize, config=config, statistics=channels)
+  with report.stage("rewrite"):
     float_params = linear_params(graph)
     qmodel = insert_into_graph(graph, config)
   report.add_edits(graph.edits, graph.skips)
@@ -63,12 +80,10 @@ def quantize(model: keras.Model, calibration: Any, *,
     statistics = observe(qmodel, calibration)
     set_ranges(qmodel, statistics)
   with report.stage("bias_correction"):
-    from kquant.ptq.bias_correction import correct_iteratively
-    import os
-    if os.environ.get("IBC"):
-      correct_iteratively(qmodel, float_params, statistics, [calibration] if not isinstance(calibration, list) else calibration)
-    else:
+    if config.bias == "local":
       correct_local_shift(qmodel, float_params, statistics)
+    elif config.bias == "iterative":
+      correct_iteratively(qmodel, float_params, statistics, calibration)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))
   report.add_edits(edits, [])

@@ -12,7 +12,8 @@ import tf_keras as keras
 from kquant.core import data, keras_calls
 from kquant.core.encodings import Encodings
 from tflite_export import certificate as certificates
-from tflite_export import verifier
+from tflite_export import metadata, verifier
+from tflite_export.batch import with_batch
 from tflite_export.certificate import inexact_operators
 from tflite_export.lower import lower, with_border
 from tflite_export.program import IntProgram
@@ -43,7 +44,7 @@ class Exported:
 
 
 def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8",
-           certify: bool = False) -> Exported:
+           batch: int | str | None = 1, certify: bool = False, preprocess: str = "none") -> Exported:
   """Writes a .tflite file, reads it back and verifies it; only a verified file gets its name.
 
   Args:
@@ -51,15 +52,20 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     path: of the file.
     verify: inputs to run the operators on (two images are enough), as `quantize` takes them; None
       compares the constants alone.
-    io: type of the inputs and outputs: "int8", "uint8" or "float32".
+    io: type of the inputs and outputs: "int8", "uint8" or "float32"; those of a network of 16-bit
+      activations are int16 under "int8".
+    batch: images of one run: any fixed number, or None (or "dynamic") for a file that its user resizes.
     certify: also run the integer simulator on the `verify` inputs and on random ones and compare every
       tensor with LiteRT's two sets of kernels, which must agree to the bit.
+    preprocess: what the model's images went through (a mode of `kquant.core.images.preprocess`), written
+      into the file as TFLite metadata for applications to read; "none" writes no metadata.
 
   Raises:
-    UnsupportedLayerError: a layer without an integer operator, by name.
+    UnsupportedLayerError: a layer without an integer operator, or that cannot have that batch, by name.
     VerificationError: the file does not hold or compute what was chosen.
     TypeError: another kind of result.
-    ValueError: certify without verify inputs.
+    ValueError: certify without verify inputs, another io or batch, preprocess for a model that takes no
+      image.
     OSError: the path cannot be written.
   """
   if certify and verify is None:
@@ -69,14 +75,16 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
   start = time.perf_counter()
-  program = with_border(lower(model, encodings), io)
+  program = with_batch(with_border(lower(model, encodings), io), batch)
+  if preprocess != "none":
+    program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
   check(program)
   contents = to_bytes(program)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     temporary.write_bytes(contents)
     written = time.perf_counter()
-    images = None if verify is None else _gather(model, verify)
+    images = None if verify is None else data.gather(verify, keras_calls.input_specs(model), where="verify")
     stored = temporary.read_bytes()
     found = verifier.verify(stored, model, encodings, program=program, images=images)
     _raise_first(path, found.problems)
@@ -112,14 +120,4 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
 def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  inputs = []
-  for image, name in zip(images, program.inputs):
-    grid = encodings[name.removesuffix(f"/{program.tensors[name].dtype}")]
-    inputs.append(verifier.on_border(grid.quantize(image), grid, program.tensors[name]))
-  return certificates.certify(contents, inputs)
-
-
-def _gather(model, images) -> list[np.ndarray]:
-  """All images, one array an input."""
-  specs = keras_calls.input_specs(model)
-  return [np.concatenate(parts) for parts in zip(*data.batches(images, specs, where="verify"))]
+  return certificates.certify(contents, verifier.border_inputs(program, encodings, images))

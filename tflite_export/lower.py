@@ -5,6 +5,7 @@ call whose output has none is fused with the ReLU that reads it.
 """
 
 import dataclasses
+import importlib.metadata
 
 import tf_keras as keras
 
@@ -18,7 +19,10 @@ from tflite_export.program import IntOp, IntProgram, IntTensor
 
 
 def _input(lowering: Lowering, node: Node) -> None:
-  lowering.activation(Ref(node))
+  if Ref(node).is_integer:
+    lowering.indices(Ref(node))
+  else:
+    lowering.activation(Ref(node))
 
 
 LOWERINGS: dict[str, Lower] = {
@@ -49,7 +53,7 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
 
 
 def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
-  """Returns the integer program of a finalised model; its borders are int8.
+  """Returns the integer program of a finalised model; its borders have the type of its activations.
 
   Raises:
     UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
@@ -64,25 +68,35 @@ def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
   program = lowering.program
   program.inputs = [ref.key for ref in lowering.graph.input_refs]
   program.outputs = [ref.key for ref in lowering.graph.output_refs]
+  program.input_names, program.output_names = encodings.input_names, encodings.output_names
+  program.description = f"kquant {importlib.metadata.version('kquant')}"
   return program
 
 
 def with_border(program: IntProgram, io: str) -> IntProgram:
-  """Returns the program with int8 (as it is), uint8 or float32 inputs and outputs.
+  """Returns the program with int8 (int16 for 16-bit activations), uint8 or float32 borders.
+
+  "int8" is the program as it is; indices stay int32 under every io.
 
   Raises:
-    ValueError: another io.
+    ValueError: another io, or uint8 for 16-bit activations.
   """
   if io == "int8":
     return program
   if io not in ("uint8", "float32"):
     raise ValueError(f"io must be int8, uint8 or float32, got {io!r}.")
+  wide = [name for name in (*program.inputs, *program.outputs) if program.tensors[name].dtype == "int16"]
+  if io == "uint8" and wide:
+    raise ValueError(f"io 'uint8': tensor {wide[0]!r} has 16-bit activations; use 'int8', which leaves them "
+                     "int16, or 'float32'.")
   bordered = dataclasses.replace(program, tensors=dict(program.tensors), ops=list(program.ops))
   inward, outward = ("QUANTIZE", "DEQUANTIZE") if io == "float32" else ("QUANTIZE", "QUANTIZE")
   versions = {"QUANTIZE": 2 if io == "uint8" else 1, "DEQUANTIZE": 2}
-  entries = {name: _border_tensor(bordered, name, io) for name in program.inputs}
+  entries = {name: _border_tensor(bordered, name, io) for name in program.inputs
+             if program.tensors[name].scale is not None}
   exits = {name: _border_tensor(bordered, name, io) for name in dict.fromkeys(program.outputs)}
-  bordered.inputs, bordered.outputs = list(entries.values()), [exits[name] for name in program.outputs]
+  bordered.inputs = [entries.get(name, name) for name in program.inputs]
+  bordered.outputs = [exits[name] for name in program.outputs]
   bordered.ops[:0] = [IntOp(inward, [outer], [inner], {}, versions[inward], inner, f"{io} input")
                       for inner, outer in entries.items()]
   bordered.ops += [IntOp(outward, [inner], [outer], {}, versions[outward], inner, f"{io} output")
@@ -93,4 +107,7 @@ def with_border(program: IntProgram, io: str) -> IntProgram:
 def _border_tensor(program: IntProgram, name: str, io: str) -> str:
   inner = program.tensors[name]
   grid = (None, None) if io == "float32" else (inner.scale, inner.zero_point + 128)
-  return program.add_tensor(IntTensor(f"{name}/{io}", inner.shape, io, *grid))
+  label = f"{name}/{io}"
+  if label in program.tensors:  # an input that is an output too
+    label = f"{name}/output/{io}"
+  return program.add_tensor(IntTensor(label, inner.shape, io, *grid))

@@ -9,6 +9,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
+from tflite_export.int16 import version_of
 from tflite_export.program import IntOp, IntProgram, IntTensor
 
 _DTYPES = {8: "int8", 16: "int16"}
@@ -34,10 +35,15 @@ class Lowering:
     """Adds the tensor of a Keras tensor and returns its name."""
     grid = self._grid(ref)
     if grid.bits not in _DTYPES:
-      raise ValueError(f"Tensor {ref.key!r} has a {grid.bits}-bit grid; a file holds activations of 8 bits. "
-                       "Quantize with 8-bit activations, such as the preset w4a8.")
+      raise ValueError(f"Tensor {ref.key!r} has a {grid.bits}-bit grid, which is for simulation only: a file "
+                       "holds activations of 8 or 16 bits. Quantize with 8-bit activations, such as the "
+                       "preset w4a8.")
     return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), _DTYPES[grid.bits],
                                              grid.scale, grid.zero_point))
+
+  def indices(self, ref: Ref) -> str:
+    """Adds the tensor of an integer input and returns its name."""
+    return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), "int32"))
 
   def reshaped(self, name: str, shape: Sequence[int], like: str) -> str:
     """Adds a tensor on the grid of another one, with another shape."""
@@ -50,17 +56,18 @@ class Lowering:
     return self.program.add_tensor(IntTensor(name, values.shape, "int32", data=values))
 
   def integers(self, key: str, *, layout: Callable[[np.ndarray], np.ndarray] = lambda q: q,
-               axis: int | None = None, dtype: str = "int8") -> str:
+               axis: int | None = None) -> str:
     """Adds the integers of a kernel, bias or constant in the layout of the file, once."""
     if key not in self.program.tensors:
       grid, values = self.encodings[key], layout(self.encodings.integers[key])
+      dtype = "int4" if grid.packed else self.encodings.integers[key].dtype.name
       self.program.add_tensor(IntTensor(key, values.shape, dtype, grid.scale, grid.zero_point,
                                         None if grid.axis is None else axis, values))
     return key
 
   def bias(self, node: Node) -> str:
     """Adds the bias of one call of a linear layer."""
-    return self.integers(f"{node.name}/bias", axis=0, dtype="int32")
+    return self.integers(f"{node.name}/bias", axis=0)
 
   def inputs(self, node: Node) -> list[str]:
     """The names of the tensors that a call reads."""
@@ -84,10 +91,7 @@ class Lowering:
 
   def needs_caps(self, relu: Node) -> bool:
     """Whether some channel of a CappedReLU is clamped below the end of its grid."""
-    if relu.kind != "CappedReLU":
-      return False
-    _, qmax = self._grid(Ref(relu)).limits
-    return bool((self.encodings.integers[f"{relu.name}/caps"] < qmax).any())
+    return f"{relu.name}/caps" in self.encodings.integers
 
   def uncapped(self, relu: Node) -> str:
     """Adds the tensor between the operator that clamps at 0 and the MINIMUM of the caps."""
@@ -95,9 +99,30 @@ class Lowering:
     return self.program.add_tensor(IntTensor(f"{relu.name}/uncapped", _fixed_shape(Ref(relu)),
                                              _DTYPES[grid.bits], grid.scale, grid.zero_point))
 
+  def saturating_output(self, node: Node) -> str:
+    """Adds the output tensor of a call whose operator has no activation; returns its name.
+
+    A ReLU behind it is the ends of its grid, where integers saturate; on a grid that reaches further
+    (shared with other tensors) the ReLU stays an operator of its own.
+    """
+    ref = Ref(node)
+    if ref.key in self.encodings:
+      return self.activation(ref)
+    (relu,) = self.graph.readers(ref)
+    grid = self._grid(Ref(relu))
+    if clamp(relu, grid) == "NONE":
+      if self.needs_caps(relu):
+        return self.uncapped(relu)
+      self.fused.add(relu)
+      return self.activation(Ref(relu))
+    return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), _DTYPES[grid.bits], grid.scale,
+                                             grid.zero_point))
+
   def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *, version: int = 1,
           reason: str = "", **options: Any) -> None:
-    """Appends an operator."""
+    """Appends an operator; `version` is that for int8 tensors."""
+    dtypes = {self.program.tensors[name].dtype for name in (*inputs, *outputs)}
+    version = version_of(kind, version, dtypes)
     self.program.ops.append(IntOp(kind, inputs, outputs, options, version, node.name, reason))
 
   def reshape(self, node: Node, source: str, result: str) -> str:

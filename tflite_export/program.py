@@ -16,12 +16,14 @@ class IntTensor:
 
   Attributes:
     name: unique in the program.
-    shape: fixed, batch included.
-    dtype: "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
+    shape: batch included.
+    dtype: "int4" (weights only), "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
     scale: float32 [channels] or [1]; None where the tensor is not quantized (shapes, axes, border).
     zero_point: int64, same shape as scale; None where scale is None.
     axis: channel axis of the file layout; None for one grid.
-    data: the constant's values in the file layout; None for an activation.
+    data: the constant's values in the file layout; None for an activation. Those of an int4 tensor are
+      int8 numbers here; the file holds two in a byte.
+    open_batch: the first dimension may be resized; `shape` says 1, the file's shape_signature -1.
   """
 
   name: str
@@ -31,6 +33,7 @@ class IntTensor:
   zero_point: np.ndarray | None = None
   axis: int | None = None
   data: np.ndarray | None = None
+  open_batch: bool = False
 
   def __post_init__(self):
     self.shape = tuple(int(n) for n in self.shape)
@@ -40,11 +43,11 @@ class IntTensor:
     if self.scale is None or self.scale.size == 1:
       self.axis = None  # a file cannot tell one scale along an axis from one scale
     if self.data is not None:
-      self.data = np.asarray(self.data, np.dtype(self.dtype)).reshape(self.shape)
+      self.data = np.asarray(self.data, array_type(self.dtype)).reshape(self.shape)
 
   def difference(self, other: "IntTensor") -> str | None:
     """Returns what differs from `other` in a few words, or None."""
-    for field in ("name", "shape", "dtype", "axis"):
+    for field in ("name", "shape", "dtype", "axis", "open_batch"):
       if getattr(self, field) != getattr(other, field):
         return f"{field} {getattr(self, field)!r} != {getattr(other, field)!r}"
     for field in ("scale", "zero_point", "data"):
@@ -52,6 +55,11 @@ class IntTensor:
       if (mine is None) != (theirs is None) or (mine is not None and not np.array_equal(mine, theirs)):
         return f"{field} differs"
     return None
+
+
+def array_type(dtype: str) -> np.dtype:
+  """Returns the type of an array that holds a tensor's values: NumPy has no int4."""
+  return np.dtype("int8" if dtype == "int4" else dtype)
 
 
 @dataclasses.dataclass
@@ -78,13 +86,32 @@ class IntOp:
 
 @dataclasses.dataclass
 class IntProgram:
-  """Operators in execution order over named tensors."""
+  """Operators in execution order over named tensors.
+
+  Attributes:
+    tensors: {name: tensor}.
+    ops: in execution order.
+    inputs, outputs: names of the graph's tensors.
+    description: of the file.
+    input_names, output_names: how the signature calls each of `inputs` and `outputs`; [] for the names
+      of the tensors.
+    metadata: {name: content} of the file's metadata entries.
+  """
 
   tensors: dict[str, IntTensor] = dataclasses.field(default_factory=dict)
   ops: list[IntOp] = dataclasses.field(default_factory=list)
   inputs: list[str] = dataclasses.field(default_factory=list)
   outputs: list[str] = dataclasses.field(default_factory=list)
   description: str = ""
+  input_names: list[str] = dataclasses.field(default_factory=list)
+  output_names: list[str] = dataclasses.field(default_factory=list)
+  metadata: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+  @property
+  def signature(self) -> tuple[dict[str, str], dict[str, str]]:
+    """({name in the signature: tensor} of the inputs, the same of the outputs)."""
+    return (dict(zip(self.input_names or self.inputs, self.inputs)),
+            dict(zip(self.output_names or self.outputs, self.outputs)))
 
   def add_tensor(self, tensor: IntTensor) -> str:
     """Adds a tensor and returns its name; the name must be new."""
@@ -101,4 +128,4 @@ class IntProgram:
 
   def with_outputs(self, names: list[str]) -> "IntProgram":
     """Returns the same program with `names` as its outputs: every tensor can be looked at."""
-    return dataclasses.replace(self, outputs=list(names))
+    return dataclasses.replace(self, outputs=list(names), output_names=[])

@@ -6,19 +6,30 @@ tensors whose scales differ, or runs the same file differently with and without 
 
 import numpy as np
 
+from tflite_export.int16 import VERSIONS, version_of
 from tflite_export.program import IntOp, IntProgram, IntTensor
 
 ACCUMULATOR_LIMIT = 2**31
 """The accumulator of an operator over int8 activations is int32."""
+WIDE_ACCUMULATOR_LIMIT = 2**47
+"""Over int16 activations it is int64; times 15 bits of a multiplier it must fit again."""
+PACKED_ACCUMULATOR_LIMIT = 2**27
+"""The delegate's dense kernel over int4 sums 16 times the weights in int32."""
 MULTIPLIER_LIMIT = 256
 """s_x * s_w / s_y must lie below: the default kernels refuse to load the file otherwise."""
 
-SUM_LIMIT = 2**20
+SUM_LIMITS = {"int8": 2**20, "int16": 2**15}
 """2 max(s_a, s_b) / s_y of a sum must lie below: the reference kernels end the process otherwise."""
 
 _ACTIVATION_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
-_LARGEST_WEIGHT = 127
+_LARGEST_WEIGHTS = {"int8": 127, "int4": 7}
+
+INT4_KERNELS = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+"""Operators whose kernel may be int4 over int8 activations; TRANSPOSE_CONV refuses to load with one.
+
+Over int16 none may: DEPTHWISE_CONV_2D loads and then reads the packed bytes as int8.
+"""
 
 # Positions of (x, kernel, bias) among the inputs, and the output channels' axis of the kernel.
 WEIGHTED = {
@@ -30,7 +41,7 @@ WEIGHTED = {
 
 # Operators that move or choose integers: all their quantized inputs and outputs share one grid.
 _SAME_SCALE = frozenset((
-    "AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "MAXIMUM", "MAX_POOL_2D", "MINIMUM",
+    "AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "MAXIMUM", "MAX_POOL_2D", "MINIMUM", "MIRROR_PAD",
     "PAD", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
     "SPACE_TO_DEPTH", "SPLIT", "STRIDED_SLICE", "TRANSPOSE"))
 
@@ -48,8 +59,10 @@ def check(program: IntProgram) -> None:
   The rules: tensors exist and are produced before they are used; int8 and int16 tensors have grids;
   float32 only at the border; QUANTIZE and DEQUANTIZE only at the border or with a reason; one grid
   where the kernel copies integers; the fixed output grids of SOFTMAX, LOGISTIC and TANH; kernels
-  with zero points 0; biases of scale s_x * s_w; |q_b| + max|q_x - z_x| * sum|q_w| < 2^31;
-  s_x * s_w / s_y < 256; sums with 2 max(s_a, s_b) / s_y < 2^20.
+  with zero points 0, none of int4 over int16; biases of scale s_x * s_w;
+  |q_b| + max|q_x - z_x| * sum|q_w| < 2^31 (2^47 over int16, 2^27 in dense layers of int4);
+  s_x * s_w / s_y < 256; sums with 2 max(s_a, s_b) / s_y < 2^20 (2^15 over int16); an operator over int16
+  that LiteRT has.
 
   Raises:
     ValueError: a rule is broken; the message names the layer.
@@ -64,18 +77,21 @@ def check(program: IntProgram) -> None:
     _check_fixed_grid(program, op)
     if op.kind in WEIGHTED:
       _check_weighted(program, op)
-    if op.kind in ("ADD", "SUB") and program.tensors[op.outputs[0]].dtype == "int8":
+    if op.kind in ("ADD", "SUB") and program.tensors[op.outputs[0]].dtype in SUM_LIMITS:
       _check_sum(program, op)
     if op.kind == "PRELU":
       _check_kernel(op, program.tensors[op.inputs[-1]])
+    _check_int16(program, op)
 
 
 def _check_sum(program: IntProgram, op: IntOp) -> None:
-  """Asserts 2 max(s_a, s_b) / s_y < 2^20: beyond it the reference kernel of ADD ends the process."""
+  """Asserts 2 max(s_a, s_b) / s_y < 2^20 or 2^15: beyond it the reference kernel of ADD ends the process."""
   largest = max(float(program.tensors[name].scale[0]) for name in op.inputs)
-  ratio = 2 * largest / float(program.tensors[op.outputs[0]].scale[0])
-  if ratio >= SUM_LIMIT:
-    raise _error(op, f"expected 2 max(s_a, s_b) / s_y below 2^20, got {ratio:.4g}; widen the output's grid")
+  y = program.tensors[op.outputs[0]]
+  ratio, limit = 2 * largest / float(y.scale[0]), SUM_LIMITS[y.dtype]
+  if ratio >= limit:
+    raise _error(op, f"expected 2 max(s_a, s_b) / s_y below 2^{limit.bit_length() - 1}, got {ratio:.4g}; "
+                     "widen the output's grid")
 
 
 def _error(op: IntOp, problem: str) -> ValueError:
@@ -158,6 +174,18 @@ def _check_grids(program: IntProgram, op: IntOp) -> None:
       raise _error(op, f"{tensor.dtype} tensor {name!r} has no scale")
 
 
+def _check_int16(program: IntProgram, op: IntOp) -> None:
+  """Asserts that LiteRT has a kernel over int16 for the operator, in the version given."""
+  dtypes = {program.tensors[name].dtype for name in (*op.inputs, *op.outputs)}
+  if "int16" not in dtypes:
+    return
+  if op.kind not in VERSIONS:
+    raise _error(op, "LiteRT has no kernel of it over int16 activations; replace the layer, or quantize with "
+                     "8-bit activations")
+  if op.version != version_of(op.kind, op.version, dtypes):
+    raise _error(op, f"expected version {VERSIONS[op.kind]} or later for int16 activations, got {op.version}")
+
+
 def _check_grid(op: IntOp, tensor: IntTensor) -> None:
   """Asserts positive scales, one a channel, and one zero point on the grid for an activation."""
   if not (np.all(np.isfinite(tensor.scale)) and np.all(tensor.scale > 0)):
@@ -222,12 +250,13 @@ def _check_weighted(program: IntProgram, op: IntOp) -> None:
     raise _error(op, f"expected int8 or int16 for both {x.name!r} and {y.name!r}, "
                      f"got {x.dtype} and {y.dtype}")
   _check_kernel(op, kernel)
+  if kernel.dtype == "int4" and x.dtype == "int16":
+    raise _error(op, f"kernel {kernel.name!r}: expected int8 integers over int16 activations, got int4")
   if kernel.axis not in (None, channel_axis):
     raise _error(op, f"kernel {kernel.name!r}: expected scales along axis {channel_axis}, "
                      f"got axis {kernel.axis}")
   _check_bias(op, x, kernel, bias, channels=kernel.shape[channel_axis])
-  if x.dtype == "int8":
-    _check_accumulator(op, x, kernel, bias, channel_axis=channel_axis)
+  _check_accumulator(op, x, kernel, bias, channel_axis=channel_axis)
   ratio = np.max(x.scale.astype(np.float64) * kernel.scale / y.scale)
   if ratio >= MULTIPLIER_LIMIT:
     raise _error(op, f"expected s_x * s_w / s_y < {MULTIPLIER_LIMIT}, got {ratio:.6g}; "
@@ -235,15 +264,18 @@ def _check_weighted(program: IntProgram, op: IntOp) -> None:
 
 
 def _check_kernel(op: IntOp, kernel: IntTensor) -> None:
-  """Asserts a constant int8 kernel of zero points 0 and integers in [-127, 127]."""
-  if kernel.data is None or kernel.dtype != "int8":
-    raise _error(op, f"kernel {kernel.name!r}: expected constant int8 integers, got "
+  """Asserts a constant kernel of zero points 0: int8 in [-127, 127], or int4 in [-7, 7]."""
+  types = ("int8", "int4") if op.kind in INT4_KERNELS else ("int8",)
+  if kernel.data is None or kernel.dtype not in types:
+    raise _error(op, f"kernel {kernel.name!r}: expected constant {' or '.join(types)} integers, got "
                      f"{kernel.dtype} {'activation' if kernel.data is None else 'integers'}")
   if np.any(kernel.zero_point):
     raise _error(op, f"kernel {kernel.name!r}: expected zero points 0, got "
                      f"{kernel.zero_point[kernel.zero_point != 0][0]}")
-  if kernel.data.size and kernel.data.min() < -_LARGEST_WEIGHT:
-    raise _error(op, f"kernel {kernel.name!r}: expected integers in [-127, 127], got -128")
+  largest = _LARGEST_WEIGHTS[kernel.dtype]
+  if kernel.data.min(initial=0) < -largest:
+    raise _error(op, f"kernel {kernel.name!r}: expected integers in [{-largest}, {largest}], got "
+                     f"{kernel.data.min()}")
 
 
 def _check_bias(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
@@ -263,16 +295,26 @@ def _check_bias(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
 
 def _check_accumulator(op: IntOp, x: IntTensor, kernel: IntTensor, bias: IntTensor, *,
                        channel_axis: int) -> None:
-  """Asserts |q_b| + max|q_x - z_x| * sum|q_w| < 2^31 in every channel."""
+  """Asserts |q_b| + max|q_x - z_x| * sum|q_w| < `accumulator_limit` in every channel."""
+  limit = accumulator_limit(op, x, kernel)
   terms = kernel.data.size // max(1, kernel.shape[channel_axis])
-  if (np.abs(bias.data.astype(np.int64)).max(initial=0) + _swing(x) * _LARGEST_WEIGHT * terms
-      < ACCUMULATOR_LIMIT):
+  if (np.abs(bias.data.astype(np.int64)).max(initial=0) + _swing(x) * _LARGEST_WEIGHTS[kernel.dtype] * terms
+      < limit):
     return  # True whatever the integers are: nearly every layer, without a pass over its kernel.
   bounds = accumulator_bounds(x, kernel, bias, channel_axis=channel_axis)
   worst = int(np.argmax(bounds))
-  if bounds[worst] >= ACCUMULATOR_LIMIT:
-    raise _error(op, f"channel {worst}: expected |q_b| + max|q_x - z_x| * sum|q_w| < 2^31, got "
-                     f"{bounds[worst]}; raise the scale of this channel of kernel {kernel.name!r}")
+  if bounds[worst] >= limit:
+    raise _error(op, f"channel {worst}: expected |q_b| + max|q_x - z_x| * sum|q_w| < "
+                     f"2^{limit.bit_length() - 1}, got {bounds[worst]}; raise the scale of this channel of "
+                     f"kernel {kernel.name!r}")
+
+
+def accumulator_limit(op: IntOp, x: IntTensor, kernel: IntTensor) -> int:
+  """Returns what every |accumulator| of the operator must stay below."""
+  if x.dtype == "int16":
+    return WIDE_ACCUMULATOR_LIMIT
+  packed = kernel.dtype == "int4" and op.kind == "FULLY_CONNECTED"
+  return PACKED_ACCUMULATOR_LIMIT if packed else ACCUMULATOR_LIMIT
 
 
 def accumulator_bounds(x: IntTensor, kernel: IntTensor, bias: IntTensor, *, channel_axis: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The bytes of a .tflite file -> IntProgram, with the schema's accessors and no code of the writer.
 
 It also reads what other producers write: any tensor type, any operator. Their further content
-(metadata, signatures, subgraphs after the first, sparsity) is left out.
+(signatures after the first, subgraphs after the first, sparsity) is left out.
 """
 
 import struct
@@ -20,11 +20,12 @@ _DTYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() 
 _ARRAY_DTYPES = frozenset((
     "bool", "complex64", "complex128", "float16", "float32", "float64", "int8", "int16", "int32",
     "int64", "uint8", "uint16", "uint32", "uint64"))
-"""Types whose constants are read; others (string, int4, bfloat16) come back without data."""
+"""Types whose constants are read, beside int4; others (string, bfloat16) come back without data."""
 
 _PADDINGS = ("SAME", "VALID")
 _ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
-_ENUMS = {"padding": _PADDINGS, "fused_activation_function": _ACTIVATIONS}
+_MIRRORS = ("REFLECT", "SYMMETRIC")
+_ENUMS = {"mode": _MIRRORS, "padding": _PADDINGS, "fused_activation_function": _ACTIVATIONS}
 _LISTS = ("new_shape",)
 
 _ACTIVATION = "fused_activation_function"
@@ -53,6 +54,7 @@ _OPTIONS = {
     "LEAKY_RELU": (schema.LeakyReluOptions, ("alpha",)),
     "MAX_POOL_2D": _POOL,
     "MEAN": (schema.ReducerOptions, ("keep_dims",)),
+    "MIRROR_PAD": (schema.MirrorPadOptions, ("mode",)),
     "MUL": (schema.MulOptions, (_ACTIVATION,)),
     "REDUCE_MAX": (schema.ReducerOptions, ("keep_dims",)),
     "REDUCE_MIN": (schema.ReducerOptions, ("keep_dims",)),
@@ -116,12 +118,40 @@ def _program(model: schema.Model) -> IntProgram:
     tensor = _tensor(model, graph.Tensors(i), i, taken=tensors)
     tensors[tensor.name] = tensor
   names = [*tensors, ""]  # The file writes -1 for an input that is absent.
+  input_names, output_names = _signature(model, graph)
   return IntProgram(
       tensors=tensors,
       ops=[_operator(model, graph.Operators(i), names) for i in range(graph.OperatorsLength())],
       inputs=[names[i] for i in _integers(graph, "Inputs")],
       outputs=[names[i] for i in _integers(graph, "Outputs")],
-      description=_text(model.Description()))
+      description=_text(model.Description()), input_names=input_names, output_names=output_names,
+      metadata=_metadata(model))
+
+
+def _signature(model: schema.Model, graph: schema.SubGraph) -> tuple[list[str], list[str]]:
+  """Returns the names of the first signature in the order of the graph's inputs and outputs.
+
+  [] where there is no signature, or one that does not name each of them.
+  """
+  if not model.SignatureDefsLength():
+    return [], []
+  signature = model.SignatureDefs(0)
+  found = []
+  for side in ("Inputs", "Outputs"):
+    entry, count = getattr(signature, side), getattr(signature, f"{side}Length")()
+    names: dict[int, list[str]] = {}
+    for named in map(entry, range(count)):
+      names.setdefault(named.TensorIndex(), []).append(_text(named.Name()))
+    tensors = _integers(graph, side)
+    complete = all(len(names.get(index, [])) >= tensors.count(index) for index in tensors)
+    found.append([names[index].pop(0) for index in tensors] if complete else [])
+  return found[0], found[1]
+
+
+def _metadata(model: schema.Model) -> dict[str, bytes]:
+  """Returns {name: content} of the metadata entries."""
+  entries = (model.Metadata(i) for i in range(model.MetadataLength()))
+  return {_text(entry.Name()): bytes(model.Buffers(entry.Buffer()).DataAsNumpy()) for entry in entries}
 
 
 def _text(value: bytes | None) -> str:
@@ -144,10 +174,11 @@ def _tensor(model: schema.Model, tensor: schema.Tensor, index: int, *, taken: An
   dtype = _DTYPES.get(tensor.Type(), f"type_{tensor.Type()}")
   shape = tuple(_integers(tensor, "Shape"))
   scale, zero_point, axis = _grid(tensor.Quantization())
-  data = _constant(model.Buffers(tensor.Buffer()), dtype) if tensor.Buffer() else None
+  data = _constant(model.Buffers(tensor.Buffer()), dtype, shape) if tensor.Buffer() else None
   if data is not None and data.size != np.prod(shape, dtype=np.int64):
     raise ValueError(f"tensor {name!r} of shape {shape} has {data.size} values")
-  return IntTensor(name, shape, dtype, scale, zero_point, axis, data)
+  open_batch = _integers(tensor, "ShapeSignature")[:1] == [-1]
+  return IntTensor(name, shape, dtype, scale, zero_point, axis, data, open_batch)
 
 
 def _grid(quantization: schema.QuantizationParameters | None) -> tuple:
@@ -161,13 +192,23 @@ def _grid(quantization: schema.QuantizationParameters | None) -> tuple:
   return scale, zero_point, quantization.QuantizedDimension() if scale.size > 1 else None
 
 
-def _constant(buffer: schema.Buffer, dtype: str) -> np.ndarray | None:
+def _constant(buffer: schema.Buffer, dtype: str, shape: tuple[int, ...]) -> np.ndarray | None:
   """Returns the flat values of a buffer; None if it is empty or its type has no array."""
   if buffer.Offset() > 1:
     raise ValueError("a constant lies behind the tables (a file made for more than 2 GB)")
+  if not buffer.DataIsNone() and dtype == "int4":
+    return _unpacked(buffer.DataAsNumpy(), int(np.prod(shape, dtype=np.int64)))
   if buffer.DataIsNone() or dtype not in _ARRAY_DTYPES:
     return None
   return buffer.DataAsNumpy().view(np.dtype(dtype))
+
+
+def _unpacked(data: np.ndarray, count: int) -> np.ndarray:
+  """Returns `count` int4 values as int8; a byte holds two, the earlier one in its low nibble."""
+  if data.size != (count + 1) // 2:
+    raise ValueError(f"{count} int4 values need {(count + 1) // 2} bytes, got {data.size}")
+  low, high = data.view(np.int8) << 4 >> 4, data.view(np.int8) >> 4
+  return np.stack([low, high], axis=1).reshape(-1)[:count]
 
 
 def _operator(model: schema.Model, operator: schema.Operator, names: list[str]) -> IntOp:

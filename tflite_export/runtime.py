@@ -6,6 +6,7 @@ interpreter to preserve all tensors does (it changes the kernels).
 """
 
 import os
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,15 +29,16 @@ class Runtime:
   """
 
   def __init__(self, model: bytes | str | os.PathLike, *, kernels: str = "xnnpack",
-               threads: int = 1):
+               threads: int = 1, batch: int | None = None):
     """Loads `model`, the content of a .tflite file or its path.
 
     Args:
       kernels: one of KERNELS; they differ by small integers on the same file.
       threads: CPU threads of one run.
+      batch: images of one run, for a file whose batch is open; None takes the file's own number.
 
     Raises:
-      ValueError: unknown kernels, or a file that these kernels refuse.
+      ValueError: unknown kernels, a file that these kernels refuse, or one that cannot have that batch.
     """
     if kernels not in KERNELS:
       raise ValueError(f"Expected kernels of {', '.join(KERNELS)}, got {kernels!r}.")
@@ -45,6 +47,8 @@ class Runtime:
       self._interpreter = litert.Interpreter(
           model_content=content, model_path=None if content is not None else os.fspath(model),
           num_threads=threads, experimental_op_resolver_type=KERNELS[kernels])
+      for detail in self._interpreter.get_input_details() if batch is not None else ():
+        self._interpreter.resize_tensor_input(detail["index"], [batch, *detail["shape"][1:]], strict=True)
       self._interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
       what = f"{len(content)} bytes" if content is not None else repr(os.fspath(model))
@@ -58,10 +62,10 @@ class Runtime:
     self._output_views = [self._interpreter.tensor(d["index"]) for d in self.outputs]
 
   def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the graph's outputs for one image, as new arrays.
+    """Returns the graph's outputs for one image, or one batch, as new arrays.
 
     Args:
-      inputs: one array for each graph input, in order, of its shape ([1, ...]) and dtype.
+      inputs: one array for each graph input, in order, of its shape ([batch, ...]) and dtype.
 
     Raises:
       ValueError: an input is missing or has another shape or dtype.
@@ -75,34 +79,70 @@ class Runtime:
     return [view().copy() for view in self._output_views]
 
   def run_many(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the outputs for n images, run one by one: arrays [n, ...] in the outputs' order.
+    """Returns the outputs for n images, run batch by batch: arrays [n, ...] in the outputs' order.
+
+    The last batch is filled up with its last image. An output [k * batch, ...] gives k rows an image.
 
     Args:
       inputs: one array [n, ...] for each graph input, in order, of its dtype; n may be 0.
 
     Raises:
       ValueError: an input is missing, has another shape, dtype or n, or the graph has a tensor at
-        its border whose first dimension is not 1.
+        its border whose first dimension is no multiple of the batch.
     """
     self._check_count(inputs)
-    for detail in (*self.inputs, *self.outputs):
-      if tuple(detail["shape"][:1]) != (1,):
-        raise ValueError(f"{detail['name']!r}: expected a first dimension of 1, got shape "
-                         f"{tuple(detail['shape'].tolist())}; use run for this file.")
+    batch = self._batch()
     n = len(inputs[0])
     for detail, array in zip(self.inputs, inputs):
       _check_array(detail, array, expected=(n, *detail["shape"][1:].tolist()))
-    results = [np.empty((n, *d["shape"][1:].tolist()), d["dtype"]) for d in self.outputs]
+    rows = [detail["shape"][0] // batch for detail in self.outputs]
+    results = [np.empty((n * k, *d["shape"][1:].tolist()), d["dtype"]) for k, d in zip(rows, self.outputs)]
     into = list(zip(self._input_views, inputs))
-    out_of = list(zip(results, self._output_views))
+    out_of = list(zip(rows, results, self._output_views))
     invoke = self._interpreter.invoke
-    for i in range(n):
+    for i in range(0, n, batch):
+      count = min(batch, n - i)
       for view, array in into:
-        view()[0] = array[i]
+        view()[:count] = array[i:i + count]
+        view()[count:] = array[i + count - 1]
       invoke()
-      for result, view in out_of:
-        result[i] = view()[0]
+      for k, result, view in out_of:
+        result[k * i:k * (i + count)] = view()[:k * count]
     return results
+
+  def time_once(self) -> float:
+    """Runs on what the inputs hold, zeros at first, and returns the seconds that took."""
+    start = time.perf_counter()
+    self._interpreter.invoke()
+    return time.perf_counter() - start
+
+  def delegated_operators(self) -> set[int]:
+    """Returns the positions in the file of the operators that the delegate runs."""
+    nodes = self._interpreter._get_ops_details()
+    made_by = {tensor: node["index"] for node in nodes if node["op_name"] != "DELEGATE"
+               for tensor in node["outputs"].tolist()}
+    reads = {node["index"]: node["inputs"].tolist() for node in nodes}
+    delegated: set[int] = set()
+    for part in nodes:
+      if part["op_name"] == "DELEGATE":  # what lies between its outputs and its inputs
+        given, wanted = set(part["inputs"].tolist()), part["outputs"].tolist()
+        while wanted:
+          tensor = wanted.pop()
+          if tensor in given or tensor not in made_by or made_by[tensor] in delegated:
+            continue
+          delegated.add(made_by[tensor])
+          wanted += reads[made_by[tensor]]
+    return delegated
+
+  def _batch(self) -> int:
+    """Returns the images of one run; asserts that every tensor of the border holds as many."""
+    firsts = [detail["shape"][0] if detail["shape"].size else 0 for detail in (*self.inputs, *self.outputs)]
+    batch = int(firsts[0])
+    for place, (detail, first) in enumerate(zip((*self.inputs, *self.outputs), firsts)):
+      if not first or (first != batch if place < len(self.inputs) else first % batch):
+        raise ValueError(f"{detail['name']!r}: expected a first dimension of {batch or 1}, the batch, got "
+                         f"shape {tuple(detail['shape'].tolist())}; use run for this file.")
+    return batch
 
   def _check_count(self, inputs: Sequence[np.ndarray]) -> None:
     """Asserts one array for each graph input."""

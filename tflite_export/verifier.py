@@ -16,12 +16,17 @@ from kquant.core import keras_calls
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node, Ref
+from tflite_export.batch import RESIZED, is_dynamic
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.reader import float_operators, from_bytes
 from tflite_export.runtime import Runtime
 from tflite_export.writer import to_bytes
 
-LARGEST_LAYER_LSB = 1
+LARGEST_LAYER_LSB = {8: 1, 16: 4}
+"""By bits of the grid: kernels over int16 multiply with 15 bits, and look sigmoid and tanh up in tables."""
+LARGEST_COARSE_LSB = {8: 1, 16: 256}
+"""Of operators whose inner numbers are coarser than int16: 256 steps are one step of 8 bits."""
+_COARSE = ("RESIZE_BILINEAR", "SOFTMAX")
 
 # How the integers of a Keras kernel lie in the file, by operator.
 _FILE_LAYOUT = {
@@ -71,13 +76,13 @@ class Verification:
     return dataclasses.asdict(self)
 
 
-def verify(data: bytes, model: keras.Model, encodings: Encodings, *,
+def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
            program: IntProgram | None = None, images: list[np.ndarray] | None = None) -> Verification:
   """Compares a file with the finalised model and the encodings that it was made of.
 
   Args:
     data: the bytes of the .tflite file.
-    model: finalised model.
+    model: finalised model; needed for `images` alone.
     encodings: its encodings.
     program: what the file was written from; every tensor and operator of it is compared too.
     images: float inputs, [n, ...] for each model input, to run; None leaves the running out.
@@ -142,11 +147,20 @@ def _compare_program(stored: IntProgram, program: IntProgram, found: Verificatio
       found.problems.append(f"{name}: {difference}")
   if (stored.inputs, stored.outputs) != (program.inputs, program.outputs):
     found.problems.append("inputs or outputs differ from the program's")
+  for field in ("signature", "description", "metadata"):
+    if getattr(stored, field) != getattr(program, field):
+      found.problems.append(f"{field} {_brief(getattr(stored, field))} in the file, "
+                            f"{_brief(getattr(program, field))} in the program")
   if len(stored.ops) != len(program.ops):
     found.problems.append(f"{len(stored.ops)} operators in the file, {len(program.ops)} in the program")
   for mine, theirs in zip(program.ops, stored.ops):
     if difference := _operator_difference(mine, theirs):
       found.problems.append(f"operator of {mine.source!r}: {difference}")
+
+
+def _brief(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:
@@ -166,8 +180,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
                   images: list[np.ndarray], found: Verification) -> None:
   """LiteRT's integers of every tensor against the Keras layers; then the file's own output."""
   graph = Graph.from_model(model)
-  inputs = [on_border(encodings[ref.key].quantize(image), encodings[ref.key], stored.tensors[name])
-            for image, ref, name in zip(images, graph.input_refs, stored.inputs)]
+  inputs = border_inputs(stored, encodings, images)
   watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
              and node.kind != "InputLayer"]
   names = [ref.key for ref in watched]
@@ -175,9 +188,12 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   results = probe.run_many(inputs)
   integers = dict(zip(names, results))
   for ref, image in zip(graph.input_refs, images):
-    integers[ref.key] = encodings[ref.key].quantize(image)
-  _compare_layers(graph, model, encodings, integers, found)
-  _compare_outputs(graph, stored, encodings, integers, Runtime(data).run_many(inputs), found)
+    integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
+  coarse = {name for op in stored.ops if op.kind in _COARSE for name in op.outputs}
+  _compare_layers(graph, model, encodings, integers, coarse, found)
+  for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
+    outputs = Runtime(data, batch=batch).run_many(inputs)
+    _compare_outputs(graph, stored, encodings, integers, outputs, found)
   found.images = len(images[0])
 
 
@@ -196,6 +212,35 @@ def _refs(node: Node) -> list[Ref]:
   return [Ref(node, index) for index in range(len(node.shapes))]
 
 
+def border_inputs(program: IntProgram, encodings: Encodings, images: list[np.ndarray]) -> list[np.ndarray]:
+  """Real values, or indices, as the inputs of a file take them.
+
+  Raises:
+    ValueError: the encodings have no grid for an input.
+  """
+  inputs = []
+  for name, image in zip(program.inputs, images):
+    tensor = program.tensors[name]
+    if tensor.dtype == "int32":
+      inputs.append(image.astype(np.int32))
+    else:
+      grid = input_grid(program, encodings, name)
+      inputs.append(on_border(grid.quantize(image), grid, tensor))
+  return inputs
+
+
+def input_grid(program: IntProgram, encodings: Encodings, name: str) -> Encoding:
+  """The grid of a file's input, which bears its type behind its key where it is not int8.
+
+  Raises:
+    ValueError: the encodings have none.
+  """
+  key = name.removesuffix(f"/{program.tensors[name].dtype}")
+  if key not in encodings:
+    raise ValueError(f"Encodings have no grid for input {key!r}; they belong to another model.")
+  return encodings[key]
+
+
 def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:
   """Integers of a grid as the file's input or output tensor holds them."""
   if tensor.dtype == "float32":
@@ -204,13 +249,13 @@ def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.nda
 
 
 def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
-                    integers: dict[str, np.ndarray], found: Verification) -> None:
+                    integers: dict[str, np.ndarray], coarse: set[str], found: Verification) -> None:
   """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
   given = _Simulation(graph, model, encodings)
   free = _Simulation(graph, model, encodings)
   for node in graph.nodes:
     for ref in _refs(node):
-      if ref.key not in encodings:
+      if ref.key not in encodings and not ref.is_integer:
         continue
       if node.kind == "InputLayer":
         given.integers[ref] = free.integers[ref] = integers[ref.key]
@@ -219,7 +264,8 @@ def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
       difference = int(np.abs(given.compute(ref) - integers[ref.key].astype(np.int64)).max(initial=0))
       given.integers[ref] = integers[ref.key].astype(np.int64)
       found.layers[ref.key] = difference
-      if difference > LARGEST_LAYER_LSB:
+      largest = LARGEST_COARSE_LSB if ref.key in coarse else LARGEST_LAYER_LSB
+      if difference > largest[encodings[ref.key].bits]:
         found.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
   found.max_lsb = max(found.layers.values(), default=0)
   found.output_max_lsb = max(int(np.abs(free.integers[ref] - given.integers[ref]).max(initial=0))
@@ -245,6 +291,8 @@ class _Simulation:
   def _value(self, ref: Ref) -> tf.Tensor:
     if ref.key in self._encodings:
       return tf.constant(self._encodings[ref.key].dequantize(self.integers[ref]))
+    if ref.is_integer:
+      return tf.constant(self.integers[ref])
     return self._layer_output(ref)
 
   def _layer_output(self, ref: Ref) -> tf.Tensor:

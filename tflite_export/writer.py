@@ -1,8 +1,8 @@
 """IntProgram -> the bytes of a .tflite file, with the official schema classes.
 
 The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
-empty), one signature "serving_default" whose names are those of the graph's input and output
-tensors. The writer writes what it gets and never changes an integer: whether a program obeys the
+empty) or metadata entry, one signature "serving_default" with the names that the program gives its
+inputs and outputs. The writer writes what it gets and never changes an integer: whether a program obeys the
 rules of the runtimes is the question of `program_check.check`, asked before. What it writes,
 `reader` reads back with code of its own.
 """
@@ -27,6 +27,7 @@ _TABLE_BYTES = 1024
 
 _TENSOR_TYPES = {
     "float32": schema.TensorType.FLOAT32,
+    "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,
     "int16": schema.TensorType.INT16,
     "int32": schema.TensorType.INT32,
@@ -54,6 +55,7 @@ _OPTIONS = {
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
     "MINIMUM": "MaximumMinimumOptions",
+    "MIRROR_PAD": "MirrorPadOptions",
     "MUL": "MulOptions",
     "PAD": "PadOptions",
     "PRELU": None,
@@ -77,6 +79,7 @@ _OPTIONS = {
 
 # Option fields that the program holds by name.
 _ENUMS = {
+    "mode": {"REFLECT": schema.MirrorPadMode.REFLECT, "SYMMETRIC": schema.MirrorPadMode.SYMMETRIC},
     "padding": {"SAME": schema.Padding.SAME, "VALID": schema.Padding.VALID},
     "fused_activation_function": {
         "NONE": schema.ActivationFunctionType.NONE,
@@ -123,10 +126,11 @@ def _model(program: IntProgram) -> schema.ModelT:
       tensors=tensors, inputs=_indices(program.inputs, index, where="Graph inputs"),
       outputs=_indices(program.outputs, index, where="Graph outputs"), operators=operators,
       name="main")
+  metadata = [_metadata(name, content, buffers) for name, content in program.metadata.items()]
   return schema.ModelT(
       version=SCHEMA_VERSION, operatorCodes=[_operator_code(*code) for code in codes],
       subgraphs=[subgraph], description=program.description, buffers=buffers,
-      signatureDefs=[_signature(program, index)])
+      signatureDefs=[_signature(program, index)], metadata=metadata or None)
 
 
 def _indices(names: list[str], index: dict[str, int], *, where: str) -> np.ndarray:
@@ -138,13 +142,16 @@ def _indices(names: list[str], index: dict[str, int], *, where: str) -> np.ndarr
 
 
 def _signature(program: IntProgram, index: dict[str, int]) -> schema.SignatureDefT:
-  """Returns the signature: each graph input and output under the name of its tensor."""
-  def named(names):
-    return [schema.TensorMapT(name=name, tensorIndex=index[name])
-            for name in dict.fromkeys(names)]
+  """Returns the signature: each graph input and output under its name."""
+  inputs, outputs = ([schema.TensorMapT(name=name, tensorIndex=index[tensor])
+                      for name, tensor in names.items()] for names in program.signature)
+  return schema.SignatureDefT(inputs=inputs, outputs=outputs, signatureKey=SIGNATURE_KEY, subgraphIndex=0)
 
-  return schema.SignatureDefT(inputs=named(program.inputs), outputs=named(program.outputs),
-                              signatureKey=SIGNATURE_KEY, subgraphIndex=0)
+
+def _metadata(name: str, content: bytes, buffers: list[schema.BufferT]) -> schema.MetadataT:
+  """Returns the metadata entry; appends its buffer to `buffers`."""
+  buffers.append(_ConstantBufferT(data=np.frombuffer(content, np.uint8)))
+  return schema.MetadataT(name=name, buffer=len(buffers) - 1)
 
 
 class _ConstantBufferT(schema.BufferT):
@@ -164,11 +171,22 @@ def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
   buffer = 0
   if tensor.data is not None:
     buffer = len(buffers)
-    data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
-    buffers.append(_ConstantBufferT(data=data))
+    data = _packed(tensor) if tensor.dtype == "int4" else np.ascontiguousarray(tensor.data).reshape(-1)
+    buffers.append(_ConstantBufferT(data=data.view(np.uint8)))
+  signature = np.array([-1, *tensor.shape[1:]], np.int32) if tensor.open_batch else None
   return schema.TensorT(
-      shape=np.array(tensor.shape, np.int32), type=_TENSOR_TYPES[tensor.dtype], buffer=buffer,
-      name=tensor.name, quantization=_quantization(tensor), hasRank=True)
+      shape=np.array(tensor.shape, np.int32), shapeSignature=signature, hasRank=True,
+      type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, quantization=_quantization(tensor))
+
+
+def _packed(tensor: IntTensor) -> np.ndarray:
+  """Returns int4 values as uint8 [ceil(n / 2)]: two's complement, the earlier one in the low nibble."""
+  values = tensor.data.reshape(-1)
+  if values.size and (values.min() < -8 or values.max() > 7):
+    raise ValueError(f"Tensor {tensor.name!r}: expected int4 values in [-8, 7], got "
+                     f"[{values.min()}, {values.max()}].")
+  nibbles = np.append(values, np.zeros(values.size % 2, np.int8)).view(np.uint8) & 0xF
+  return nibbles[::2] | nibbles[1::2] << 4
 
 
 def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:

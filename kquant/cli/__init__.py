@@ -9,7 +9,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 
 @contextlib.contextmanager
-def _without_native_messages() -> Iterator[None]:
+def without_native_messages() -> Iterator[None]:
   """Keeps what native libraries write to stderr away from it; TF 2.21 heeds no variable for that.
 
   Python errors are raised as ever. What was written is shown when the block fails.
@@ -28,7 +28,7 @@ def _without_native_messages() -> Iterator[None]:
       os.close(stderr)
 
 
-with _without_native_messages():
+with without_native_messages():
   import tensorflow as tf  # the messages come with the first import of the process
   import tf_keras  # noqa: F401
 

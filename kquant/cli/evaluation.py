@@ -99,4 +99,5 @@ def scores_tensor(program: IntProgram) -> str:
 
 
 def _to_grid(x: np.ndarray, tensor) -> np.ndarray:
-  return numerics.quantize(x, tensor.scale, tensor.zero_point, bits=8).astype(np.int8)
+  bits = np.iinfo(tensor.dtype).bits
+  return numerics.quantize(x, tensor.scale, tensor.zero_point, bits=bits).astype(tensor.dtype)

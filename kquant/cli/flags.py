@@ -5,11 +5,12 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from kquant.core.spec import QuantConfig
+from kquant.core.spec import BIAS_CORRECTIONS, EQUALIZATIONS, QuantConfig
+from kquant.core.target import target
 from tflite_export.verifier import VerificationError
 
 FLAGS = flags.FLAGS
@@ -18,10 +19,20 @@ flags.disclaim_key_flags()  # --help shows the flags below as the script's own
 
 def define_path(name: str, text: str, *, ending: str = "") -> None:
   """Defines a flag for a path that is not empty and ends as it should."""
+  if is_defined(name):
+    return
   flags.DEFINE_string(name, None, text)
   flags.register_validator(
       name, lambda path: path is None or (path != "" and path.endswith(ending)),
       message=f"expected a path that ends in {ending}" if ending else "expected a path, got an empty one")
+
+
+def is_defined(name: str) -> bool:
+  """Whether another script of this process has the flag already: then it is this script's as well."""
+  if name not in FLAGS:
+    return False
+  flags.declare_key_flag(name)
+  return True
 
 
 def define_model_flags() -> None:
@@ -30,7 +41,22 @@ def define_model_flags() -> None:
   flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
   define_path("output", "the .tflite file to write")
   define_path("summary", "JSON file for what was measured")
-  flags.DEFINE_integer("seed", 0, "seed of every random choice", lower_bound=0, upper_bound=2**32 - 1)
+  define_seed()
+
+
+def define_seed() -> None:
+  """--seed."""
+  if not is_defined("seed"):
+    flags.DEFINE_integer("seed", 0, "seed of every random choice", lower_bound=0, upper_bound=2**32 - 1)
+
+
+def define_method_flags() -> None:
+  """--preset, --equalize, --bias."""
+  flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
+                      "(w4a8_unpacked: int4 weights in int8 tensors)")
+  flags.DEFINE_enum("equalize", None, EQUALIZATIONS,
+                    "scale channels across layers before; default: the preset's")
+  flags.DEFINE_enum("bias", None, BIAS_CORRECTIONS, "how biases are corrected; default: the preset's")
 
 
 def define_data_flags() -> None:
@@ -39,10 +65,39 @@ def define_data_flags() -> None:
   flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
-  flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
-                    "applied to the images (0..255, RGB) of folders and array files, as Keras' "
-                    "preprocess_input does")
+  define_preprocess()
   define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
+
+
+def define_preprocess() -> None:
+  """--preprocess."""
+  if not is_defined("preprocess"):
+    flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
+                      "applied to the images (0..255, RGB) of folders and array files, as Keras' "
+                      "preprocess_input does, and told in the file's metadata")
+
+
+def define_file_flags() -> None:
+  """--io, --backend, --encodings, --certificate, --c_array: a .tflite file and what lies beside it."""
+  if not is_defined("io"):
+    flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
+  if not is_defined("backend"):
+    flags.DEFINE_enum("backend", "direct", ["direct", "converter"],
+                      "our own writer, or TensorFlow's converter on the same encodings, compared with ours")
+  if not is_defined("batch"):
+    flags.DEFINE_string("batch", "1", "images of one run: a number, or dynamic for a file that users resize")
+    flags.register_validator(
+        "batch", lambda value: value == "dynamic" or (value.isdecimal() and int(value) > 0),
+        message="expected a positive number or dynamic")
+  define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)", ending=".json")
+  define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
+              ending=".json")
+  define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c")
+
+
+def batch() -> int | str:
+  """Returns --batch as `tflite_export.export` takes it."""
+  return FLAGS.batch if FLAGS.batch == "dynamic" else int(FLAGS.batch)
 
 
 def input_shape() -> tuple[int, ...] | None:
@@ -66,31 +121,44 @@ def preset() -> QuantConfig:
     ValueError: no such preset, or one whose activations no .tflite operator takes.
   """
   config = QuantConfig.preset(FLAGS.preset)
-  if any(rule.activations.bits != 8 for rule in config.rules):
+  held = target(config.target).activation_bits
+  if any(rule.activations.bits not in held for rule in config.rules):
     raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of 8 bits; "
-                     "choose a preset that ends in a8, such as w4a8.")
+                     "fewer are for simulation only, so choose a preset that ends in a8, such as w4a8.")
   return config
 
 
-def check_outputs(*names: str) -> None:
+def require(*names: str) -> None:
+  """Raises ValueError for a flag that a script cannot do without."""
+  for name in names:
+    if FLAGS[name].value is None:
+      raise ValueError(f"--{name} is missing; a run needs --{', --'.join(names[:-1])} and --{names[-1]}.")
+
+
+def check_outputs(*names: str, reads: Sequence[str] = ("model", "calibration", "eval")) -> None:
   """Raises now for a file that could not be written at the end, or that would replace another one.
 
   Args:
     names: of the flags that name files to write.
+    reads: of the flags that name files to read.
   """
-  taken = {os.path.realpath(FLAGS[name].value): name for name in ("model", "calibration", "eval")
-           if FLAGS[name].value}
+  taken = {os.path.realpath(file): name for name in reads if FLAGS[name].value for file in _files(name)}
   for name in names:
     path = FLAGS[name].value
     if path is None:
       continue
     _check_writable(name, pathlib.Path(path))
-    written = [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
-    for file in map(os.path.realpath, written):
+    for file in map(os.path.realpath, _files(name)):
       if file in taken:
         raise ValueError(f"--{name}={path} would replace {file}, which --{taken[file]} names; "
                          "choose another name.")
       taken[file] = name
+
+
+def _files(name: str) -> list[str | pathlib.Path]:
+  """The files that a flag names; encodings are two."""
+  path = FLAGS[name].value
+  return [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
 
 
 def _check_writable(name: str, path: pathlib.Path) -> None:
@@ -105,8 +173,13 @@ def _check_writable(name: str, path: pathlib.Path) -> None:
 
 def write_json(path: str, body: dict) -> None:
   """Writes a JSON file whole or not at all."""
+  write_text(path, json.dumps(body, indent=1) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a text file whole or not at all."""
   temporary = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.tmp")
-  temporary.write_text(json.dumps(body, indent=1) + "\n")
+  temporary.write_text(text)
   os.replace(temporary, path)
 
 

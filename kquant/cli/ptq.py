@@ -13,14 +13,16 @@ import numpy as np
 from absl import flags
 
 from kquant import api
-from kquant.cli import demo, evaluation
+from kquant.cli import backends, demo, evaluation
 from kquant.cli import flags as shared
+from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Source, open_source
 from kquant.core import keras_calls
 from kquant.core.data import InputSpec, choose
 from kquant.core.model_files import load_model
 from kquant.core.report import Report, text_table
 from kquant.core.spec import QuantConfig
+from tflite_export.c_array import to_c_source
 from tflite_export.exporter import Exported, export
 from tflite_export.lower import lower
 
@@ -29,12 +31,10 @@ VERIFY_IMAGES = 2
 
 shared.define_model_flags()
 shared.define_data_flags()
-flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, or w<bits>a8 such as w4a8")
-flags.DEFINE_enum("io", "int8", ["int8", "uint8", "float32"], "type of the file's inputs and outputs")
-shared.define_path("encodings", "JSON file for every grid (the integers go to the .npz beside it)",
-                   ending=".json")
-shared.define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
-                   ending=".json")
+shared.define_file_flags()
+shared.define_method_flags()
+shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
+                   ending=".keras")
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers", ending=".keras")
 
 
@@ -68,10 +68,10 @@ def _check_flags() -> None:
         raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
                          "the demo.")
   else:
-    for name in ("calibration", "output"):
-      if FLAGS[name].value is None:
-        raise ValueError(f"--{name} is missing; a run needs --model, --calibration and --output.")
-  shared.check_outputs("output", "summary", "encodings", "save_qmodel", "certificate")
+    shared.require("model", "calibration", "output")
+  backends.check_flags()
+  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
+                       "c_array")
 
 
 def _fixed_inputs(model) -> list[InputSpec]:
@@ -118,9 +118,12 @@ def _demo(config: QuantConfig) -> None:
 def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, output: str,
          judged: tuple[Source, np.ndarray] | None) -> None:
   """Quantizes, exports, judges; writes the files and prints the table."""
-  result = api.quantize(model, images, config=config)
-  written = export(result, output, verify=[array[:VERIFY_IMAGES] for array in images], io=FLAGS.io,
-                   certify=FLAGS.certificate is not None)
+  result = api.quantize(model, images, config=config, equalize=FLAGS.equalize, bias=FLAGS.bias)
+  few = [array[:VERIFY_IMAGES] for array in images]
+  second = backends.converted(result.model, result.encodings, few)
+  written = export(result, output, verify=few, io=FLAGS.io, batch=shared.batch(),
+                   certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+  converter_rows = backends.put_in_place(written, second)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
   summary = {
       "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
@@ -138,18 +141,23 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
   summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
   if FLAGS.encodings:
     result.encodings.save(FLAGS.encodings)
+  if FLAGS.save_model:
+    result.model.save(FLAGS.save_model)
+  if FLAGS.c_array:
+    shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
   if FLAGS.save_qmodel:
     result.qmodel.save(FLAGS.save_qmodel)
   if FLAGS.certificate:
     shared.write_json(FLAGS.certificate, written.certificate)
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
-  print(_table(summary, written, result.report))
+  print(_table(summary, written, result.report, converter_rows))
   if judged is not None and (hint := _hint(summary["eval"])):
     print(hint)
 
 
-def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
+def _table(summary: dict[str, Any], written: Exported, report: Report,
+           converter_rows: list[tuple[str, str]]) -> str:
   """The run on one page."""
   found = written.verification
   rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
@@ -161,7 +169,8 @@ def _table(summary: dict[str, Any], written: Exported, report: Report) -> str:
       ("float operators", ", ".join(summary["float_operators"]) or "none"),
       ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
                    f"Keras layer on {found.images} images"),
-      *_certificate_rows(written),
+      *certificate_rows(written.certificate),
+      *converter_rows,
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]
@@ -179,19 +188,6 @@ def _hint(judged: dict[str, Any]) -> str:
     return ""
   return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what it "
           "was trained with, and do the labels count its classes from 0?")
-
-
-def _certificate_rows(written: Exported) -> list[tuple[str, str]]:
-  if written.certificate is None:
-    return []
-  counted = [row for result in written.certificate["kernel_sets"].values()
-             for row in result["operators"].values()]
-  elements, mismatching = (sum(row[key] for row in counted) for key in ("elements", "mismatching"))
-  missing = [line for result in written.certificate["kernel_sets"].values()
-             for line in result["not_simulated"]]
-  return [("certified", f"{elements:,} elements computed by our own arithmetic and by LiteRT's xnnpack and "
-                        f"reference kernels: {mismatching} differ"),
-          *[("not simulated", line) for line in missing]]
 
 
 def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:

@@ -74,6 +74,11 @@ def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) ->
   return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
 
 
+def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> list[np.ndarray]:
+  """Returns all of the data as one array [n, ...] an input; arguments and errors as `batches`."""
+  return [np.concatenate(parts) for parts in zip(*batches(data, inputs, where=where))]
+
+
 def _elements(data, inputs: Sequence[InputSpec], where: str) -> Iterable:
   """Returns an iterable of elements: arrays, dicts or tuples that hold one example or a batch."""
   if isinstance(data, (str, os.PathLike)):

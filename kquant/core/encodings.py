@@ -19,9 +19,10 @@ class Encoding:
   Attributes:
     scale: float32, 1-D, [channels] or [1].
     zero_point: int64, same shape.
-    bits: bits of the signed grid; a bias has 32.
+    bits: bits of the signed grid; a bias has 32, or 64 beside 16-bit activations.
     axis: the channel axes, ascending, of the tensor in its Keras layout; None for one grid.
     narrow: the grid leaves out its lowest integer (weights).
+    packed: a file stores its integers, of at most 4 bits, as INT4, two in a byte.
   """
 
   scale: np.ndarray
@@ -29,6 +30,7 @@ class Encoding:
   bits: int = 8
   axis: tuple[int, ...] | None = None
   narrow: bool = False
+  packed: bool = False
 
   def __post_init__(self):
     scale = np.atleast_1d(np.asarray(self.scale, np.float32))
@@ -63,7 +65,8 @@ class Encoding:
 
   def __eq__(self, other) -> bool:
     return (isinstance(other, Encoding)
-            and (self.bits, self.axis, self.narrow) == (other.bits, other.axis, other.narrow)
+            and (self.bits, self.axis, self.narrow, self.packed)
+            == (other.bits, other.axis, other.narrow, other.packed)
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point))
 
@@ -71,7 +74,7 @@ class Encoding:
     """Returns a JSON-ready dict; float32 scales survive the round trip through their decimal form."""
     return {"scale": [float(s) for s in self.scale], "zero_point": [int(z) for z in self.zero_point],
             "bits": self.bits, "axis": None if self.axis is None else list(self.axis),
-            "narrow": self.narrow}
+            "narrow": self.narrow, "packed": self.packed}
 
   @classmethod
   def from_json(cls, fields: dict) -> "Encoding":
@@ -89,12 +92,16 @@ class Encodings:
   Attributes:
     grids: {key: Encoding}.
     integers: {key: integer array in Keras layout} for weights, biases and constants.
+    input_names, output_names: of the Keras model, in flat order, for the signature of a file; [] where
+      they are not known. `diff` leaves them out.
   """
 
   def __init__(self, grids: dict[str, Encoding] | None = None,
                integers: dict[str, np.ndarray] | None = None):
     self.grids = dict(grids or {})
     self.integers = dict(integers or {})
+    self.input_names: list[str] = []
+    self.output_names: list[str] = []
 
   def __getitem__(self, key: str) -> Encoding:
     return self.grids[key]
@@ -126,6 +133,7 @@ class Encodings:
     path = pathlib.Path(path)
     integers_path = path.with_suffix(".npz")
     body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
+            "input_names": self.input_names, "output_names": self.output_names,
             "grids": {key: grid.to_json() for key, grid in self.grids.items()}}
     written = {target: target.with_name(f".{target.name}.tmp") for target in (integers_path, path)}
     try:
@@ -156,4 +164,7 @@ class Encodings:
                        f"got format {found.get('format')!r}, version {found.get('version')!r}.")
     with np.load(path.with_name(body["integers"])) as stored:
       integers = {key.replace("|", "/"): stored[key] for key in stored.files}
-    return cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)
+    encodings = cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)
+    encodings.input_names = list(body.get("input_names", []))
+    encodings.output_names = list(body.get("output_names", []))
+    return encodings

@@ -40,6 +40,7 @@ class Graph:
   Attributes:
     nodes: in an order that depends on the structure alone (depth first from the outputs).
     inputs, outputs: the model's nests with Refs as leaves.
+    output_names: how the user of the model knows its flat outputs; rewrites do not change them.
     edits, skips: what passes did and what they could not do, with the reason.
     pass_name: the pass at work.
   """
@@ -49,6 +50,7 @@ class Graph:
     self.nodes = nodes
     self.inputs = inputs
     self.outputs = outputs
+    self.output_names: list[str] = []
     self.edits: list[Edit] = []
     self.skips: list[Skip] = []
     self.pass_name = ""
@@ -66,7 +68,9 @@ class Graph:
       ValueError: not built, or it holds what a rebuild would lose (add_loss, add_metric).
     """
     nodes, inputs, outputs = keras_calls.read(model)
-    return cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
+    graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
+    _, graph.output_names = keras_calls.signature_names(model)
+    return graph
 
   @property
   def input_refs(self) -> list[Ref]:
@@ -190,4 +194,6 @@ class Graph:
   def to_model(self, name: str | None = None) -> keras.Model:
     """Builds a new tf_keras model by replaying every call on fresh layers with these weights."""
     self.normalize()
-    return keras_calls.replay(self.nodes, self.inputs, self.outputs, name=name or self.name)
+    model = keras_calls.replay(self.nodes, self.inputs, self.outputs, name=name or self.name)
+    keras_calls.name_outputs(model, self.output_names)
+    return model

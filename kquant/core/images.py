@@ -112,6 +112,23 @@ def preprocess(images: np.ndarray, mode: str) -> np.ndarray:
   return _mode(mode, images.shape[-1])(images)
 
 
+def normalization(mode: str, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
+  """Returns (mean, deviation, order of the channels) of a mode: it gives (x - mean) / deviation.
+
+  Mean and deviation are float32 [channels], of the channels as the network takes them; the order is
+  "RGB", "BGR" or "GRAYSCALE", and "" where the number of channels tells none.
+
+  Raises:
+    ValueError: as `preprocess`.
+  """
+  _mode(mode, channels)
+  mean, deviation = {"none": (0.0, 1.0), "unit": (0.0, 255.0), "tf": (127.5, 127.5),
+                     "torch": (255 * _TORCH_MEAN, 255 * _TORCH_DEVIATION), "caffe": (_CAFFE_MEAN, 1.0)}[mode]
+  order = {1: "GRAYSCALE", 3: "BGR" if mode == "caffe" else "RGB"}.get(channels, "")
+  mean, deviation = (np.full(channels, value, np.float32) for value in (mean, deviation))
+  return mean, deviation, order
+
+
 def _mode(mode: str, channels: int) -> Callable[[np.ndarray], np.ndarray]:
   """Returns the function of a preprocessing mode, float32 to float32."""
   if mode not in _MODES:

@@ -77,6 +77,24 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
           for name, tensor in zip(model.input_names, model.inputs)]
 
 
+def signature_names(model: keras.Model) -> tuple[list[str], list[str]]:
+  """Returns the names of a model's flat inputs and outputs: the keys of a dict, else those of the layers."""
+  return (_names(model._nested_inputs, model.input_names),
+          _names(model._nested_outputs, model.output_names))
+
+
+def _names(nest: Any, names: list[str]) -> list[str]:
+  if isinstance(nest, dict) and not any(tf.nest.is_nested(leaf) for leaf in nest.values()):
+    return [str(key) for key in sorted(nest)]
+  return list(names)
+
+
+def name_outputs(model: keras.Model, names: list[str]) -> None:
+  """Gives a rebuilt model the output names of the one it stands for; a dict of outputs has its keys."""
+  if not isinstance(model._nested_outputs, dict) and len(names) == len(model.output_names):
+    model.output_names = list(names)
+
+
 def check_model(model: Any) -> None:
   """Raises unless `model` is a built functional or Sequential tf_keras model that can be rebuilt.
 

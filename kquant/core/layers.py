@@ -31,7 +31,8 @@ class LayerFacts:
     out_axes, in_axes: channel axes of the kernel, ascending; row-major over out_axes is the output
       channel.
     spatial: number of spatial axes that a convolution or pooling slides over.
-    absorbs_relu: a following ReLU may be fused into it.
+    absorbs_relu: a following ReLU may be fused into it, as an activation of the operator or as the ends
+      of its output grid.
     pointwise: commutes with a per-channel scale and shift of its input (no padding involved).
     unary: a function of each element alone that a table of 256 integers computes.
   """
@@ -51,11 +52,11 @@ def _linear(kernel: str, out_axes, in_axes, spatial=0) -> LayerFacts:
 
 
 _OWN = LayerFacts("own")
-_ELEMENTWISE = LayerFacts("own", absorbs_relu=True)
+_CLAMPED = LayerFacts("own", absorbs_relu=True)
 _MOVE = LayerFacts("move")
 _MOVE_POINTWISE = LayerFacts("move", pointwise=True)
 _AVERAGE_POOL = LayerFacts("average", pointwise=True)
-_MEAN = LayerFacts("own", pointwise=True)
+_MEAN = LayerFacts("own", pointwise=True, absorbs_relu=True)
 _FIXED = LayerFacts("fixed")
 _IDENTITY = LayerFacts("identity", pointwise=True)
 
@@ -66,7 +67,7 @@ _UNARY_OPERATORS = (
     "math.floor", "math.log", "math.log1p", "math.maximum", "math.minimum", "math.pow", "math.reciprocal",
     "math.round", "math.rsqrt", "math.sign", "math.sin", "math.softplus", "math.sqrt", "math.square",
     "math.truediv", "nn.elu", "nn.gelu", "nn.selu", "nn.softplus", "nn.softsign", "rsqrt", "sqrt")
-_UNARY = LayerFacts("own", unary=True)
+_UNARY = LayerFacts("own", unary=True, absorbs_relu=True)
 
 LAYERS: dict[str, LayerFacts] = {
     "InputLayer": LayerFacts("input"),
@@ -76,31 +77,33 @@ LAYERS: dict[str, LayerFacts] = {
     "Conv2D": _linear("kernel", (3,), (2,), spatial=2),
     # kernel [h, w, in, multiplier]; output channel = in * multipliers + multiplier
     "DepthwiseConv2D": _linear("depthwise_kernel", (2, 3), (2,), spatial=2),
-    # kernel [h, w, out, in]; its operator has no fused activation
-    "Conv2DTranspose": LayerFacts("linear", "kernel", (2,), (3,), spatial=2),
+    # kernel [h, w, out, in]
+    "Conv2DTranspose": _linear("kernel", (2,), (3,), spatial=2),
     # kernel [in, out]
     "Dense": _linear("kernel", (1,), (0,)),
     "BatchNormalization": LayerFacts("affine", absorbs_relu=True),
     "ReLU": LayerFacts("relu"),
     "CappedReLU": LayerFacts("relu"),
-    "Add": _ELEMENTWISE,
-    "Subtract": _ELEMENTWISE,
-    "Multiply": _ELEMENTWISE,
-    "tf.math.add": _ELEMENTWISE,
-    "tf.math.subtract": _ELEMENTWISE,
-    "tf.math.multiply": _ELEMENTWISE,
+    "Add": _CLAMPED,
+    "Subtract": _CLAMPED,
+    "Multiply": _CLAMPED,
+    "tf.math.add": _CLAMPED,
+    "tf.math.subtract": _CLAMPED,
+    "tf.math.multiply": _CLAMPED,
     "LeakyReLU": _OWN,
     "PReLU": _OWN,
+    "Embedding": _OWN,
     "ELU": _UNARY,
     "ThresholdedReLU": _UNARY,
+    "ShiftedPower": _UNARY,
     **{f"Activation:{name}": _UNARY for name in _UNARY_ACTIVATIONS},
     **{f"tf.{name}": _UNARY for name in _UNARY_OPERATORS},
     "Maximum": _MOVE,
     "Minimum": _MOVE,
-    "tf.math.reduce_mean": _OWN,
+    "tf.math.reduce_mean": _CLAMPED,
     "tf.math.reduce_max": _MOVE,
     "tf.math.reduce_min": _MOVE,
-    "tf.linalg.matmul": _OWN,
+    "tf.linalg.matmul": _CLAMPED,
     "Softmax": _FIXED,
     "Sigmoid": _FIXED,
     "Tanh": _FIXED,
@@ -135,6 +138,14 @@ LAYERS: dict[str, LayerFacts] = {
     "Dropout": _IDENTITY,
     "SpatialDropout1D": _IDENTITY,
     "SpatialDropout2D": _IDENTITY,
+    "SpatialDropout3D": _IDENTITY,
+    "StochasticDepth": _IDENTITY,
+    "RandomBrightness": _IDENTITY,
+    "RandomContrast": _IDENTITY,
+    "RandomFlip": _IDENTITY,
+    "RandomRotation": _IDENTITY,
+    "RandomTranslation": _IDENTITY,
+    "RandomZoom": _IDENTITY,
     "GaussianNoise": _IDENTITY,
     "GaussianDropout": _IDENTITY,
     "AlphaDropout": _IDENTITY,

@@ -107,6 +107,11 @@ class Ref:
     return self.node.name if self.index == 0 else f"{self.node.name}:{self.index}"
 
   @property
+  def is_integer(self) -> bool:
+    """Whether it is an input of the model that holds integers as they are, on no grid."""
+    return self.node.kind == "InputLayer" and tf.as_dtype(self.node.config["dtype"]).is_integer
+
+  @property
   def shape(self) -> tuple[int | None, ...]:
     """Its shape with the batch dimension, None where open."""
     return self.node.shapes[self.index]

@@ -7,6 +7,8 @@ from typing import Any
 from kquant.core import target as targets
 
 DEFAULT_RANGE = "minmax"
+EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
+BIAS_CORRECTIONS = ("none", "local", "iterative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +16,7 @@ class TensorSpec:
   """How one tensor is quantized.
 
   Attributes:
-    bits: 2 to 8.
+    bits: 2 to 8; 16 for activations, symmetric.
     symmetric: the grid is centred on 0 and its zero point is 0.
     per_channel: one scale an output channel (weights) or one for the tensor.
     quantizer: name in QUANTIZERS.
@@ -28,8 +30,10 @@ class TensorSpec:
   range: str = DEFAULT_RANGE
 
   def __post_init__(self):
-    if not 2 <= self.bits <= 8:
-      raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}.")
+    if not 2 <= self.bits <= 8 and self.bits != 16:
+      raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations.")
+    if self.bits == 16 and not self.symmetric:
+      raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
     if self.per_channel and not self.symmetric:
       raise ValueError("TensorSpec: per_channel grids must be symmetric; set symmetric=True.")
 
@@ -65,6 +69,9 @@ class Rule:
     if not self.weights.symmetric:
       raise ValueError(f"Rule {self.match!r}: weights must be symmetric; no runtime kernel takes a "
                        "weight zero point.")
+    if self.weights.bits > 8:
+      raise ValueError(f"Rule {self.match!r}: weights have 2 to 8 bits, got {self.weights.bits}; only "
+                       "activations can have 16.")
 
   def matches(self, name: str, kind: str) -> bool:
     """Whether the rule speaks of the layer."""
@@ -78,12 +85,20 @@ class QuantConfig:
   Attributes:
     rules: in order; the first match decides, the last should match everything.
     target: name of the runtime whose limits hold (core/target.py).
+    equalize: how channels are scaled across layers before: "none", "one_step", "two_step", "pairwise"
+      or "joint".
+    bias: how biases are corrected after rounding: "none", "local" or "iterative".
   """
 
   rules: tuple[Rule, ...] = (Rule(),)
   target: str = "litert"
+  equalize: str = "none"
+  bias: str = "local"
 
   def __post_init__(self):
+    for name, known in (("equalize", EQUALIZATIONS), ("bias", BIAS_CORRECTIONS)):
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(f"QuantConfig: {name} must be one of {', '.join(known)}, got {value!r}.")
     object.__setattr__(self, "rules", tuple(self.rules))
     targets.target(self.target)
 
@@ -100,9 +115,21 @@ class QuantConfig:
 
   @classmethod
   def preset(cls, name: str) -> "QuantConfig":
-    """Returns a preset: int8, int8_per_tensor, or w<bits>a<bits> such as w4a8.
+    """Returns a preset: int8, int8_per_tensor, int8_tflm, int16x8, or w<bits>a<bits> such as w4a8.
 
-    Weights of fewer than 8 bits are stored as int8 integers of the smaller grid.
+    Weights of 2 to 4 bits are stored as packed INT4, two in a byte, those of 5 to 7 bits in int8 tensors.
+    With `_unpacked` behind it, w4a8_unpacked, a file holds the same integers in int8 tensors throughout:
+    larger, and where the default delegate takes int8 kernels alone, as on x86, faster. int16x8 has 16-bit
+    symmetric activations and 8-bit weights. Activations of fewer than 8 bits are simulation only: no file
+    holds them.
+
+    int8_per_tensor has one scale a kernel, and with it joint equalization and iterative bias correction:
+    without them MobileNets are lost (benchmarks/results.md).
+
+    int8_tflm is int8 but for Dense layers, whose weights get one scale: FULLY_CONNECTED of TensorFlow Lite
+    Micro had one multiplier for all channels. With a scale a channel it gave wrong outputs, since its pull
+    request 2602 (May 2024) an error; 2673 (August 2024) taught its reference and CMSIS-NN kernels, others
+    may still have one. Its convolutions take a scale a channel.
 
     Raises:
       ValueError: no such preset.
@@ -110,13 +137,18 @@ class QuantConfig:
     if name == "int8":
       return cls()
     if name == "int8_per_tensor":
-      return cls(rules=(Rule(weights=TensorSpec(symmetric=True)),))
-    if found := re.fullmatch(r"w([2-8])a([2-8])", name):
-      weights, activations = (int(bits) for bits in found.groups())
+      return cls(rules=(Rule(weights=TensorSpec(symmetric=True)),), equalize="joint", bias="iterative")
+    if name == "int8_tflm":
+      return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(symmetric=True)), Rule()))
+    if name == "int16x8":
+      return cls(rules=(Rule(activations=TensorSpec(bits=16, symmetric=True)),))
+    if found := re.fullmatch(r"w([2-8])a([2-8])(_unpacked)?", name):
+      weights, activations = int(found[1]), int(found[2])
       return cls(rules=(Rule(weights=TensorSpec(bits=weights, symmetric=True, per_channel=True),
-                             activations=TensorSpec(bits=activations)),))
-    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor or w<bits>a<bits> such "
-                     "as w4a8.")
+                             activations=TensorSpec(bits=activations)),),
+                 target=f"litert{found[3] or ''}")
+    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
+                     "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
 
   def to_json(self) -> dict[str, Any]:
     """Returns a JSON-ready dict."""
@@ -128,4 +160,4 @@ class QuantConfig:
     rules = tuple(Rule(**{**rule, "weights": TensorSpec(**rule["weights"]),
                           "activations": TensorSpec(**rule["activations"])})
                   for rule in fields["rules"])
-    return cls(rules=rules, target=fields["target"])
+    return cls(**{**fields, "rules": rules})

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import numerics
+from kquant.core import data, keras_calls, numerics
 from kquant.core.graph import Graph
 from kquant.core.layers import LAYERS, LayerFacts
-from kquant.qmodel.calibrate import Statistics, observe
 from kquant.ptq.streaming import layer_turns
+from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
 
@@ -39,21 +39,25 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
 
   Args:
-    qmodel: what `insert_quantizers` returned.
+    qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
     float_model: the float model that it was made from, batch norms folded.
     calibration: inputs, as `calibrate` takes them.
-    method: "local": each layer's own shift, from the float network's input means. A second call
-      gives the same biases.
+    method: "local": each layer's own shift, from the float network's input means; "iterative": layer
+      after layer, with all before it quantized and corrected. A second call gives the same biases.
 
   Raises:
     ValueError: an unknown method, or a float_model that qmodel was not made from.
   """
-  if method != "local":
-    raise ValueError(f"correct_bias: method must be 'local', got {method!r}.")
+  if method not in ("local", "iterative"):
+    raise ValueError(f"correct_bias: method must be 'local' or 'iterative', got {method!r}.")
   float_params = linear_params(standardize(Graph.from_model(float_model)))
   for wrapper in _wrapped_layers(qmodel, float_params):
     wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
-  correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
+  if method == "local":
+    correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
+  else:
+    images = data.gather(calibration, keras_calls.input_specs(qmodel))
+    correct_iteratively(qmodel, float_params, observe(qmodel, images), images)
   return qmodel
 
 
@@ -103,9 +107,7 @@ def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, n
       continue
     bias = turn.layer.layer.bias
     errors = turn.image_means() - statistics.output_means[turn.layer.name]
-    import os
-    shift = shrunk_mean(errors) if os.environ['IBC']=='2' else errors.mean(axis=0)
-    bias.assign((bias.numpy() - shift).astype(np.float32))
+    bias.assign((bias.numpy() - shrunk_mean(errors)).astype(np.float32))
   return list(dict.fromkeys(shared))
 
 

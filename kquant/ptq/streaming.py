@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tqdm import tqdm
 
 from kquant.core import keras_calls
 from kquant.core.encodings import Encoding
@@ -77,7 +78,7 @@ def layer_turns(qmodel: keras.Model, images: list[np.ndarray]) -> Iterator[Layer
   """
   graph = Graph.from_model(qmodel)
   stream = _Stream(graph, qmodel, images)
-  for stage in stream.stages:
+  for stage in tqdm(stream.stages, desc="layers", unit="", delay=2.0, disable=None):
     if stage.linear is not None:
       layer = stream.layers[stage.linear.layer.name]
       yield LayerTurn(stream, stage, layer, shared=len(graph.calls(stage.linear.layer)) > 1)
@@ -115,7 +116,7 @@ class _Stream:
 
   def _parts(self, stage: _Stage) -> list[slice]:
     """Cuts the images into chunks of bounded size."""
-    shapes = [*(ref.shape for ref in stage.sources), *(shape for node in stage.nodes for shape in node.shapes)]
+    shapes = [ref.shape for ref in stage.sources] + [shape for node in stage.nodes for shape in node.shapes]
     largest = max(int(np.prod([n or 1 for n in shape[1:]])) for shape in shapes)
     step = max(1, _CHUNK_ELEMENTS // largest)
     return [slice(start, min(start + step, self.images)) for start in range(0, self.images, step)]

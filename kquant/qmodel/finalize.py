@@ -1,6 +1,7 @@
 """Quantized Keras model -> a plain Keras model on the grids, and the Encodings.
 
-Weights are snapped to their integers, biases to int32 at s_x * s_w, and every grid is written down.
+Weights are snapped to their integers, biases to int32 (int64 beside 16-bit activations) at s_x * s_w,
+and every grid is written down.
 Where the target could not hold a number (an accumulator or a multiplier out of its limits), the
 scale that causes it is raised and the channel is reported.
 """
@@ -10,12 +11,14 @@ import dataclasses
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import numerics
+from kquant.core import keras_calls, numerics
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Edit, Graph
 from kquant.core.nodes import LayerDef, Node, Ref
-from kquant.core.target import LITERT, Target
+from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+
+_SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
@@ -40,19 +43,23 @@ def finalize_with_edits(qmodel: keras.Model,
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
   kernels = _unwrap_weights(graph, live)
   graph.normalize()
+  graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
+                        for ref, name in zip(graph.output_refs, graph.output_names)]
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
   _raise_small_output_scales(graph, grids, members, kernels, target)
   for ref, grid in _with_moved(graph, grids).items():
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, grid in kernels.items():
-    _snap_layer(graph, layer, grid, grids, encodings, target)
+    _snap_layer(graph, layer, _with_storage(graph, layer, grid, grids, target), grids, encodings, target)
   for node in graph.find("tf.math.add", "tf.math.subtract", "tf.math.multiply"):
     _snap_constant(graph, node, encodings)
   for layer in {node.layer: None for node in graph.find("PReLU")}:
     _snap_alpha(layer, encodings)
   for node in graph.find("CappedReLU"):
     _snap_caps(node, encodings)
-  return graph.to_model(), encodings, graph.edits
+  model = graph.to_model()
+  encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
+  return model, encodings, graph.edits
 
 
 def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
@@ -94,6 +101,8 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
                                kernels: dict[LayerDef, Encoding], target: Target) -> None:
   """Widens an output grid so narrow that s_x * s_w / s_y passes the target's largest multiplier.
 
+  Of a sum it is s_x / s_y, of a product s_a * s_b / s_y.
+
   That happens where a whole tensor is constant on the calibration data. Widening one grid may narrow
   the ratio of the next layer only, so one sweep in topological order and a second for shared grids do.
   """
@@ -101,16 +110,36 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
   for _ in range(2):
     inputs = _with_moved(graph, grids)
     for node in graph.nodes:
-      if node.layer not in kernels:
+      if node.layer not in kernels and node.kind not in (*_SUMS, "Multiply"):
         continue
+      scales = [inputs[ref].scale for ref in node.inputs]
+      if node.layer in kernels:
+        scales = [numerics.bias_scale(scales[0], kernels[node.layer].scale)]
+      elif node.kind == "Multiply":
+        scales = [np.multiply(*scales)]
+      smallest = 2.0 * float(np.max(np.concatenate(scales))) / target.largest_multiplier
       output = Ref(node) if Ref(node) in grids else Ref(graph.readers(Ref(node))[0])
-      products = numerics.bias_scale(inputs[node.inputs[0]].scale, kernels[node.layer].scale)
-      smallest = 2.0 * float(products.max()) / target.largest_multiplier
       if grids[output].scale[0] < smallest:
         wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
         grids.update(dict.fromkeys(group_of[output], wider))
         inputs = _with_moved(graph, grids)
         graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
+
+
+def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
+                  target: Target) -> Encoding:
+  """Returns the grid of a kernel, packed where its bits, its activations and the target allow it."""
+  if grid.bits > PACKED_BITS or not target.packed_kinds:
+    return grid
+  call = graph.calls(layer)[0]
+  input_bits, reason = grids[call.inputs[0]].bits, ""
+  if layer.kind not in target.packed_kinds:
+    reason = f"the operator of {layer.kind} takes no INT4 kernel"
+  elif input_bits > target.packed_activation_bits:
+    reason = f"an operator over {input_bits}-bit activations takes no INT4 kernel"
+  if reason:
+    graph.edit(call, f"kernel of {grid.bits} bits stored in int8: {reason}")
+  return dataclasses.replace(grid, packed=not reason)
 
 
 def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
@@ -123,7 +152,7 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
   raised = _scales_within_limits(kernel, bias, grid, inputs, layer, target)
   for channel in np.flatnonzero(raised.scale != grid.scale):
     graph.edit(calls[0], f"weight scale of channel {channel} raised: its bias or accumulator would "
-                         "not fit int32")
+                         "not fit the runtime's integers")
   integers = raised.quantize(kernel)
   encodings.grids[f"{layer.name}/kernel"] = raised
   encodings.integers[f"{layer.name}/kernel"] = integers.astype(np.int8)
@@ -131,10 +160,11 @@ def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, 
   for call, source in reversed(list(zip(calls, inputs))):
     scale = numerics.bias_scale(source.scale, raised.scale)
     axis = None if raised.axis is None else (0,)
-    bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), 32, axis)
+    bits = 64 if source.bits == 16 else 32
+    bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), bits, axis)
     bias_integers = bias_grid.quantize(bias)
     encodings.grids[f"{call.name}/bias"] = bias_grid
-    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(np.int32)
+    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(f"int{bits}")
     layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
 
 
@@ -142,17 +172,18 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
                           layer: LayerDef, target: Target) -> Encoding:
   """Returns the kernel grid, a scale raised where the channel's bias or accumulator would overflow.
 
-  |bias| / (s_x s_w) < largest_bias, and |q_b| + max|q_x - z_x| sum|q_w| < largest_accumulator.
+  |bias| / (s_x s_w) and |q_b| + max|q_x - z_x| sum|q_w| stay below the target's limits.
   """
   magnitude = np.abs(bias.astype(np.float64))
-  needed = np.max([magnitude / (float(x.scale[0]) * target.largest_bias) for x in inputs], axis=0)
+  largest_bias, largest_accumulator = target.accumulator_limits(layer.kind, grid, inputs[0].bits)
+  needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in inputs], axis=0)
   taps = tuple(i for i in range(kernel.ndim) if i not in layer.facts.out_axes)
   total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)
   for x in inputs:
     qmin, qmax = x.limits
     reach = max(qmax - int(x.zero_point[0]), int(x.zero_point[0]) - qmin)
     worst = magnitude / float(x.scale[0]) + reach * total
-    needed = np.maximum(needed, worst / (0.98 * target.largest_accumulator))
+    needed = np.maximum(needed, worst / (0.98 * largest_accumulator))
   if grid.axis is None:
     needed = np.atleast_1d(needed.max())
   scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
@@ -160,24 +191,36 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
 
 
 def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
-  """Puts the constant operand of an elementwise call on an int8 grid of its own."""
+  """Puts the constant operand of an elementwise call on a grid of its own, as wide as the result's.
+
+  Of 8 bits, or of 16 and then symmetric.
+  """
   args = [*node.args, *node.kwargs.values()]  # in a model read from disk the constant is a keyword
   (position,) = (i for i, value in enumerate(args) if not isinstance(value, Ref))
   constant = np.asarray(args[position], np.float32)
-  grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
+  if encodings[node.inputs[0].key].bits == 16:
+    grid = Encoding(numerics.symmetric_grid(np.abs(constant).max(), 16), np.zeros(1, np.int64), 16)
+  else:
+    grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
   integers = grid.quantize(constant)
   key = f"{node.name}/constant"
-  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(f"int{grid.bits}")
   args[position] = grid.dequantize(integers)
   graph.recall(node, node.layer, tuple(args))
 
 
 def _snap_caps(node: Node, encodings: Encodings) -> None:
-  """Puts the caps of a CappedReLU on the grid of its output: there the clamp is exact."""
+  """Puts the caps of a CappedReLU on the grid of its output: there the clamp is exact.
+
+  Where all caps lie at or beyond the grid's end, that end is the clamp and no integers are kept.
+  """
   grid, key = encodings[Ref(node).key], f"{node.name}/caps"
   integers = grid.quantize(node.layer.params["caps"])
-  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
   node.layer.params = {"caps": grid.dequantize(integers)}
+  if (integers == grid.limits[1]).all():
+    return
+  encodings.grids[key] = grid
+  encodings.integers[key] = integers.astype(np.int8 if grid.bits <= 8 else np.int16)
 
 
 def _snap_alpha(layer: LayerDef, encodings: Encodings) -> None:

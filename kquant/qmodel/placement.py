@@ -7,19 +7,27 @@ pool, all sides of a concatenation) share one, found by union-find.
 
 import dataclasses
 
+import numpy as np
 import tf_keras as keras
 
 from kquant.core import layers as facts_table
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.qmodel.refusals import refusal_of
 from kquant.rewrites.grid_classes import fuses_into_reader, grid_classes
 from kquant.rewrites.operators import BINARY_OPERATORS
 
-RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+_TAKEN_APART = (
+    "Activation", "Attention", "Average", "AveragePooling3D", "Conv1DTranspose", "Cropping3D",
+    "DepthwiseConv1D", "Dot", "EinsumDense", "GlobalAveragePooling3D", "GlobalMaxPooling3D",
+    "GroupNormalization", "LayerNormalization", "MaxPooling3D", "MultiHeadAttention", "Normalization",
+    "RepeatVector", "Rescaling", "Resizing", "SeparableConv1D", "SeparableConv2D", "UnitNormalization",
+    "UpSampling1D", "UpSampling3D", "ZeroPadding3D")
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
     "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
@@ -63,17 +71,41 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    groups.append(GridGroup(sources, averages, rule.activations, limits.fixed.get(sources[0].node.kind)))
+    bits = rule.activations.bits
+    fixed = limits.fixed_grid(sources[0].node.kind, bits) or _grid_of_table(sources, rule.activations)
+    groups.append(GridGroup(sources, averages, rule.activations, fixed))
+  _check_widths(groups)
   return groups
+
+
+def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
+  """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
+  if len(sources) > 1 or sources[0].node.kind != "Embedding":
+    return None
+  table = sources[0].node.layer.params["embeddings"]
+  if spec.symmetric:
+    return Encoding(numerics.symmetric_grid(np.abs(table).max(), spec.bits), np.zeros(1, np.int64), spec.bits)
+  return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
+
+
+def _check_widths(groups: list[GridGroup]) -> None:
+  """Raises ValueError where activations of 16 bits meet others: no operator takes both."""
+  wide = [group for group in groups if group.spec.bits == 16]
+  if wide and len(wide) < len(groups):
+    other = next(group for group in groups if group.spec.bits != 16)
+    raise ValueError(f"Tensor {wide[0].sources[0].key!r} has 16 bits and {other.sources[0].key!r} has "
+                     f"{other.spec.bits}; activations have 16 bits throughout or nowhere, so give every rule "
+                     "the same (as the preset int16x8 does).")
 
 
 def check_supported(node: Node) -> None:
   """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
   role, config = node.facts.role, node.config
   reason = remedy = ""
-  if role == "opaque" and node.layer.cls.__name__ in RECURRENT:
-    reason = "is recurrent and has no integer form here"
-    remedy = "unroll it into Dense layers, replace it by Conv1D, or keep that part of the model in float"
+  if node.kind == "InputLayer" and config["dtype"] == "string":
+    reason, remedy = "holds strings", "turn text into indices before the model and give it those"
+  elif role == "opaque" and (refusal := refusal_of(node.kind)):
+    reason, remedy = refusal
   elif len(node.inputs) != 1 and node.kind.startswith("tf.") and (
       node.kind in BINARY_OPERATORS or node.facts.unary):
     reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
@@ -81,6 +113,12 @@ def check_supported(node: Node) -> None:
     reason = "has no integer form"
     remedy = (f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
               f"by supported layers: {', '.join(_supported_layers())}")
+  elif node.kind == "Embedding" and config["mask_zero"]:
+    reason, remedy = "masks index 0", "use mask_zero=False and let the model learn the padding's row"
+  elif node.kind == "Embedding" and not node.inputs[0].is_integer:
+    reason, remedy = "looks up indices that are computed or numbers too", "make them an input of their own"
+  elif node.kind != "Embedding" and any(ref.is_integer for ref in node.inputs):
+    reason, remedy = "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   elif role in REMEDIES:
     reason, remedy = "must not be left at this point", REMEDIES[role]
   elif config.get("data_format") == "channels_first":
@@ -105,8 +143,7 @@ def _supported_layers() -> list[str]:
   """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
   kinds = [kind for kind, facts in facts_table.LAYERS.items()
            if hasattr(keras.layers, kind) and facts.role not in ("input", "identity")]
-  return sorted({*kinds, "Activation", "Average", "Dot", "Normalization", "RepeatVector", "Rescaling",
-                 "Resizing", "SeparableConv2D"})
+  return sorted({*kinds, *_TAKEN_APART})
 
 
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:

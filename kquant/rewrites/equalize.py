@@ -74,7 +74,8 @@ def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, ca
   else:
     t = {"one_step": one_step, "two_step": two_step}[method](graph, groups, statistics)
   t = np.clip(t, low, high)
-  if noise is not None and guard and not _lowers_noise(graph, noise, t, method):
+  if noise is not None and not _lowers_noise(graph, noise, t, method) and guard:
+    graph.skip(graph.output_refs[0].node, f"scales of {method} not applied: they would raise the noise")
     return
   _warn_of_depthwise(graph, config)
   if cap == "drop":
@@ -127,8 +128,9 @@ def _relative_rounding_error(node: Node, spec: TensorSpec) -> float:
   largest = np.abs(kernel).max(axis=taps if spec.per_channel else None)
   scale = numerics.symmetric_grid(largest.reshape(-1), spec.bits)
   axis = out_axes if spec.per_channel else None
-  integers = numerics.quantize(kernel, scale, np.zeros(len(scale), int), bits=spec.bits, narrow=True, axis=axis)
-  error = numerics.dequantize(integers, scale, np.zeros(len(scale), int), axis=axis) - kernel
+  zero = np.zeros(len(scale), int)
+  integers = numerics.quantize(kernel, scale, zero, bits=spec.bits, narrow=True, axis=axis)
+  error = numerics.dequantize(integers, scale, zero, axis=axis) - kernel
   spoken = np.broadcast_to(kernel.any(axis=taps, keepdims=True), kernel.shape)
   uniform = (spoken * numerics.along(scale.astype(np.float64) ** 2 / 12, kernel.shape, axis)).sum()
   return float((error**2).sum() / max(uniform, 1e-30))
@@ -191,15 +193,13 @@ def _spare_caps(graph: Graph, groups: ScaleGroups, noise: NoiseModel, low: np.nd
 
 
 def _lowers_noise(graph: Graph, noise: NoiseModel, t: np.ndarray, method: str) -> bool:
-  """Whether the predicted noise falls; a scaling that raises it is recorded and not applied."""
+  """Whether the predicted noise falls; records by how much."""
   before, after = noise(np.zeros(len(t))), noise(t)
   what = f"predicted output noise {10 * np.log10(after / before):+.1f} dB by {method}"
-  if after <= before:
-    graph.edit(graph.output_refs[0].node, what)
-    return True
-  graph.skip(graph.output_refs[0].node, f"scales not applied: {what}")
-  logging.warning("equalize: scales not applied: %s.", what)
-  return False
+  graph.edit(graph.output_refs[0].node, what)
+  if after > before:
+    logging.warning("equalize: %s.", what)
+  return after <= before
 
 
 def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
@@ -233,6 +233,8 @@ def _report(graph: Graph, groups: ScaleGroups, scale: np.ndarray, method: str) -
       own = scale[groups.index[Ref(node)]]
       if (own != 1).any():
         (reader, *_) = graph.readers(Ref(node))
-        cap = "" if reader.facts.role != "relu" else {
-            "CappedReLU": "; one cap a channel", "ReLU": f"; cap {reader.config.get('max_value')}"}[reader.kind]
+        cap = ""
+        if reader.facts.role == "relu":
+          own_caps = reader.kind == "CappedReLU"
+          cap = "; one cap a channel" if own_caps else f"; cap {reader.config.get('max_value')}"
         graph.edit(node, f"channels scaled by {own.min():.3g} to {own.max():.3g} ({method}){cap}")

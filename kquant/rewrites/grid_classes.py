@@ -22,7 +22,7 @@ def grid_classes(graph: Graph) -> list[list[Ref]]:
   for node in graph.nodes:
     for index in range(len(node.shapes)):
       ref = Ref(node, index)
-      if fuses_into_reader(graph, ref):
+      if ref.is_integer or fuses_into_reader(graph, ref):
         continue
       parent[ref] = ref
       if node.facts.role in ("move", "average"):

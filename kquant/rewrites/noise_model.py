@@ -2,8 +2,9 @@
 
 Rounding with step D adds noise of variance D^2 / 12 to each weight of a kernel and each element of a
 tensor; noise gains carry both to the outputs of the network. Scaling the channels by e^t multiplies
-weights and ranges and divides gains, so that every term is a posynomial in e^t, and the sum is convex in t: its minimum over all
-scales at once is the joint equalization. The maxima that set the steps are smoothed to P-norms.
+weights and ranges and divides gains, so that every term is a posynomial in e^t, and the sum is convex
+in t: its minimum over all scales at once is the joint equalization. The maxima that set the steps are
+smoothed to P-norms.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ SMOOTHNESS = 40.0
 """P of the P-norms that stand for maxima."""
 _SMALLEST_POWER = 1e-200
 _HEADROOM = 2.0
-"""Room above a channel's maximum on the data: a cap bounds all channels alike, but not once they are scaled."""
+"""Room above a channel's maximum on the data, where a cap bounds what no image was seen to reach."""
 
 
 @dataclasses.dataclass

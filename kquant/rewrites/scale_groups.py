@@ -118,7 +118,8 @@ def _input(builder: _Builder, node: Node) -> None:
 
 def _pass(builder: _Builder, node: Node) -> None:
   """Each output channel is the input channel of that number; behind a Flatten the channel is fastest."""
-  (source,), (channels, *_) = node.inputs, [builder.index[node.inputs[0]]]
+  (source,) = node.inputs
+  channels = builder.index[source]
   for ref in _outputs(node):
     result = builder.index[ref]
     if not len(channels) or len(result) % len(channels):
@@ -195,10 +196,10 @@ def _outputs(node: Node) -> list[Ref]:
 
 
 _PASSING = (
-    "LeakyReLU", "PReLU", "Requantize", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D",
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
-    "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling1D", "UpSampling2D",
-    "UpSampling2DBilinear", "Resizing:nearest", "Resizing:bilinear", "Flatten", "Reshape")
+    "LeakyReLU", "PReLU", "Requantize", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D",
+    "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling1D",
+    "UpSampling2D", "UpSampling2DBilinear", "Resizing:nearest", "Resizing:bilinear", "Flatten", "Reshape")
 
 _RULES: dict[str, Rule] = {
     "InputLayer": _input,

@@ -11,6 +11,11 @@ import tf_keras as keras
 from kquant.core.graph import Graph
 from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.passes import graph_pass
+from kquant.rewrites.attention import split_attention
+from kquant.rewrites.copies import join_copies
+from kquant.rewrites.dimensions import change_dimensions
+from kquant.rewrites.indices import take_integer_indices
+from kquant.rewrites.normalization import split_normalization
 from kquant.rewrites.operators import name_activation, name_operator, name_scaling
 from kquant.rewrites.shape_operators import name_shape_operator
 
@@ -18,6 +23,13 @@ from kquant.rewrites.shape_operators import name_shape_operator
 @graph_pass
 def standardize(graph: Graph) -> None:
   """Splits, renames and drops layers as the module says; the output is unchanged."""
+  for node in list(graph.nodes):
+    change_dimensions(graph, node)
+    split_attention(graph, node)
+    split_normalization(graph, node)
+    take_integer_indices(graph, node)
+    join_copies(graph, node)
+  graph.normalize()
   for node in list(graph.nodes):
     if node.kind == "SeparableConv2D":
       _split_separable(graph, node)
@@ -75,7 +87,7 @@ def _split_activation(graph: Graph, node: Node) -> None:
     return  # an activation object of the user's; refused by name when quantizers are placed
   layer.config = {**layer.config, "activation": "linear"}
   for call in graph.calls(layer):
-    behind = graph.new_layer(keras.layers.Activation, f"{call.name}/{activation}",
+    behind = graph.new_layer(keras.layers.Activation, f"{call.layer_name}/{activation}",
                              {"activation": "linear"})
     behind.config = {**behind.config, "activation": activation}
     graph.insert_after(Ref(call), behind)

@@ -9,8 +9,11 @@ import tf_keras as keras
 from absl.testing import flagsaver
 from tf_keras import layers
 
+import kquant as kq
+import tflite_export
 from kquant.cli import flags as shared
 from kquant.cli import ptq
+from kquant.core.model_files import load_model
 from tests import models
 
 CLASSES = 4
@@ -34,8 +37,8 @@ def invoke(capfd, monkeypatch):
 def refused(invoke):
   """Returns a function that expects a mistake: exit code 2 and one line, which holds the words."""
 
-  def call(*args: str, words: tuple[str, ...] | list[str]) -> None:
-    code, out, err = invoke(*args)
+  def call(*args: str, words: tuple[str, ...] | list[str], main=ptq.main) -> None:
+    code, out, err = invoke(*args, main=main)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (code, err)
     assert "Traceback" not in err and not out, (out, err)
     for word in words:
@@ -62,13 +65,25 @@ def files(tmp_path_factory):
   models.build("two_inputs").save(folder / "two.h5")
   image = keras.Input((12, 12, 3), name="image")
   keras.Model(image, layers.Conv2D(2, 3, name="map")(image)).save(folder / "maps.h5")
-  keras.Model(image, layers.LayerNormalization(name="odd")(image)).save(folder / "odd.h5")
+  keras.Model(image, layers.GRU(2, name="odd")(layers.Reshape((12, 36))(image))).save(folder / "odd.h5")
   x = rng.uniform(-1, 1, (48, 12, 12, 3)).astype(np.float32)
   y = model.predict(x, verbose=0).argmax(-1)
   y[::4] = (y[::4] + 1) % CLASSES
   np.savez(folder / "xy.npz", x=x, y=y)
   np.savez(folder / "x.npz", x=x)
   return types.SimpleNamespace(folder=folder, x=x, y=y, h5=folder / "m.h5", xy=folder / "xy.npz")
+
+
+@pytest.fixture(scope="session")
+def finalised(files, tmp_path_factory):
+  """Paths of a file and what it was made of: model, encodings, tflite; xy are the data."""
+  folder = tmp_path_factory.mktemp("finalised")
+  result = kq.quantize(load_model(files.h5), files.x)
+  result.model.save(folder / "final.keras")
+  result.encodings.save(folder / "e.json")
+  tflite_export.export(result, folder / "m.tflite")
+  return types.SimpleNamespace(model=folder / "final.keras", encodings=folder / "e.json",
+                               tflite=folder / "m.tflite", xy=files.xy)
 
 
 def classifier(shape=(12, 12, 3)) -> keras.Model:

@@ -12,11 +12,14 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
+from kquant.cli import backends, export
 from kquant.core.data import choose
 from kquant.core.model_files import load_model
 from tests import models
 from tflite_export import exporter
+from tflite_export.c_array import to_c_source
 from tflite_export.lower import lower
+from tflite_export.reader import from_bytes
 from tflite_export.runtime import Runtime
 from tflite_export.writer import to_bytes
 
@@ -109,6 +112,68 @@ def test_encodings_and_qmodel_can_be_read_back(quantize, files, tmp_path):
   assert encodings == kq.quantize(load_model(files.h5), files.x).encodings
   _, again = kq.finalize(keras.models.load_model(tmp_path / "q.keras"))
   assert again == encodings
+
+
+def test_a_saved_final_model_and_encodings_export_to_the_same_file(quantize, invoke, files, tmp_path):
+  quantize(f"--encodings={tmp_path / 'e.json'}", f"--save_model={tmp_path / 'f.keras'}",
+           f"--c_array={tmp_path / 'net.cc'}")
+  code, out, err = invoke(f"--model={tmp_path / 'f.keras'}", f"--encodings={tmp_path / 'e.json'}",
+                          f"--output={tmp_path / 'again.tflite'}", main=export.main)
+  assert code == 0, err
+  data = (tmp_path / "m.tflite").read_bytes()
+  assert (tmp_path / "again.tflite").read_bytes() == data
+  assert (tmp_path / "net.cc").read_text() == to_c_source(data, "net")
+
+
+def test_tflm_preset_has_one_scale_in_dense_layers_alone(quantize, tmp_path):
+  quantize("--preset=int8_tflm")
+  tensors = from_bytes((tmp_path / "m.tflite").read_bytes()).tensors
+  assert tensors["classes/kernel"].scale.size == 1 and tensors["conv/kernel"].scale.size == 8
+
+
+def test_the_converters_file_stands_in_place_of_ours_where_it_computes_the_same(quantize, invoke, tmp_path):
+  files_made = [f"--encodings={tmp_path / 'e.json'}", f"--save_model={tmp_path / 'f.keras'}"]
+  quantize("--preset=int8_tflm", *files_made)
+  ours = (tmp_path / "m.tflite").read_bytes()
+  found, out = quantize("--preset=int8_tflm", "--backend=converter")
+  data = (tmp_path / "m.tflite").read_bytes()
+  assert found["bytes"] == len(data) and data != ours
+  assert "equal to our own file's on the xnnpack kernels" in out and "on the reference kernels" in out
+  code, again, err = invoke(f"--model={tmp_path / 'f.keras'}", f"--encodings={tmp_path / 'e.json'}",
+                            f"--output={tmp_path / 'again.tflite'}", "--backend=converter", main=export.main)
+  assert code == 0 and "equal to our own file's" in again, err
+  inputs = [np.random.default_rng(0).integers(-128, 128, (4, 12, 12, 3)).astype(np.int8)]
+  first, *others = [Runtime(content).run_many(inputs)[0]
+                    for content in (ours, data, (tmp_path / "again.tflite").read_bytes())]
+  for other in others:
+    np.testing.assert_array_equal(other, first)
+
+
+def test_the_converters_file_must_compute_the_same(invoke, files, tmp_path, monkeypatch):
+  monkeypatch.setattr(backends, "differences", lambda *args: [3])
+  code, _, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", "--preset=int8_tflm",
+                        f"--output={tmp_path / 'm.tflite'}", "--backend=converter")
+  assert code == 1 and "3 other output elements than ours on the xnnpack kernels" in err
+  assert not os.listdir(tmp_path)
+
+
+def test_what_the_converter_does_not_go_with(refused_run):
+  refused_run("--backend=converter", words=["'classes' (Dense)", "the preset int8_tflm"])
+  for flag in ("--io=uint8", "--preprocess=tf", "--certificate=c.json"):
+    refused_run("--backend=converter", flag, words=[flag.split("=")[0], "--backend=converter"])
+
+
+def test_preprocess_is_told_in_the_file(quantize, tmp_path):
+  quantize("--preprocess=unit")
+  assert "TFLITE_METADATA" in from_bytes((tmp_path / "m.tflite").read_bytes()).metadata
+
+
+def test_methods_are_named_in_the_summary(quantize):
+  found, _ = quantize("--preset=int8_per_tensor")
+  assert {"equalize", "bias_correction"} <= set(found["seconds"])
+  assert any("(joint)" in edit["what"] for edit in found["edits"])
+  found, _ = quantize("--preset=int8_per_tensor", "--equalize=none", "--bias=none")
+  assert "equalize" not in found["seconds"]
 
 
 def test_a_preset_reaches_the_weights(quantize, tmp_path):
@@ -220,7 +285,7 @@ def test_a_folder_of_images_and_an_open_shape(quantize, tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     ({"model": "open.h5"}, ["'image'", "open shape", "give --input_shape=H,W,C"]),
-    ({"model": "odd.h5"}, ["'odd'", "LayerNormalization"]),
+    ({"model": "odd.h5"}, ["'odd'", "GRU"]),
     ({"model": "none.h5"}, ["There is no model", "none.h5"]),
     ({"model": "xy.npz"}, ["no .keras model", "expected .h5, .keras or a SavedModel"]),
     ({"calibration": "none.npz"}, ["no file or folder", "none.npz"]),
@@ -320,7 +385,9 @@ def test_help_shows_our_flags():
   done = run("--help")
   assert done.returncode in (0, 1) and not done.stderr
   for flag in ("model", "calibration", "calibration_samples", "calibration_order", "preprocess", "preset",
-               "io", "eval", "input_shape", "output", "summary", "encodings", "save_qmodel", "seed"):
+               "equalize", "bias", "batch", "io", "eval", "input_shape", "output", "summary", "encodings",
+               "save_qmodel", "seed",
+               "save_model", "c_array", "certificate"):
     assert f"  --{flag}: " in done.stdout, flag
 
 

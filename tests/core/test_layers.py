@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from tf_keras import layers
+from tf_keras.src.applications import convnext
 
 from kquant.core.graph import Graph
 from kquant.core.layers import LAYERS, OPAQUE, UnsupportedLayerError, facts_of, kind_of
@@ -123,7 +124,11 @@ def test_pointwise_rows_commute_with_an_affine_function_of_the_channels(kind, la
 
 @pytest.mark.parametrize("kind", [k for k, facts in LAYERS.items() if facts.role == "identity"])
 def test_identity_rows_do_nothing_at_inference(kind):
-  cls = getattr(layers, kind)
-  layer = cls() if kind in ("Identity", "ActivityRegularization") else cls(0.5)
-  x = np.random.default_rng(0).normal(size=(2, 4, 3) if "1D" in kind else (2, 4, 4, 3)).astype(np.float32)
-  np.testing.assert_array_equal(layer(x, training=False) if "Dropout" in kind else layer(x), x)
+  cls = convnext.StochasticDepth if kind == "StochasticDepth" else getattr(layers, kind)
+  arguments = {"Identity": (), "ActivityRegularization": (), "RandomFlip": (),
+               "RandomTranslation": (0.5, 0.5)}
+  shape = {"1D": (2, 4, 3), "3D": (2, 4, 4, 2, 3)}.get(kind[-2:], (2, 4, 4, 3))
+  layer = cls(*arguments.get(kind, (0.5,)))
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  takes_mode = kind == "StochasticDepth" or "Random" in kind or "Dropout" in kind
+  np.testing.assert_array_equal(layer(x, training=False) if takes_mode else layer(x), x)

@@ -7,13 +7,29 @@ import pytest
 
 from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec
 
-PRESETS = ["int8", "int8_per_tensor", *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
+PRESETS = ["int8", "int8_per_tensor", "int16x8", "w4a8_unpacked",
+           *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
 
 
-@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 16, 32])
+@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 15, 32])
 def test_bits_outside_2_to_8_are_refused(bits):
   with pytest.raises(ValueError, match=f"bits must be 2 to 8, got {bits}"):
     TensorSpec(bits=bits)
+
+
+def test_16_bits_are_for_symmetric_activations():
+  wide = TensorSpec(bits=16, symmetric=True)
+  assert QuantConfig.preset("int16x8").rules == (Rule(activations=wide),)
+  with pytest.raises(ValueError, match="grids of 16 bits must be symmetric; set symmetric=True"):
+    TensorSpec(bits=16)
+  with pytest.raises(ValueError, match="Rule 'conv': weights have 2 to 8 bits, got 16"):
+    Rule(match="conv", weights=wide)
+
+
+def test_unpacked_presets_differ_by_their_target_alone():
+  packed, unpacked = QuantConfig.preset("w3a8"), QuantConfig.preset("w3a8_unpacked")
+  assert (packed.target, unpacked.target) == ("litert", "litert_unpacked")
+  assert dataclasses.replace(unpacked, target="litert") == packed
 
 
 def test_a_grid_per_channel_must_be_symmetric():
@@ -86,14 +102,25 @@ def test_presets_by_hand():
   assert rule.match == "" and rule.kinds == ()
   (rule,) = QuantConfig.preset("int8_per_tensor").rules
   assert not rule.weights.per_channel and rule.weights.bits == 8
+  per_tensor = QuantConfig.preset("int8_per_tensor")
+  assert (per_tensor.equalize, per_tensor.bias) == ("joint", "iterative")
+  assert (QuantConfig().equalize, QuantConfig().bias) == ("none", "local")
   assert QuantConfig.preset("w8a8") == QuantConfig.preset("int8")
+  tflm = QuantConfig.preset("int8_tflm")
+  assert not tflm.rule("x", "Dense").weights.per_channel and tflm.rule("x", "Conv2D") == Rule()
 
 
 @pytest.mark.parametrize("name", ["", "int4", "w1a8", "w9a8", "w8a16", "w8", "a8w8", "w4a8 ", "INT8"])
 def test_unknown_presets_are_refused_with_the_choices(name):
-  with pytest.raises(ValueError, match="expected int8, int8_per_tensor or w<bits>a<bits>") as error:
+  with pytest.raises(ValueError, match="int8_per_tensor, int8_tflm, int16x8, or w<bits>a<bits>") as error:
     QuantConfig.preset(name)
   assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["equalize", "bias"])
+def test_unknown_methods_are_refused_with_the_choices(field):
+  with pytest.raises(ValueError, match=f"{field} must be one of none, .*, got 'best'"):
+    QuantConfig(**{field: "best"})
 
 
 def test_json_keeps_every_field():

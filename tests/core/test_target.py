@@ -34,6 +34,21 @@ def test_every_kind_of_role_fixed_has_a_grid_and_no_other_does():
     assert all(grid.bits in found.activation_bits and not grid.narrow for grid in found.fixed.values())
 
 
+def test_fixed_grids_of_16_bits_hold_1_and_are_symmetric():
+  for kind in LITERT.fixed:
+    grid = LITERT.fixed_grid(kind, 16)
+    assert grid == Encoding(1 / 32768, 0, 16) and LITERT.fixed_grid(kind, 8) == LITERT.fixed[kind]
+  assert LITERT.fixed_grid("Conv2D", 16) is None is LITERT.fixed_grid("Conv2D", 8)
+
+
+def test_accumulator_limits_by_kind_and_widths():
+  int8, int4 = Encoding(0.1, 0, 8), Encoding(0.1, 0, 4)
+  assert LITERT.accumulator_limits("Conv2D", int8, 8) == (2**30, 2**31)
+  assert LITERT.accumulator_limits("Conv2D", int4, 8) == (2**30, 2**31)
+  assert LITERT.accumulator_limits("Dense", int4, 8) == (2**26, 2**27)  # 16 times as large in the delegate
+  assert LITERT.accumulator_limits("Dense", int4, 16) == (2**32, 2**47)
+
+
 def test_limits_leave_room_in_32_bits():
   assert LITERT.largest_bias <= 2**31 and LITERT.largest_accumulator == 2**31
   assert LITERT.weight_bits == tuple(range(2, 9))

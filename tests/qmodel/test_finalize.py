@@ -285,6 +285,18 @@ def test_output_scale_of_a_constant_tensor_is_raised_until_the_runtime_loads_it(
   export(final, encodings, tmp_path / "m.tflite", verify=data)
 
 
+@pytest.mark.parametrize("join", [layers.Subtract, layers.Multiply])
+def test_output_scale_of_a_constant_sum_or_product_is_raised(join, tmp_path):
+  """Found by the model fuzz: the file of x - x was refused, its error named no remedy that a user has."""
+  x = vector(2)
+  model = keras.Model(x, join(name="flat")([x, x if join is layers.Subtract else constant("zero", 2)(x)]))
+  data = np.float32([[100, 100], [50, 50]])
+  final, encodings, edits = finalized(model, data)
+  assert [edit.layer for edit in edits if "output scale raised" in edit.what][-1] == "flat"
+  written = export(final, encodings, tmp_path / "m.tflite", verify=data, certify=True)
+  assert written.certificate["exact"]
+
+
 def test_output_scale_of_a_constant_concatenation_is_raised_for_all_its_tensors(tmp_path):
   x = vector(2)
   both = layers.Concatenate(name="both")([constant("a", 2, 0.1)(x), constant("b", 2, activation="relu")(x)])

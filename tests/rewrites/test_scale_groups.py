@@ -1,5 +1,6 @@
 """Scale groups: whatever positive scales their free groups get, the network computes the same."""
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,11 +8,13 @@ import tf_keras as keras
 from tf_keras import layers
 
 from kquant.core.graph import Graph
+from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Ref
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.scale_groups import describe_scale_groups, scale_channels, scale_groups
 from kquant.rewrites.standardize import standardize
 from tests import models
+from tests.tflite_export import random_models
 
 IMAGE = (8, 8, 3)
 
@@ -60,7 +63,8 @@ def test_random_scales_leave_the_zoo_as_it_is(name):
 
 
 @pytest.mark.parametrize("producer", [
-  lambda: layers.Conv2D(4, 3, name="first"), lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="first"),
+  lambda: layers.Conv2D(4, 3, name="first"),
+  lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, name="first"),
   lambda: layers.Conv2DTranspose(4, 3, name="first"), lambda: layers.Dense(4, name="first")])
 @pytest.mark.parametrize("between", [
   [layers.ReLU], [lambda: layers.ReLU(6.0)], [lambda: layers.LeakyReLU(0.2)],
@@ -144,7 +148,7 @@ def test_a_gate_is_fixed_and_what_it_gates_is_free():
 
 
 def test_a_cap_moves_with_its_channel():
-  graph, groups = groups_of(layers.Conv2D(2, 1, name="conv"), layers.ReLU(6.0, name="cap"), layers.Conv2D(1, 1))
+  graph, groups = groups_of(layers.Conv2D(2, 1, name="conv"), layers.ReLU(6.0), layers.Conv2D(1, 1))
   scale = np.ones(groups.count)
   scale[ids(graph, groups, "conv")] = [2.0, 0.5]
   scale_channels(graph, groups, scale)
@@ -174,3 +178,20 @@ def test_the_table_names_tensors_makers_readers_and_reasons():
   assert any("conv, relu" in line and " 4 " in line and "out" in line for line in lines)
   assert any("input of the model" in line for line in lines)
   assert any("output of the model" in line for line in lines)
+
+
+def test_random_scales_leave_random_graphs_as_they_are():
+  seen = []
+
+  @hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None,
+                       suppress_health_check=list(hypothesis.HealthCheck))
+  @hypothesis.given(random_models.recipes())
+  def run(recipe):
+    model = random_models.build(recipe)
+    try:
+      seen.append(assert_invariant(model, random_models.inputs_of(model, recipe, images=2)))
+    except UnsupportedLayerError:
+      seen.append(0)
+
+  run()
+  assert len(seen) >= 60 and sum(count > 0 for count in seen) >= 6

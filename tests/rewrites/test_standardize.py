@@ -126,6 +126,15 @@ def test_the_fused_activation_of_a_shared_layer_comes_behind_each_call():
   assert graph.nodes[1].layer is graph.nodes[3].layer and graph.nodes[2].layer is not graph.nodes[4].layer
 
 
+@pytest.mark.parametrize("activation", ["relu6", "tanh", "swish", "elu", "hard_sigmoid"])
+def test_the_activations_of_a_shared_layer_have_names_that_keras_takes(activation):
+  """Found by the model fuzz: the second call's activation was named "dense@1/tanh"."""
+  image, shared = keras.Input(IMAGE), layers.Dense(4, activation=activation, name="dense")
+  graph = standardized(models.randomized(keras.Model(image, [shared(image), shared(-image)])))
+  assert not [node.layer.name for node in graph.nodes if "@" in node.layer.name]
+  assert len({node.layer.name for node in graph.nodes}) == len(graph.nodes) - 1  # Dense is called twice
+
+
 def test_swish_is_a_product_with_its_sigmoid():
   for swish in (layers.Activation("swish"), layers.Activation("silu"), tf.nn.silu, keras.activations.swish):
     graph = standardized(stack(swish))
@@ -519,7 +528,8 @@ def test_a_standardized_model_survives_a_file(name, suffix, tmp_path):
 
 
 def test_layers_it_does_not_know_are_left_alone():
-  model = stack(layers.Conv2D(3, 3, name="conv"), layers.LayerNormalization(), layers.Permute((3, 1, 2)),
+  model = stack(layers.Conv2D(3, 3, name="conv"), layers.LayerNormalization(axis=1),
+                layers.Permute((3, 1, 2)),
                 layers.Lambda(lambda x: x * 2.0), layers.Activation("gelu"))
   graph = standardized(model, exact=True)
   assert kinds(graph) == ["Conv2D", "LayerNormalization", "Permute", "Lambda", "Activation:gelu"]

@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from tests.tflite_export.random_draws import Case
-from tests.tflite_export.random_operators import DRAWS, random_case
+from tests.tflite_export.random_operators import KINDS, random_case
 from tflite_export.kernels import KERNELS, linear, multipliers
 from tflite_export.kernels.call import Call
 from tflite_export.kernels.delegation import MODES, RULES, arithmetic_of
@@ -77,7 +77,7 @@ def _compare(case: Case, tally: Tally, number: int) -> None:
   found = simulate(program, case.inputs, mode=tally.mode)
   tally.cases += 1
   call = _call(case, tally.mode)
-  if tally.kind in RULES and delegates(runtime) != (call.arithmetic == "xnnpack"):
+  if call.op.kind in RULES and delegates(runtime) != (call.arithmetic == "xnnpack"):
     tally.misplaced += 1
     tally.first = tally.first or f"case {number}: delegated {delegates(runtime)}, not {call.arithmetic}"
   for name, right in expected.items():
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description="Random one-operator programs against LiteRT.")
   parser.add_argument("--cases", type=int, default=200, help="programs for each kind and mode")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--kinds", default=",".join(DRAWS), help="comma-separated operator kinds")
+  parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated operator kinds")
   parser.add_argument("--modes", default=",".join(MODES), help="comma-separated modes")
   flags = parser.parse_args(arguments)
   print(HEADER)

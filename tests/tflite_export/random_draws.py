@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from tflite_export.int16 import version_of
 from tflite_export.program import IntOp, IntProgram, IntTensor
 
 ACTIVATIONS = ("NONE", "RELU", "RELU6", "RELU_N1_TO_1")
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33)
-SIGMOID_GRID, TANH_GRID = (1 / 256, -128), (1 / 128, 0)
+SIGMOID_GRID, TANH_GRID, INT16_GRID = (1 / 256, -128), (1 / 128, 0), (1 / 32768, 0)
+"""Output grids that the kernels of SOFTMAX, LOGISTIC and TANH compute for."""
 
 
 @dataclasses.dataclass
@@ -20,10 +22,15 @@ class Case:
 
 
 class Draw:
-  """A program under construction, and the random numbers that it is made of."""
+  """A program under construction, and the random numbers that it is made of.
 
-  def __init__(self, rng: np.random.Generator):
-    self.rng = rng
+  Attributes:
+    dtype: type of its activations, "int8" or "int16" (smaller scales, zero points 0).
+    kernel_dtype: type of its kernels, "int8" or "int4".
+  """
+
+  def __init__(self, rng: np.random.Generator, *, dtype: str = "int8", kernel_dtype: str = "int8"):
+    self.rng, self.dtype, self.kernel_dtype = rng, dtype, kernel_dtype
     self.program = IntProgram()
     self.images = self.whole(1, 3)
     self.ties = self.chance(0.4)
@@ -53,10 +60,21 @@ class Draw:
     return scale
 
   def zero_point(self) -> int:
+    if self.dtype == "int16":
+      return 0
     return self.one_of((-128, 127, 0, self.whole(-128, 127), self.whole(-128, 127), self.whole(-128, 127)))
 
   def grid(self) -> tuple[np.float32, int]:
-    return self.scale(), self.zero_point()
+    return self.scale() / np.float32(256 if self.dtype == "int16" else 1), self.zero_point()
+
+  def fixed_grid(self, grid: tuple[float, int]) -> tuple[float, int]:
+    """The output grid of a kernel that computes for one: of the given one for int8, or int16's."""
+    return INT16_GRID if self.dtype == "int16" else grid
+
+  @property
+  def steps(self) -> int:
+    """The largest integer of an activation."""
+    return np.iinfo(self.dtype).max
 
   def ratio_to(self, scale: np.float32, low: int = -12, high: int = 7) -> np.float32:
     """A scale whose ratio scale / result is often near 1, and at times in 2^low..2^high."""
@@ -70,32 +88,35 @@ class Draw:
     rank = rank or self.one_of((2, 3, 4, 4, 4))
     return (1, *[self.whole(1, size) for _ in range(rank - 2)], channels or self.one_of(CHANNELS))
 
-  def integers(self, shape, dtype: str = "int8") -> np.ndarray:
-    """Uniform, or at the ends of the type."""
-    limits = np.iinfo(dtype)
+  def integers(self, shape, dtype: str | None = None) -> np.ndarray:
+    """Uniform, or at the ends of the type; of 16 bits at times small."""
+    limits = np.iinfo(dtype or self.dtype)
     values = self.rng.integers(limits.min, limits.max + 1, shape)
+    if limits.bits == 16 and self.chance(0.3):
+      values = values >> self.whole(1, 12)
     if self.chance(0.1):
       values = np.where(self.rng.random(shape) < 0.5, limits.min, limits.max)
-    return values.astype(dtype)
+    return values.astype(dtype or self.dtype)
 
-  def input(self, name: str, shape, grid, dtype: str = "int8") -> str:
+  def input(self, name: str, shape, grid, dtype: str | None = None) -> str:
     """Adds a graph input."""
     self.program.inputs.append(self.tensor(name, shape, grid, dtype=dtype))
     return name
 
-  def tensor(self, name: str, shape, grid=None, dtype: str = "int8", data=None, axis=None) -> str:
+  def tensor(self, name: str, shape, grid=None, dtype: str | None = None, data=None, axis=None) -> str:
     scale, zero_point = grid if grid is not None else (None, None)
-    return self.program.add_tensor(IntTensor(name, shape, dtype, scale, zero_point, axis, data))
+    return self.program.add_tensor(IntTensor(name, shape, dtype or self.dtype, scale, zero_point, axis, data))
 
   def constant(self, name: str, values) -> str:
     values = np.asarray(values, np.int32)
     return self.tensor(name, values.shape, dtype="int32", data=values)
 
-  def finish(self, kind: str, inputs: list[str], shape, grid, *, version: int = 1, dtype: str = "int8",
-             outputs: int = 1, **options) -> Case:
+  def finish(self, kind: str, inputs: list[str], shape, grid, *, version: int = 1,
+             dtype: str | None = None, outputs: int = 1, **options) -> Case:
     """Adds the operator and its outputs, all of one shape and grid, and draws the inputs."""
     names = [self.tensor(f"y{i}", shape, grid, dtype=dtype) for i in range(outputs)]
     self.program.outputs = names
+    version = version_of(kind, version, {self.dtype})
     self.program.ops = [IntOp(kind, inputs, names, options, version, source=kind.lower())]
     return Case(self.program, [self.values(self.program.tensors[name]) for name in self.program.inputs])
 

@@ -34,7 +34,7 @@ def mean(draw: Draw) -> Case:
 
 def draw_extreme(kind: str):
   def extreme(draw: Draw) -> Case:
-    shape, grid, keep = draw.image(), draw.grid(), draw.chance(0.5)
+    shape, grid, keep = draw.image(size=20), draw.grid(), draw.chance(0.5)  # little of it is left
     axes = sorted(draw.rng.permutation(np.arange(1, len(shape)))[:draw.whole(1, len(shape) - 1)].tolist())
     result = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
     x = draw.input("x", shape, grid)
@@ -77,6 +77,14 @@ def pad(draw: Draw) -> Case:
   return draw.finish("PAD", names, np.sum(amounts, 1) + shape, grid, version=2)
 
 
+def mirror_pad(draw: Draw) -> Case:
+  shape, grid, mode = draw.image(), draw.grid(), draw.one_of(("REFLECT", "SYMMETRIC"))
+  most = [n - (mode == "REFLECT") for n in shape]
+  amounts = [[0, 0], *[[draw.whole(0, min(n, 4)), draw.whole(0, min(n, 4))] for n in most[1:]]]
+  names = [draw.input("x", shape, grid), draw.constant("paddings", amounts)]
+  return draw.finish("MIRROR_PAD", names, np.sum(amounts, 1) + shape, grid, version=2, mode=mode)
+
+
 def reshape(draw: Draw) -> Case:
   shape, grid = draw.image(), draw.grid()
   result = draw.one_of(((1, int(np.prod(shape))), (1, *shape), (1, *shape[:0:-1])))
@@ -116,6 +124,9 @@ def cast(draw: Draw) -> Case:
 
 
 def gather(draw: Draw) -> Case:
+  """Entries of a table [size], or rows of a table [rows, size]."""
+  if draw.chance(0.5):
+    return embedding(draw)
   shape, grid, size = draw.image(), draw.grid(), draw.whole(1, 256)
   table = draw.tensor("table", (size,), grid, data=draw.integers((size,)))
   case = draw.finish("GATHER", [table, draw.input("x", shape, None, "int32")], shape, grid, axis=0)
@@ -123,8 +134,18 @@ def gather(draw: Draw) -> Case:
   return case
 
 
+def embedding(draw: Draw) -> Case:
+  """Rows of a table, [rows, size]."""
+  (_, *shape), grid, rows, size = draw.image(), draw.grid(), draw.whole(1, 300), draw.one_of((1, 3, 16, 33))
+  table = draw.tensor("table", (rows, size), grid, data=draw.integers((rows, size)))
+  shape = (1, *shape[:2])
+  case = draw.finish("GATHER", [table, draw.input("x", shape, None, "int32")], (*shape, size), grid, axis=0)
+  case.inputs[0] = np.abs(case.inputs[0] // 2) % np.int32(rows)
+  return case
+
+
 def strided_slice(draw: Draw) -> Case:
-  shape, grid = draw.image(), draw.grid()
+  shape, grid = draw.image(size=20), draw.grid()  # little of it is left
   cuts = [(0, 1, 1)]
   for n in shape[1:]:
     first, last = sorted((draw.whole(0, n - 1), draw.whole(0, n - 1)))

@@ -16,6 +16,8 @@ from tests.tflite_export.random_draws import (
   Draw,
   draw_windows,
 )
+from tflite_export.int16 import VERSIONS
+from tflite_export.program_check import INT4_KERNELS
 
 # --- weighted operators ----------------------------------------------------------------------------
 
@@ -34,28 +36,30 @@ def _weighted(draw: Draw, kind: str, kernel_shape, axis: int, x_shape, y_shape, 
   x_grid = draw.grid()
   per_channel = draw.chance(0.85)
   s_w = np.array([draw.scale(1e-3, 0.1) for _ in range(channels if per_channel else 1)], np.float32)
-  weights = draw.rng.integers(-127, 128, kernel_shape)
+  largest = 7 if draw.kernel_dtype == "int4" else 127
+  weights = draw.rng.integers(-largest, largest + 1, kernel_shape)
   reach = np.abs(weights).sum(tuple(i for i in range(weights.ndim) if i != axis)).max() * 255
-  size = draw.one_of((0, 1000, 2**20, 2**24, 2**24, 2**30, 2**30))
+  wide = draw.dtype == "int16"
+  size = draw.one_of((0, 1000, 2**20, 2**24, 2**24, 2**30, 2**38 if wide else 2**30))
   offsets = draw.rng.integers(-size, size + 1, channels)
   if size >= 2**24:
     offsets = draw.rng.choice([-1, 1], channels) * (size + draw.rng.integers(-2048, 2048, channels))
-  typical = max(size, 70 * 70 * np.sqrt(weights.size / channels))
-  s_y = np.float32(x_grid[0] * np.median(s_w) * typical / draw.rng.uniform(20, 250))
+  typical = max(size, draw.steps / 2 * largest / 2 * np.sqrt(weights.size / channels))
+  s_y = np.float32(x_grid[0] * np.median(s_w) * typical / draw.rng.uniform(20, 250) * 127 / draw.steps)
   if draw.chance(0.3):
     s_y = draw.ratio_to(x_grid[0] * np.max(s_w), -20, 7)
   elif draw.ties:
     s_y = np.float32(2.0**np.rint(np.log2(s_y)))
-  s_y = max(s_y, np.float32(x_grid[0] * np.max(s_w) / 255))
+  s_y = max(s_y, np.float32(x_grid[0] * np.max(s_w) / 255), np.float32(1e-8))
   if draw.ties and draw.chance(0.3):
     s_w, weights, offsets, s_y = _small_sums(draw, x_grid[0], kernel_shape, len(offsets))
-  assert reach + size + 2048 < 2**31
+  assert wide or reach + size + 2048 < 2**31
   x = draw.input("x", x_shape, x_grid)
-  kernel = draw.tensor("kernel", kernel_shape, (s_w, np.zeros(len(s_w))), data=weights, axis=axis)
+  kernel = draw.tensor("kernel", kernel_shape, (s_w, np.zeros(len(s_w))), draw.kernel_dtype, weights, axis)
   # A dense layer whose bias has no scale, 0, does not load unless s_x s_w is small beside s_y.
   lone = draw.chance(0.05) and (kind != "FULLY_CONNECTED" or x_grid[0] * np.max(s_w) < 0.01 * s_y)
   bias_grid = None if lone else (x_grid[0] * s_w, np.zeros(len(s_w)))
-  bias = draw.tensor("bias", (channels,), bias_grid, "int32", offsets, axis=0)
+  bias = draw.tensor("bias", (channels,), bias_grid, "int64" if wide else "int32", offsets, axis=0)
   if activation:
     options = {**options, "fused_activation_function": draw.one_of(ACTIVATIONS)}
   inputs = [*first, kernel, x, bias] if first else [x, kernel, bias]
@@ -96,7 +100,8 @@ def batch_matmul(draw: Draw) -> Case:
   first = (*batch, depth, rows) if flips[0] else (*batch, rows, depth)
   second = (*batch, columns, depth) if flips[1] else (*batch, depth, columns)
   grids = draw.grid(), (draw.scale(), draw.one_of((0, draw.zero_point())))
-  scale = np.float32(grids[0][0] * grids[1][0] * 70 * 70 * np.sqrt(depth) / draw.rng.uniform(20, 250))
+  scale = np.float32(grids[0][0] * grids[1][0] * 70 * 70 * np.sqrt(depth) / draw.rng.uniform(20, 250)
+                     * draw.steps / 127)
   if draw.chance(0.4):
     scale = np.float32(grids[0][0] * grids[1][0]) * np.float32(2.0**draw.whole(2, 10))
   a = draw.input("a", first, grids[0])
@@ -150,7 +155,8 @@ def _sum(kind: str):
     first = draw.grid()
     second = first if draw.chance(0.2) else (draw.ratio_to(first[0], -14, 14), draw.zero_point())
     s_y = draw.ratio_to(draw.one_of((first, second))[0], -12, 8)
-    s_y = max(s_y, np.float32(max(first[0], second[0]) / 2**17))  # From 2^19 on the kernels abort.
+    room = 2**(12 if draw.dtype == "int16" else 17)  # From 2^14 or 2^19 on the kernels abort.
+    s_y = max(s_y, np.float32(max(first[0], second[0]) / room), np.float32(1e-8))
     y = (s_y, draw.zero_point())
     names, shape = _operands(draw, (first, second))
     return draw.finish(kind, names, shape, y, version=2, pot_scale_int16=False,
@@ -160,10 +166,11 @@ def _sum(kind: str):
 
 def mul(draw: Draw) -> Case:
   first, second = draw.grid(), draw.grid()
-  typical = np.float32(first[0] * second[0] * draw.rng.uniform(30, 200))
+  typical = np.float32(first[0] * second[0] * draw.rng.uniform(30, 200) * draw.steps / 127)
   s_y = typical if draw.chance(0.4) else draw.ratio_to(np.float32(first[0] * second[0]), -18, 9)
   if draw.chance(0.2):
     s_y = np.float32(first[0] * second[0]) * np.float32(2.0**draw.whole(2, 10))
+  s_y = max(s_y, np.float32(1e-8))  # A clamp, 6 / s_y, must fit int32.
   names, shape = _operands(draw, (first, second))
   return draw.finish("MUL", names, shape, (s_y, draw.zero_point()), version=2,
                      fused_activation_function=draw.one_of(ACTIVATIONS))
@@ -181,7 +188,8 @@ def prelu(draw: Draw) -> Case:
   shape, grid = draw.image(4), draw.grid()
   alpha = draw.one_of(((1, 1, shape[3]), shape[1:], (1, shape[2], 1), (1, 1, 1, shape[3])))
   x = draw.input("x", shape, grid)
-  slope = draw.tensor("alpha", alpha, (draw.scale(1e-3, 0.1), 0), data=draw.rng.integers(-127, 128, alpha))
+  slopes = draw.rng.integers(-127, 128, alpha)
+  slope = draw.tensor("alpha", alpha, (draw.scale(1e-3, 0.1), 0), "int8", slopes)
   return draw.finish("PRELU", [x, slope], shape, (draw.ratio_to(grid[0]), draw.zero_point()))
 
 
@@ -194,7 +202,7 @@ def _unary(kind: str, version: int, y_grid=None, *, low: int = -12, high: int = 
     shape = draw.one_of(((1, 256), draw.image(), draw.image()))
     x = draw.input("x", shape, grid)
     options = {"alpha": float(np.float32(_alpha(draw)))} if kind == "LEAKY_RELU" else {}
-    y = y_grid or (draw.ratio_to(grid[0], low, high), draw.zero_point())
+    y = draw.fixed_grid(y_grid) if y_grid else (draw.ratio_to(grid[0], low, high), draw.zero_point())
     case = draw.finish(kind, [x], shape, y, version=version, **options)
     if shape == (1, 256):
       case.inputs[0][0] = np.arange(256) - 128
@@ -211,10 +219,12 @@ def softmax(draw: Draw) -> Case:
   shape = draw.image(size=4, channels=draw.one_of((*CHANNELS, 100, 257, 500)))
   beta = 1.0 if draw.chance(0.7) else float(np.float32(draw.rng.uniform(0.1, 3)))
   x = draw.input("x", shape, draw.grid())
-  return draw.finish("SOFTMAX", [x], shape, SIGMOID_GRID, version=2, beta=beta)
+  return draw.finish("SOFTMAX", [x], shape, draw.fixed_grid(SIGMOID_GRID), version=2, beta=beta)
 
 
 def quantize(draw: Draw) -> Case:
+  if draw.dtype == "int16":
+    return _quantize_16(draw)
   before, after = draw.one_of((("float32", "int8"), ("float32", "int8"), ("int8", "int8"), ("int8", "int8"),
                                ("int8", "uint8"), ("uint8", "int8"), ("float32", "uint8")))
   grid = draw.grid()
@@ -227,7 +237,18 @@ def quantize(draw: Draw) -> Case:
                      version=1 if before == "float32" else 2, dtype=after)
 
 
+def _quantize_16(draw: Draw) -> Case:
+  before, grid, shape = draw.one_of(("float32", "int16")), draw.grid(), draw.image()
+  x = draw.input("x", shape, None if before == "float32" else grid, before)
+  y = (draw.ratio_to(grid[0], -11, 9), 0)
+  return draw.finish("QUANTIZE", [x], shape, y, version=1 if before == "float32" else 2)
+
+
 def dequantize(draw: Draw) -> Case:
+  if draw.dtype == "int16":
+    shape = draw.image()
+    return draw.finish("DEQUANTIZE", [draw.input("x", shape, draw.grid())], shape, None, version=2,
+                       dtype="float32")
   dtype, (scale, zero_point) = draw.one_of(("int8", "uint8")), draw.grid()
   shape = draw.image()
   x = draw.input("x", shape, (scale, zero_point + (128 if dtype == "uint8" else 0)), dtype)
@@ -253,6 +274,7 @@ DRAWS = {
     "MAX_POOL_2D": random_moves.draw_pool("MAX_POOL_2D"),
     "MEAN": random_moves.mean,
     "MINIMUM": _choice("MINIMUM"),
+    "MIRROR_PAD": random_moves.mirror_pad,
     "MUL": mul,
     "PAD": random_moves.pad,
     "PRELU": prelu,
@@ -275,6 +297,13 @@ DRAWS = {
 }
 
 
+BITS = {"int4": {"kernel_dtype": "int4"}, "int16": {"dtype": "int16"}}
+KINDS = (*DRAWS, *(f"{kind}/int4" for kind in sorted(INT4_KERNELS)),
+         *(f"{kind}/int16" for kind in sorted(set(VERSIONS) & set(DRAWS))))
+"""What can be drawn: a kind of operator over int8, and with other widths behind a slash."""
+
+
 def random_case(kind: str, rng: np.random.Generator) -> Case:
-  """Returns a random program of one operator of a kind, and random inputs."""
-  return DRAWS[kind](Draw(rng))
+  """Returns a random program of one operator of KINDS, and random inputs."""
+  kind, _, bits = kind.partition("/")
+  return DRAWS[kind](Draw(rng, **BITS.get(bits, {})))

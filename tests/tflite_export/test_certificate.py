@@ -31,6 +31,10 @@ def test_every_tensor_of_the_zoo_is_exact_on_both_sets_of_kernels(name, tmp_path
     assert not result["not_simulated"] and sum(row["elements"] for row in result["operators"].values()) > 100
     for kind, row in result["operators"].items():
       assert row["max_lsb"] <= (kind == "SOFTMAX"), (kind, row)
+    weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}.intersection(result["operators"])
+    assert weighted <= result["ties"]["operators"].keys() and not result["ties"]["left_out"]
+    for kind, row in result["ties"]["operators"].items():
+      assert row["elements"] and row["mismatching"] == 0, (kind, row)
   assert certificate["inputs"] == {"real": 3, "random": 2}
   json.dumps(certificate)
 

@@ -171,6 +171,9 @@ def test_dense_has_one_scale_or_one_a_channel_and_transpose_conv_its_own_order()
   add(IntTensor("y", (1, 4, 4, 3), "int8", [0.1], [0]))
   program.ops = [IntOp("TRANSPOSE_CONV", ["shape", "kernel", "x", "bias"], ["y"], source="up")]
   check(program)
+  program.tensors["kernel"].dtype = "int4"
+  with pytest.raises(ValueError, match="'up': kernel 'kernel': expected constant int8 integers, got int4"):
+    check(program)
   program.ops[0].inputs = ["shape", "x", "kernel", "bias"]
   with pytest.raises(ValueError, match="TRANSPOSE_CONV of layer 'up'"):
     check(program)
@@ -184,9 +187,23 @@ def test_int16_activations():
   add(IntTensor("bias", (3,), "int64", X_SCALE * KERNEL_SCALES, np.zeros(3), 0, [2**40, 0, 0]))
   add(IntTensor("d", (1, 3), "int16", [0.1], [0]))
   add(IntTensor("y", (1, 3), "int16", [1 / 32768], [0]))
-  program.ops = [IntOp("FULLY_CONNECTED", ["x", "kernel", "bias"], ["d"], source="dense"),
-                 IntOp("TANH", ["d"], ["y"], source="tanh")]
+  program.ops = [IntOp("FULLY_CONNECTED", ["x", "kernel", "bias"], ["d"], version=7, source="dense"),
+                 IntOp("TANH", ["d"], ["y"], version=3, source="tanh")]
   check(program)
+  kernel = program.tensors["kernel"]
+  kernel.dtype, kernel.data = "int4", kernel.data // 127
+  with pytest.raises(ValueError, match="FULLY_CONNECTED of layer 'dense': kernel 'kernel': expected int8 "
+                                       "integers over int16 activations, got int4"):
+    check(program)
+  kernel.dtype = "int8"
+  check(program)
+  program.ops[1].version = 2
+  with pytest.raises(ValueError, match="TANH of layer 'tanh': expected version 3 or later for int16"):
+    check(program)
+  program.ops[1].kind = "HARD_SWISH"
+  with pytest.raises(ValueError, match="'tanh': LiteRT has no kernel of it over int16 activations; replace"):
+    check(program)
+  program.ops[1] = IntOp("TANH", ["d"], ["y"], version=3, source="tanh")
   program.tensors["d"].zero_point = np.int64([1])
   with pytest.raises(ValueError, match=r"int16 activation 'd': expected a zero point in \[0, 0\]"):
     check(program)

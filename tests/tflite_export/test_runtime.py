@@ -1,9 +1,14 @@
 """Loading and running a small file: two inputs, two outputs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+import kquant as kq
+from tests import models
 from tflite_export import writer
+from tflite_export.lower import lower
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.runtime import KERNELS, Runtime
 
@@ -104,17 +109,62 @@ def test_wrong_inputs(inputs, message):
     runtime.run([inputs[0][:1], *inputs[1:]])
 
 
-def test_run_many_needs_a_batch_of_one():
+def flat_program(batch, size):
   program = pair_program()
-  program.add_tensor(IntTensor("shape", (1,), "int32", data=[12]))
-  program.add_tensor(IntTensor("flat", (12,), "int8", [0.5], [3]))
-  program.ops.append(IntOp("RESHAPE", ["both", "shape"], ["flat"], {"new_shape": [12]}))
-  runtime = Runtime(writer.to_bytes(program.with_outputs(["flat"])))
-  assert runtime.run([A[:1], B[:1]])[0].shape == (12,)
-  with pytest.raises(ValueError, match=r"'flat': expected a first dimension of 1, got .*\(12,\)"):
+  for name in ("a", "b", "larger", "both"):
+    tensor = program.tensors[name]
+    program.tensors[name] = dataclasses.replace(tensor, shape=(batch, *tensor.shape[1:]))
+  program.add_tensor(IntTensor("shape", (len(size),), "int32", data=size))
+  program.add_tensor(IntTensor("flat", size, "int8", [0.5], [3]))
+  program.ops.append(IntOp("RESHAPE", ["both", "shape"], ["flat"], {"new_shape": list(size)}))
+  return program
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_an_output_may_hold_several_rows_an_image(batch):
+  program = flat_program(batch, (12 * batch,)).with_outputs(["larger", "flat", "both"])
+  runtime = Runtime(writer.to_bytes(program))
+  larger, flat, both = runtime.run_many([A, B])
+  assert np.array_equal(larger, np.maximum(A, B))
+  assert np.array_equal(flat, both.ravel()) and flat.shape == (60,)
+
+
+def test_run_many_needs_the_batch_in_front():
+  runtime = Runtime(writer.to_bytes(flat_program(2, (3, 8)).with_outputs(["flat"])))
+  assert runtime.run([A[:2], B[:2]])[0].shape == (3, 8)
+  with pytest.raises(ValueError, match=r"'flat': expected a first dimension of 2, the batch, got .*\(3, 8\)"):
     runtime.run_many([A, B])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_an_open_batch_is_resized_and_a_fixed_one_is_not(kernels):
+  program = pair_program()
+  for name in ("a", "b", "larger", "both"):
+    program.tensors[name].open_batch = True
+  for batch in (1, 2, 5, 8):
+    runtime = Runtime(writer.to_bytes(program), kernels=kernels, batch=batch)
+    assert runtime.inputs[0]["shape"][0] == runtime.outputs[0]["shape"][0] == batch
+    assert np.array_equal(runtime.run_many([A, B])[0], np.maximum(A, B))
+  with pytest.raises(ValueError, match="cannot load"):
+    Runtime(DATA, kernels=kernels, batch=4)
 
 
 def test_unknown_kernels():
   with pytest.raises(ValueError, match="kernels of xnnpack, reference, builtin, got 'fast'"):
     Runtime(DATA, kernels="fast")
+
+
+def test_delegated_operators_are_named_by_their_place():
+  model = models.build("mobile_block")
+  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  program = lower(result.model, result.encodings)
+  place = [op.kind for op in program.ops].index("SOFTMAX")
+  assert Runtime(writer.to_bytes(program)).delegated_operators() == set(range(len(program.ops))) - {place}
+  assert Runtime(writer.to_bytes(program), kernels="reference").delegated_operators() == set()
+
+
+def test_a_timed_run_computes():
+  model = models.build("conv_bn_relu")
+  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  runtime = Runtime(writer.to_bytes(lower(result.model, result.encodings)))
+  assert 0 < runtime.time_once() < 10

@@ -196,7 +196,9 @@ FLOATS = IntTensor("x", (1, 4), "float32")
 
 @pytest.mark.parametrize("program, reason", [
     (one_op("EXP", grid("x"), grid("y")), "EXP of layer 'layer': unknown operator"),
-    (one_op("TANH", grid("x", dtype="int16"), grid("y", dtype="int16")), "tensors of int16"),
+    (one_op("TANH", grid("x", dtype="int16"), grid("y")), "tensors of int8"),
+    (one_op("FULLY_CONNECTED", grid("x", dtype="int16"), grid("y", dtype="int16"),
+            IntTensor("w", (4, 4), "int4", [0.5], [0], data=np.ones((4, 4)))), "tensors of int4"),
     (one_op("RELU", grid("x", dtype="uint8"), grid("y", dtype="uint8")), "tensors of uint8"),
     (one_op("MUL", FLOATS, IntTensor("y", (1, 4), "float32")), "tensors of float32"),
     (one_op("RESIZE_BILINEAR", grid("x", IMAGE), grid("y", (1, 8, 8, 1)), SIZE), "half_pixel_centers False"),

@@ -106,6 +106,8 @@ CASES = {
         **STRIDES, "filter_height": 3, "filter_width": 2}),
     "MEAN": Case(2, "x0 c0", y=((1, 8),), options={"keep_dims": False}, constants=([1, 2],)),
     "MINIMUM": Case(2, "x0 x1"),
+    "MIRROR_PAD": Case(2, "x0 c0", options={"mode": "SYMMETRIC"}, y=((1, 5, 9, 8),),
+                       constants=([[0, 0], [1, 0], [1, 2], [0, 0]],)),
     "MUL": Case(2, "x0 x1", options=NONE, x=(SHAPE, (1, 1, 1, 8))),
     "PAD": Case(2, "x0 c0", y=((1, 5, 9, 8),), constants=([[0, 0], [1, 0], [1, 2], [0, 0]],)),
     "PRELU": Case(1, "x0 c0", constants=(np.full((1, 1, 8), 25),)),

@@ -2,7 +2,7 @@
 
 One file a family. `multipliers` holds the roundings, `call` what a kernel is given, `delegation` which
 set of kernels (reference, xnnpack, builtin) runs an operator in a mode, `coverage` what is not
-simulated: int16 activations, uint8 inside of a network, computed shapes, resizes without half-pixel
+simulated: uint8 inside of a network, computed shapes, resizes without half-pixel
 centres, sums and products at absurd ratios of scales. LOGISTIC and TANH are tables read from the
 runtime: exact, but no second opinion on it. All else is computed here.
 """
@@ -30,6 +30,7 @@ KERNELS: dict[str, Callable[..., list]] = {
     "MAX_POOL_2D": pooling.max_pool_2d,
     "MEAN": pooling.mean,
     "MINIMUM": elementwise.minimum,
+    "MIRROR_PAD": moving.mirror_pad,
     "MUL": elementwise.mul,
     "PAD": moving.pad,
     "PRELU": elementwise.prelu,

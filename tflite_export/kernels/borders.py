@@ -1,5 +1,7 @@
 """QUANTIZE and DEQUANTIZE: from one grid, or float, to another."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tflite_export.kernels.call import Call, by_code, centred, finish, output_limits, scale_of, zero_point_of
@@ -12,8 +14,9 @@ from tflite_export.kernels.multipliers import (
 )
 
 _DELEGATE_BITS = 8
-_VECTOR = 16
-"""Elements that the vector code of `builtin` takes at once."""
+_VECTOR, _SHORT_VECTOR = 16, 8
+"""Elements that the vector code of `builtin` takes at once: of int8; of float32 for int16."""
+_Function = Callable[[np.ndarray], np.ndarray]
 
 
 def quantize(call: Call, x: np.ndarray) -> list:
@@ -30,6 +33,9 @@ def dequantize(call: Call, x: np.ndarray) -> list:
 def _from_float(call: Call, x: np.ndarray) -> np.ndarray:
   """`reference` divides by the scale and rounds ties away from zero; the others multiply by its inverse."""
   y = call.outputs[0]
+  if y.dtype == "int16" and call.arithmetic == "builtin":
+    return _in_vectors(x, _SHORT_VECTOR, lambda v: finish(call, cast_int32(np.rint(v * (1 / scale_of(y))))),
+                       lambda v: finish(call, cast_int32(round_away(v.astype(np.float64) / scale_of(y)))))
   if call.arithmetic == "reference":
     return finish(call, cast_int32(round_away(x / scale_of(y))))
   low, high = (np.float32(limit - zero_point_of(y)) for limit in output_limits(call))
@@ -37,13 +43,17 @@ def _from_float(call: Call, x: np.ndarray) -> np.ndarray:
 
 
 def _from_grid(call: Call, x: np.ndarray) -> np.ndarray:
-  if call.arithmetic != "builtin":
+  if call.arithmetic != "builtin" or x.dtype == np.int16:
     return by_code(x, lambda codes: _scaled(call, codes, vector=False))
+  return _in_vectors(x, _VECTOR, lambda v: by_code(v, lambda codes: _scaled(call, codes, vector=True)),
+                     lambda v: by_code(v, lambda codes: _scaled(call, codes, vector=False)))
+
+
+def _in_vectors(x: np.ndarray, length: int, vectors: _Function, rest: _Function) -> np.ndarray:
+  """Returns one function of the elements of each image in whole vectors, and another of those behind."""
   size = int(np.prod(x.shape[1:]))
-  flat, whole = x.reshape(len(x), size), size // _VECTOR * _VECTOR
-  parts = [by_code(flat[:, :whole], lambda codes: _scaled(call, codes, vector=True)),
-           by_code(flat[:, whole:], lambda codes: _scaled(call, codes, vector=False))]
-  return np.concatenate(parts, axis=1).reshape(x.shape)
+  flat, whole = x.reshape(len(x), size), size // length * length
+  return np.concatenate([vectors(flat[:, :whole]), rest(flat[:, whole:])], axis=1).reshape(x.shape)
 
 
 def _scaled(call: Call, x: np.ndarray, *, vector: bool) -> np.ndarray:

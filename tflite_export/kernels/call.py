@@ -49,6 +49,12 @@ def zero_point_of(tensor: IntTensor) -> int:
   return int(tensor.zero_point[0])
 
 
+def swing_of(tensor: IntTensor) -> int:
+  """Returns max |q - z| over the grid of an activation."""
+  limits, zero_point = np.iinfo(tensor.dtype), zero_point_of(tensor)
+  return max(limits.max - zero_point, zero_point - limits.min)
+
+
 def centred(x: np.ndarray, tensor: IntTensor) -> np.ndarray:
   """Returns q - z, int64."""
   return x.astype(np.int64) - zero_point_of(tensor)
@@ -99,9 +105,15 @@ def clamp(call: Call, y: np.ndarray, activation: str | None = None) -> np.ndarra
 
 
 def by_code(x: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-  """Returns function(x) of 8-bit integers, by a table of the function's 256 values."""
-  codes = np.arange(256).astype(np.uint8)
-  return function(codes.view(x.dtype))[x.view(np.uint8)]
+  """Returns function(x) of integers of 8 or 16 bits, by a table of the function's 256 or 65,536 values."""
+  codes = all_codes(x.dtype)
+  return function(codes)[x.view(f"u{x.dtype.name.removeprefix('u')}")]
+
+
+def all_codes(dtype: np.dtype) -> np.ndarray:
+  """Returns every integer of a type of 8 or 16 bits, in the order of its bits as an unsigned number."""
+  bits = np.iinfo(dtype).bits
+  return np.arange(2**bits).astype(f"uint{bits}").view(dtype)
 
 
 def _on_grid(call: Call, tensor: IntTensor, value: float) -> int:

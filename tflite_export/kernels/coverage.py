@@ -1,19 +1,19 @@
 """What is not simulated, and why. All else is exact, in programs that obey `program_check.check`.
 
-Left out as a whole: int16 activations, uint8 inside of a network, float operators, and options that
+Left out as a whole: uint8 inside of a network, float operators, and options that
 no lowering writes. Left out at the far ends of the scales: sums and products whose kernels overflow,
 which no network of sensible ranges reaches.
 """
 
 import numpy as np
 
-from tflite_export.kernels.call import scale_of, zero_point_of
+from tflite_export.kernels.call import scale_of, swing_of
 from tflite_export.kernels.delegation import Tensors, arithmetic_of
 from tflite_export.program import IntOp, IntTensor
+from tflite_export.program_check import INT4_KERNELS, SUM_LIMITS
 
 _INT16_ROOM = 2**15 - 2**8
 """A result further than this from its zero point overflows the int16 of vector code."""
-_SUM_SHIFT = 20
 
 # {kind: {option: its only simulated value}}; an option that is not given has the schema's default.
 _OPTIONS = {
@@ -27,14 +27,17 @@ _OPTIONS = {
 _DEFAULTS = {"fused_activation_function": "NONE", "half_pixel_centers": False, "align_corners": False,
              "ellipsis_mask": 0, "new_axis_mask": 0, "offset": False, "axis": 0, "batch_dims": 0}
 _ACTIVATIONS = ("NONE", "RELU", "RELU6", "RELU_N1_TO_1")
-# {kind: (types of operands, types of results)} where they are not int8 alone.
+# {kind: (types of operands, types of results)} where they are not int8 alone, or int16 alone.
 _TYPES = {
-    "ADD": ({"int8", "int32"}, {"int8", "int32"}),
-    "CAST": ({"int8"}, {"int32"}),
-    "DEQUANTIZE": ({"int8", "uint8"}, {"float32"}),
-    "GATHER": ({"int8", "int32"}, {"int8"}),
-    "QUANTIZE": ({"float32", "int8", "uint8"}, {"int8", "uint8"}),
+    "ADD": ({"int8", "int16", "int32"}, {"int8", "int16", "int32"}),
+    "CAST": ({"int8", "int16"}, {"int32"}),
+    "DEQUANTIZE": ({"int8", "uint8", "int16"}, {"float32"}),
+    "GATHER": ({"int8", "int16", "int32"}, {"int8", "int16"}),
+    "QUANTIZE": ({"float32", "int8", "uint8", "int16"}, {"int8", "uint8", "int16"}),
 }
+# {kind: types of its constant kernel}
+_KERNELS = {**dict.fromkeys(INT4_KERNELS, {"int4", "int8"}),
+            **dict.fromkeys(("PRELU", "TRANSPOSE_CONV"), {"int8"})}
 
 
 def reason_not_simulated(op: IntOp, inputs: Tensors, outputs: Tensors, mode: str) -> str | None:
@@ -51,7 +54,9 @@ def _strange_tensors(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None
   if op.kind == "GATHER" and inputs[0].data is None:
     return "the table is computed"
   sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (inputs, outputs))
-  allowed_sources, allowed_results = _TYPES.get(op.kind, ({"int8"}, {"int8"}))
+  kept = {"int16"} if "int16" in sources else {"int8"}
+  kernels = {"int8"} if "int16" in sources and op.kind in _KERNELS else _KERNELS.get(op.kind, set())
+  allowed_sources, allowed_results = _TYPES.get(op.kind, (kept | kernels, kept))
   strange = sorted((sources - allowed_sources) | (results - allowed_results))
   return f"tensors of {', '.join(strange)}" if strange else None
 
@@ -73,18 +78,14 @@ def _strange_options(op: IntOp, outputs: Tensors) -> str | None:
 
 def _strange_scales(op: IntOp, inputs: Tensors, outputs: Tensors, mode: str) -> str | None:
   arithmetic = arithmetic_of(op, inputs, outputs, mode)
-  if arithmetic == "xnnpack" or op.kind not in ("ADD", "SUB", "MUL") or outputs[0].dtype != "int8":
+  if arithmetic == "xnnpack" or op.kind not in ("ADD", "SUB", "MUL") or outputs[0].dtype == "int32":
     return None
   s_y = float(scale_of(outputs[0]))
-  scales, swings = zip(*((float(scale_of(t)), _swing(t)) for t in inputs))
-  if op.kind != "MUL" and 2 * max(scales) >= 2**_SUM_SHIFT * s_y:
+  scales, swings = zip(*((float(scale_of(t)), swing_of(t)) for t in inputs))
+  if op.kind != "MUL" and 2 * max(scales) >= SUM_LIMITS[outputs[0].dtype] * s_y:
     return f"an input's scale is {max(scales) / s_y:.3g} times the output's"
   reach = np.prod(scales) * np.prod(swings) if op.kind == "MUL" else np.dot(scales, swings)
-  if arithmetic == "builtin" and op.kind != "SUB" and reach / s_y >= _INT16_ROOM:
+  short = arithmetic == "builtin" and op.kind != "SUB" and outputs[0].dtype == "int8"
+  if short and reach / s_y >= _INT16_ROOM:
     return f"results reach {reach / s_y:.3g} steps of the output"
   return None
-
-
-def _swing(tensor: IntTensor) -> int:
-  """Returns max |q - z| over the grid."""
-  return max(127 - zero_point_of(tensor), zero_point_of(tensor) + 128)

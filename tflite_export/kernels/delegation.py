@@ -27,6 +27,8 @@ def arithmetic_of(op: IntOp, inputs: Tensors, outputs: Tensors, mode: str) -> st
     raise ValueError(f"Expected a mode of {', '.join(MODES)}, got {mode!r}.")
   if mode == "reference":
     return "reference"
+  if any(tensor.dtype == "int16" for tensor in (*inputs, *outputs) if tensor is not None):
+    return "builtin"
   return "xnnpack" if is_delegated(op, inputs, outputs) else "builtin"
 
 
@@ -49,6 +51,16 @@ def _has_bias_grid(op: IntOp, inputs: Tensors, outputs: Tensors) -> bool:
   """The bias has scales."""
   del outputs
   return inputs[3 if op.kind == "TRANSPOSE_CONV" else 2].scale is not None
+
+
+def _has_int8_kernel(op: IntOp, inputs: Tensors, outputs: Tensors) -> bool:
+  """A bias with scales and no packed kernel."""
+  return _has_bias_grid(op, inputs, outputs) and inputs[1].dtype == "int8"
+
+
+def _has_whole_bytes(op: IntOp, inputs: Tensors, outputs: Tensors) -> bool:
+  """A bias with scales; the rows of a packed kernel fill their bytes."""
+  return _has_bias_grid(op, inputs, outputs) and (inputs[1].dtype == "int8" or inputs[1].shape[1] % 2 == 0)
 
 
 def _has_sound_windows(op: IntOp, inputs: Tensors, outputs: Tensors) -> bool:
@@ -108,9 +120,9 @@ RULES: dict[str, Callable[[IntOp, Tensors, Tensors], bool]] = {
     "ADD": _ratios_of_sum,
     "AVERAGE_POOL_2D": _never,
     "BATCH_MATMUL": _has_symmetric_right_side,
-    "CONV_2D": _has_bias_grid,
-    "DEPTHWISE_CONV_2D": _has_bias_grid,
-    "FULLY_CONNECTED": _has_bias_grid,
+    "CONV_2D": _has_int8_kernel,
+    "DEPTHWISE_CONV_2D": _has_int8_kernel,
+    "FULLY_CONNECTED": _has_whole_bytes,
     "HARD_SWISH": _never,
     "LEAKY_RELU": _ratios_of_leaky_relu,
     "LOGISTIC": _always,

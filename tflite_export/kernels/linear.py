@@ -13,6 +13,7 @@ from tflite_export.kernels.call import (
   merge_images,
   output_like,
   scale_of,
+  swing_of,
   with_rank,
   zero_point_of,
 )
@@ -22,12 +23,17 @@ from tflite_export.kernels.multipliers import (
   multiply_double_up,
   multiply_exact,
   multiply_float,
+  multiply_reduced,
+  wrap_int32,
 )
 from tflite_export.kernels.windows import Windows, padding_before, windows_of
+from tflite_export.program import IntTensor
 
 _FLOAT32_EXACT = 2**24
 _DEPTHWISE_TAPS = 25
 """The delegate runs larger depthwise windows as matrix products."""
+_NIBBLE = 16
+"""An int4 weight in the upper half of its byte is 16 times the weight."""
 _VECTOR = 8
 """Channels that the vector code of `builtin` takes at once."""
 
@@ -36,7 +42,7 @@ def weighted(call: Call, *arrays: np.ndarray) -> list:
   """Returns [y] of an operator with a kernel and a bias."""
   acc = accumulators(call, *arrays)
   x, kernel, _ = operands(call)
-  y = finish(call, _requantize(call, acc, scale_of(x), kernel.scale))
+  y = finish(call, _requantize(call, acc, scale_of(x), kernel))
   return [output_like(call, y, len(arrays[2 if call.op.kind == "TRANSPOSE_CONV" else 0]))]
 
 
@@ -51,7 +57,8 @@ def batch_matmul(call: Call, a: np.ndarray, b: np.ndarray) -> list:
   if call.arithmetic == "xnnpack":
     y = _as_int32(call, multiply_float(acc, product / s_y))
   else:
-    y = multiply_double(acc, np.float64(product) / np.float64(s_y))
+    multiply = multiply_reduced if first.dtype == "int16" else multiply_double
+    y = multiply(acc, np.float64(product) / np.float64(s_y))
   return [output_like(call, finish(call, y), n)]
 
 
@@ -79,8 +86,7 @@ def _in_order(call: Call, inputs: tuple) -> tuple:
 
 def _float_type(call: Call, kernel: np.ndarray, bias: np.ndarray) -> type:
   """Returns the smallest float type in which every partial sum is exact."""
-  zero_point = zero_point_of(operands(call)[0])
-  swing = max(127 - zero_point, zero_point + 128)
+  swing = swing_of(operands(call)[0])
   others = tuple(range(3)) if call.op.kind == "DEPTHWISE_CONV_2D" else tuple(range(1, kernel.ndim))
   sums = np.abs(kernel, dtype=np.int16).sum(others, dtype=np.int64)
   bound = swing * int(sums.max(initial=0)) + int(np.abs(bias.astype(np.int64)).max(initial=0))
@@ -147,18 +153,28 @@ WEIGHTED = {"CONV_2D": _conv_2d, "DEPTHWISE_CONV_2D": _depthwise_conv_2d, "FULLY
 # --- back to 8 bits --------------------------------------------------------------------------------
 
 
-def _requantize(call: Call, acc: np.ndarray, s_x: np.float32, s_w: np.ndarray) -> np.ndarray:
+def _requantize(call: Call, acc: np.ndarray, s_x: np.float32, kernel: IntTensor) -> np.ndarray:
   """Returns acc * (s_x s_w / s_y) as the operator's kernel rounds it."""
-  kind, s_y = call.op.kind, scale_of(call.outputs[0])
+  kind, s_w, s_y = call.op.kind, kernel.scale, scale_of(call.outputs[0])
   if call.arithmetic == "xnnpack":
-    y = multiply_float(acc, s_x * s_w / s_y)
+    real = s_x * s_w / s_y
+    y = _multiply_packed(acc, real) if kernel.dtype == "int4" else multiply_float(acc, real)
     return y if _is_depthwise(call) else _as_int32(call, y)
   real = np.float64(s_x) * s_w.astype(np.float64) / np.float64(s_y)
+  if call.outputs[0].dtype == "int16":
+    return multiply_exact(acc, real) if kind == "FULLY_CONNECTED" else multiply_reduced(acc, real)
+  if kind == "FULLY_CONNECTED" and s_w.size == 1 and call.arithmetic == "builtin":
+    real = (s_x * s_w).astype(np.float64) / np.float64(s_y)
   if call.arithmetic == "reference":
     return multiply_exact(acc, real) if kind == "FULLY_CONNECTED" else multiply_double(acc, real)
   if kind == "FULLY_CONNECTED" or kind == "CONV_2D" and not _is_grouped(call):
     return multiply_double_up(acc, real)
   return multiply_double(acc, real) if kind == "CONV_2D" else _vector_then_rest(acc, real)
+
+
+def _multiply_packed(acc: np.ndarray, real: np.ndarray) -> np.ndarray:
+  """Returns acc * real; the delegate's dense kernel sums 16 times int4 weights, in int32."""
+  return multiply_float(wrap_int32(acc.astype(np.int64) * _NIBBLE), real / np.float32(_NIBBLE))
 
 
 def _is_grouped(call: Call) -> bool:

@@ -19,6 +19,11 @@ def pad(call: Call, x: np.ndarray, paddings: np.ndarray) -> list:
   return [np.pad(x, ((0, 0), *paddings.tolist()), constant_values=value)]
 
 
+def mirror_pad(call: Call, x: np.ndarray, paddings: np.ndarray) -> list:
+  """Returns [x with its mirror image around it], the edge repeated (SYMMETRIC) or not (REFLECT)."""
+  return [np.pad(x, ((0, 0), *paddings.tolist()), mode=call.option("mode", "REFLECT").lower())]
+
+
 def reshape(call: Call, x: np.ndarray, *_: np.ndarray) -> list:
   """Returns [x in the output's shape]."""
   return [output_like(call, x, len(x))]

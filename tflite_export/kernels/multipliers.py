@@ -65,6 +65,16 @@ def multiply_double_up(v: np.ndarray, real: np.ndarray | float) -> np.ndarray:
   return shift_up(high_multiply(shifted, q), np.maximum(-exponent, 0))
 
 
+def multiply_reduced(v: np.ndarray, real: np.ndarray | float) -> np.ndarray:
+  """Returns v * real rounded once, ties up, with 15 bits of the multiplier: sums of 16-bit activations.
+
+  |v| < 2^47; the product and its rounding fit int64.
+  """
+  q, exponent = quantize_multiplier(real)
+  q = np.minimum((q + (1 << 15)) >> 16, (1 << 15) - 1)
+  return shift_up(_integers(v) * q, 15 - exponent)
+
+
 def multiply_once(v: np.ndarray, real: np.ndarray | float) -> np.ndarray:
   """Returns v * real rounded once, ties up; |v| < 2^31 and real < 2^30."""
   q, exponent = quantize_multiplier(real)

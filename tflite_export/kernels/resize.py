@@ -23,13 +23,13 @@ def resize_bilinear(call: Call, x: np.ndarray, _: np.ndarray) -> list:
   image, result = call.inputs[0].shape[1:3], call.outputs[0].shape[1:3]
   top, bottom, down = places(image[0], result[0])
   left, right, across = places(image[1], result[1])
-  x = merge_images(x).astype(np.int64)
+  n, x = len(x), merge_images(x).astype(np.int64)
   across = across[:, None]
   x = (x[:, :, left] << bits) + (x[:, :, right] - x[:, :, left]) * across
   down = down[:, None, None]
   total = (x[:, top] << bits) + (x[:, bottom] - x[:, top]) * down
   shift = shift_up if call.arithmetic == "xnnpack" else shift_away
-  return [output_like(call, clamp(call, shift(total, 2 * bits)), len(x))]
+  return [output_like(call, clamp(call, shift(total, 2 * bits)), n)]
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""SOFTMAX over the last axis: fixed-point arithmetic in `reference`, a float table in `builtin`.
+"""SOFTMAX over the last axis: fixed-point arithmetic in `reference`, a float table in `builtin`; over
+int16 two interpolated tables in both (`softmax_16`).
 
 The delegate does not take it. The float table was exact on all of 8.8 million elements although its
 exponentials are rounded here from float64, not by the C library's float32 function.
@@ -10,11 +11,14 @@ import numpy as np
 
 from tflite_export.kernels.call import Call, clamp, scale_of
 from tflite_export.kernels.multipliers import high_multiply, quantize_multiplier, shift_away
+from tflite_export.kernels.softmax_16 import softmax_16
 
 
 def softmax(call: Call, x: np.ndarray) -> list:
   """Returns [exp(beta x) / sum exp(beta x)]; the output's grid is scale 1/256, zero point -128."""
   below = x.astype(np.int64) - x.max(-1, keepdims=True)
+  if call.inputs[0].dtype == "int16":
+    return [clamp(call, softmax_16(call, below))]
   exact = _fixed_point if call.arithmetic == "reference" else _float_table
   return [clamp(call, exact(call, below) - 128)]
 

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from tflite_export.kernels.call import Call, by_code, centred, finish, scale_of, zero_point_of
+from tflite_export.kernels.call import Call, all_codes, by_code, centred, finish, scale_of, zero_point_of
 from tflite_export.kernels.multipliers import multiply_double, quantize_multiplier, shift_away, shift_up
 from tflite_export.program import IntOp, IntProgram, IntTensor
 from tflite_export.runtime import Runtime
@@ -44,7 +44,9 @@ def read_from_runtime(call: Call, x: np.ndarray) -> list:
   """Returns [what the runtime makes of each integer of x]."""
   grids = [(float(scale_of(tensor)), zero_point_of(tensor)) for tensor in (call.inputs[0], call.outputs[0])]
   options = tuple(sorted(call.op.options.items()))
-  return [by_code(x, lambda _: _read_table(call.op.kind, call.op.version, options, *grids, call.arithmetic))]
+  dtype = call.inputs[0].dtype
+  return [by_code(x, lambda _: _read_table(call.op.kind, call.op.version, options, dtype, *grids,
+                                           call.arithmetic))]
 
 
 def _scaled(call: Call, x: np.ndarray) -> np.ndarray:
@@ -88,12 +90,12 @@ def _saturated_16(v: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_table(kind: str, version: int, options: tuple, source: tuple[float, int], y: tuple[float, int],
-                kernels: str) -> np.ndarray:
-  """Returns int8 [256]: the operator's output for each code, in the order of its byte."""
+def _read_table(kind: str, version: int, options: tuple, dtype: str, source: tuple[float, int],
+                y: tuple[float, int], kernels: str) -> np.ndarray:
+  """Returns [256] or [65,536]: the operator's output for each code, in the order of its bits."""
+  codes = all_codes(np.dtype(dtype))
   program = IntProgram(inputs=["x"], outputs=["y"])
   for name, (scale, zero_point) in (("x", source), ("y", y)):
-    program.add_tensor(IntTensor(name, (1, 256), "int8", [scale], [zero_point]))
+    program.add_tensor(IntTensor(name, (1, codes.size), dtype, [scale], [zero_point]))
   program.ops.append(IntOp(kind, ["x"], ["y"], dict(options), version, source="table"))
-  codes = np.arange(256).astype(np.uint8).view(np.int8)
   return Runtime(to_bytes(program), kernels=kernels).run([codes[None]])[0][0]

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.core import keras_calls
+from kquant.core.encodings import Encoding
 from kquant.core.layers import LAYERS
 from kquant.core.nodes import Node, Ref
 from tflite_export.lowering import Lower, Lowering, clamp
@@ -69,21 +70,34 @@ def _prelu(lowering: Lowering, node: Node) -> None:
 def lower_table(lowering: Lowering, node: Node) -> None:
   """Any function of one element: its 256 integers are gathered by the input's, which count from 0.
 
-  CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set.
+  CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set. With 16-bit activations
+  the table has 65,536 integers.
   """
   (source,) = lowering.inputs(node)
-  output = lowering.activation(Ref(node))
-  grid, shape = lowering.encodings[Ref(node).key], lowering.program.tensors[output].shape
-  reals = lowering.encodings[source].dequantize(np.arange(-128, 128))
+  output = lowering.saturating_output(node)
+  made = lowering.program.tensors[output]
+  first, last = lowering.encodings[source].limits
+  grid, shape = Encoding(made.scale, made.zero_point, 16 if made.dtype == "int16" else 8), made.shape
+  reals = lowering.encodings[source].dequantize(np.arange(first, last + 1))
   table = lowering.program.add_tensor(IntTensor(
-      f"{node.name}/table", (256,), "int8", grid.scale, grid.zero_point,
-      data=grid.quantize(_evaluate(node, reals)).astype(np.int8)))
+      f"{node.name}/table", reals.shape, lowering.program.tensors[output].dtype, grid.scale, grid.zero_point,
+      data=grid.quantize(_evaluate(node, reals))))
   signed, counted = (lowering.program.add_tensor(IntTensor(f"{node.name}/{name}", shape, "int32"))
                      for name in ("signed", "index"))
-  offset = lowering.constant(f"{node.name}/offset", [128])
+  offset = lowering.constant(f"{node.name}/offset", [-first])
   lowering.add(node, "CAST", [source], [signed])
   lowering.add(node, "ADD", [signed, offset], [counted], fused_activation_function="NONE")
   lowering.add(node, "GATHER", [table, counted], [output], axis=0)
+
+
+def _embedding(lowering: Lowering, node: Node) -> None:
+  """GATHER of rows of the table, whose integers lie on the output's grid."""
+  output, rows = lowering.activation(Ref(node)), node.layer.params["embeddings"]
+  grid = lowering.encodings[Ref(node).key]
+  table = lowering.program.add_tensor(IntTensor(
+      f"{node.name}/table", rows.shape, "int8", grid.scale, grid.zero_point,
+      data=grid.quantize(rows).astype(np.int8)))
+  lowering.add(node, "GATHER", [table, *lowering.inputs(node)], [output], axis=0)
 
 
 def _evaluate(node: Node, reals: np.ndarray) -> np.ndarray:
@@ -94,7 +108,7 @@ def _evaluate(node: Node, reals: np.ndarray) -> np.ndarray:
 
 
 def _matmul(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
+  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.saturating_output(node)], version=2,
                adj_x=bool(node.argument(2, "transpose_a", False)),
                adj_y=bool(node.argument(3, "transpose_b", False)))
 
@@ -129,6 +143,7 @@ LOWERINGS: dict[str, Lower] = {
     "Maximum": _extreme("MAXIMUM"),
     "Minimum": _extreme("MINIMUM"),
     "PReLU": _prelu,
+    "Embedding": _embedding,
     "tf.linalg.matmul": _matmul,
     **{kind: lower_table for kind, facts in LAYERS.items() if facts.unary},
 }

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kquant.core.nodes import Node, Ref
+from kquant.core.nodes import Node
 from tflite_export.lowering import Lower, Lowering
 
 
@@ -42,7 +42,7 @@ def _dense(lowering: Lowering, node: Node) -> None:
 
 def _conv_2d_transpose(lowering: Lowering, node: Node) -> None:
   kernel = lowering.integers(f"{node.layer.name}/kernel", layout=lambda q: q.transpose(2, 0, 1, 3), axis=0)
-  output = lowering.activation(Ref(node))
+  output = lowering.saturating_output(node)
   shape = lowering.constant(f"{node.name}/output_shape", lowering.program.tensors[output].shape)
   stride_h, stride_w = node.config["strides"]
   lowering.add(node, "TRANSPOSE_CONV", [shape, kernel, *lowering.inputs(node), lowering.bias(node)],

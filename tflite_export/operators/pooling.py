@@ -31,7 +31,7 @@ def _pool_1d(kind: str) -> Lower:
 
 def _global_average(lowering: Lowering, node: Node) -> None:
   axes = lowering.constant(f"{node.name}/axes", range(1, len(node.inputs[0].shape) - 1))
-  output, _ = lowering.output(node)
+  output = lowering.saturating_output(node)
   lowering.add(node, "MEAN", [*lowering.inputs(node), axes], [output], version=2,
                keep_dims=bool(node.config["keepdims"]))
 
@@ -68,7 +68,7 @@ def _reduce(kind: str) -> Lower:
     if 0 in axes:
       raise UnsupportedLayerError(f"Layer {node.name!r} reduces the batch axis; name the other axes.")
     constant = lowering.constant(f"{node.name}/axes", axes)
-    lowering.add(node, kind, [*lowering.inputs(node), constant], [lowering.activation(Ref(node))],
+    lowering.add(node, kind, [*lowering.inputs(node), constant], [lowering.saturating_output(node)],
                  version=2, keep_dims=bool(node.argument(2, "keepdims", False)))
   return lower_reduce
 

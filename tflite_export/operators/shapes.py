@@ -125,9 +125,28 @@ def _permute(lowering: Lowering, node: Node) -> None:
 
 def _blocks(kind: str) -> Lower:
   def lower_blocks(lowering: Lowering, node: Node) -> None:
+    (source,) = lowering.inputs(node)
+    if lowering.program.tensors[source].dtype == "int16":
+      block = int(node.argument(1, "block_size"))
+      _move_blocks(lowering, node, source, block, deepen=kind == "SPACE_TO_DEPTH")
+      return
     lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))],
                  block_size=int(node.argument(1, "block_size")))
   return lower_blocks
+
+
+def _move_blocks(lowering: Lowering, node: Node, source: str, block: int, *, deepen: bool) -> None:
+  """Depth to space, or back, by RESHAPE, TRANSPOSE and RESHAPE: their operators take no int16."""
+  output = lowering.activation(Ref(node))
+  tensors = lowering.program.tensors
+  _, height, width, channels = tensors[output if deepen else source].shape
+  depth = channels // block**2
+  apart = (1, height, block, width, block, depth) if deepen else (1, height, width, block, block, depth)
+  order = (0, 1, 3, 2, 4, 5)  # its own inverse
+  parts = lowering.reshape(node, source, lowering.reshaped(f"{node.name}/parts", apart, output))
+  moved = lowering.reshaped(f"{node.name}/moved", [apart[axis] for axis in order], output)
+  lowering.add(node, "TRANSPOSE", [parts, lowering.constant(f"{node.name}/perm", order)], [moved], version=2)
+  lowering.reshape(node, moved, output)
 
 
 def _zero_padding(lowering: Lowering, node: Node) -> None:
@@ -136,12 +155,20 @@ def _zero_padding(lowering: Lowering, node: Node) -> None:
 
 
 def _tf_pad(lowering: Lowering, node: Node) -> None:
-  """tf.pad with zeros; the zero point pads."""
-  mode, value = node.argument(2, "mode", "CONSTANT"), node.argument(4, "constant_values", 0)
-  if str(mode).upper() != "CONSTANT" or np.any(np.asarray(value) != 0):
-    raise UnsupportedLayerError(f"Layer {node.name!r} pads in mode {mode!r} with {value}; only zeros can be "
-                                "padded.")
-  _pad(lowering, node, np.asarray(node.argument(1, "paddings")))
+  """tf.pad with zeros, for which the zero point stands, or with the tensor mirrored."""
+  mode, value = str(node.argument(2, "mode", "CONSTANT")).upper(), node.argument(4, "constant_values", 0)
+  paddings = np.asarray(node.argument(1, "paddings"))
+  if paddings[0].any():
+    raise UnsupportedLayerError(f"Layer {node.name!r} pads the batch axis; pad the other axes.")
+  if mode in ("REFLECT", "SYMMETRIC"):
+    amounts = lowering.constant(f"{node.name}/paddings", paddings)
+    lowering.add(node, "MIRROR_PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))],
+                 version=2, mode=mode)
+  elif np.any(np.asarray(value) != 0):
+    raise UnsupportedLayerError(f"Layer {node.name!r} pads with {value}; pad with zeros, or concatenate a "
+                                "constant.")
+  else:
+    _pad(lowering, node, paddings)
 
 
 def _pad(lowering: Lowering, node: Node, paddings) -> None:

@@ -1,0 +1,62 @@
+"""What a file is run on, and what the scripts say of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from kquant.cli import flags as shared
+from kquant.cli.sources import open_source
+from kquant.core.data import InputSpec
+from kquant.core.encodings import Encoding
+
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # --help shows the flags below as the script's own
+RANDOM_INPUTS = 2
+
+
+def define_run_flags() -> None:
+  """--data, --data_samples, --preprocess, --seed."""
+  shared.define_path("data", "inputs to run the file on, as for --calibration of kquant.cli.ptq: a folder of "
+                             "images, .npz or .npy; random ones where it is left out")
+  if not shared.is_defined("data_samples"):
+    flags.DEFINE_integer("data_samples", 4, "how many of --data to run on, the first ones", lower_bound=1)
+  shared.define_preprocess()
+  shared.define_seed()
+
+
+def inputs_to_run(specs: Sequence[InputSpec],
+                  grids: Sequence[Encoding | None]) -> tuple[list[np.ndarray], str]:
+  """Returns (inputs [n, ...], one array an input, and what they are in words).
+
+  The first samples of --data; where it is left out, random points of the inputs' grids. An input of
+  indices has no grid (None) and needs --data.
+
+  Raises:
+    FileNotFoundError, ValueError: --data is not there, does not fit, or is needed.
+  """
+  if FLAGS.data is not None:
+    source = open_source(FLAGS.data, specs, preprocess=FLAGS.preprocess)
+    arrays = source.load(np.arange(min(FLAGS.data_samples, len(source))))
+    return arrays, f"{len(arrays[0])} inputs of {FLAGS.data}"
+  for spec, grid in zip(specs, grids):
+    if grid is None:
+      raise ValueError(f"--data is missing: input {spec.name!r} takes indices, which are not drawn at "
+                       "random.")
+  rng = np.random.default_rng(FLAGS.seed)
+  arrays = [grid.dequantize(rng.integers(*grid.limits, (RANDOM_INPUTS, *spec.shape), endpoint=True))
+            for spec, grid in zip(specs, grids)]
+  return arrays, f"{RANDOM_INPUTS} random inputs"
+
+
+def certificate_rows(certificate: dict[str, Any] | None) -> list[tuple[str, str]]:
+  """Returns the rows of a table that say what a certificate found; none without one."""
+  if certificate is None:
+    return []
+  results = certificate["kernel_sets"].values()
+  counted = [row for result in results for row in result["operators"].values()]
+  elements, mismatching = (sum(row[key] for row in counted) for key in ("elements", "mismatching"))
+  return [("certified", f"{elements:,} elements computed by our own arithmetic and by LiteRT's xnnpack and "
+                        f"reference kernels: {mismatching} differ"),
+          *[("not simulated", line) for result in results for line in result["not_simulated"]]]
