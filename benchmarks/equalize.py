@@ -1,6 +1,6 @@
 """What cross-layer scaling brings on real models: a ladder of methods, judged in the file.
 
-    python benchmarks/equalize.py [--shared=../shared] [--models=v2,v1,resnet8] [--presets=...] [--write]
+    python benchmarks/equalize.py [--models=v2,v1,resnet8] [--presets=int8] [--rows=...] [--write]
 
 Every row has the same iterative bias correction. "plain" is the network as it is, "pruned" without its
 dead channels; all rows below are pruned too. The guard is off: each method is applied as it is.
@@ -57,8 +57,8 @@ def predicted_gain(graph, method: str, cap: str, preset: str, channels) -> str:
   return next((edit.what.split()[3] for edit in graph.edits if edit.what.startswith("predicted")), "")
 
 
-def compare(name: str, preset: str, data: pathlib.Path) -> list[dict]:
-  """Measures every row of one model and preset."""
+def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
+  """Measures the chosen rows of one model and preset."""
   from ptq import images_of, judge, latency, load
 
   import kquant
@@ -70,16 +70,18 @@ def compare(name: str, preset: str, data: pathlib.Path) -> list[dict]:
   calibration, x, labels = images_of(name, data)
   reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
   rows, plain = [], None
-  for label, row in ROWS.items():
+  for label in chosen:
+    row = ROWS[label]
     scaled, seconds, predicted = rewritten(model, calibration, row, preset)
     result = kquant.quantize(scaled, calibration, config=preset, equalize="none", bias="iterative")
     contents = to_bytes(lower(result.model, result.encodings))
     plain = plain or contents
     ours, base = latency(contents, plain, runs=100)
     found = judge(contents, x, labels, reference)
-    rows.append({"model": name, "preset": preset, "row": label, "float": metrics.top1(reference, labels),
-                 "predicted": predicted, "minimum": found["ops"].get("MINIMUM", 0), "latency": ours / base,
-                 "seconds": seconds, "bias": result.report.seconds["bias_correction"], **found})
+    rows.append({**found, "model": name, "preset": preset, "row": label,
+                 "float": metrics.top1(reference, labels), "predicted": predicted,
+                 "minimum": found["ops"].get("MINIMUM", 0), "latency": ours / base, "seconds": seconds,
+                 "bias": result.report.seconds["bias_correction"]})
     print(table(rows[-1:]).splitlines()[-1], flush=True)
   return rows
 
@@ -101,7 +103,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
   parser.add_argument("--models", default="v2,v1,resnet8")
-  parser.add_argument("--presets", default="int8_per_tensor,int8")
+  parser.add_argument("--presets", default="int8_per_tensor")
+  parser.add_argument("--rows", default=";".join(ROWS), help="which, separated by semicolons")
   parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
   data = pathlib.Path(flags.shared).resolve() / "data"
@@ -111,8 +114,9 @@ def main() -> None:
 
   import kquant.cli  # noqa: F401  quiet start
   rows = [row for name in flags.models.split(",") for preset in flags.presets.split(",")
-          for row in compare(name, preset, data)]
-  head = describe(f"python benchmarks/equalize.py --models={flags.models} --presets={flags.presets}")
+          for row in compare(name, preset, data, flags.rows.split(";"))]
+  head = describe(f"python benchmarks/equalize.py --models={flags.models} --presets={flags.presets} "
+                  f"--rows=\"{flags.rows}\"")
   note = ("Calibrated on the first 128 images in label order, judged on the other 372 (resnet8: first 256 of "
           "x_train, all of x_test) by LiteRT at the input of the softmax. Every row with iterative bias "
           "correction, guard off. \"predicted\" is the change of output noise by the noise model; "
@@ -121,7 +125,7 @@ def main() -> None:
           "statistics in it.")
   body = f"{head}\n\n{note}\n\n{table(rows)}"
   if flags.write:
-    write_section(TITLE, body)
+    write_section(f"{TITLE}, {flags.presets}", body)
   print(f"median seconds of scaling: {statistics.median(row['seconds'] for row in rows):.1f}")
 
 

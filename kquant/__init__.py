@@ -19,6 +19,7 @@ _HOMES = {
     "equalize": "kquant.rewrites.equalize",
     "prune_dead_channels": "kquant.rewrites.dead_channels",
     "absorb_bias": "kquant.rewrites.absorb_bias",
+    "split_outlier_channels": "kquant.rewrites.outlier_channels",
     "describe_scale_groups": "kquant.rewrites.scale_groups",
     "insert_quantizers": "kquant.qmodel.insert",
     "calibrate": "kquant.qmodel.calibrate",

@@ -1,4 +1,4 @@
-"""The README's snippets and the examples run; its links lead somewhere."""
+"""The documents' snippets and the examples run; their links lead somewhere, their flags exist."""
 
 import os
 import pathlib
@@ -7,16 +7,19 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SNIPPETS = [pytest.param(snippet, id=f"{path.stem}-{number}") for path in DOCUMENTS
+            for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S))]
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_readme_snippet_runs(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet_runs(snippet, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
-  assert SNIPPETS[number].count("kq.") >= 1
+  exec(compile(snippet, "snippet", "exec"), {})
+  assert snippet.count("kq.") >= 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -27,7 +30,16 @@ def test_example_runs(path, tmp_path):
   assert "integer 0.9" in done.stdout
 
 
-def test_links_lead_somewhere():
-  for document in ("README.md", "CONTRIBUTING.md"):
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-      assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+  for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
+                         ids=lambda path: path.stem)
+def test_flags_exist(path):
+  from kquant.cli import benchmark, export, ptq, verify  # noqa: F401  they define their flags
+  text = "\n".join(line for line in path.read_text().splitlines() if "benchmarks/" not in line)
+  for name in re.findall(r"--([a-z_]+)[=`]", text):
+    assert name == "help" or name in flags.FLAGS, name

@@ -17,6 +17,7 @@ from kquant.core.encodings import Encodings
 from kquant.core.model_files import load_model
 from kquant.core.report import text_table
 from tflite_export import metadata, verifier
+from tflite_export.batch import with_batch
 from tflite_export.certificate import certify, inexact_operators
 from tflite_export.lower import lower, with_border
 from tflite_export.program import IntProgram
@@ -62,15 +63,18 @@ def main() -> None:
 
 
 def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgram) -> IntProgram | None:
-  """The program of the model with the file's border; None without a model.
+  """The program of the model with the file's border and batch; None without a model.
 
   The version in the description is the writer's own; metadata are compared where the file has them and
   --preprocess says what they should be.
   """
   if model is None:
     return None
-  border = stored.tensors[stored.inputs[0]].dtype
-  program = with_border(lower(model, encodings), border)
+  first = stored.tensors[stored.inputs[0]]
+  types = [stored.tensors[name].dtype for name in (*stored.inputs, *stored.outputs)]
+  border = next((dtype for dtype in types if dtype in ("uint8", "float32")), "int8")
+  batch = None if first.open_batch else first.shape[0]
+  program = with_batch(with_border(lower(model, encodings), border), batch)
   program.description, program.metadata = stored.description, stored.metadata
   if FLAGS.preprocess != "none" and metadata.ENTRY in stored.metadata:
     program.metadata = {**stored.metadata,

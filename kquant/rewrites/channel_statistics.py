@@ -80,7 +80,7 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
       sums.absorb(len(batch[0]), step([tf.convert_to_tensor(array) for array in batch], direction))
       bar.update(len(batch[0]))
   found = sums.statistics()
-  if gains:
+  if gains and linear:
     for layer, moments in zip(linear, zip(*(sums.totals(name) for name in _SLOPE_MOMENTS))):
       found.weight_gain[layer] = _centred_gain(layer, found.mean[graph.calls(layer)[0].inputs[0]], *moments)
   return found

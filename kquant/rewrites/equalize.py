@@ -63,7 +63,11 @@ def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, ca
   groups = scale_groups(graph)
   _fix_dead_groups(graph, groups)
   _fix_rounded_kernels(graph, groups, config)
+  if not groups.free.any():
+    return
   noise = noise_model(graph, groups, statistics, config) if statistics and statistics.gain else None
+  if noise is not None and not noise.terms:  # nothing that could be scaled reaches the outputs
+    return
   low, high = _bounds(graph, groups, statistics, cap)
   if method == "joint":
     t = _joint(noise, low, high)

@@ -80,6 +80,14 @@ def test_other_borders_and_metadata(checked, finalised, tmp_path, io):
   assert checked(finalised.tflite, "--preprocess=tf", with_model=True)[0] == 0  # it has none
 
 
+@pytest.mark.parametrize("batch", [3, "dynamic"])
+def test_other_batches(checked, finalised, tmp_path, batch):
+  parts = (load_model(finalised.model), kq.Encodings.load(finalised.encodings))
+  tflite_export.export(parts, tmp_path / "m.tflite", io="float32", batch=batch)
+  code, _, err = checked(tmp_path / "m.tflite", with_model=True)
+  assert code == 0, err
+
+
 @pytest.mark.parametrize("contents", [b"", b"no model", None])
 def test_no_whole_file_is_a_mismatch(checked, finalised, tmp_path, contents):
   whole = finalised.tflite.read_bytes()

@@ -281,6 +281,14 @@ def test_bad_options_are_one_line(options, words):
     rewrite(chain([[1.0]], [[1.0]]), [equalize(**options)])
 
 
+@pytest.mark.parametrize("stack", [[layers.MaxPooling2D(2)], [layers.Conv2D(2, 1)]])
+def test_networks_with_nothing_to_scale(stack):
+  from kquant.api import quantize
+  model = keras.Sequential([keras.Input(IMAGE), *stack])
+  result = quantize(model, images(model), config="int8_per_tensor")
+  assert not any("scaled" in edit.what for edit in result.report.edits)
+
+
 def test_pairwise_needs_no_data():
   model = uneven(cap=None)
   rewritten = rewrite(model, [standardize, fold_batch_norm, equalize(method="pairwise")])

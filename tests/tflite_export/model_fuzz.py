@@ -88,11 +88,12 @@ def check(recipe: Recipe, tally: Tally, folder: str) -> None:
 def _check_rewrites(model: keras.Model, inputs: list[np.ndarray]) -> None:
   """The rewritten float model computes the same function."""
   rewritten = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
-  for mine, theirs in zip(_outputs(rewritten, inputs), _outputs(model, inputs), strict=True):
+  for mine, theirs in zip(outputs_of(rewritten, inputs), outputs_of(model, inputs), strict=True):
     np.testing.assert_allclose(mine, theirs, rtol=0, atol=REWRITE_TOLERANCE * np.abs(theirs).max() + 1e-6)
 
 
-def _outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def outputs_of(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+  """The outputs of a model at inference, flat, those of a dict by name."""
   given = dict(zip(model.input_names, inputs)) if isinstance(model.input, dict) else inputs
   outputs = model(given, training=False)
   if isinstance(outputs, dict):
