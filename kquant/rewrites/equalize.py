@@ -208,6 +208,7 @@ def _lowers_noise(graph: Graph, noise: NoiseModel, t: np.ndarray, method: str) -
 
 def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
   """Per-channel weights into a depthwise layer: the scale cancels in both kernels."""
+  helpless = []
   for node in graph.nodes:
     if node.facts.role != "linear" or not config.rule(node.layer.name, node.kind).weights.per_channel:
       continue
@@ -216,6 +217,11 @@ def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
       readers = graph.readers(Ref(readers[0]))
     if readers and all(reader.kind == "DepthwiseConv2D" for reader in readers):
       graph.skip(node, "per-channel weights into a depthwise layer: scales change its activations alone")
+      helpless.append(node.name)
+  if helpless:
+    logging.warning("equalize: weights have a scale a channel, so scaling cannot help the kernels of %d "
+                    "layers before depthwise convolutions (%s, ...), only their activations.",
+                    len(helpless), helpless[0])
 
 
 def _drop_caps(graph: Graph) -> None:

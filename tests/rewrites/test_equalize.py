@@ -257,11 +257,12 @@ def test_the_guard_refuses_what_raises_the_noise():
   np.testing.assert_array_equal(again.to_model().predict(x, verbose=0), best.predict(x, verbose=0))
 
 
-def test_per_channel_weights_into_depthwise_are_named():
+def test_per_channel_weights_into_depthwise_are_named(caplog):
   model = uneven()
   graph = prepared(model)
   equalize(graph, calibration=images(model), config="int8", guard=False)
   assert [skip.layer for skip in graph.skips if "depthwise" in skip.reason] == ["stem"]
+  assert "cannot help the kernels of 1 layers" in caplog.text
 
 
 def test_kernels_that_lie_on_their_grid_are_left_on_it():
