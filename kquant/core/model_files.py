@@ -8,6 +8,7 @@ import zipfile
 import h5py
 import tf_keras as keras
 
+from kquant.core import capped_relu, functions  # noqa: F401  registers the layers that rewrites may leave
 from kquant.core.graph import Graph
 
 _KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. Rebuild the model with "

@@ -1,5 +1,8 @@
 """Model files: what tf_keras saved comes back to the bit; all else is refused with the remedy."""
 
+import subprocess
+import sys
+
 import keras as keras3
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
+from kquant.core.capped_relu import CappedReLU
+from kquant.core.functions import ShiftedPower
 from kquant.core.model_files import load_model, with_input_shape
 from tests import models
 
@@ -46,6 +51,15 @@ def test_what_tf_keras_saved_comes_back_to_the_bit(name, tmp_path):
   np.testing.assert_array_equal(loaded(x), model(x))
   np.testing.assert_array_equal(load_model(str(path))(x), model(x))
   assert loaded.name == model.name
+
+
+def test_layers_that_rewrites_leave_are_known_to_a_fresh_process(tmp_path):
+  x = image = keras.Input((4, 4, 2))
+  for layer in (keras.layers.Conv2D(2, 1), CappedReLU(), ShiftedPower(offset=1.0, exponent=-0.5)):
+    x = layer(x)
+  keras.Model(image, x).save(tmp_path / "m.keras")
+  code = f"from kquant.core.model_files import load_model; load_model({str(tmp_path / 'm.keras')!r})"
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_an_h5_file_may_bear_the_name_keras(tmp_path):
