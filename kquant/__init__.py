@@ -23,6 +23,7 @@ _HOMES = {
     "describe_scale_groups": "kquant.rewrites.scale_groups",
     "insert_quantizers": "kquant.qmodel.insert",
     "calibrate": "kquant.qmodel.calibrate",
+    "round_weights": "kquant.ptq.layer_rounding",
     "correct_bias": "kquant.ptq.bias_correction",
     "finalize": "kquant.qmodel.finalize",
     "QuantConfig": "kquant.core.spec",

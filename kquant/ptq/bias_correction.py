@@ -13,7 +13,7 @@ import tf_keras as keras
 from kquant.core import data, keras_calls, numerics
 from kquant.core.graph import Graph
 from kquant.core.layers import LAYERS, LayerFacts
-from kquant.ptq.streaming import layer_turns
+from kquant.ptq.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
@@ -105,10 +105,15 @@ def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, n
     if turn.shared:
       shared.append(turn.layer.name)
       continue
-    bias = turn.layer.layer.bias
-    errors = turn.image_means() - statistics.output_means[turn.layer.name]
-    bias.assign((bias.numpy() - shrunk_mean(errors)).astype(np.float32))
+    correct_mean(turn, statistics)
   return list(dict.fromkeys(shared))
+
+
+def correct_mean(turn: LayerTurn, statistics: Statistics) -> None:
+  """Takes the mean error of a layer's outputs, as its weights are now, out of its bias."""
+  bias = turn.layer.layer.bias
+  errors = turn.image_means() - statistics.output_means[turn.layer.name]
+  bias.assign((bias.numpy() - shrunk_mean(errors)).astype(np.float32))
 
 
 def shrunk_mean(errors: np.ndarray) -> np.ndarray:

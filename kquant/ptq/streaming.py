@@ -2,11 +2,12 @@
 
 When a layer's turn comes, its inputs are what the network computes with everything before it
 quantized and corrected. Only the integers of tensors that are still to be read are kept: one byte an
-element at 8 bits, for all images.
+element at 8 bits, for all images; two more where the float network runs beside it.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -17,10 +18,11 @@ from kquant.core import keras_calls
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node, Ref
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.ptq.patches import Patches
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 
-_CHUNK_ELEMENTS = 2**25
-"""As many elements of a stage's largest tensor are computed at a time."""
+_CHUNK_ELEMENTS = 2**21
+"""As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
 
 
 @dataclasses.dataclass
@@ -28,7 +30,7 @@ class _Stage:
   """From stored tensors to the next tensor that is stored.
 
   Attributes:
-    nodes: calls to run, in order; the last is the quantizer, or makes an output of the model.
+    nodes: calls to run, in order; the last is the quantizer.
     sources: stored tensors that they read.
     linear: the one call of a QuantizeWeights layer among them, or None.
   """
@@ -44,40 +46,50 @@ class LayerTurn:
   Attributes:
     layer: the QuantizeWeights layer; what is changed in it is what the rest of the pass computes with.
     shared: whether other calls use the layer too.
+    patches: how its inputs and its kernel make a matrix product.
+    images: number of images that pass.
   """
 
   def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, *, shared: bool):
     self.layer = layer
     self.shared = shared
+    inner, shape = layer.layer, stage.linear.inputs[0].shape[1:]
+    kernel = getattr(inner, next(iter(layer.weight_encodings())))
+    self.patches = Patches(type(inner).__name__, inner.get_config(), kernel.shape, shape)
+    self.images = stream.images
     self._stream = stream
     self._stage = stage
 
   def inputs(self) -> Iterator[tf.Tensor]:
     """The layer's quantized inputs, a chunk of images at a time."""
-    (source,) = self._stage.linear.inputs
-    for values in self._stream.chunks(self._stage, until=self._stage.linear):
-      yield values[source]
+    return self._stream.inputs(self._stage, floating=False)
 
-  def outputs(self) -> Iterator[tf.Tensor]:
-    """The layer's outputs before its activation, with its weights as they are now."""
-    for inputs in self.inputs():
-      yield self.layer(inputs)
+  def float_inputs(self) -> Iterator[tf.Tensor]:
+    """The inputs that the layer has in the float network, the same chunks."""
+    return self._stream.inputs(self._stage, floating=True)
 
   def image_means(self) -> np.ndarray:
-    """Mean of the outputs over positions, float64 [images, channels]."""
-    return np.concatenate([tf.reduce_mean(output, list(range(1, output.shape.rank - 1)))
-                           for output in self.outputs()]).astype(np.float64)
+    """Mean over positions of the outputs before the activation, as its weights are now: float64
+    [images, channels]."""
+    ((name, grid),) = self.layer.weight_encodings().items()
+    kernel = grid.dequantize(grid.quantize(getattr(self.layer.layer, name).numpy()))
+    matrix = self.patches.matrix(kernel).astype(np.float64)
+    means = np.concatenate([self.patches.means(inputs) for inputs in self.inputs()])
+    outputs = np.einsum("nbk,bko->nbo", means, matrix, optimize=True).reshape(len(means), -1)
+    return outputs + self.layer.layer.bias.numpy()
 
 
-def layer_turns(qmodel: keras.Model, images: list[np.ndarray]) -> Iterator[LayerTurn]:
+def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
+                float_params: dict[str, dict[str, np.ndarray]] | None = None) -> Iterator[LayerTurn]:
   """Yields the linear layers of a calibrated model in topological order, each on its quantized prefix.
 
   Args:
     qmodel: calibrated; layers may be changed when they are yielded.
     images: float inputs [n, ...], one array a model input.
+    float_params: {layer: its float weights by name}, where turns need their float inputs.
   """
   graph = Graph.from_model(qmodel)
-  stream = _Stream(graph, qmodel, images)
+  stream = _Stream(graph, qmodel, images, float_params)
   for stage in tqdm(stream.stages, desc="layers", unit="", delay=2.0, disable=None):
     if stage.linear is not None:
       layer = stream.layers[stage.linear.layer.name]
@@ -86,12 +98,15 @@ def layer_turns(qmodel: keras.Model, images: list[np.ndarray]) -> Iterator[Layer
 
 
 class _Stream:
-  """Stored integers of the tensors that are still to be read."""
+  """Stored integers of the tensors that are still to be read, and their float values if need be."""
 
-  def __init__(self, graph: Graph, qmodel: keras.Model, images: list[np.ndarray]):
+  def __init__(self, graph: Graph, qmodel: keras.Model, images: list[np.ndarray],
+               float_params: dict[str, dict[str, np.ndarray]] | None):
     self.layers = {layer.name: layer for layer in qmodel.layers}
     self.images = len(images[0])
+    self._float_params = float_params
     self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
+    self._floating: dict[Ref, np.ndarray] = dict(self._stored) if float_params is not None else {}
     self._grids: dict[Ref, Encoding] = {}
     self.stages = self._plan(graph)
     self._last_read = {ref: index for index, stage in enumerate(self.stages) for ref in stage.sources}
@@ -104,15 +119,16 @@ class _Stream:
         stored.add(Ref(node))
     return stages
 
-  def chunks(self, stage: _Stage, *, until: Node | None = None) -> Iterator[dict[Ref, tf.Tensor]]:
-    """Runs a stage, up to but without the call `until`, on some images at a time."""
-    nodes = stage.nodes if until is None else stage.nodes[:stage.nodes.index(until)]
+  def inputs(self, stage: _Stage, *, floating: bool) -> Iterator[tf.Tensor]:
+    """The input of a stage's linear layer, some images at a time."""
+    (wanted,) = stage.linear.inputs
+    between = stage.nodes[:stage.nodes.index(stage.linear)]
     for part in self._parts(stage):
-      values = {ref: self._load(ref, part) for ref in stage.sources}
-      for node in nodes:
+      values = {ref: _dequantized(*self._load(ref, part, floating)) for ref in stage.sources}
+      for node in between:
         results = keras_calls.call_node(self.layers[node.layer.name], node, values.__getitem__)
         values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
-      yield values
+      yield values[wanted]
 
   def _parts(self, stage: _Stage) -> list[slice]:
     """Cuts the images into chunks of bounded size."""
@@ -121,29 +137,85 @@ class _Stream:
     step = max(1, _CHUNK_ELEMENTS // largest)
     return [slice(start, min(start + step, self.images)) for start in range(0, self.images, step)]
 
-  def _load(self, ref: Ref, part: slice) -> tf.Tensor:
-    stored = self._stored[ref][part]
+  def _load(self, ref: Ref, part: slice, floating: bool) -> tuple[np.ndarray, np.float32, np.float32]:
+    """Returns (stored, scale, zero point) of some images: the tensor is (stored - zero point) * scale."""
     if ref not in self._grids:
-      return tf.constant(stored)
+      return self._stored[ref][part], np.float32(1), np.float32(0)
     grid = self._grids[ref]
-    shifted = tf.cast(stored, tf.float32) - float(grid.zero_point[0])
-    return shifted * float(grid.scale[0])
+    if floating:
+      return self._floating[ref][part].astype(np.float32), grid.scale[0], np.float32(0)
+    return self._stored[ref][part], grid.scale[0], np.float32(grid.zero_point[0])
 
   def advance(self, stage: _Stage) -> None:
     """Stores the stage's result and forgets what no later stage reads."""
     result = Ref(stage.nodes[-1])
     grid = self.layers[result.node.layer.name].encoding()
-    parts = [_integers(values[result], grid) for values in self.chunks(stage)]
-    self._stored[result], self._grids[result] = np.concatenate(parts), grid
+    if self._float_params is not None:
+      with self._float_weights(stage), observing():
+        self._floating[result] = self._run(stage, _in_steps(grid), np.float16, floating=True)
+    stored_type = np.int8 if grid.bits <= 8 else np.int16
+    self._stored[result] = self._run(stage, _integers(grid), stored_type, floating=False)
+    self._grids[result] = grid
     index = self.stages.index(stage)
     for ref in [ref for ref in self._stored if self._last_read.get(ref, -1) <= index and ref != result]:
       del self._stored[ref]
+      self._floating.pop(ref, None)
+
+  @contextlib.contextmanager
+  def _float_weights(self, stage: _Stage) -> Iterator[None]:
+    """Puts the float weights into a stage's linear layer for a while."""
+    if stage.linear is None:
+      yield
+      return
+    layer = self.layers[stage.linear.layer.name].layer
+    params = self._float_params[layer.name]
+    kept = {name: getattr(layer, name).numpy() for name in params}
+    try:
+      for name, value in params.items():
+        getattr(layer, name).assign(value)
+      yield
+    finally:
+      for name, value in kept.items():
+        getattr(layer, name).assign(value)
+
+  def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], dtype: type, *,
+           floating: bool) -> np.ndarray:
+    """Computes what a stage's quantizer reads, traced once, and stores it for all images."""
+    *nodes, last = stage.nodes
+    specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
+              tf.TensorSpec((), tf.float32)]
+             for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
+
+    @tf.function(autograph=False, input_signature=[specs])
+    def compute(loaded):
+      values = {ref: _dequantized(*parts) for ref, parts in zip(stage.sources, loaded)}
+      for node in nodes:
+        results = keras_calls.call_node(self.layers[node.layer.name], node, values.__getitem__)
+        values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
+      return store(values[last.inputs[0]])
+
+    results = np.empty((self.images, *last.shapes[0][1:]), dtype)
+    for part in self._parts(stage):
+      results[part] = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+    return results
 
 
-def _integers(values: tf.Tensor, grid: Encoding) -> np.ndarray:
-  """Values that lie on a grid as its integers, in the smallest type."""
-  integers = tf.round(values / float(grid.scale[0])) + float(grid.zero_point[0])
-  return tf.cast(integers, tf.int8 if grid.bits <= 8 else tf.int16).numpy()
+def _dequantized(stored, scale, zero_point) -> tf.Tensor:
+  return (tf.cast(stored, tf.float32) - zero_point) * scale
+
+
+def _integers(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Values -> their integers on a grid, as `numerics.fake_quantize` rounds them."""
+  qmin, qmax = grid.limits
+  scale, zero_point = tf.constant(grid.scale[0]), float(grid.zero_point[0])  # eager: divided by, not folded
+
+  return lambda values: tf.clip_by_value(tf.round(values / scale) + zero_point, qmin, qmax)
+
+
+def _in_steps(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Float values -> multiples of a grid's step that float16 can hold: 11 bits of each."""
+  scale, largest = tf.constant(grid.scale[0]), float(np.finfo(np.float16).max)
+  return lambda values: tf.clip_by_value(values / scale, -largest, largest)
 
 
 def _stage_of(last: Node, stored: set[Ref]) -> _Stage:

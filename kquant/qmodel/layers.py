@@ -150,6 +150,10 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     finally:
       attributes.update(variables)
 
+  def quantized_weights(self) -> list[tuple[str, base.Quantizer, base.Variables]]:
+    """Returns (attribute of the layer, quantizer, the quantizer's variables) of each quantized weight."""
+    return list(self._quantized)
+
   def weight_encodings(self) -> dict[str, Encoding]:
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}

@@ -32,10 +32,12 @@ def test_turns_see_what_the_quantized_model_computes(name):
   wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
   probe = keras.Model(qmodel.inputs, {layer.name: layer.get_output_at(0) for layer in wrappers})
   expected = probe.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-  turns = {turn.layer.name: np.concatenate(list(turn.outputs())) for turn in layer_turns(qmodel, inputs)}
+  turns = {turn.layer.name: (np.concatenate([turn.layer(inputs) for inputs in turn.inputs()]),
+                             turn.image_means()) for turn in layer_turns(qmodel, inputs)}
   assert set(turns) == {layer.name for layer in wrappers}
-  for key, output in turns.items():
+  for key, (output, means) in turns.items():
     np.testing.assert_allclose(output, expected[key], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(means, output.reshape(len(output), -1, output.shape[-1]).mean(1), atol=1e-4)
 
 
 def test_a_change_is_seen_by_the_layers_behind_it():

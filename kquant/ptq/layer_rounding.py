@@ -1,0 +1,98 @@
+"""Rounds the weights of a quantized model layer after layer, each on what the layers before give it.
+
+In topological order, for each layer: the moments of its quantized inputs, its integers and their scale
+(`kquant.ptq.rounding`), then its bias, so that its mean output is the float network's. What the layers
+before did wrong in a way that this one can undo, it undoes (`kquant.ptq.moments.undoing`).
+"""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import data, keras_calls
+from kquant.core.encodings import Encoding
+from kquant.core.graph import Graph
+from kquant.ptq import rounding
+from kquant.ptq.bias_correction import correct_mean, linear_params
+from kquant.ptq.moments import cuts, measure_moments, merged, undoing
+from kquant.ptq.patches import Patches
+from kquant.ptq.streaming import layer_turns
+from kquant.qmodel.calibrate import Statistics, observe
+from kquant.qmodel.layers import QuantizeWeights
+from kquant.rewrites.standardize import standardize
+
+_DAMPING = 0.05
+
+
+def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
+                  seed: int = 0) -> keras.Model:
+  """Chooses the integers of every kernel, and with them the biases, in place; returns qmodel.
+
+  The kernels afterwards lie on their grids, whose scales may have changed. Layers that are called more
+  than once are rounded to nearest.
+
+  Args:
+    qmodel: calibrated.
+    float_model: the float model that it was made from, batch norms folded.
+    calibration: inputs, as `calibrate` takes them.
+    seed: of the positions that are looked at.
+
+  Raises:
+    ValueError: the data do not fit, or qmodel was not made from float_model.
+  """
+  float_params = linear_params(standardize(Graph.from_model(float_model)))
+  images = data.gather(calibration, keras_calls.input_specs(qmodel))
+  round_layers(qmodel, float_params, observe(qmodel, images), images, seed=seed)
+  return qmodel
+
+
+def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], statistics: Statistics,
+                 images: list[np.ndarray], *, seed: int = 0) -> list[str]:
+  """`round_weights` on what is known already; returns the names of shared layers, rounded to nearest."""
+  shared = []
+  generator = np.random.default_rng(seed)
+  for turn in layer_turns(qmodel, images, float_params=float_params):
+    if turn.shared:
+      shared.append(turn.layer.name)
+      continue
+    ((name, grid),) = turn.layer.weight_encodings().items()
+    halves = measure_moments(turn, generator)
+    kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves)
+    set_integers(turn.layer, kernel, scale)
+    correct_mean(turn, statistics)
+  return list(dict.fromkeys(shared))
+
+
+def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
+                 halves: list) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
+
+  Args:
+    grid: says the bits, and whether there is one scale a channel.
+    halves: moments of the layer's inputs, as `measure_moments` returns them.
+  """
+  parts = cuts(patches.inputs)
+  matrix = patches.matrix(kernel).astype(np.float64)
+  whole, cut = matrix.shape, (patches.blocks * parts, patches.inputs // parts, patches.outputs)
+  matrix = (matrix.reshape(cut) + undoing(matrix.reshape(cut), halves)).reshape(whole)
+  gram = rounding.damped(merged(halves).gram, _DAMPING)
+  qmax, per_channel = grid.limits[1], grid.axis is not None
+  weight = np.diagonal(gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
+  scale = rounding.weighted_scale(matrix, weight, qmax, per_channel=per_channel)
+  if patches.inputs <= rounding.LARGEST_ENUMERATED:
+    integers, scale = rounding.enumerated(matrix, gram, scale, qmax, per_channel=per_channel)
+  elif parts == 1:
+    integers, scale = rounding.rounded(matrix, gram, scale, qmax)
+  else:  # one scale for several parts: it stays
+    spread = np.repeat(np.broadcast_to(scale, (patches.blocks, 1, patches.outputs)), parts, axis=0)
+    integers, _ = rounding.rounded(matrix.reshape(cut), gram, spread, qmax, refits=0)
+  return patches.kernel(integers.reshape(whole)), scale.reshape(-1)
+
+
+def set_integers(layer: QuantizeWeights, integers: np.ndarray, scale: np.ndarray) -> None:
+  """Gives a layer the integers of its kernel, Keras layout, and their scale, [channels] or [1]."""
+  ((name, quantizer, state),) = layer.quantized_weights()
+  reach = scale.astype(np.float64) * (2 ** (quantizer.bits - 1) - 1)
+  quantizer.set_range(state, -reach, reach)
+  getattr(layer.layer, name).assign(quantizer.encoding(state).dequantize(integers))
