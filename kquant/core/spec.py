@@ -8,7 +8,7 @@ from kquant.core import target as targets
 
 DEFAULT_RANGE = "minmax"
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
-BIAS_CORRECTIONS = ("none", "local", "iterative")
+BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 
 RANGES: dict[str, tuple[float, float, float] | None] = {
     "minmax": None, "mean_extrema": None, "percentile": (99.99, 50.0, 100.0), "mse": None,
@@ -120,7 +120,8 @@ class QuantConfig:
     target: name of the runtime whose limits hold (core/target.py).
     equalize: how channels are scaled across layers before: "none", "one_step", "two_step", "pairwise"
       or "joint".
-    bias: how biases are corrected after rounding: "none", "local" or "iterative".
+    bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
+      "iterative".
   """
 
   rules: tuple[Rule, ...] = (Rule(),)

@@ -10,6 +10,8 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core import data, keras_calls
+from kquant.core.input_range import InputRange
+from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeActivation, observing
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
@@ -24,7 +26,7 @@ class Statistics:
     input_means: {QuantizeWeights layer: float64 mean of its input, [channels]}, over images,
       positions and calls.
     output_means: {QuantizeWeights layer: float32 mean of its output before the activation over the
-      positions of each image, [images, channels]}; one block of images a call.
+      positions of each image, [images, channels]}; one block of images a call. Empty without images.
   """
 
   estimators: dict[str, Estimator]
@@ -40,7 +42,8 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
 
   Args:
     qmodel: what `insert_quantizers` returned.
-    calibration: arrays, a tf.data.Dataset, a generator ... (see `kquant.core.data.batches`).
+    calibration: arrays, a tf.data.Dataset, a generator ... (see `kquant.core.data.batches`); or an
+      InputRange, with which ranges follow from batch norms (see `kquant.qmodel.data_free`).
 
   Raises:
     ValueError: the data do not fit the model, are empty or not finite; or qmodel has no quantizers.
@@ -52,6 +55,9 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
 def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> Statistics:
   """Runs the float network once over the data and returns its statistics; see `calibrate`."""
   layers = _activation_layers(qmodel)
+  if isinstance(calibration, InputRange):
+    ranges, means = known_without_data(qmodel, calibration)
+    return Statistics({name: ranges[name] for name in layers if layers[name].fixed is None}, means, {})
   estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
