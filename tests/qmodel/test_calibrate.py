@@ -7,11 +7,13 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
+import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core import numerics
 from kquant.qmodel.calibrate import observe
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.ranges.estimators import ESTIMATORS, make_estimator
+from kquant.ranges.weights import WEIGHT_METHODS
 from tests import models
 
 RANGES = [name for name in (*ESTIMATORS, "lp:4") if name != "cross_entropy"]  # which takes logits alone
@@ -193,6 +195,19 @@ def test_the_estimator_named_in_the_spec_sets_the_range(name, bits, symmetric):
   assert layer.range_variables["min"].numpy()[0] == np.float32(low)
   assert layer.range_variables["max"].numpy()[0] == np.float32(high)
   assert layer.encoding().bits == bits
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_each_estimator_ends_in_a_verified_file(name, tmp_path):
+  model = models.build("mobile_block")
+  (x,) = models.sample_inputs(model, images=16)
+  weights = TensorSpec(bits=4, symmetric=True, per_channel=True,
+                       range=name if name.split(":")[0] in WEIGHT_METHODS else "minmax")
+  logits = Rule("^logits$", weights=weights, activations=TensorSpec(range="cross_entropy"))
+  result = kq.quantize(model, x, config=QuantConfig((logits, Rule(weights=weights,
+                                                                  activations=TensorSpec(range=name)))))
+  written = tflite_export.export(result, str(tmp_path / "m.tflite"), verify=x[:2])
+  assert written.verification.max_lsb <= 1
 
 
 def test_estimators_differ_on_data_with_outliers():

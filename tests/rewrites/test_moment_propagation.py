@@ -155,3 +155,18 @@ def test_a_layer_without_a_rule_is_named_where_all_must_be_known():
   with pytest.raises(kq.UnsupportedLayerError, match="depth_to_space.*give calibration images"):
     propagate_moments(graph, InputRange(0, 1))
   assert of(graph, "conv") is not None
+
+
+@pytest.mark.parametrize("form", ["keras", "h5", "tf"])
+def test_files_are_as_they_were_and_forget(form, tmp_path):
+  model = kq.rewrite(models.build("conv_bn_relu"), [kq.standardize, kq.fold_batch_norm])
+  qmodel = kq.calibrate(kq.insert_quantizers(model), InputRange(-1, 1))
+  (x,) = models.sample_inputs(model, images=2)
+  for each in (model, qmodel):
+    path = str(tmp_path / (each.name + ("" if form == "tf" else f".{form}")))
+    each.save(path, **({"save_format": "tf"} if form == "tf" else {}))
+    again = keras.models.load_model(path)
+    np.testing.assert_array_equal(again(x).numpy(), each(x).numpy())
+    if form != "tf":
+      with pytest.raises(ValueError, match="files forget them"):
+        propagate_moments(Graph.from_model(again), InputRange(-1, 1))
