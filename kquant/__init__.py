@@ -29,6 +29,7 @@ _HOMES = {
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",
     "TensorSpec": "kquant.core.spec",
+    "InputRange": "kquant.core.input_range",
     "Encoding": "kquant.core.encodings",
     "Encodings": "kquant.core.encodings",
     "UnsupportedLayerError": "kquant.core.layers",

@@ -9,10 +9,16 @@ from kquant.core import keras_calls
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.graph import Graph
+from kquant.core.input_range import InputRange
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
-from kquant.ptq.bias_correction import correct_iteratively, correct_local_shift, linear_params
+from kquant.ptq.bias_correction import (
+  correct_analytic_shift,
+  correct_iteratively,
+  correct_local_shift,
+  linear_params,
+)
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.qmodel.insert import insert_into_graph
@@ -20,6 +26,7 @@ from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.channel_statistics import measure_channels
 from kquant.rewrites.dead_channels import prune_dead_channels
 from kquant.rewrites.equalize import equalize as scale_across_layers
+from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 from kquant.rewrites.standardize import standardize
 
 
@@ -47,29 +54,38 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   Args:
     model: functional or Sequential tf_keras model.
     calibration: unlabelled inputs as the model takes them, a hundred or more: an array
-      [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file.
+      [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
+      there are none an InputRange: ranges and bias corrections then follow from the batch norms.
     config: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
     equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
       first): "none", "one_step", "two_step", "pairwise", "joint"; None leaves it to the config.
-    bias: how biases are corrected: "none", "local", "iterative"; None leaves it to the config.
+    bias: how biases are corrected: "none", "local", "analytic", "iterative"; None leaves it to the config.
 
   Raises:
     TypeError: not a tf_keras functional model.
     UnsupportedLayerError: a layer that has no integer form, by name.
-    ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset.
+    ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset, a method
+      that needs images where there are none.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   config = dataclasses.replace(config, equalize=equalize or config.equalize, bias=bias or config.bias)
+  data_free = isinstance(calibration, InputRange)
+  if data_free and (config.equalize == "joint" or config.bias == "iterative"):
+    raise ValueError("quantize: equalize='joint' and bias='iterative' need calibration images; with an "
+                     "InputRange choose equalize='none' or 'pairwise', and bias='analytic'.")
   report = Report()
   with report.stage("rewrite"):
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
-  if config.equalize != "none" or config.bias == "iterative":  # more than one pass over the data
+  if not data_free and (config.equalize != "none" or config.bias == "iterative"):  # more than one pass
     calibration = gather(calibration, keras_calls.input_specs(model))
   if config.equalize != "none":
     with report.stage("equalize"):
-      channels = measure_channels(graph, calibration, gains=True)
+      if data_free:
+        channels = as_statistics(propagate_moments(graph, calibration))
+      else:
+        channels = measure_channels(graph, calibration, gains=True)
       prune_dead_channels(graph, statistics=channels)
       scale_across_layers(graph, method=config.equalize, config=config, statistics=channels)
   with report.stage("rewrite"):
@@ -82,6 +98,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   with report.stage("bias_correction"):
     if config.bias == "local":
       correct_local_shift(qmodel, float_params, statistics)
+    elif config.bias == "analytic":
+      correct_analytic_shift(qmodel, float_params, calibration)
     elif config.bias == "iterative":
       correct_iteratively(qmodel, float_params, statistics, calibration)
   with report.stage("finalize"):

@@ -10,7 +10,8 @@ import tf_keras as keras
 from kquant import quantizers
 from kquant.core import numerics
 from kquant.quantizers import base
-from kquant.ranges.estimators import ESTIMATORS, weight_range
+from kquant.ranges.estimators import ESTIMATORS
+from kquant.ranges.weights import WEIGHT_METHODS, weight_range
 
 QUANTIZERS = {name: cls for name in quantizers.__all__
               if (cls := getattr(quantizers, name)) is not quantizers.Quantizer}
@@ -132,8 +133,10 @@ class CheckEstimator:
 
   def __init__(self, cls, symmetric, bits, seed=0):
     self.cls, self.symmetric, self.bits = cls, symmetric, bits
+    self.rank = 2 if cls.needs_logits else 3
     rng = np.random.default_rng(seed)
     self.x = (rng.laplace(size=(12, 7, 5)) * 2.0 ** rng.uniform(-3, 3, (12, 1, 1)) + 0.3).astype(np.float32)
+    self.x = self.x.reshape(*self.x.shape[:self.rank - 1], -1)
 
   def range_of(self, *batches):
     estimator = self.cls()
@@ -179,10 +182,12 @@ class CheckEstimator:
 
   def scales_with_the_data(self):
     low, high = self.range_of(self.x)
-    assert self.range_of(self.x * 0.25) == (0.25 * low, 0.25 * high)
+    if not self.cls.needs_logits:  # a softmax has a scale of its own
+      assert self.range_of(self.x * 0.25) == (0.25 * low, 0.25 * high)
+    assert all(abs(end) <= 0.25 * np.abs(self.x).max() for end in self.range_of(self.x * 0.25))
 
-  def takes_any_rank_and_one_value(self):
-    for shape in ((1, 1), (2,), (1, 2, 1, 3)):
+  def takes_one_value_and_any_rank_that_it_says(self):
+    for shape in ((1, 1), (1, 1, 1, 3)) if self.cls.needs_logits else ((1, 1), (2,), (1, 2, 1, 3)):
       low, high = self.range_of(np.ones(shape))
       assert low <= high and abs(high) <= 1.0
 
@@ -230,16 +235,16 @@ def test_every_exported_quantizer_is_registered_under_kquant():
     assert keras.saving.get_registered_name(cls) == f"kquant>{name}"
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_that_takes_weights_gives_a_symmetric_range_a_channel(name):
+@pytest.mark.parametrize("name", WEIGHT_METHODS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_every_method_for_weights_gives_a_symmetric_range_a_channel(name, bits):
   kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32)
   kernel[..., 1] = 0.0
-  try:
-    low, high = weight_range(kernel, (3,), method=name, bits=4)
-  except ValueError as error:
-    assert name in str(error) and "choose one" in str(error)
-    return
-  assert low.shape == high.shape == (5,)
+  low, high = weight_range(kernel, (3,), method=name, bits=bits)
+  assert low.shape == high.shape == (5,) and high.dtype == np.float64
   np.testing.assert_array_equal(low, -high)
-  assert high[1] == 0.0
+  assert high[1] == 0.0 and (np.delete(high, 1) > 0).all()
   assert (high <= np.abs(kernel).max(axis=(0, 1, 2))).all()
+  np.testing.assert_array_equal(weight_range(kernel * 4, (3,), method=name, bits=bits)[1], 4 * high)
+  alone = [weight_range(kernel[..., c], None, method=name, bits=bits)[1][0] for c in range(5)]
+  np.testing.assert_array_equal(high, alone)

@@ -16,6 +16,8 @@ from kquant.core.data import InputSpec
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import LayerDef, Node, Ref
 
+_MOMENTS = "kquant_output_moments"
+
 
 def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
   """Returns (nodes, inputs, outputs) of a model: its calls, and its nests with Refs as leaves.
@@ -56,6 +58,8 @@ def _make_layer(definition: LayerDef) -> keras.layers.Layer:
   # Some classes (MultiHeadAttention) take entries out of the config they are given.
   layer = definition.cls.from_config(copy.deepcopy(definition.config))
   layer._name = definition.name  # a class of the user's may not take a name
+  if definition.output_moments is not None:
+    vars(layer)[_MOMENTS] = definition.output_moments  # past Keras' tracking: files do not hold them
   return layer
 
 
@@ -193,7 +197,7 @@ class _Reader:
       if "mixed" in layer.dtype_policy.name:
         config["dtype"] = "float32"
       params = {key: variable.numpy() for key, variable in named_variables(layer)}
-      self.layers[id(layer)] = LayerDef(name, type(layer), config, params)
+      self.layers[id(layer)] = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
     return self.layers[id(layer)]
 
 

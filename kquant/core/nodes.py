@@ -25,12 +25,15 @@ class LayerDef:
 
   Attributes:
     params: {weight name: array}; the name of "conv/kernel:0" in layer "conv" is "kernel".
+    output_moments: (mean, deviation) of its output on the training data, float64 [channels] each, where a
+      batch norm that was folded knew them.
   """
 
   name: str
   cls: type
   config: dict[str, Any]
   params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  output_moments: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
   def kind(self) -> str:

@@ -8,7 +8,37 @@ from kquant.core import target as targets
 
 DEFAULT_RANGE = "minmax"
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
-BIAS_CORRECTIONS = ("none", "local", "iterative")
+BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
+
+RANGES: dict[str, tuple[float, float, float] | None] = {
+    "minmax": None, "mean_extrema": None, "percentile": (99.99, 50.0, 100.0), "mse": None,
+    "lp": (2.4, 1.0, 10.0), "kl": None, "aciq": None, "octav": None, "cross_entropy": None}
+"""Range estimators. Some take a number, "lp:4": its default, and limits, the lower one exclusive."""
+
+
+def parse_range(text: str) -> tuple[str, float | None]:
+  """Returns (name, number) of a range estimator such as "mse" or "percentile:99.9".
+
+  Raises:
+    ValueError: no such estimator, or a number that it does not take.
+  """
+  name, colon, number = str(text).partition(":")
+  if name not in RANGES:
+    raise ValueError(f"TensorSpec: unknown range {text!r}; expected one of {', '.join(RANGES)}.")
+  if RANGES[name] is None:
+    if colon:
+      raise ValueError(f"TensorSpec: range {text!r} has a number, which {name} does not take; write "
+                       f"{name!r}.")
+    return name, None
+  default, low, high = RANGES[name]
+  try:
+    value = float(number) if colon else default
+  except ValueError:
+    value = float("nan")
+  if not low < value <= high:
+    raise ValueError(f"TensorSpec: range {text!r} needs a number above {low:g} and up to {high:g}; write "
+                     f"'{name}:{default:g}'.")
+  return name, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +50,9 @@ class TensorSpec:
     symmetric: the grid is centred on 0 and its zero point is 0.
     per_channel: one scale an output channel (weights) or one for the tensor.
     quantizer: name in QUANTIZERS.
-    range: name of the range estimator ("minmax", "mean_extrema", "percentile", "mse").
+    range: name of the range estimator, one of RANGES; of activations any ("cross_entropy" for logits
+      alone), of weights "minmax", "mean_extrema", "percentile", "mse", "lp", "octav". Two take a number:
+      "percentile:99.9" (99.99 per cent), "lp:4" (the power, 2.4).
   """
 
   bits: int = 8
@@ -36,6 +68,7 @@ class TensorSpec:
       raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
     if self.per_channel and not self.symmetric:
       raise ValueError("TensorSpec: per_channel grids must be symmetric; set symmetric=True.")
+    parse_range(self.range)
 
 
 INT8_WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
@@ -87,7 +120,8 @@ class QuantConfig:
     target: name of the runtime whose limits hold (core/target.py).
     equalize: how channels are scaled across layers before: "none", "one_step", "two_step", "pairwise"
       or "joint".
-    bias: how biases are corrected after rounding: "none", "local" or "iterative".
+    bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
+      "iterative".
   """
 
   rules: tuple[Rule, ...] = (Rule(),)

@@ -12,9 +12,12 @@ import tf_keras as keras
 
 from kquant.core import data, keras_calls, numerics
 from kquant.core.graph import Graph
+from kquant.core.input_range import InputRange
 from kquant.core.layers import LAYERS, LayerFacts
+from kquant.core.spec import BIAS_CORRECTIONS
 from kquant.ptq.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
+from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
 
@@ -34,7 +37,7 @@ def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerF
   return (kernel_error.astype(np.float64) * spread).sum(axis=taps).reshape(-1)
 
 
-def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
+def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any = None, *,
                  method: str = "local") -> keras.Model:
   """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
 
@@ -42,18 +45,21 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
     float_model: the float model that it was made from, batch norms folded.
     calibration: inputs, as `calibrate` takes them.
-    method: "local": each layer's own shift, from the float network's input means; "iterative": layer
-      after layer, with all before it quantized and corrected. A second call gives the same biases.
+    method: "local": each layer's own shift, from the float network's input means; "analytic": the same
+      with the means that batch norms knew, for which calibration is an InputRange or None; "iterative":
+      layer after layer, with all before it quantized and corrected. A second call gives the same biases.
 
   Raises:
     ValueError: an unknown method, or a float_model that qmodel was not made from.
   """
-  if method not in ("local", "iterative"):
-    raise ValueError(f"correct_bias: method must be 'local' or 'iterative', got {method!r}.")
+  if method not in BIAS_CORRECTIONS[1:]:
+    raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
   float_params = linear_params(standardize(Graph.from_model(float_model)))
   for wrapper in _wrapped_layers(qmodel, float_params):
     wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
-  if method == "local":
+  if method == "analytic":
+    correct_analytic_shift(qmodel, float_params, calibration)
+  elif method == "local":
     correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
   else:
     images = data.gather(calibration, keras_calls.input_specs(qmodel))
@@ -80,6 +86,21 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
     error = rounded.astype(np.float64) - params[name]
     shift = output_shift(error, statistics.input_means[wrapper.name], facts)
     wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
+
+
+def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                           known: Any = None) -> None:
+  """`correct_local_shift` with the means of inputs that batch norms knew (Nagel et al. 2019, section 4.2.1).
+
+  Args:
+    known: InputRange of the inputs; with anything else a layer of whose input no batch norm tells keeps its
+      bias.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel, or no layer knows of a batch norm.
+  """
+  _, means = known_without_data(qmodel, known if isinstance(known, InputRange) else None)
+  correct_local_shift(qmodel, float_params, Statistics({}, means, {}))
 
 
 def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],

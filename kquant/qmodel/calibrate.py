@@ -10,8 +10,11 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core import data, keras_calls
+from kquant.core.input_range import InputRange
+from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeActivation, observing
-from kquant.ranges.estimators import ESTIMATORS, Estimator
+from kquant.ranges.base import Estimator
+from kquant.ranges.estimators import make_estimator
 
 
 @dataclasses.dataclass
@@ -23,7 +26,7 @@ class Statistics:
     input_means: {QuantizeWeights layer: float64 mean of its input, [channels]}, over images,
       positions and calls.
     output_means: {QuantizeWeights layer: float32 mean of its output before the activation over the
-      positions of each image, [images, channels]}; one block of images a call.
+      positions of each image, [images, channels]}; one block of images a call. Empty without images.
   """
 
   estimators: dict[str, Estimator]
@@ -39,7 +42,8 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
 
   Args:
     qmodel: what `insert_quantizers` returned.
-    calibration: arrays, a tf.data.Dataset, a generator ... (see `kquant.core.data.batches`).
+    calibration: arrays, a tf.data.Dataset, a generator ... (see `kquant.core.data.batches`); or an
+      InputRange, with which ranges follow from batch norms (see `kquant.qmodel.data_free`).
 
   Raises:
     ValueError: the data do not fit the model, are empty or not finite; or qmodel has no quantizers.
@@ -51,7 +55,10 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
 def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> Statistics:
   """Runs the float network once over the data and returns its statistics; see `calibrate`."""
   layers = _activation_layers(qmodel)
-  estimators = {name: ESTIMATORS[layer.range]() for name, layer in layers.items() if layer.fixed is None}
+  if isinstance(calibration, InputRange):
+    ranges, means = known_without_data(qmodel, calibration)
+    return Statistics({name: ranges[name] for name in layers if layers[name].fixed is None}, means, {})
+  estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
   specs = keras_calls.input_specs(qmodel)
@@ -73,7 +80,8 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
 def set_ranges(qmodel: keras.Model, statistics: Statistics) -> None:
   """Sets the grid of every activation quantizer from its estimator and turns it on."""
   layers = _activation_layers(qmodel)
-  for name, estimator in statistics.estimators.items():
+  estimators = statistics.estimators.items()
+  for name, estimator in tqdm(estimators, desc="ranges", unit="", delay=2.0, disable=None):
     quantizer = layers[name].quantizer
     layers[name].set_range(*estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric))
 
@@ -93,14 +101,24 @@ def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator], specs
   def step(arrays, count):
     with observing() as seen:
       keras_calls.call(qmodel, arrays)
-    names["activations"] = [name for name, _ in seen.activations]
+    sharing: dict[str, list[tf.Tensor]] = {}
+    for name, tensor in seen.activations:
+      sharing.setdefault(name, []).append(tensor[:count])
+    names["activations"] = list(sharing)
     names["linear"] = [name for name, _ in seen.linear_inputs]
     means = [[tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1))) for _, tensor in side]
              for side in (seen.linear_inputs, seen.linear_outputs)]
-    return [estimators[name].measure(tensor[:count]) for name, tensor in seen.activations], means
+    return [estimators[name].measure(_as_one(tensors)) for name, tensors in sharing.items()], means
 
   arrays = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
   return step.get_concrete_function(arrays, tf.TensorSpec((), tf.int32)), names
+
+
+def _as_one(tensors: list[tf.Tensor]) -> tf.Tensor:
+  """Tensors on one grid, [images, ...] each, as one tensor: its statistics are those of the grid."""
+  if len(tensors) == 1:
+    return tensors[0]
+  return tf.concat([tf.reshape(tensor, [tf.shape(tensor)[0], -1]) for tensor in tensors], axis=1)
 
 
 def _mean_of_any_order(parts: list[np.ndarray]) -> np.ndarray:

@@ -38,10 +38,10 @@ def finalize_with_edits(qmodel: keras.Model,
   graph.pass_name = "finalize"
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
-  members = _remove_activation_quantizers(graph)
+  members = remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
-  kernels = _unwrap_weights(graph, live)
+  kernels = unwrap_weights(graph, live)
   graph.normalize()
   graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
                         for ref, name in zip(graph.output_refs, graph.output_names)]
@@ -62,7 +62,7 @@ def finalize_with_edits(qmodel: keras.Model,
   return model, encodings, graph.edits
 
 
-def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
+def remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   """Takes the quantizer nodes out; returns {quantizer layer: the tensors it stood behind}."""
   members: dict[str, list[Ref]] = {}
   for node in [node for node in graph.nodes if node.layer.cls is QuantizeActivation]:
@@ -71,7 +71,7 @@ def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   return members
 
 
-def _unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
+def unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
   """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
   kernels = {}
   for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeWeights}:

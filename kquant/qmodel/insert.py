@@ -3,13 +3,13 @@
 import tf_keras as keras
 
 from kquant.core.graph import Graph
-from kquant.core.nodes import LayerDef
+from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers.minmax import MinMaxQuantizer
-from kquant.ranges.estimators import ESTIMATORS, weight_range
+from kquant.ranges.weights import weight_range
 from kquant.rewrites.standardize import standardize
 
 
@@ -67,6 +67,8 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
   if spec.per_channel:
     raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
                      "be per_channel.")
+  if spec.range == "cross_entropy" and group.fixed is None:
+    _check_logits(graph, group.sources)
   quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=spec.symmetric)
   if group.fixed is not None:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
@@ -75,8 +77,26 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
                          {"quantizer": quantizer, "range": spec.range, "fixed": fixed})
 
 
+def _check_logits(graph: Graph, sources: list[Ref]) -> None:
+  """Raises ValueError unless each tensor is [images, classes] and ends the model or feeds its softmax."""
+  for ref in sources:
+    if len(ref.shape) < 2 or any(n != 1 for n in ref.shape[1:-1]) or not _ends_model(graph, ref):
+      raise ValueError(f"Tensor {ref.key!r} of shape {ref.shape}: the range 'cross_entropy' is for logits "
+                       "[images, classes] that end the model or feed its softmax; name their layer in a Rule "
+                       "of its own, Rule(match='^name$', ...), and give the others another range.")
+
+
+def _ends_model(graph: Graph, ref: Ref) -> bool:
+  """Whether a tensor, moved or not, is an output of the model or read by a softmax alone."""
+  if ref in graph.output_refs:
+    return True
+  readers = graph.readers(ref)
+  return bool(readers) and all(
+      node.kind == "Softmax" or (node.facts.role == "move" and _ends_model(graph, Ref(node)))
+      for node in readers)
+
+
 def _check_methods(spec: TensorSpec) -> None:
-  """Raises ValueError for a quantizer or a range estimator that does not exist."""
-  for what, name, known in (("quantizer", spec.quantizer, ["minmax"]), ("range", spec.range, ESTIMATORS)):
-    if name not in known:
-      raise ValueError(f"TensorSpec: unknown {what} {name!r}; expected one of {', '.join(known)}.")
+  """Raises ValueError for a quantizer that does not exist."""
+  if spec.quantizer != "minmax":
+    raise ValueError(f"TensorSpec: unknown quantizer {spec.quantizer!r}; expected one of minmax.")

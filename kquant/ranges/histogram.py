@@ -16,7 +16,6 @@ FINEST_EXPONENT = -120
 _BINS = 2 * LIMIT - 1
 _LOG2_LIMIT = 12
 _SLIVER = 1 / 64
-_GRIDS_AT_ONCE = 16
 
 
 def measure_bins(x: tf.Tensor, magnitude: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -60,35 +59,41 @@ class Histogram:
   Attributes:
     counts: int64 [2 * LIMIT - 1].
     exponent: the bins are 2^exponent wide.
+    zeros: how many of bin 0 are zeros, such as a ReLU and padding make.
   """
 
   def __init__(self):
     self.counts = np.zeros(_BINS, np.int64)
     self.exponent = FINEST_EXPONENT
+    self.zeros = 0
 
-  def add(self, counts: np.ndarray, exponent: int) -> None:
+  def add(self, counts: np.ndarray, exponent: int, zeros: int) -> None:
     """Adds the counts of another histogram or of one batch; the coarser of the two widths stays."""
     exponent = int(exponent)
+    self.zeros += int(zeros)
     if exponent > self.exponent:
       self.counts = coarsen(self.counts, exponent - self.exponent)
       self.exponent = exponent
     self.counts = self.counts + coarsen(np.asarray(counts, np.int64), self.exponent - exponent)
 
-  def density(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+  def density(self, low: float, high: float, *, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Returns (edges [bins + 1], counts [bins]) from the first to the last bin that is not empty.
 
     Args:
+      zeros: whether zeros, which are exact on every grid, count.
       low, high: the exact extrema of the data. The outermost bins end there, but stay a sliver
         (1/64 of a bin) wide so that counts / width is defined.
     """
-    filled = np.flatnonzero(self.counts)
+    counts = self.counts.copy()
+    counts[LIMIT - 1] -= 0 if zeros else self.zeros
+    filled = np.flatnonzero(counts)
     first, last = filled[0], filled[-1]
     width = 2.0 ** self.exponent
     bins = np.arange(first, last + 2) - (LIMIT - 1)
     edges = (bins - (bins <= 0)) * width
     edges[0] = min(max(edges[0], low), edges[1] - width * _SLIVER)
     edges[-1] = max(min(edges[-1], high), edges[-2] + width * _SLIVER)
-    return edges, self.counts[first:last + 1]
+    return edges, counts[first:last + 1]
 
   def quantile(self, fraction: float, low: float, high: float) -> float:
     """Returns the number below which `fraction` (0..1) of the data lie, right to within a bin.
@@ -111,27 +116,3 @@ class Histogram:
     remainder = fraction * (total - 1) - rank
     below, above = ordered(rank), ordered(min(rank + 1, total - 1))
     return below + remainder * (above - below)
-
-
-def squared_error(edges: np.ndarray, counts: np.ndarray, scale: np.ndarray, first: np.ndarray,
-                  last: np.ndarray) -> np.ndarray:
-  """Returns the sum of (x - x_hat)^2 over a histogram, for each of many grids: [grids].
-
-  With u = x / scale and q = clip(round(u), first, last), the integral from 0 to u of
-  (v - q(v))^2 dv is q / 12 + (u - q)^3 / 3, inside the range as well as beyond it. Summed over bins
-  of even density, each edge counts with the step of the density there.
-
-  Args:
-    edges: [bins + 1], ascending. counts: [bins].
-    scale: [grids]. first, last: integers of the grid less its zero point, [grids].
-  """
-  scale = np.asarray(scale, np.float64)
-  step = -np.diff(counts / np.diff(edges), prepend=0, append=0)
-  errors = []
-  for start in range(0, scale.size, _GRIDS_AT_ONCE):
-    part = slice(start, start + _GRIDS_AT_ONCE)
-    u = edges / scale[part, None]
-    q = np.clip(np.rint(u), first[part, None], last[part, None])
-    u -= q
-    errors.append(np.einsum("ge,e->g", q / 12 + u * u * u / 3, step))
-  return scale ** 3 * np.concatenate(errors)

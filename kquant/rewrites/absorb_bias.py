@@ -80,6 +80,9 @@ def _obstacle(graph: Graph, node: Node) -> str | None:
 def _absorb(graph: Graph, node: Node, relu: Node, absorbed: np.ndarray) -> None:
   params = node.layer.params
   node.layer.params = {**params, "bias": (params["bias"] - absorbed).astype(np.float32)}
+  for layer in (node.layer, relu.layer):
+    if layer.output_moments is not None:
+      layer.output_moments = layer.output_moments[0] - absorbed, layer.output_moments[1]
   if relu.kind == "CappedReLU":
     relu.layer.params = {"caps": (relu.layer.params["caps"] - absorbed).astype(np.float32)}
   for reader in graph.readers(Ref(relu)):

@@ -30,8 +30,29 @@ def affine_of(layer: LayerDef) -> tuple[np.ndarray, np.ndarray]:
   return scale, params.get("beta", 0.0) - params["moving_mean"] * scale
 
 
+def moments_of(layer: LayerDef) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns (mean, deviation), [channels], of a batch norm's output: beta, |gamma| sqrt(v / (v + epsilon)).
+
+  None for what never was a batch norm: an affine function written as one.
+  """
+  if layer.output_moments is not None or layer.config["epsilon"] == 0:
+    return layer.output_moments
+  scale, _ = affine_of(layer)
+  beta = layer.params.get("beta", np.zeros(len(scale))).astype(np.float64)
+  return beta, np.abs(scale) * np.sqrt(layer.params["moving_variance"].astype(np.float64))
+
+
+def input_moments_of(layer: LayerDef) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns (mean, deviation), [channels], of a batch norm's input: what it recorded in training."""
+  if layer.config["epsilon"] == 0:
+    return None
+  mean, variance = (layer.params[f"moving_{name}"].astype(np.float64) for name in ("mean", "variance"))
+  return mean, np.sqrt(variance)
+
+
 def set_affine(layer: LayerDef, scale: np.ndarray, shift: np.ndarray) -> None:
-  """Makes a batch norm compute scale * x + shift."""
+  """Makes a batch norm compute scale * x + shift; what it knew of its output stays known."""
+  layer.output_moments = moments_of(layer)
   ones = np.ones(len(scale), np.float32)
   layer.config = {**layer.config, "epsilon": 0.0, "scale": True, "center": True}
   layer.params = {"gamma": scale.astype(np.float32), "beta": shift.astype(np.float32),
@@ -57,6 +78,7 @@ def affine_to_depthwise(graph: Graph, node: Node) -> None:
       keras.layers.DepthwiseConv2D, name, {"kernel_size": 1, "padding": "valid"},
       {"depthwise_kernel": scale.reshape(1, 1, channels, 1).astype(np.float32),
        "bias": shift.astype(np.float32)})
+  depthwise.output_moments = moments_of(node.layer)
   (source,) = node.inputs
   if len(shape) == 4:
     result = graph.add_node(depthwise, (source,), shape)

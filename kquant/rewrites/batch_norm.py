@@ -12,17 +12,20 @@ from kquant.core import numerics
 from kquant.core.graph import Graph
 from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.passes import graph_pass
-from kquant.rewrites.affine import affine_of, affine_to_depthwise, set_affine
+from kquant.rewrites.affine import affine_of, affine_to_depthwise, input_moments_of, moments_of, set_affine
 
 _MAX_POOLS = ("MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D")
 _RECTIFIERS = ("ReLU", "LeakyReLU")
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 @graph_pass
 def fold_batch_norm(graph: Graph) -> None:
   """Folds every batch norm; one that cannot be folded becomes a 1x1 depthwise convolution.
 
-  Each one not folded is recorded with its reason. The output is unchanged up to float rounding.
+  Each one not folded is recorded with its reason. The output is unchanged up to float rounding. What a
+  batch norm knew of the mean and deviation of its channels stays with the layers it was folded into, as
+  their `output_moments`.
   """
   for bn in graph.find("BatchNormalization"):
     if (axis := _axes(bn)) != [len(bn.shapes[0]) - 1]:
@@ -32,10 +35,11 @@ def fold_batch_norm(graph: Graph) -> None:
     scale, shift = affine_of(bn.layer)
     backward = _backward_obstacle(graph, source, scale, shift)
     if backward is None:
-      _absorb_backward(graph, source, scale, shift)
+      _absorb_backward(graph, source, scale, shift, moments_of(bn.layer))
       graph.edit(bn, f"folded into {source.node.name!r}")
       graph.remove(bn)
       continue
+    _remember(graph, source.node, input_moments_of(bn.layer) or source.node.layer.output_moments)
     forward = _forward_obstacle(graph, Ref(bn), scale)
     if forward is None:
       _absorb_forward(graph, Ref(bn), scale, shift)
@@ -82,8 +86,12 @@ def _axes(bn: Node) -> list[int]:
   return (np.atleast_1d(bn.config["axis"]) % len(bn.shapes[0])).tolist()
 
 
-def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> None:
+def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray,
+                     moments: Moments | None) -> None:
+  """Lets the producer of a tensor compute scale * x + shift, whose moments are given if they are known."""
   node = ref.node
+  known = node.layer.output_moments
+  _remember(graph, node, moments or known and (scale * known[0] + shift, np.abs(scale) * known[1]))
   if node.facts.role == "linear":
     kernel, facts = node.layer.params[node.facts.kernel], node.facts
     bias = node.layer.params.get("bias", np.zeros(len(scale)))
@@ -92,14 +100,22 @@ def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarra
   elif node.kind in _RECTIFIERS:
     if node.config.get("max_value") is not None:
       node.layer.config = {**node.config, "max_value": float(node.config["max_value"] * scale[0])}
-    _absorb_backward(graph, node.inputs[0], scale, shift)
+    _absorb_backward(graph, node.inputs[0], scale, shift, None)
   elif node.kind == "Concatenate":
     for part, where in _slices(node):
-      _absorb_backward(graph, part, scale[where], shift[where])
+      _absorb_backward(graph, part, scale[where], shift[where],
+                       moments and (moments[0][where], moments[1][where]))
   elif node.kind == "Multiply":
-    _absorb_backward(graph, _scalable_factor(graph, node, scale), scale, shift)
+    _absorb_backward(graph, _scalable_factor(graph, node, scale), scale, shift, None)
   else:
-    _absorb_backward(graph, node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift))
+    _absorb_backward(graph, node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift),
+                     None)
+
+
+def _remember(graph: Graph, node: Node, moments: Moments | None) -> None:
+  """Notes the moments of a call's output at its layer; several calls or outputs have no common ones."""
+  alone = len(graph.calls(node.layer)) == len(node.shapes) == 1
+  node.layer.output_moments = moments if alone else None
 
 
 def _scalable_factor(graph: Graph, node: Node, scale: np.ndarray) -> Ref | None:

@@ -80,6 +80,9 @@ def _silence(node: Node, cut_off: np.ndarray, constant: np.ndarray, statistics: 
   keep = numerics.along(~dead, kernel.shape, node.facts.out_axes)
   bias = np.where(cut_off, 0.0, np.where(constant, statistics.mean[Ref(node)], bias))
   node.layer.params = {**node.layer.params, node.facts.kernel: kernel * keep, "bias": bias.astype(np.float32)}
+  if node.layer.output_moments is not None:
+    mean, deviation = node.layer.output_moments
+    node.layer.output_moments = np.where(dead, bias, mean).astype(np.float64), np.where(dead, 0.0, deviation)
   ref = Ref(node)
   for values in (statistics.low, statistics.high, statistics.mean, statistics.mean_square):
     values[ref] = np.where(cut_off, 0.0, values[ref])

@@ -94,6 +94,8 @@ def _largest_after(largest: np.ndarray, channel: int) -> float:
 
 def _repeat_outputs(producer: Node, sources: list[int]) -> None:
   layer, facts = producer.layer, producer.facts
+  if layer.output_moments is not None:
+    layer.output_moments = tuple(values[sources] for values in layer.output_moments)
   kernel = np.take(layer.params[facts.kernel], sources, facts.out_axes[0])
   layer.params = {**layer.params, facts.kernel: kernel, "bias": layer.params["bias"][sources]}
   layer.config = {**layer.config, _SIZE[producer.kind]: len(sources)}

@@ -233,6 +233,9 @@ def scale_channels(graph: Graph, groups: ScaleGroups, scale: np.ndarray, *, move
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
     call = graph.calls(layer)[0]
     _scale_linear(layer, scale[groups.index[call.inputs[0]]], scale[groups.index[Ref(call)]])
+  for layer, ids in {node.layer: groups.index[Ref(node)] for node in graph.nodes}.items():
+    if layer.output_moments is not None:
+      layer.output_moments = tuple(scale[ids] * values for values in layer.output_moments)
   for node in graph.find("ReLU", "CappedReLU") if move_caps else ():
     _scale_cap(graph, node, scale[groups.index[Ref(node)]])
   graph.normalize()
@@ -253,6 +256,7 @@ def _scale_cap(graph: Graph, node: Node, scale: np.ndarray) -> None:
   layer = graph.new_layer(CappedReLU, node.layer_name, params={"caps": np.float32(cap * scale)})
   if np.ptp(cap * scale) == 0:
     layer = graph.new_layer(keras.layers.ReLU, node.layer_name, {"max_value": float(cap * scale[0])})
+  layer.output_moments = node.layer.output_moments
   graph.recall(node, layer, (node.inputs[0],))
 
 

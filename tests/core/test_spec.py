@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec
+from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec, parse_range
 
 PRESETS = ["int8", "int8_per_tensor", "int16x8", "w4a8_unpacked",
            *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]
@@ -121,6 +121,22 @@ def test_unknown_presets_are_refused_with_the_choices(name):
 def test_unknown_methods_are_refused_with_the_choices(field):
   with pytest.raises(ValueError, match=f"{field} must be one of none, .*, got 'best'"):
     QuantConfig(**{field: "best"})
+
+
+@pytest.mark.parametrize("range_name, message", [
+    ("best", "unknown range 'best'; expected one of minmax, .*cross_entropy"), ("", "unknown range ''"),
+    ("mse:2", "'mse:2' has a number, which mse does not take"),
+    ("percentile:50", "needs a number above 50 and up to 100"), ("percentile:100.1", "above 50"),
+    ("lp:", "needs a number above 1 and up to 10"), ("lp:nan", "above 1"), ("lp:two", "write 'lp:2.4'")])
+def test_ranges_are_checked_when_a_spec_is_made(range_name, message):
+  with pytest.raises(ValueError, match=message):
+    TensorSpec(range=range_name)
+
+
+def test_ranges_and_their_numbers():
+  assert [parse_range(name) for name in ("mse", "lp", "lp:4", "percentile:99.9")] == [
+      ("mse", None), ("lp", 2.4), ("lp", 4.0), ("percentile", 99.9)]
+  assert TensorSpec(range="lp:4").range == "lp:4"
 
 
 def test_json_keeps_every_field():

@@ -7,13 +7,16 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
+import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core import numerics
 from kquant.qmodel.calibrate import observe
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.ranges.estimators import ESTIMATORS
+from kquant.ranges.estimators import ESTIMATORS, make_estimator
+from kquant.ranges.weights import WEIGHT_METHODS
 from tests import models
 
+RANGES = [name for name in (*ESTIMATORS, "lp:4") if name != "cross_entropy"]  # which takes logits alone
 FOLD = [kq.standardize, kq.fold_batch_norm]
 
 
@@ -67,6 +70,27 @@ def test_a_groups_range_covers_all_its_tensors():
   assert (low.numpy()[0], high.numpy()[0]) == (-1.5, 15.0)
 
 
+@pytest.mark.parametrize("name", RANGES)
+def test_tensors_that_share_a_grid_are_searched_as_one(name):
+  """Both sides of a concatenation and of the pool behind it: one estimator over the two tensors."""
+  image = keras.Input((8, 8, 2), name="image")
+  left, right = (layers.Conv2D(3, 1, name=side)(image) for side in ("left", "right"))
+  x = layers.MaxPooling2D(2)(layers.Concatenate()([left, right]))
+  model = models.randomized(keras.Model(image, layers.Flatten()(x)))
+  qmodel = kq.insert_quantizers(model, QuantConfig((Rule(activations=TensorSpec(4, range=name)),)))
+  images = np.random.default_rng(0).laplace(size=(9, 8, 8, 2)).astype(np.float32)
+  kq.calibrate(qmodel, images)
+  both = keras.Model(image, [left, right]).predict(images, verbose=0)
+  joint, alone = make_estimator(name), make_estimator(name)
+  joint.update(np.concatenate(both, axis=-1))
+  alone.update(both[0])
+  limits = [v.numpy()[0] for v in qmodel.get_layer("left/quantize").range_variables.values()]
+  np.testing.assert_allclose(limits, joint.range(bits=4, symmetric=False), rtol=1e-5)
+  assert not np.allclose(limits, alone.range(bits=4, symmetric=False), rtol=1e-3)
+  assert {layer.name for layer in qmodel.layers if isinstance(layer, QuantizeActivation)} == {
+      "image/quantize", "left/quantize"}
+
+
 def test_calibrate_returns_the_model_it_set_in_place_and_can_be_repeated_on_other_data():
   qmodel = identity()
   assert kq.calibrate(qmodel, np.float32([[1, -2]])) is qmodel
@@ -96,7 +120,7 @@ def test_extrema_do_not_depend_on_order_or_batch_size_to_the_last_bit(name):
   assert others == [first, first]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", RANGES)
 def test_no_estimator_depends_on_order_or_batch_size_where_float32_is_exact(name):
   image = keras.Input((6, 6, 2), name="image")
   x = layers.Conv2D(3, 3, padding="same", activation="relu", name="conv")(image)
@@ -105,13 +129,15 @@ def test_no_estimator_depends_on_order_or_batch_size_where_float32_is_exact(name
   rng = np.random.default_rng(0)
   for weight in model.weights:
     weight.assign(rng.integers(-8, 9, weight.shape))
-  qmodel = kq.insert_quantizers(model, QuantConfig((Rule(activations=TensorSpec(range=name)),)))
+  rules = (Rule("dense", activations=TensorSpec(range="cross_entropy")),
+           Rule(activations=TensorSpec(range=name)))
+  qmodel = kq.insert_quantizers(model, QuantConfig(rules))
   images = (rng.integers(-32, 33, (13, 6, 6, 2)) * 2.0 ** rng.integers(-5, 1, (13, 1, 1, 1)))
   first, *others = in_several_ways(qmodel, images.astype(np.float32))
   assert others == [first, first]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", RANGES)
 def test_estimators_follow_order_and_batch_size_by_the_rounding_of_the_network_only(name):
   qmodel = inserted("branches", TensorSpec(range=name))
   (x,) = models.sample_inputs(qmodel, images=13)
@@ -157,12 +183,12 @@ def test_statistics_are_taken_without_changing_the_model():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", RANGES)
 def test_the_estimator_named_in_the_spec_sets_the_range(name, bits, symmetric):
   qmodel = inserted(spec=TensorSpec(bits=bits, symmetric=symmetric, range=name))
   x = np.random.default_rng(0).laplace(size=(6, *models.IMAGE)).astype(np.float32)
   kq.calibrate(qmodel, x)
-  estimator = ESTIMATORS[name]()
+  estimator = make_estimator(name)
   estimator.update(x)
   low, high = estimator.range(bits=bits, symmetric=symmetric)
   layer = qmodel.get_layer("image/quantize")
@@ -171,14 +197,27 @@ def test_the_estimator_named_in_the_spec_sets_the_range(name, bits, symmetric):
   assert layer.encoding().bits == bits
 
 
+@pytest.mark.parametrize("name", RANGES)
+def test_each_estimator_ends_in_a_verified_file(name, tmp_path):
+  model = models.build("mobile_block")
+  (x,) = models.sample_inputs(model, images=16)
+  weights = TensorSpec(bits=4, symmetric=True, per_channel=True,
+                       range=name if name.split(":")[0] in WEIGHT_METHODS else "minmax")
+  logits = Rule("^logits$", weights=weights, activations=TensorSpec(range="cross_entropy"))
+  result = kq.quantize(model, x, config=QuantConfig((logits, Rule(weights=weights,
+                                                                  activations=TensorSpec(range=name)))))
+  written = tflite_export.export(result, str(tmp_path / "m.tflite"), verify=x[:2])
+  assert written.verification.max_lsb <= 1
+
+
 def test_estimators_differ_on_data_with_outliers():
   x = np.random.default_rng(0).laplace(size=(8, *models.IMAGE)).astype(np.float32)
   ranges = set()
-  for name in ESTIMATORS:
+  for name in RANGES:
     qmodel = inserted(spec=TensorSpec(bits=4, range=name))
     kq.calibrate(qmodel, x)
     ranges.add(float(qmodel.get_layer("image/quantize").encoding().scale[0]))
-  assert len(ranges) == len(ESTIMATORS)
+  assert len(ranges) == len(RANGES)
 
 
 # --- forms of data ---------------------------------------------------------------------------------

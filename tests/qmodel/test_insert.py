@@ -10,7 +10,7 @@ from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core.layers import LAYERS
 from kquant.core.target import LITERT
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.ranges.estimators import weight_range
+from kquant.ranges.weights import weight_range
 from tests import models
 
 FOLD = [kq.standardize, kq.fold_batch_norm]
@@ -141,13 +141,35 @@ def test_fixed_grid_is_exact_whatever_the_rule_says(activation, spec):
 
 
 @pytest.mark.parametrize("where", ["weights", "activations"])
-@pytest.mark.parametrize("field", ["range", "quantizer"])
-def test_unknown_method_in_a_spec_is_an_error_that_names_it(where, field):
-  spec = TensorSpec(symmetric=True, **{field: "no_such_method"})
+def test_unknown_quantizer_in_a_spec_is_an_error_that_names_it(where):
+  spec = TensorSpec(symmetric=True, quantizer="no_such_method")
   model = models.build("conv_bn_relu")
   (x,) = models.sample_inputs(model, images=2)
   with pytest.raises(ValueError, match="no_such_method"):
     kq.calibrate(inserted(model, QuantConfig((Rule(**{where: spec}),))), x)
+
+
+def classifier(*, reshaped=False):
+  image = keras.Input((5, 5, 2), name="image")
+  x = layers.Conv2D(4, 5, name="logits")(layers.ReLU(name="relu")(layers.Conv2D(3, 1, name="conv")(image)))
+  x = layers.Reshape((4,))(x) if reshaped else layers.Flatten()(x)
+  return keras.Model(image, layers.Softmax()(x))
+
+
+@pytest.mark.parametrize("reshaped", [False, True])
+def test_cross_entropy_is_for_logits_alone(reshaped):
+  spec = TensorSpec(range="cross_entropy")
+  model, x = classifier(reshaped=reshaped), np.random.default_rng(0).normal(size=(6, 5, 5, 2))
+  qmodel = inserted(model, QuantConfig((Rule("^logits$", activations=spec), Rule())))
+  kq.calibrate(qmodel, x)
+  assert qmodel.get_layer("logits/quantize").range == "cross_entropy"
+  for match in ("^conv$", ""):
+    with pytest.raises(ValueError, match=r"'(image|relu)' of shape .*is for logits \[images, classes\]"):
+      inserted(model, QuantConfig((Rule(match, activations=spec), Rule())))
+  x = keras.Input((6,), name="x")
+  hidden = keras.Model(x, layers.Dense(2)(layers.Dense(3, name="hidden")(x)))
+  with pytest.raises(ValueError, match="'hidden' of shape"):
+    inserted(hidden, QuantConfig((Rule("^hidden$", activations=spec), Rule())))
 
 
 def test_per_channel_activations_are_refused():

@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 from kquant.core import numerics
-from kquant.ranges import estimators
-from kquant.ranges.estimators import ESTIMATORS, weight_range
+from kquant.core.spec import RANGES
+from kquant.ranges.estimators import ESTIMATORS, make_estimator
 
-NAMES = sorted(ESTIMATORS)
-HISTOGRAM_NAMES = ["mse", "percentile"]
+NAMES = [name for name in (*ESTIMATORS, "lp:4") if name != "cross_entropy"]  # which takes logits alone
+HISTOGRAM_NAMES = [name for name in NAMES if make_estimator(name).needs_histogram]
 
 
 def laplace(seed, images=12, shape=(6, 5, 3)):
@@ -19,8 +19,8 @@ def laplace(seed, images=12, shape=(6, 5, 3)):
   return (rng.laplace(size=(images, *shape)) * scales).astype(np.float32)
 
 
-def run(name, batches, **options):
-  estimator = ESTIMATORS[name](**options)
+def run(name, batches):
+  estimator = make_estimator(name)
   for batch in batches:
     estimator.update(batch)
   return estimator
@@ -57,9 +57,9 @@ def test_mean_extrema_by_hand():
 
 def test_percentile_by_hand():
   x = np.arange(101, dtype=np.float32)[None]  # percentile p of it is p
-  low, high = run("percentile", [x], percentile=90).range(bits=8, symmetric=False)
+  low, high = run("percentile:90", [x]).range(bits=8, symmetric=False)
   assert low == pytest.approx(10, abs=2 ** -5) and high == pytest.approx(90, abs=2 ** -5)
-  assert run("percentile", [x], percentile=100).range(bits=8, symmetric=False) == (0.0, 100.0)
+  assert run("percentile:100", [x]).range(bits=8, symmetric=False) == (0.0, 100.0)
 
 
 def test_mse_by_hand():
@@ -99,8 +99,8 @@ def test_independent_of_batch_size_order_and_merging(name, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_merging_with_an_empty_one_changes_nothing(name):
   x = laplace(0)
-  empty, full = ESTIMATORS[name](), run(name, [x])
-  full.merge(ESTIMATORS[name]())
+  empty, full = make_estimator(name), run(name, [x])
+  full.merge(make_estimator(name))
   empty.merge(full)
   assert ranges(empty) == ranges(full) == ranges(run(name, [x]))
 
@@ -127,7 +127,7 @@ def test_ranges_stay_within_the_data(name, seed):
 @pytest.mark.parametrize("make", [np.positive, np.abs, lambda x: np.maximum(x, 0), np.cbrt])
 def test_percentile_is_numpys_within_a_bin(percentile, make):
   x = make(np.random.default_rng(1).laplace(size=(4, 5000)).astype(np.float32))
-  estimator = run("percentile", [x], percentile=percentile)
+  estimator = run(f"percentile:{percentile}", [x])
   bin_width = 2.0 ** estimator.histogram.exponent
   assert bin_width <= np.abs(x).max() / 2048
   expected = np.percentile(x, [100 - percentile, percentile])
@@ -215,7 +215,7 @@ def test_other_number_types(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_measure_is_traced_once_for_all_batch_sizes(name):
   traces = []
-  estimator, x = ESTIMATORS[name](), laplace(0)
+  estimator, x = make_estimator(name), laplace(0)
 
   @tf.function(input_signature=[tf.TensorSpec([None, 6, 5, 3])])
   def measure(batch):
@@ -246,98 +246,17 @@ def test_not_finite(name, bad):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_data(name):
   with pytest.raises(ValueError, match="expected data before range.., got none"):
-    ESTIMATORS[name]().range(bits=8, symmetric=False)
+    make_estimator(name).range(bits=8, symmetric=False)
 
 
 def test_merging_different_kinds():
   with pytest.raises(TypeError, match="expected another MinMax, got MeanExtrema"):
-    estimators.MinMax().merge(estimators.MeanExtrema())
-  with pytest.raises(ValueError, match="expected percentile 99, got 99.9"):
-    estimators.Percentile(99).merge(estimators.Percentile(99.9))
+    make_estimator("minmax").merge(make_estimator("mean_extrema"))
+  with pytest.raises(ValueError, match="expected the number 99.0, got 99.9"):
+    make_estimator("percentile:99").merge(make_estimator("percentile:99.9"))
 
 
-@pytest.mark.parametrize("percentile", [0.01, 50, 100.1, np.nan])
-def test_percentile_out_of_bounds(percentile):
-  with pytest.raises(ValueError, match="above 50 and up to 100"):
-    estimators.Percentile(percentile)
-
-
-# Weights.
-
-
-def test_weight_range_by_hand():
-  kernel = np.float32([[1, -4], [-3, 2]])
-  low, high = weight_range(kernel, (1,))
-  np.testing.assert_array_equal(high, [3, 4])
-  np.testing.assert_array_equal(low, [-3, -4])
-  np.testing.assert_array_equal(weight_range(kernel, (0,), method="mean_extrema")[1], [4, 3])
-  np.testing.assert_array_equal(weight_range(kernel, None)[1], [4])
-
-
-def test_weight_mse_by_hand():
-  # 2 bits: {-m, 0, m}; the squared error of 99 ones and one 1.5 is least at their mean, 1.005.
-  kernel = np.float32([1.0] * 99 + [-1.5])[:, None]
-  assert weight_range(kernel, (1,), method="mse", bits=2)[1] == pytest.approx([1.005], abs=8e-4)
-
-
-@pytest.mark.parametrize("method", ["minmax", "mse"])
-def test_depthwise_channels_are_row_major(method):
-  kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 2)).astype(np.float32)
-  low, high = weight_range(kernel, (2, 3), method=method, bits=4)
-  one_by_one = [weight_range(kernel[:, :, i, m], None, method=method, bits=4)[1][0]
-                for i in range(4) for m in range(2)]
-  np.testing.assert_array_equal(high, one_by_one)
-  np.testing.assert_array_equal(low, np.negative(one_by_one))
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("axis", [(3,), None])
-@pytest.mark.parametrize("seed", range(2))
-def test_weight_mse_is_the_best_of_its_candidates(bits, axis, seed):
-  kernel = np.random.default_rng(seed).laplace(size=(3, 3, 8, 5)).astype(np.float32)
-
-  def error(high):
-    scale = numerics.symmetric_grid(high, bits)
-    zero = np.zeros(scale.shape, np.int64)
-    q = numerics.quantize(kernel, scale, zero, bits=bits, narrow=True, axis=axis)
-    gap = (numerics.dequantize(q, scale, zero, axis=axis).astype(np.float64) - kernel) ** 2
-    return gap.sum(axis=None if axis is None else (0, 1, 2))
-
-  largest = weight_range(kernel, axis)[1]
-  best = error(weight_range(kernel, axis, method="mse", bits=bits)[1])
-  assert np.all(best <= error(largest) * (1 + 1e-6))
-  for ratio in (0.9, 0.75, 0.5, 0.25):
-    assert np.all(best <= error(largest * ratio) * (1 + 1e-6))
-
-
-def test_weight_mse_scales_with_powers_of_two_and_does_not_depend_on_blocks(monkeypatch):
-  kernel = np.random.default_rng(0).laplace(size=(40, 6)).astype(np.float32)
-  high = weight_range(kernel, (1,), method="mse", bits=4)[1]
-  np.testing.assert_array_equal(
-      weight_range(kernel * 64, (1,), method="mse", bits=4)[1], high * 64)
-  monkeypatch.setattr(estimators, "_WEIGHTS_AT_ONCE", 16)
-  np.testing.assert_allclose(weight_range(kernel, (1,), method="mse", bits=4)[1], high)
-
-
-@pytest.mark.parametrize("method", ["minmax", "mse", "mean_extrema"])
-def test_weight_edges(method):
-  kernel = np.zeros((3, 3, 2, 3), np.float32)
-  kernel[..., 1] = 0.25
-  kernel[..., 2] = -1e-40
-  low, high = weight_range(kernel, (3,), method=method, bits=4)
-  np.testing.assert_array_equal(high[:2], [0, 0.25])
-  assert 0 < high[2] <= 1.1e-40
-  assert not np.signbit(low[0])
-  np.testing.assert_array_equal(weight_range([[2.0]], (1,), method=method)[1], [2])
-
-
-def test_weight_errors():
-  kernel = np.ones((2, 2), np.float32)
-  with pytest.raises(ValueError, match=r"\['mean_extrema', 'minmax', 'mse'\], got 'percentile'"):
-    weight_range(kernel, (1,), method="percentile")
-  with pytest.raises(ValueError, match="at least 2 bits"):
-    weight_range(kernel, (1,), method="mse", bits=1)
-  with pytest.raises(ValueError, match="expected finite weights"):
-    weight_range(kernel * np.nan, (1,))
-  with pytest.raises(ValueError, match=r"kernel of shape \(0, 3\) that is empty"):
-    weight_range(np.ones((0, 3)), (1,))
+def test_the_table_holds_what_specs_may_name_and_the_default_numbers():
+  assert list(ESTIMATORS) == list(RANGES)
+  assert (make_estimator("percentile").number, make_estimator("lp").number) == (99.99, 2.4)
+  assert make_estimator("lp:4").number == 4.0

@@ -1,0 +1,45 @@
+"""Ranges of activations and means of inputs without images: from what batch norms knew."""
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+from kquant.core.input_range import InputRange
+from kquant.qmodel.finalize import remove_activation_quantizers, unwrap_weights
+from kquant.ranges.base import Estimator
+from kquant.ranges.extrema import MinMax
+from kquant.rewrites.moment_propagation import propagate_moments
+
+
+def known_without_data(qmodel: keras.Model, known: InputRange | None
+                       ) -> tuple[dict[str, Estimator], dict[str, np.ndarray]]:
+  """Returns ({QuantizeActivation layer: its range}, {QuantizeWeights layer: mean of its input}).
+
+  A normal channel is taken to reach 6 deviations from its mean; a ReLU and its cap bound that (Nagel et
+  al. 2021, section 3.1, which has beta -+ 6 gamma).
+
+  Args:
+    qmodel: made in this process of a model whose batch norms were folded in this process.
+    known: range of the inputs; with None there are no ranges, and what no batch norm tells has mean 0.
+
+  Raises:
+    ValueError, UnsupportedLayerError: see `propagate_moments`.
+  """
+  graph = Graph.from_model(qmodel)
+  members = remove_activation_quantizers(graph)
+  unwrap_weights(graph, {layer.name: layer for layer in qmodel.layers})
+  graph.normalize()
+  moments = propagate_moments(graph, known)
+  means: dict[str, list[np.ndarray]] = {}
+  for node in graph.nodes:
+    if node.facts.role == "linear":
+      (source,) = node.inputs
+      mean = moments[source].mean if source in moments else np.zeros(source.shape[-1])
+      means.setdefault(node.layer.name, []).append(mean)
+  ranges = {}
+  for name, refs in members.items() if known is not None else ():
+    ranges[name] = MinMax()
+    ranges[name].images = 1
+    ranges[name].low = min(float(moments[ref].low.min()) for ref in refs)
+    ranges[name].high = max(float(moments[ref].high.max()) for ref in refs)
+  return ranges, {name: np.mean(parts, axis=0) for name, parts in means.items()}

@@ -1,0 +1,76 @@
+"""Search for the range whose grid has the least error of some kind.
+
+Both ends of the extrema, widened to hold 0, shrink by 2^-a: all pairs of a = 0, 1/4, .. 7 3/4, then
+around the best pair down to 1/256. The error is that of the grid `numerics` makes of the range, with
+its rounded scale and zero point.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kquant.core import numerics
+
+_COARSE_STEPS = np.arange(32) / 4
+_FINE_STEPS = np.array([0, -1, 1, -2, 2, -3, 3, -4, 4]) / 4
+
+GridError = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Error of many grids x = scale * (first .. last), each [grids]; returns [grids]."""
+
+
+def search_range(error: GridError, low: float, high: float, *, bits: int, symmetric: bool,
+                 coupled: bool = False) -> tuple[float, float]:
+  """Returns the (low, high) within the extrema whose grid has the least error; of equals the widest.
+
+  Args:
+    error: see GridError.
+    low, high: extrema of the data.
+    coupled: the ends shrink together first and then one by one, a ninth of the evaluations.
+  """
+  ends = widened(low, high, symmetric)
+  one_end = symmetric or not ends[0] < 0 < ends[1]
+
+  def error_at(ratios: np.ndarray) -> np.ndarray:
+    return error(*grids_over(ends[0] * ratios[:, 0], ends[1] * ratios[:, -1], bits, symmetric))
+
+  if coupled and not one_end:
+    ratios = _one_by_one(error_at)
+  else:
+    ratios = least(error_at, sides=1 if one_end else 2)
+  return (float(np.clip(ends[0] * ratios[0], low, high)), float(np.clip(ends[1] * ratios[-1], low, high)))
+
+
+def _one_by_one(error_at: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+  """The best common ratio, then the best of the lower end beside it, then of the upper one."""
+  both = least(error_at, sides=1)[0]
+  lower = least(lambda r: error_at(np.column_stack([r, np.full(len(r), both)])), sides=1)[0]
+  upper = least(lambda r: error_at(np.column_stack([np.full(len(r), lower), r])), sides=1)[0]
+  return lower, upper
+
+
+def widened(low: float, high: float, symmetric: bool) -> tuple[float, float]:
+  """Returns the extrema of the grid that clips nothing: they hold 0, or are -m and m."""
+  low, high = min(low, 0.0), max(high, 0.0)
+  return (-max(-low, high), max(-low, high)) if symmetric else (low, high)
+
+
+def grids_over(lows, highs, bits: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (scale, first, last) of the grids over [lows, highs]; x = scale * (first .. last)."""
+  if symmetric:
+    scale = numerics.symmetric_grid(highs, bits)
+    first, last = numerics.grid_limits(bits, narrow=True)
+    return scale, np.full(scale.shape, first), np.full(scale.shape, last)
+  scale, zero_point = numerics.affine_grid(lows, highs, bits)
+  first, last = numerics.grid_limits(bits, narrow=False)
+  return scale, first - zero_point, last - zero_point
+
+
+def least(error: Callable[[np.ndarray], np.ndarray], *, sides: int) -> np.ndarray:
+  """Returns the ratios in (0, 1], [sides], with the least error(ratios [candidates, sides])."""
+  centre, steps, spacing = np.zeros(sides), _COARSE_STEPS, _COARSE_STEPS[1]
+  for _ in range(4):
+    mesh = np.stack(np.meshgrid(*[steps] * sides, indexing="ij"), axis=-1).reshape(-1, sides)
+    octaves = np.maximum(centre + mesh, 0.0)
+    centre = octaves[np.argmin(error(np.exp2(-octaves)))]
+    steps, spacing = _FINE_STEPS * spacing, spacing / 4
+  return np.exp2(-centre)
