@@ -25,6 +25,8 @@ _HOMES = {
     "calibrate": "kquant.qmodel.calibrate",
     "round_weights": "kquant.ptq.layer_rounding",
     "correct_bias": "kquant.ptq.bias_correction",
+    "finetune": "kquant.ptq.finetuning",
+    "DistillationModel": "kquant.qmodel.distill",
     "finalize": "kquant.qmodel.finalize",
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",

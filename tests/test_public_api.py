@@ -13,10 +13,32 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
-      "Encoding", "Encodings", "InputRange", "QuantConfig", "QuantizationResult", "Rule", "TensorSpec",
-      "UnsupportedLayerError", "__version__", "absorb_bias", "calibrate", "correct_bias",
-      "describe_scale_groups", "equalize", "finalize", "fold_batch_norm", "insert_quantizers",
-      "prune_dead_channels", "quantize", "rewrite", "round_weights", "split_outlier_channels", "standardize"]
+      "DistillationModel",
+      "Encoding",
+      "Encodings",
+      "InputRange",
+      "QuantConfig",
+      "QuantizationResult",
+      "Rule",
+      "TensorSpec",
+      "UnsupportedLayerError",
+      "__version__",
+      "absorb_bias",
+      "calibrate",
+      "correct_bias",
+      "describe_scale_groups",
+      "equalize",
+      "finalize",
+      "finetune",
+      "fold_batch_norm",
+      "insert_quantizers",
+      "prune_dead_channels",
+      "quantize",
+      "rewrite",
+      "round_weights",
+      "split_outlier_channels",
+      "standardize",
+  ]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
 
