@@ -41,7 +41,7 @@ def finalize_with_edits(qmodel: keras.Model,
   members = _remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
-  kernels = _unwrap_weights(graph, live)
+  kernels = _unwrap_weights(graph, live, target)
   graph.normalize()
   graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
                         for ref, name in zip(graph.output_refs, graph.output_names)]
@@ -71,15 +71,20 @@ def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   return members
 
 
-def _unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
+def _unwrap_weights(graph: Graph, live: dict, target: Target) -> dict[LayerDef, Encoding]:
   """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
   kernels = {}
   for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeWeights}:
     wrapper = live[layer.name]
     names = {variable.name.split(":")[0].rsplit("/", 1)[-1] for variable in wrapper.layer.weights}
     ((_, grid),) = wrapper.weight_encodings().items()
+    if grid.bits not in target.weight_bits:
+      raise ValueError(f"Layer {layer.name!r}: its kernel has integers of {grid.bits} bits, the file at most "
+                       f"{max(target.weight_bits)}; the odd integers of dorefa take one bit more than it is "
+                       "given, so give it at most 7 bits, or train with lsq.")
     layer.cls, layer.config = type(wrapper.layer), wrapper.layer.get_config()
     layer.params = {name: value for name, value in layer.params.items() if name in names}
+    layer.params.update(wrapper.weight_values())
     kernels[layer] = grid
   return kernels
 

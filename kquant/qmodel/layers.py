@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -82,6 +83,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
       if observe and self.fixed is None:
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
+    training = training if self.trainable else False  # the range of a frozen layer stays
     quantized = self.quantizer(inputs, training, self.range_variables)
     return tf.where(self.quantizing, quantized, inputs)
 
@@ -140,6 +142,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
+    training = training if self.trainable else False
     attributes = vars(self.layer)
     variables = {name: attributes[name] for name, _, _ in self._quantized}
     try:
@@ -153,6 +156,11 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   def weight_encodings(self) -> dict[str, Encoding]:
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
+
+  def weight_values(self) -> dict[str, np.ndarray]:
+    """Returns {attribute of the layer: the float values that its grid rounds}."""
+    return {name: quantizer.transform(getattr(self.layer, name).numpy(), state)
+            for name, quantizer, state in self._quantized}
 
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""
