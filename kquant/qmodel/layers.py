@@ -84,8 +84,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
-    quantized = self.quantizer(inputs, training, self.range_variables)
-    return tf.where(self.quantizing, quantized, inputs)
+    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
 
   def set_range(self, low, high) -> None:
     """Sets the real limits of the grid and turns the quantizer on."""
@@ -134,6 +133,26 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
     self._add_switch(True)
 
+  @property
+  def trainable_weights(self) -> list[tf.Variable]:
+    """The layer's, then those of its quantizers; none where the wrapper is frozen."""
+    own = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.trainable_weights, *own] if self.trainable else []
+
+  @property
+  def non_trainable_weights(self) -> list[tf.Variable]:
+    """The others, so that freezing changes no order: h5 files know weights by it."""
+    own = [variable for variable in self._own_variables() if not variable.trainable]
+    if self.trainable:
+      return [*self.layer.non_trainable_weights, *own]
+    learned = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.weights, *learned, *own]
+
+  def _own_variables(self) -> list[tf.Variable]:
+    if not hasattr(self, "quantizing"):  # not built
+      return []
+    return [*(variable for _, _, state in self._quantized for variable in state.values()), self.quantizing]
+
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
@@ -148,7 +167,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     try:
       for name, quantizer, state in self._quantized:
         kernel = tf.convert_to_tensor(variables[name])
-        attributes[name] = tf.where(self.quantizing, quantizer(kernel, training, state), kernel)
+        attributes[name] = quantizer(kernel, training, state, on=self.quantizing)
       return self.layer(inputs)
     finally:
       attributes.update(variables)
