@@ -25,6 +25,7 @@ _HOMES = {
     "calibrate": "kquant.qmodel.calibrate",
     "correct_bias": "kquant.ptq.bias_correction",
     "finalize": "kquant.qmodel.finalize",
+    "load_model": "kquant.qmodel.saving",
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",
     "TensorSpec": "kquant.core.spec",

@@ -16,7 +16,7 @@ def test_names_of_kquant():
       "Encoding", "Encodings", "QuantConfig", "QuantizationResult", "Rule", "TensorSpec",
       "UnsupportedLayerError", "__version__", "absorb_bias", "calibrate", "correct_bias",
       "describe_scale_groups", "equalize", "finalize", "fold_batch_norm", "insert_quantizers",
-      "prune_dead_channels", "quantize", "rewrite", "split_outlier_channels", "standardize"]
+      "load_model", "prune_dead_channels", "quantize", "rewrite", "split_outlier_channels", "standardize"]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
 
