@@ -28,6 +28,7 @@ _HOMES = {
     "finetune": "kquant.ptq.finetuning",
     "DistillationModel": "kquant.qmodel.distill",
     "finalize": "kquant.qmodel.finalize",
+    "load_model": "kquant.qmodel.saving",
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",
     "TensorSpec": "kquant.core.spec",

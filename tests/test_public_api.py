@@ -32,6 +32,7 @@ def test_names_of_kquant():
       "finetune",
       "fold_batch_norm",
       "insert_quantizers",
+      "load_model",
       "prune_dead_channels",
       "quantize",
       "rewrite",

@@ -17,12 +17,18 @@ from kquant.core.graph import Edit, Graph
 from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
 _SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
+
+  Args:
+    qmodel: a calibrated or trained model with quantizers: from `insert_quantizers`, or from tfmot's
+      quantize_apply with kquant's quantizers (see `tfmot_models.from_tfmot`).
+    target: whose limits hold.
 
   Raises:
     ValueError: a tensor was not calibrated, or qmodel has no quantizers.
@@ -34,6 +40,7 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
 def finalize_with_edits(qmodel: keras.Model,
                         *, target: Target = LITERT) -> tuple[keras.Model, Encodings, list[Edit]]:
   """`finalize`, and the list of scales that had to be raised."""
+  qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
   graph = Graph.from_model(qmodel)
   graph.pass_name = "finalize"
   encodings = Encodings()
@@ -41,7 +48,7 @@ def finalize_with_edits(qmodel: keras.Model,
   members = remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
-  kernels = unwrap_weights(graph, live)
+  kernels = unwrap_weights(graph, live, target)
   graph.normalize()
   graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
                         for ref, name in zip(graph.output_refs, graph.output_names)]
@@ -71,15 +78,20 @@ def remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   return members
 
 
-def unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
+def unwrap_weights(graph: Graph, live: dict, target: Target = LITERT) -> dict[LayerDef, Encoding]:
   """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
   kernels = {}
   for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeWeights}:
     wrapper = live[layer.name]
     names = {variable.name.split(":")[0].rsplit("/", 1)[-1] for variable in wrapper.layer.weights}
     ((_, grid),) = wrapper.weight_encodings().items()
+    if grid.bits not in target.weight_bits:
+      raise ValueError(f"Layer {layer.name!r}: its kernel has integers of {grid.bits} bits, the file at most "
+                       f"{max(target.weight_bits)}; the odd integers of dorefa take one bit more than it is "
+                       "given, so give it at most 7 bits, or train with lsq.")
     layer.cls, layer.config = type(wrapper.layer), wrapper.layer.get_config()
     layer.params = {name: value for name, value in layer.params.items() if name in names}
+    layer.params.update(wrapper.weight_values())
     kernels[layer] = grid
   return kernels
 

@@ -1,5 +1,8 @@
 """Float model + QuantConfig -> quantized Keras model."""
 
+from typing import Any
+
+import numpy as np
 import tf_keras as keras
 
 from kquant.core.graph import Graph
@@ -8,7 +11,7 @@ from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
-from kquant.quantizers.minmax import MinMaxQuantizer
+from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
 from kquant.rewrites.standardize import standardize
 
@@ -37,9 +40,9 @@ def insert_into_graph(graph: Graph, config: QuantConfig) -> keras.Model:
   graph.pass_name = "insert_quantizers"
   groups = place(graph, config)
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
-    _wrap(layer, config.rule(layer.name, layer.kind).weights)
+    wrap(layer, *_weight_quantizer(layer, config.rule(layer.name, layer.kind).weights))
   for group in groups:
-    layer = _activation_layer(graph, group)
+    layer = activation_layer(graph, group, _activation_quantizer(graph, group))
     for ref in group.sources:
       graph.insert_after(ref, layer)
     for ref in group.averages:
@@ -48,33 +51,48 @@ def insert_into_graph(graph: Graph, config: QuantConfig) -> keras.Model:
     return graph.to_model()
 
 
-def _wrap(layer: LayerDef, spec: TensorSpec) -> None:
-  """Turns a LayerDef into its QuantizeWeights, with the range of its kernel set."""
-  _check_methods(spec)
-  kernel = layer.params[layer.facts.kernel]
-  axis = layer.facts.out_axes if spec.per_channel else None
-  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=True, narrow=True, axis=axis)
-  values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
+def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any]) -> None:
+  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer."""
   wrapper = QuantizeWeights(layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer))
   layer.params = {**layer.params,
                   **{f"{layer.facts.kernel}_{name}": value for name, value in values.items()}}
   layer.cls, layer.config = QuantizeWeights, wrapper.get_config()
 
 
-def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
-  spec, fixed = group.spec, None
-  _check_methods(spec)
+def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
+                     values: dict[str, Any] | None = None) -> LayerDef:
+  """Returns the QuantizeActivation of a group, turned on where the state of its quantizer is known."""
+  fixed = None
+  if group.fixed is not None:
+    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
+    fixed = [float(end[0]) for end in group.fixed.range]
+  layer = graph.new_layer(QuantizeActivation, group.name,
+                          {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed})
+  if values is not None:
+    layer.params = {**{f"output_{name}": value for name, value in values.items()},
+                    "quantizing": np.asarray(True)}
+  return layer
+
+
+def _weight_quantizer(layer: LayerDef, spec: TensorSpec) -> tuple[Quantizer, dict[str, Any]]:
+  """Returns the quantizer of a layer's kernel, and its state over the range that the spec names."""
+  kernel = layer.params[layer.facts.kernel]
+  axis = layer.facts.out_axes if spec.per_channel else None
+  quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
+  values = quantizer.values_of(kernel)
+  if values is None:
+    values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
+  return quantizer, values
+
+
+def _activation_quantizer(graph: Graph, group: GridGroup) -> Quantizer:
+  spec = group.spec
   if spec.per_channel:
     raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
                      "be per_channel.")
   if spec.range == "cross_entropy" and group.fixed is None:
     _check_logits(graph, group.sources)
-  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=spec.symmetric)
-  if group.fixed is not None:
-    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
-    fixed = [float(end[0]) for end in group.fixed.range]
-  return graph.new_layer(QuantizeActivation, group.name,
-                         {"quantizer": quantizer, "range": spec.range, "fixed": fixed})
+  return QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
 
 
 def _check_logits(graph: Graph, sources: list[Ref]) -> None:
@@ -94,9 +112,3 @@ def _ends_model(graph: Graph, ref: Ref) -> bool:
   return bool(readers) and all(
       node.kind == "Softmax" or (node.facts.role == "move" and _ends_model(graph, Ref(node)))
       for node in readers)
-
-
-def _check_methods(spec: TensorSpec) -> None:
-  """Raises ValueError for a quantizer that does not exist."""
-  if spec.quantizer != "minmax":
-    raise ValueError(f"TensorSpec: unknown quantizer {spec.quantizer!r}; expected one of minmax.")

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -82,8 +83,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
       if observe and self.fixed is None:
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
-    quantized = self.quantizer(inputs, training, self.range_variables)
-    return tf.where(self.quantizing, quantized, inputs)
+    training = training if self.trainable else False  # the range of a frozen layer stays
+    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
 
   def set_range(self, low, high) -> None:
     """Sets the real limits of the grid and turns the quantizer on."""
@@ -132,6 +133,26 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
     self._add_switch(True)
 
+  @property
+  def trainable_weights(self) -> list[tf.Variable]:
+    """The layer's, then those of its quantizers; none where the wrapper is frozen."""
+    own = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.trainable_weights, *own] if self.trainable else []
+
+  @property
+  def non_trainable_weights(self) -> list[tf.Variable]:
+    """The others, so that freezing changes no order: h5 files know weights by it."""
+    own = [variable for variable in self._own_variables() if not variable.trainable]
+    if self.trainable:
+      return [*self.layer.non_trainable_weights, *own]
+    learned = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.weights, *learned, *own]
+
+  def _own_variables(self) -> list[tf.Variable]:
+    if not hasattr(self, "quantizing"):  # not built
+      return []
+    return [*(variable for _, _, state in self._quantized for variable in state.values()), self.quantizing]
+
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
@@ -140,12 +161,13 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
+    training = training if self.trainable else False
     attributes = vars(self.layer)
     variables = {name: attributes[name] for name, _, _ in self._quantized}
     try:
       for name, quantizer, state in self._quantized:
         kernel = tf.convert_to_tensor(variables[name])
-        attributes[name] = tf.where(self.quantizing, quantizer(kernel, training, state), kernel)
+        attributes[name] = quantizer(kernel, training, state, on=self.quantizing)
       return self.layer(inputs)
     finally:
       attributes.update(variables)
@@ -162,6 +184,11 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Sets the real limits of the grid of each quantized weight, scalars or [channels]."""
     for _, quantizer, state in self._quantized:
       quantizer.set_range(state, low, high)
+
+  def weight_values(self) -> dict[str, np.ndarray]:
+    """Returns {attribute of the layer: the float values that its grid rounds}."""
+    return {name: quantizer.transform(getattr(self.layer, name).numpy(), state)
+            for name, quantizer, state in self._quantized}
 
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""

@@ -140,15 +140,6 @@ def test_fixed_grid_is_exact_whatever_the_rule_says(activation, spec):
   assert encoding in LITERT.fixed.values()
 
 
-@pytest.mark.parametrize("where", ["weights", "activations"])
-def test_unknown_quantizer_in_a_spec_is_an_error_that_names_it(where):
-  spec = TensorSpec(symmetric=True, quantizer="no_such_method")
-  model = models.build("conv_bn_relu")
-  (x,) = models.sample_inputs(model, images=2)
-  with pytest.raises(ValueError, match="no_such_method"):
-    kq.calibrate(inserted(model, QuantConfig((Rule(**{where: spec}),))), x)
-
-
 def classifier(*, reshaped=False):
   image = keras.Input((5, 5, 2), name="image")
   x = layers.Conv2D(4, 5, name="logits")(layers.ReLU(name="relu")(layers.Conv2D(3, 1, name="conv")(image)))

@@ -1,0 +1,100 @@
+"""Rounding onto a grid in a forward pass, and the gradients that training uses in its place."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from kquant.core import numerics
+
+_SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however its scale was rounded
+
+
+def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int, narrow: bool,
+              axis: Sequence[int] | None = None, on: tf.Tensor | None = None,
+              rounding_gradient: bool = True) -> tf.Tensor:
+  """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point), straight through.
+
+  Gradients, with v = x / scale and the range [scale (n - zero_point), scale (p - zero_point)]:
+
+    dy/dx           1 inside the range, 0 outside
+    dy/dscale       round(v) - v inside; n - zero_point below, p - zero_point above
+    dy/dzero_point  0 inside, -scale outside
+
+  (Esser et al. 2020, LSQ, eq. 3 and 5; Bhalgat et al. 2020, LSQ+, eq. 4 and 5, whose offset is
+  -scale * zero_point). The integers of a narrow grid, which weights have, are those of
+  `numerics.quantize`, bit for bit.
+
+  Args:
+    x: any shape, float32.
+    scale: float32, [channels] or [1].
+    zero_point: whole numbers as floats, the same shape.
+    bits, narrow: of the grid.
+    axis: channel axes of x, ascending; None for one grid.
+    on: bool scalar; where it is false x passes through, and so does its gradient.
+    rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
+  """
+  shape = [] if axis is None else [n if i in axis else 1 for i, n in enumerate(x.shape)]
+  taps = None if axis is None else [i for i in range(x.shape.rank) if i not in axis]
+  qmin, qmax = numerics.grid_limits(bits, narrow=narrow)
+
+  @tf.custom_gradient
+  def apply(x, scale, zero_point):
+    scale_of_x, zero_of_x = (tf.reshape(v, shape) for v in (scale, zero_point))
+    rounded = numerics.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
+                                     dtype=tf.float64 if narrow else tf.float32)
+    y = switched(on, rounded, x)
+
+    def gradient(upstream):
+      wide = scale_of_x * _SLACK
+      limits = wide * (qmin - zero_of_x), wide * (qmax - zero_of_x)
+      if taps is None:
+        of_x, outside, ends = _split(x, upstream, *limits, bits, narrow)
+      else:
+        of_x, outside, ends = _split_channels(x, upstream, y, *limits, taps)
+      inside = tf.reduce_sum(of_x * (y - x), taps) if rounding_gradient else 0.0
+      of_scale = tf.reshape(inside + ends, scale.shape) / scale
+      of_zero_point = tf.reshape(-outside, scale.shape) * scale
+      if on is not None:
+        of_scale, of_zero_point = (tf.where(on, g, tf.zeros_like(g)) for g in (of_scale, of_zero_point))
+      return switched(on, of_x, upstream), of_scale, of_zero_point
+
+    return y, gradient
+
+  return apply(x, scale, tf.cast(zero_point, scale.dtype))
+
+
+def switched(on: tf.Tensor | None, x: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
+  """Returns x where the bool scalar `on` is true or None, else `otherwise`.
+
+  tf.where would broadcast the scalar over the tensor, which takes as long as all the rest.
+  """
+  return x if on is None else tf.raw_ops.Select(condition=on, x=x, y=otherwise)
+
+
+def _split(x, upstream, low, high, bits, narrow):
+  """Returns (upstream inside [low, high], its sum outside, that of upstream * y outside); scalar limits.
+
+  The gradient of TensorFlow's own fake quantization makes them in one operator.
+  """
+  inside, below, above = tf.quantization.fake_quant_with_min_max_vars_gradient(
+      upstream, x, low, high, num_bits=bits, narrow_range=narrow)
+  return inside, below + above, (low * below + high * above) / _SLACK
+
+
+def _split_channels(x, upstream, y, low, high, taps):
+  """`_split` for limits that broadcast over x; sums over the axes `taps`."""
+  inside = upstream * tf.cast(tf.equal(tf.clip_by_value(x, low, high), x), upstream.dtype)
+  outside = upstream - inside
+  return inside, tf.reduce_sum(outside, taps), tf.reduce_sum(outside * y, taps)
+
+
+@tf.custom_gradient
+def scale_gradient(x: tf.Tensor, factor: tf.Tensor):
+  """Returns x; its gradient is multiplied by `factor`."""
+  return tf.identity(x), lambda upstream: (upstream * factor, None)
+
+
+@tf.custom_gradient
+def round_through(x: tf.Tensor):
+  """Returns x rounded, ties to even; the gradient is that of x."""
+  return tf.round(x), lambda upstream: upstream
