@@ -72,7 +72,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   data_free = isinstance(calibration, InputRange)
   if data_free and (config.equalize == "joint" or config.bias == "iterative"):
     raise ValueError("quantize: equalize='joint' and bias='iterative' need calibration images; with an "
-                     "InputRange choose equalize='none' or 'pairwise', and bias='analytic'.")
+                     "InputRange choose equalize='none' or 'two_step', and bias='analytic'.")
   report = Report()
   with report.stage("rewrite"):
     graph = Graph.from_model(model)
