@@ -13,20 +13,10 @@ from kquant.core.input_range import InputRange
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
-from kquant.ptq.bias_correction import (
-  correct_analytic_shift,
-  correct_iteratively,
-  correct_local_shift,
-  linear_params,
-)
-from kquant.qmodel.calibrate import observe, set_ranges
+from kquant.ptq.efforts import with_effort
+from kquant.ptq.pipeline import quantized
 from kquant.qmodel.finalize import finalize_with_edits
-from kquant.qmodel.insert import insert_into_graph
 from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.channel_statistics import measure_channels
-from kquant.rewrites.dead_channels import prune_dead_channels
-from kquant.rewrites.equalize import equalize as scale_across_layers
-from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 from kquant.rewrites.standardize import standardize
 
 
@@ -48,7 +38,8 @@ class QuantizationResult:
 
 
 def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str = "int8",
-             equalize: str | None = None, bias: str | None = None) -> QuantizationResult:
+             effort: str | None = None, equalize: str | None = None, rounding: str | None = None,
+             bias: str | None = None, finetune: str | None = None, seed: int = 0) -> QuantizationResult:
   """Quantizes a float model after training; the model itself is not changed.
 
   Args:
@@ -57,9 +48,16 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
       there are none an InputRange: ranges and bias corrections then follow from the batch norms.
     config: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
+    effort: "fast" corrects biases iteratively; "balanced" also tries joint equalization and closed-form
+      rounding, and keeps what holds on a quarter of the images; "best" also fine-tunes. None: what the
+      config says and no more. The report says what each method brought.
     equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
-      first): "none", "one_step", "two_step", "pairwise", "joint"; None leaves it to the config.
-    bias: how biases are corrected: "none", "local", "analytic", "iterative"; None leaves it to the config.
+      first): "none", "one_step", "two_step", "pairwise", "joint". This and the next three: None leaves it
+      to the effort and the config; what is given is done as it is.
+    rounding: how weights become integers: "nearest", "closed_form", "adaround" (`kquant.round_weights`).
+    bias: how biases are corrected: "none", "local", "analytic", "iterative".
+    finetune: what is trained against the float model in the end: "none", "bft", "qft" (`kquant.finetune`).
+    seed: of the images held back, and of every other random choice.
 
   Raises:
     TypeError: not a tf_keras functional model.
@@ -68,41 +66,39 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
       that needs images where there are none.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
-  config = dataclasses.replace(config, equalize=equalize or config.equalize, bias=bias or config.bias)
-  data_free = isinstance(calibration, InputRange)
-  if data_free and (config.equalize == "joint" or config.bias == "iterative"):
-    raise ValueError("quantize: equalize='joint' and bias='iterative' need calibration images; with an "
-                     "InputRange choose equalize='none' or 'two_step', and bias='analytic'.")
+  said = {"equalize": equalize, "rounding": rounding, "bias": bias, "finetune": finetune}
+  said = {name: value for name, value in said.items() if value is not None}
+  config = dataclasses.replace(config, **said)
+  _check_images(config, effort, calibration)
   report = Report()
   with report.stage("rewrite"):
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
-  if not data_free and (config.equalize != "none" or config.bias == "iterative"):  # more than one pass
+  if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
-  if config.equalize != "none":
-    with report.stage("equalize"):
-      if data_free:
-        channels = as_statistics(propagate_moments(graph, calibration))
-      else:
-        channels = measure_channels(graph, calibration, gains=True)
-      prune_dead_channels(graph, statistics=channels)
-      scale_across_layers(graph, method=config.equalize, config=config, statistics=channels)
-  with report.stage("rewrite"):
-    float_params = linear_params(graph)
-    qmodel = insert_into_graph(graph, config)
-  report.add_edits(graph.edits, graph.skips)
-  with report.stage("calibrate"):
-    statistics = observe(qmodel, calibration)
-    set_ranges(qmodel, statistics)
-  with report.stage("bias_correction"):
-    if config.bias == "local":
-      correct_local_shift(qmodel, float_params, statistics)
-    elif config.bias == "analytic":
-      correct_analytic_shift(qmodel, float_params, calibration)
-    elif config.bias == "iterative":
-      correct_iteratively(qmodel, float_params, statistics, calibration)
+  if effort is not None:
+    config = with_effort(config, effort, graph, calibration, report, said=list(said), seed=seed)
+  qmodel = quantized(graph, config, calibration, report, seed=seed)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))
   report.add_edits(edits, [])
   return QuantizationResult(final, encodings, qmodel, report)
+
+
+def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:
+  """Raises ValueError where a method needs images and there are none."""
+  if isinstance(calibration, InputRange) and (effort is not None or _looks_at_images(config)):
+    raise ValueError("quantize: effort=, equalize='joint', bias='iterative', finetune= and any rounding but "
+                     "'nearest' need calibration images; with an InputRange choose equalize='none' or "
+                     "'pairwise', and bias='analytic'.")
+
+
+def _looks_at_images(config: QuantConfig) -> bool:
+  return (config.equalize == "joint" or config.bias == "iterative" or config.rounding != "nearest"
+          or config.finetune != "none")
+
+
+def _looks_again(config: QuantConfig, calibration: Any) -> bool:
+  """Whether there is more than one pass over the images."""
+  return not isinstance(calibration, InputRange) and (_looks_at_images(config) or config.equalize != "none")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from kquant.core.spec import BIAS_CORRECTIONS, EQUALIZATIONS, QuantConfig
+from kquant.core.spec import BIAS_CORRECTIONS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, QuantConfig
 from kquant.core.target import target
 from tflite_export.verifier import VerificationError
 
@@ -51,12 +51,18 @@ def define_seed() -> None:
 
 
 def define_method_flags() -> None:
-  """--preset, --equalize, --bias."""
+  """--preset, --effort, --equalize, --rounding, --bias, --finetune."""
   flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
                       "(w4a8_unpacked: int4 weights in int8 tensors)")
   flags.DEFINE_enum("equalize", None, EQUALIZATIONS,
                     "scale channels across layers before; default: the preset's")
+  flags.DEFINE_enum("rounding", None, ROUNDINGS, "how weights become integers; default: the preset's")
   flags.DEFINE_enum("bias", None, BIAS_CORRECTIONS, "how biases are corrected; default: the preset's")
+  flags.DEFINE_enum("finetune", None, FINETUNINGS,
+                    "train against the float model in the end; default: the preset's")
+  flags.DEFINE_enum("effort", None, ["fast", "balanced", "best"],
+                    "fast corrects biases iteratively; balanced also tries equalization and closed-form "
+                    "rounding; best also fine-tunes; default: what the preset says and no more")
 
 
 def define_data_flags() -> None:

@@ -4,6 +4,7 @@ The graph holds copies of the weights: no variable is shared with the user's mod
 written to it.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -188,6 +189,27 @@ class Graph:
   def _forget_reader(self, node: Node) -> None:
     for ref in node.inputs:
       self._readers[ref].remove(node)
+
+  def copy(self) -> "Graph":
+    """Returns a graph of its own; weights are shared until a pass replaces them."""
+    layers: dict[LayerDef, LayerDef] = {}
+    nodes: dict[Node, Node] = {}
+
+    def moved(tree: Any) -> Any:
+      return tf.nest.map_structure(
+          lambda leaf: Ref(nodes[leaf.node], leaf.index) if isinstance(leaf, Ref) else leaf, tree)
+
+    for node in self.nodes:
+      if node.layer not in layers:
+        layers[node.layer] = dataclasses.replace(
+            node.layer, config=copy.deepcopy(node.layer.config), params=dict(node.layer.params))
+      nodes[node] = Node(node.name, layers[node.layer], moved(node.args), moved(node.kwargs),
+                         list(node.shapes))
+    twin = Graph(name=self.name, nodes=list(nodes.values()), inputs=moved(self.inputs),
+                 outputs=moved(self.outputs))
+    twin.output_names = list(self.output_names)
+    twin.edits, twin.skips = list(self.edits), list(self.skips)
+    return twin
 
   # --- writing -------------------------------------------------------------------------------
 

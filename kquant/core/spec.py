@@ -8,6 +8,8 @@ from kquant.core import target as targets
 
 DEFAULT_RANGE = "minmax"
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
+ROUNDINGS = ("nearest", "closed_form", "adaround")
+FINETUNINGS = ("none", "bft", "qft")
 BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa")
 ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")
@@ -135,15 +137,22 @@ class QuantConfig:
       or "joint".
     bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
       "iterative".
+    rounding: how weights become integers: "nearest"; or "closed_form" or "adaround", which round a layer's
+      weights together and correct its bias iteratively, whatever `bias` says (`kquant.round_weights`).
+    finetune: what is trained afterwards against the float model: "none", "bft" (biases) or "qft" (weights,
+      biases, scales and ranges; `kquant.finetune`).
   """
 
   rules: tuple[Rule, ...] = (Rule(),)
   target: str = "litert"
   equalize: str = "none"
   bias: str = "local"
+  rounding: str = "nearest"
+  finetune: str = "none"
 
   def __post_init__(self):
-    for name, known in (("equalize", EQUALIZATIONS), ("bias", BIAS_CORRECTIONS)):
+    for name, known in (("equalize", EQUALIZATIONS), ("bias", BIAS_CORRECTIONS), ("rounding", ROUNDINGS),
+                        ("finetune", FINETUNINGS)):
       if (value := getattr(self, name)) not in known:
         raise ValueError(f"QuantConfig: {name} must be one of {', '.join(known)}, got {value!r}.")
     object.__setattr__(self, "rules", tuple(self.rules))

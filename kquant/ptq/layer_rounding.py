@@ -14,19 +14,21 @@ from kquant.core import data, keras_calls
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.ptq import rounding
+from kquant.ptq.adaround import adaround
 from kquant.ptq.bias_correction import correct_mean, linear_params
-from kquant.ptq.moments import cuts, measure_moments, merged, undoing
+from kquant.ptq.moments import Moments, cuts, measure_moments, merged, undoing
 from kquant.ptq.patches import Patches
 from kquant.ptq.streaming import layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
 
+METHODS = ("closed_form", "adaround")
 _DAMPING = 0.05
 
 
 def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
-                  seed: int = 0) -> keras.Model:
+                  method: str = "closed_form", seed: int = 0) -> keras.Model:
   """Chooses the integers of every kernel, and with them the biases, in place; returns qmodel.
 
   The kernels afterwards lie on their grids, whose scales may have changed. Layers that are called more
@@ -36,20 +38,23 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
     qmodel: calibrated.
     float_model: the float model that it was made from, batch norms folded.
     calibration: inputs, as `calibrate` takes them.
+    method: "closed_form" (`kquant.ptq.rounding`) or "adaround" (`kquant.ptq.adaround`).
     seed: of the positions that are looked at.
 
   Raises:
-    ValueError: the data do not fit, or qmodel was not made from float_model.
+    ValueError: an unknown method; the data do not fit, or qmodel was not made from float_model.
   """
   float_params = linear_params(standardize(Graph.from_model(float_model)))
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
-  round_layers(qmodel, float_params, observe(qmodel, images), images, seed=seed)
+  round_layers(qmodel, float_params, observe(qmodel, images), images, method=method, seed=seed)
   return qmodel
 
 
 def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], statistics: Statistics,
-                 images: list[np.ndarray], *, seed: int = 0) -> list[str]:
+                 images: list[np.ndarray], *, method: str = "closed_form", seed: int = 0) -> list[str]:
   """`round_weights` on what is known already; returns the names of shared layers, rounded to nearest."""
+  if method not in METHODS:
+    raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
   shared = []
   generator = np.random.default_rng(seed)
   for turn in layer_turns(qmodel, images, float_params=float_params):
@@ -58,14 +63,15 @@ def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarr
       continue
     ((name, grid),) = turn.layer.weight_encodings().items()
     halves = measure_moments(turn, generator)
-    kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves)
+    kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
+                                 method=method)
     set_integers(turn.layer, kernel, scale)
     correct_mean(turn, statistics)
   return list(dict.fromkeys(shared))
 
 
 def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
-                 halves: list) -> tuple[np.ndarray, np.ndarray]:
+                 halves: list[Moments], *, method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
 
   Args:
@@ -80,14 +86,20 @@ def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
   qmax, per_channel = grid.limits[1], grid.axis is not None
   weight = np.diagonal(gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
   scale = rounding.weighted_scale(matrix, weight, qmax, per_channel=per_channel)
-  if patches.inputs <= rounding.LARGEST_ENUMERATED:
+  if method == "adaround":
+    integers = adaround(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax)
+  elif patches.inputs <= rounding.LARGEST_ENUMERATED:
     integers, scale = rounding.enumerated(matrix, gram, scale, qmax, per_channel=per_channel)
   elif parts == 1:
     integers, scale = rounding.rounded(matrix, gram, scale, qmax)
   else:  # one scale for several parts: it stays
-    spread = np.repeat(np.broadcast_to(scale, (patches.blocks, 1, patches.outputs)), parts, axis=0)
-    integers, _ = rounding.rounded(matrix.reshape(cut), gram, spread, qmax, refits=0)
+    integers, _ = rounding.rounded(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax, refits=0)
   return patches.kernel(integers.reshape(whole)), scale.reshape(-1)
+
+
+def _spread(scale: np.ndarray, patches: Patches, parts: int) -> np.ndarray:
+  """A scale for each part of a block that is cut."""
+  return np.repeat(np.broadcast_to(scale, (patches.blocks, 1, patches.outputs)), parts, axis=0)
 
 
 def set_integers(layer: QuantizeWeights, integers: np.ndarray, scale: np.ndarray) -> None:

@@ -32,7 +32,7 @@ def prepared(name, config="w4a8", images=48):
 @pytest.mark.parametrize("config", ["w4a8", "int8_per_tensor"])
 def test_rounded_networks_are_exact_in_the_file(name, config, tmp_path):
   model, qmodel, inputs = prepared(name, config)
-  round_weights(qmodel, model, inputs)
+  round_weights(qmodel, model, inputs, method="adaround" if name == "mobile_block" else "closed_form")
   for layer in qmodel.layers:
     if isinstance(layer, QuantizeWeights):
       ((attribute, grid),) = layer.weight_encodings().items()
@@ -56,6 +56,12 @@ def test_rounding_beats_nearest_with_the_same_bias_correction():
   reference, first = logits(model, nearest, inputs)
   _, second = logits(model, rounded, inputs)
   assert np.square(second - reference).sum() < 0.5 * np.square(first - reference).sum()
+
+
+def test_an_unknown_method_is_refused():
+  model, qmodel, inputs = prepared("conv_bn_relu", images=4)
+  with pytest.raises(ValueError, match="method must be one of closed_form, adaround, got 'magic'"):
+    round_weights(qmodel, model, inputs, method="magic")
 
 
 def test_the_same_seed_gives_the_same_weights():

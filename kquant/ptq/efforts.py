@@ -1,0 +1,132 @@
+"""How hard to try: which methods a run tries, and which of them it keeps.
+
+A quarter of the calibration images is held back. Method after method is added, quantized on the rest, and
+kept unless the outputs on the held-back images are worse by more than two standard errors of the paired
+difference. What was kept is then run on all images.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+from kquant.core.nodes import Ref
+from kquant.core.report import Report
+from kquant.core.spec import QuantConfig
+from kquant.ptq.pipeline import quantized
+from kquant.qmodel.layers import QuantizeActivation
+from kquant.rewrites.channel_statistics import before_saturation, run_nodes
+
+EFFORTS: dict[str, list[dict[str, str]]] = {
+    "fast": [{"bias": "iterative"}],
+    "balanced": [{"bias": "iterative"}, {"equalize": "joint"}, {"rounding": "closed_form"}],
+    "best": [{"bias": "iterative"}, {"equalize": "joint"}, {"rounding": "closed_form"}, {"finetune": "qft"}]}
+"""What each effort adds to a config, in order: the first is taken as it is, the others are tried; fine-tuning
+holds images back itself."""
+
+_HELD_BACK = 0.25
+_FEWEST = 32
+_ERRORS = 2.0
+
+
+def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.ndarray], report: Report, *,
+                said: Sequence[str] = (), seed: int = 0) -> QuantConfig:
+  """Returns the config with the methods of an effort that hold on held-back images.
+
+  Args:
+    graph: of the float model, standardized and folded; it is not changed.
+    said: fields of the config that the user decided: they stay.
+    report: takes a line for each method, and the seconds of trying as the stage "trials".
+
+  Raises:
+    ValueError: an unknown effort.
+  """
+  if effort not in EFFORTS:
+    raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
+  first, *rest = [{name: value for name, value in step.items() if name not in said}
+                  for step in EFFORTS[effort]]
+  config = dataclasses.replace(config, **first)
+  tried = [step for step in rest if step and "finetune" not in step
+           and dataclasses.replace(config, **step) != config]
+  tuning = {name: value for step in rest for name, value in step.items() if name == "finetune"}
+  count = len(images[0])
+  if count < _FEWEST:
+    for step in tried:
+      config = dataclasses.replace(config, **step)
+      report.add_step(*step.values(), f"not tried: {count} images are too few to hold some back", kept=True)
+  elif tried:
+    with report.stage("trials"):
+      config = _kept(config, tried, graph, images, report, seed)
+  return dataclasses.replace(config, **tuning)
+
+
+def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images: list[np.ndarray],
+          report: Report, seed: int) -> QuantConfig:
+  """Tries steps in turn, each on top of those that were kept."""
+  order = np.random.default_rng(seed).permutation(len(images[0]))
+  held = round(_HELD_BACK * len(order))
+  judge, train = ([array[np.sort(part)] for array in images] for part in (order[:held], order[held:]))
+  reference = network_outputs(graph.to_model(), judge)
+
+  def quality(config: QuantConfig) -> np.ndarray:
+    qmodel = quantized(graph.copy(), config, train, Report(), seed=seed)
+    return image_sqnr_db(network_outputs(qmodel, judge), reference)
+
+  best = quality(config)
+  for step in steps:
+    start, candidate = time.perf_counter(), dataclasses.replace(config, **step)
+    found = quality(candidate)
+    change, error = paired_change(found, best)
+    kept = change >= -_ERRORS * error
+    report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {held} held-back images, "
+                    f"{time.perf_counter() - start:.1f} s", kept=kept)
+    if kept:
+      config, best = candidate, found
+  return config
+
+
+def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of found - before, each [images], and its standard error."""
+  difference = found - before
+  return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+
+
+def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
+  """Returns 10 log10(sum reference^2 / sum (output - reference)^2) of each image: [images].
+
+  Of several outputs it is the mean.
+  """
+  found = []
+  for output, wanted in zip(outputs, reference):
+    axes = tuple(range(1, wanted.ndim))
+    noise = np.square(output.astype(np.float64) - wanted).sum(axis=axes)
+    signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
+    found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
+  return np.mean(found, axis=0)
+
+
+def network_outputs(model: keras.Model, images: list[np.ndarray], *,
+                    batch_size: int = 32) -> list[np.ndarray]:
+  """Runs a float model or a qmodel; returns its outputs, before a closing softmax or sigmoid."""
+  graph = Graph.from_model(model)
+  layers = {layer.name: layer for layer in model.layers}
+  wanted = [before_saturation(_source(ref)) for ref in graph.output_refs]
+
+  @tf.function(autograph=False, reduce_retracing=True)
+  def run(arrays):
+    values = dict(zip(graph.input_refs, arrays))
+    run_nodes(graph.nodes, layers, values)
+    return [values[ref] for ref in wanted]
+
+  parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
+           for start in range(0, len(images[0]), batch_size)]
+  return [np.concatenate(outputs) for outputs in zip(*parts)]
+
+
+def _source(ref: Ref) -> Ref:
+  """The tensor that a quantizer rounds."""
+  return ref.node.inputs[0] if issubclass(ref.node.layer.cls, QuantizeActivation) else ref

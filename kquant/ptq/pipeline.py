@@ -1,0 +1,83 @@
+"""The order of the methods after training: scale, insert, calibrate, round, correct, fine-tune."""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+from kquant.core.input_range import InputRange
+from kquant.core.report import Report
+from kquant.core.spec import QuantConfig
+from kquant.ptq.bias_correction import (
+  correct_analytic_shift,
+  correct_iteratively,
+  correct_local_shift,
+  linear_params,
+)
+from kquant.ptq.finetuning import finetune
+from kquant.ptq.layer_rounding import round_layers
+from kquant.qmodel.calibrate import Statistics, observe, set_ranges
+from kquant.qmodel.insert import insert_into_graph
+from kquant.rewrites.channel_statistics import measure_channels
+from kquant.rewrites.dead_channels import prune_dead_channels
+from kquant.rewrites.equalize import equalize
+from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
+
+
+def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
+              seed: int = 0) -> keras.Model:
+  """Returns the calibrated qmodel that a config asks for.
+
+  Args:
+    graph: standardized, batch norms folded; it is edited.
+    calibration: what `calibrate` takes, and where methods look at it more than once a list of arrays; or
+      an InputRange.
+    report: takes the seconds, the edits and the skips.
+    seed: of random choices.
+  """
+  if config.equalize != "none":
+    with report.stage("equalize"):
+      _scale(graph, config, calibration)
+  with report.stage("rewrite"):
+    float_params = linear_params(graph)
+    teacher = graph.to_model() if config.finetune != "none" else None
+    qmodel = insert_into_graph(graph, config)
+  report.add_edits(graph.edits, graph.skips)
+  with report.stage("calibrate"):
+    statistics = observe(qmodel, calibration)
+    set_ranges(qmodel, statistics)
+  if config.rounding != "nearest":
+    with report.stage("rounding"):
+      round_layers(qmodel, float_params, statistics, calibration, method=config.rounding, seed=seed)
+  else:
+    with report.stage("bias_correction"):
+      _correct_bias(qmodel, config.bias, float_params, statistics, calibration)
+  if teacher is not None:
+    with report.stage("finetune"):
+      tuned = finetune(qmodel, teacher, calibration, method=config.finetune, seed=seed)
+    what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
+            f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
+    report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
+  return qmodel
+
+
+def _scale(graph: Graph, config: QuantConfig, calibration: Any) -> None:
+  """Scales channels across layers, those that never speak pruned first."""
+  if isinstance(calibration, InputRange):
+    channels = as_statistics(propagate_moments(graph, calibration))
+  else:
+    channels = measure_channels(graph, calibration, gains=True)
+  prune_dead_channels(graph, statistics=channels)
+  equalize(graph, method=config.equalize, config=config, statistics=channels)
+
+
+def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],
+                  statistics: Statistics, calibration: Any) -> None:
+  if method == "local":
+    correct_local_shift(qmodel, float_params, statistics)
+  elif method == "analytic":
+    correct_analytic_shift(qmodel, float_params,
+                           calibration if isinstance(calibration, InputRange) else None)
+  elif method == "iterative":
+    correct_iteratively(qmodel, float_params, statistics, calibration)

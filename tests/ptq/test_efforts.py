@@ -1,0 +1,102 @@
+"""Efforts: what is tried, what is kept, and what the report says of it."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import kquant
+import tflite_export
+from kquant.core.graph import Graph
+from kquant.core.report import Report
+from kquant.core.spec import QuantConfig
+from kquant.ptq import efforts
+from kquant.ptq.efforts import image_sqnr_db, network_outputs, paired_change, with_effort
+from kquant.rewrites.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize import standardize
+from tests import models
+
+
+def folded(name):
+  graph = Graph.from_model(models.build(name))
+  standardize(graph)
+  fold_batch_norm(graph)
+  return graph
+
+
+def test_sqnr_of_an_image_by_hand():
+  reference = np.array([[3.0, 4.0], [10.0, 0.0]])
+  found = image_sqnr_db([reference + [[0.0, 0.5], [1.0, 0.0]]], [reference])
+  np.testing.assert_allclose(found, [20.0, 20.0])  # 25 / 0.25, 100 / 1
+  assert np.isfinite(image_sqnr_db([reference], [reference])).all()
+
+
+def test_paired_change_by_hand():
+  change, error = paired_change(np.array([2.0, 4.0]), np.array([1.0, 1.0]))
+  assert change == 2.0 and np.isclose(error, 1.0)  # differences 1 and 3: deviation sqrt(2), over sqrt(2)
+
+
+def test_a_step_that_does_harm_is_left_out(monkeypatch):
+  """Pairwise with its caps dropped would be one; here the quality is dictated."""
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  qualities = iter([np.full(10, 20.0), np.linspace(10, 12, 10), np.linspace(21, 23, 10)])
+  monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, report, seed: graph.to_model())
+  monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
+  report = Report()
+  config = with_effort(QuantConfig(), "best", graph, inputs, report)
+  assert (config.bias, config.equalize, config.rounding, config.finetune) == (
+      "iterative", "none", "closed_form", "qft")
+  assert [(name, kept) for name, _, kept in report.steps] == [("joint", False), ("closed_form", True)]
+  assert "-9.00 dB" in report.steps[0][1] and "10 held-back images" in report.steps[0][1]
+  assert report.to_json()["steps"][0]["kept"] is False and "left out" in str(report)
+
+
+def test_what_the_user_says_stays():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
+  said = ["bias", "equalize"]
+  config = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
+  assert (config.bias, config.equalize, config.rounding) == ("local", "none", "closed_form")
+
+
+def test_few_images_keep_every_step_and_say_so():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
+  report = Report()
+  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).equalize == "joint"
+  assert "8 images are too few" in report.steps[0][1]
+
+
+def test_the_graph_is_not_changed_by_trying():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  before = network_outputs(graph.to_model(), inputs)
+  kernels = {node.name: node.layer.params for node in graph.nodes}
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert all(node.layer.params is kernels[node.name] for node in graph.nodes)
+  np.testing.assert_array_equal(network_outputs(graph.to_model(), inputs)[0], before[0])
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("config", ["int8", "w4a8"])
+def test_efforts_end_in_exact_files(effort, config, tmp_path):
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=48)
+  result = kquant.quantize(model, inputs, config=config, effort=effort)
+  written = tflite_export.export(result, tmp_path / "m.tflite", verify=[inputs[0][:2]], certify=True)
+  assert written.verification.max_lsb <= 1
+  tried = [] if effort == "fast" else ["joint", "closed_form"]
+  assert [name for name, _, _ in result.report.steps] == tried
+
+
+def test_unknown_efforts_and_missing_images_are_refused():
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=4)
+  with pytest.raises(ValueError, match="effort must be one of fast, balanced, best, got 'more'"):
+    kquant.quantize(model, inputs, effort="more")
+  with pytest.raises(ValueError, match="need calibration images"):
+    kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")
+
+
+def test_outputs_are_taken_before_the_softmax():
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=4)
+  (found,) = network_outputs(model, inputs)
+  probe = keras.Model(model.input, model.get_layer("logits").output)
+  np.testing.assert_allclose(found, probe.predict(inputs[0], verbose=0), rtol=1e-4, atol=1e-5)
