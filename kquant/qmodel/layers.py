@@ -158,11 +158,6 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
 
-  def set_weight_range(self, low, high) -> None:
-    """Sets the real limits of the grid of each quantized weight, scalars or [channels]."""
-    for _, quantizer, state in self._quantized:
-      quantizer.set_range(state, low, high)
-
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""
     return self.layer.compute_output_shape(input_shape)
