@@ -140,7 +140,7 @@ def refitted_scale(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray,
 
 
 def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
-            refits: int = 2) -> tuple[np.ndarray, np.ndarray]:
+            refits: int = 1) -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers, scale): `compensated`, then `descend` by turns with `refitted_scale`.
 
   A refit is kept while it lowers the error.

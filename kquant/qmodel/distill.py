@@ -98,6 +98,7 @@ class DistillationModel(keras.Model):
     self._loss = keras.metrics.Mean(name="loss")
     self.built = True
 
+  @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None, taps=False):
     """Returns the student's outputs; with `taps`, (outputs, the tensors that are compared), both flat."""
     if not taps:

@@ -180,11 +180,6 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
 
-  def set_weight_range(self, low, high) -> None:
-    """Sets the real limits of the grid of each quantized weight, scalars or [channels]."""
-    for _, quantizer, state in self._quantized:
-      quantizer.set_range(state, low, high)
-
   def weight_values(self) -> dict[str, np.ndarray]:
     """Returns {attribute of the layer: the float values that its grid rounds}."""
     return {name: quantizer.transform(getattr(self.layer, name).numpy(), state)
