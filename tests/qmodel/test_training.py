@@ -107,6 +107,23 @@ def test_untrained_quantizers_give_the_files_of_min_max():
   assert found[0] == found[1] == found[2] == found[3]
 
 
+def test_softmax_that_ends_the_model_trains_in_float_so_that_the_cross_entropy_has_a_gradient():
+  _, qmodel, x = calibrated("mobile_block", config_of("lsq", "lsq"))
+  qmodel.get_layer("logits").layer.bias.assign([12.0, 0.0, 0.0, 0.0])  # the other classes round to 0
+  logits = qmodel.get_layer("logits/quantize")
+  logits.set_range(-15.0, 15.0)
+  assert (qmodel(x, training=False).numpy()[:, 1:] == 0).all()
+  assert (qmodel(x, training=True).numpy()[:, 1:] > 0).all()
+  with tf.GradientTape() as tape:
+    loss = keras.losses.SparseCategoricalCrossentropy()(np.ones(len(x)), qmodel(x, training=True))
+  assert float(loss) < 14 and np.abs(tape.gradient(loss, qmodel.get_layer("logits").layer.bias)).max() > 0.5
+
+
+def test_fixed_grid_inside_the_model_is_simulated_in_training():
+  _, qmodel, _ = calibrated("branches", config_of("lsq", "lsq"))
+  assert not qmodel.get_layer("excite/sigmoid/quantize").float_in_training
+
+
 def test_fixed_grids_are_not_learned():
   _, qmodel, _ = calibrated("mobile_block", config_of("lsq_plus", "lsq_plus"))
   assert not qmodel.get_layer("softmax/quantize").trainable_weights
