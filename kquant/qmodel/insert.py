@@ -67,11 +67,18 @@ def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
   layer = graph.new_layer(QuantizeActivation, group.name,
-                          {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed})
+                          {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
+                           "float_in_training": fixed is not None and _ends_model(graph, group.sources[0])})
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
   return layer
+
+
+def _ends_model(graph: Graph, ref: Ref) -> bool:
+  """Whether the tensor is an output of the model, moved at most."""
+  return ref in graph.output_refs or any(
+      _ends_model(graph, Ref(node)) for node in graph.readers(ref) if node.facts.role == "move")
 
 
 def _weight_quantizer(layer: LayerDef, spec: TensorSpec) -> tuple[Quantizer, dict[str, Any]]:

@@ -59,14 +59,17 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
     range: name of the estimator that calibration uses.
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
+    float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
+      steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               **kwargs):
+               float_in_training: bool = False, **kwargs):
     super().__init__(**kwargs)
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
+    self.float_in_training = float_in_training
 
   def build(self, input_shape):
     """Adds the quantizer's variables and the switch."""
@@ -82,6 +85,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     if _seen:
       if observe and self.fixed is None:
         _seen[-1].activations.append((self.name, inputs))
+      return tf.identity(inputs)
+    if training and self.float_in_training:
       return tf.identity(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
     return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
@@ -108,7 +113,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
-            "fixed": None if self.fixed is None else list(self.fixed)}
+            "fixed": None if self.fixed is None else list(self.fixed),
+            "float_in_training": self.float_in_training}
 
 
 @keras.saving.register_keras_serializable("kquant")
