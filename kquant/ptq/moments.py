@@ -13,7 +13,7 @@ from kquant.ptq.streaming import LayerTurn
 LARGEST_GRAM = 4608
 """Inputs of a layer beyond which its Gram matrix is cut into blocks: one has 170 MB in float64."""
 
-_ROWS = 2**16
+_ROWS = 2**14
 _ROWS_AN_INPUT = 24
 _CHUNK_ELEMENTS = 2**24
 _RIDGES = (0.02, 0.2)
