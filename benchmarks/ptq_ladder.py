@@ -1,0 +1,125 @@
+"""What each method after training brings on real models, judged in the file.
+
+    python benchmarks/ptq_ladder.py [--models=v2,v1,resnet8] [--presets=w4a8,int8] [--rows=...] [--write]
+
+The first rows add one method after the other; those named after an effort are `quantize(effort=)` as it is.
+A preset with activations of fewer than 8 bits is judged by the simulation: no file holds it.
+"""
+
+import argparse
+import os
+import pathlib
+import resource
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+TITLE = "Post-training methods"
+ROWS = {  # name: arguments of kquant.quantize; "range" is of the weights
+    "nearest": {"bias": "none"},
+    "+ range (mse)": {"bias": "none", "range": "mse"},
+    "+ iterative bias": {"bias": "iterative", "range": "mse"},
+    "+ adaround": {"rounding": "adaround"},
+    "+ closed form": {"rounding": "closed_form"},
+    "+ joint": {"rounding": "closed_form", "equalize": "joint"},
+    "+ bft": {"rounding": "closed_form", "equalize": "joint", "finetune": "bft"},
+    "+ qft": {"rounding": "closed_form", "equalize": "joint", "finetune": "qft"},
+    "fast": {"effort": "fast"}, "balanced": {"effort": "balanced"}, "best": {"effort": "best"}}
+
+
+def config_of(preset: str, weights_range: str):
+  """Returns the QuantConfig of a preset with a range estimator for the weights."""
+  import dataclasses
+
+  from kquant.core.spec import QuantConfig
+  config = QuantConfig.preset(preset)
+  rules = [dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range=weights_range))
+           for rule in config.rules]
+  return dataclasses.replace(config, rules=rules, equalize="none")
+
+
+def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
+  """Measures the chosen rows of one model and preset."""
+  from ptq import images_of, load
+
+  import kquant
+  from kquant.cli.evaluation import before_softmax
+  from kquant.core import metrics
+  model = load(name, data)
+  calibration, x, labels = images_of(name, data)
+  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  rows = []
+  for label in chosen:
+    arguments = dict(ROWS[label])
+    config = config_of(preset, arguments.pop("range", "minmax"))
+    start = time.perf_counter()
+    result = kquant.quantize(model, calibration, config=config, **arguments)
+    seconds = time.perf_counter() - start
+    rows.append({**found_by(result, preset, x, labels, reference), "model": name, "preset": preset,
+                 "row": label, "float": metrics.top1(reference, labels), "seconds": seconds,
+                 "kept": "; ".join(f"{step} {what.split(' on ')[0]}{'' if kept else ' (left out)'}"
+                                   for step, what, kept in result.report.steps),
+                 "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+    print(table(rows[-1:]).splitlines()[-1], flush=True)
+  return rows
+
+
+def found_by(result, preset: str, x, labels, reference) -> dict:
+  """Judges the file, or the simulation where no file holds the activations."""
+  from ptq import judge
+
+  from kquant.core import metrics
+  from kquant.ptq.efforts import network_outputs
+  from tflite_export.lower import lower
+  from tflite_export.writer import to_bytes
+  if preset.endswith("a8") or preset.startswith("int"):
+    return {**judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference), "in": "file"}
+  (scores,) = network_outputs(result.qmodel, [x])
+  scores = scores.reshape(len(x), -1)
+  return {"top1": metrics.top1(scores, labels), "agreement": metrics.agreement(scores, reference),
+          "sqnr": metrics.sqnr_db(scores, reference), "in": "simulation"}
+
+
+def table(rows: list[dict]) -> str:
+  """The rows as Markdown."""
+  lines = ["| model (float top-1) | preset | methods | top-1 | agreement | SQNR dB | in | seconds | GB | "
+           "steps |", "|---|---|---|---|---|---|---|---|---|---|"]
+  for r in rows:
+    lines.append(f"| {r['model']} ({r['float']:.4f}) | {r['preset']} | {r['row']} | {r['top1']:.4f} | "
+                 f"{r['agreement']:.4f} | {r['sqnr']:.1f} | {r['in']} | {r['seconds']:.1f} | "
+                 f"{r['memory']:.1f} | {r['kept']} |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Measures what the flags say."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser.add_argument("--models", default="v2,v1,resnet8")
+  parser.add_argument("--presets", default="w4a8,int8")
+  parser.add_argument("--rows", default=";".join(ROWS), help="which, separated by semicolons")
+  parser.add_argument("--write", action="store_true")
+  flags = parser.parse_args()
+  data = pathlib.Path(flags.shared).resolve() / "data"
+  if not data.is_dir():
+    sys.exit(f"No shared data at {data}; name it with --shared.")
+  from ptq import describe, write_section
+
+  import kquant.cli  # noqa: F401  quiet start
+  for preset in flags.presets.split(","):
+    rows = [row for name in flags.models.split(",")
+            for row in compare(name, preset, data, flags.rows.split(";"))]
+    head = describe(f"python benchmarks/ptq_ladder.py --models={flags.models} --presets={preset} "
+                    f"--rows=\"{flags.rows}\"")
+    note = ("Calibrated on the first 128 images in label order, judged on the other 372 (resnet8: first 256 "
+            "of x_train, all of x_test), by LiteRT at the input of the softmax where a file holds the "
+            "integers. Each row from \"+ adaround\" on has iterative bias correction. \"seconds\" is the "
+            "whole of `quantize`, \"GB\" the largest memory of the process so far. Seed 0.")
+    if flags.write:
+      write_section(f"{TITLE}, {preset}", f"{head}\n\n{note}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+  main()
