@@ -16,6 +16,7 @@ from kquant.core.layers import LAYERS, LayerFacts
 from kquant.ptq.streaming import layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.layers import QuantizeWeights
+from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
 
 
@@ -40,7 +41,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
 
   Args:
     qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
-    float_model: the float model that it was made from, batch norms folded.
+    float_model: the float model that it was made from, batch norms folded or not.
     calibration: inputs, as `calibrate` takes them.
     method: "local": each layer's own shift, from the float network's input means; "iterative": layer
       after layer, with all before it quantized and corrected. A second call gives the same biases.
@@ -50,7 +51,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   """
   if method not in ("local", "iterative"):
     raise ValueError(f"correct_bias: method must be 'local' or 'iterative', got {method!r}.")
-  float_params = linear_params(standardize(Graph.from_model(float_model)))
+  float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
   for wrapper in _wrapped_layers(qmodel, float_params):
     wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
   if method == "local":
@@ -130,4 +131,7 @@ def _wrapped_layers(qmodel: keras.Model,
     if wrapper.name not in float_params:
       raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
                        "model that insert_quantizers was given.")
+    if wrapper.layer.bias is None:
+      raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
+                       "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
   return wrappers

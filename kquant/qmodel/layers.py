@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core import keras_calls
 from kquant.core.encodings import Encoding
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
 from kquant.quantizers import base
@@ -38,6 +40,11 @@ def observing() -> Iterator[Seen]:
     yield _seen[-1]
   finally:
     _seen.pop()
+
+
+def is_observing() -> bool:
+  """Whether quantizers pass their tensors through, see `observing`."""
+  return bool(_seen)
 
 
 class _Switch:
@@ -140,15 +147,34 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
+    return self._run(inputs, self.quantized_weights(training))
+
+  def quantized_weights(self, training=False) -> dict[str, tf.Tensor]:
+    """Returns {attribute of the layer: quantized weight}."""
+    latent, quantized = self.latent_weights(), {}
+    for name, quantizer, state in self._quantized:
+      quantized[name] = tf.where(self.quantizing, quantizer(latent[name], training, state), latent[name])
+    return quantized
+
+  def _run(self, inputs, weights: dict[str, tf.Tensor]):
+    """Returns the layer's output with tensors in the place of its variables."""
     attributes = vars(self.layer)
-    variables = {name: attributes[name] for name, _, _ in self._quantized}
+    variables = {name: attributes[name] for name in weights}
     try:
-      for name, quantizer, state in self._quantized:
-        kernel = tf.convert_to_tensor(variables[name])
-        attributes[name] = tf.where(self.quantizing, quantizer(kernel, training, state), kernel)
+      attributes.update(weights)
       return self.layer(inputs)
     finally:
       attributes.update(variables)
+
+  def latent_weights(self) -> dict[str, tf.Tensor]:
+    """Returns {attribute of the layer: float tensor that is quantized}."""
+    return {name: tf.convert_to_tensor(getattr(self.layer, name)) for name, _, _ in self._quantized}
+
+  def plain_layer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns (config, {name: value}) of the layer that finalize puts in the wrapper's place."""
+    params = dict(keras_calls.named_variables(self.layer))
+    return self.layer.get_config(), {name: value.numpy() for name, value in {
+        **params, **self.latent_weights()}.items()}
 
   def weight_encodings(self) -> dict[str, Encoding]:
     """Returns {attribute of the layer: grid} of its quantized weights."""
