@@ -15,7 +15,7 @@ from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
-from kquant.quantizers.minmax import MinMaxQuantizer
+from kquant.quantizers import QUANTIZERS, MinMaxQuantizer
 from kquant.ranges.estimators import ESTIMATORS, weight_range
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
@@ -85,7 +85,7 @@ def _wrap(layer: LayerDef, spec: TensorSpec, batch_norm: LayerDef | None) -> Non
   facts, params = layer.facts, layer.params
   kernel = params[facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
   axis = facts.out_axes if spec.per_channel else None
-  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=True, narrow=True, axis=axis)
+  quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
   inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
   if batch_norm is None:
@@ -103,7 +103,7 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
   if spec.per_channel:
     raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
                      "be per_channel.")
-  quantizer = MinMaxQuantizer(bits=spec.bits, symmetric=spec.symmetric)
+  quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
   if group.fixed is not None:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
@@ -113,6 +113,6 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
 
 def _check_methods(spec: TensorSpec) -> None:
   """Raises ValueError for a quantizer or a range estimator that does not exist."""
-  for what, name, known in (("quantizer", spec.quantizer, ["minmax"]), ("range", spec.range, ESTIMATORS)):
+  for what, name, known in (("quantizer", spec.quantizer, QUANTIZERS), ("range", spec.range, ESTIMATORS)):
     if name not in known:
       raise ValueError(f"TensorSpec: unknown {what} {name!r}; expected one of {', '.join(known)}.")

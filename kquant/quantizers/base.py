@@ -1,13 +1,16 @@
 """Quantizer: a tfmot quantizer that knows its grid, its channel axes and its encoding."""
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras import quantizers as tfmot_quantizers
 
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
 
 Variables = dict[str, tf.Variable]
@@ -30,9 +33,10 @@ class Quantizer(tfmot_quantizers.Quantizer):
     self.narrow = narrow
     self.axis = None if axis is None else tuple(axis)
 
-  @abc.abstractmethod
   def set_range(self, variables: Variables, low, high) -> None:
     """Sets the grid from real limits, scalars or [channels], of the tensor."""
+    for name, value in self.initial_values(low, high).items():
+      variables[name].assign(np.broadcast_to(value, variables[name].shape))
 
   @abc.abstractmethod
   def initial_values(self, low, high) -> dict[str, Any]:
@@ -50,7 +54,15 @@ class Quantizer(tfmot_quantizers.Quantizer):
   def _channels(self, shape: Sequence[int]) -> int:
     if self.axis is None:
       return 1
-    return int(tf.reduce_prod([shape[i] for i in self.axis]))
+    return math.prod(int(shape[i]) for i in self.axis)
+
+  def _grid_over(self, low, high) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (scale, zero_point) over limits of float32, widened to hold 0."""
+    low, high = (np.atleast_1d(np.asarray(end, np.float32)) for end in (low, high))
+    if self.symmetric:
+      scale = numerics.symmetric_grid(np.maximum(np.abs(low), np.abs(high)), self.bits)
+      return scale, np.zeros(scale.shape, np.int64)
+    return numerics.affine_grid(low, high, self.bits)
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:
