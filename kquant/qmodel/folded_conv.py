@@ -36,10 +36,10 @@ class FoldedConv(QuantizeWeights):
 
   def build(self, input_shape):
     """Builds the layer, the batch norm, the kernel's quantizer and the switch `frozen`."""
-    super().build(input_shape)
-    self.batch_norm.build(self.layer.compute_output_shape(input_shape))
     self.frozen = self.add_weight(name="frozen", shape=(), dtype=tf.bool, trainable=False,
                                   initializer="zeros")
+    self.batch_norm.build(self.layer.compute_output_shape(input_shape))
+    super().build(input_shape)
 
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
@@ -84,6 +84,11 @@ class FoldedConv(QuantizeWeights):
     """Returns (config, {name: value}) of the layer with the batch norm folded into it."""
     config, params = super().plain_layer()
     return {**config, "use_bias": True}, {**params, "bias": self.folded_bias().numpy()}
+
+  @property
+  def integers_settle(self) -> tf.Tensor:
+    """Whether the statistics, and with them the folding, are frozen."""
+    return self.frozen.value()
 
   @property
   def _facts(self):
