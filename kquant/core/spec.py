@@ -9,6 +9,8 @@ from kquant.core import target as targets
 DEFAULT_RANGE = "minmax"
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
 BIAS_CORRECTIONS = ("none", "local", "iterative")
+WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa")
+ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +18,12 @@ class TensorSpec:
   """How one tensor is quantized.
 
   Attributes:
-    bits: 2 to 8; 16 for activations, symmetric.
+    bits: 2 to 8 (2 bits of weights are {-1, 0, 1} but with dorefa); 16 for activations, symmetric; 1 for
+      weights with dorefa.
     symmetric: the grid is centred on 0 and its zero point is 0.
     per_channel: one scale an output channel (weights) or one for the tensor.
-    quantizer: name in QUANTIZERS.
+    quantizer: one of WEIGHT_QUANTIZERS, or of ACTIVATION_QUANTIZERS. After training minmax is all it takes;
+      the others are for training.
     range: name of the range estimator ("minmax", "mean_extrema", "percentile", "mse").
   """
 
@@ -30,8 +34,13 @@ class TensorSpec:
   range: str = DEFAULT_RANGE
 
   def __post_init__(self):
-    if not 2 <= self.bits <= 8 and self.bits != 16:
-      raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations.")
+    known = dict.fromkeys(WEIGHT_QUANTIZERS + ACTIVATION_QUANTIZERS)
+    if self.quantizer not in known:
+      raise ValueError(f"TensorSpec: unknown quantizer {self.quantizer!r}; expected one of "
+                       f"{', '.join(known)}.")
+    if not 2 <= self.bits <= 8 and self.bits != 16 and (self.bits, self.quantizer) != (1, "dorefa"):
+      raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations, "
+                       "1 for weights with quantizer='dorefa'.")
     if self.bits == 16 and not self.symmetric:
       raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
     if self.per_channel and not self.symmetric:
@@ -66,6 +75,10 @@ class Rule:
       re.compile(self.match)
     except re.error as error:
       raise ValueError(f"Rule: match {self.match!r} is no regular expression: {error}.") from error
+    for what, known in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS)):
+      if (name := getattr(self, what).quantizer) not in known:
+        raise ValueError(f"Rule {self.match!r}: {what} take no quantizer {name!r}; expected one of "
+                         f"{', '.join(known)}.")
     if not self.weights.symmetric:
       raise ValueError(f"Rule {self.match!r}: weights must be symmetric; no runtime kernel takes a "
                        "weight zero point.")
@@ -149,6 +162,18 @@ class QuantConfig:
                  target=f"litert{found[3] or ''}")
     raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
                      "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
+
+  def with_quantizers(self, *, weights: str | None = None, activations: str | None = None) -> "QuantConfig":
+    """Returns the config with other quantizers in every rule, by name; None leaves those there are.
+
+    QuantConfig.preset("w4a4").with_quantizers(weights="lsq", activations="lsq_plus") is for training.
+    """
+    def replaced(spec: TensorSpec, name: str | None) -> TensorSpec:
+      return spec if name is None else dataclasses.replace(spec, quantizer=name)
+
+    return dataclasses.replace(self, rules=tuple(
+        dataclasses.replace(rule, weights=replaced(rule.weights, weights),
+                            activations=replaced(rule.activations, activations)) for rule in self.rules))
 
   def to_json(self) -> dict[str, Any]:
     """Returns a JSON-ready dict."""

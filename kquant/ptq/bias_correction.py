@@ -77,7 +77,7 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
   for wrapper in _wrapped_layers(qmodel, float_params):
     facts, params = LAYERS[type(wrapper.layer).__name__], float_params[wrapper.name]
     ((name, grid),) = wrapper.weight_encodings().items()
-    rounded = grid.dequantize(grid.quantize(getattr(wrapper.layer, name).numpy()))
+    rounded = grid.dequantize(grid.quantize(wrapper.weight_values()[name]))
     error = rounded.astype(np.float64) - params[name]
     shift = output_shift(error, statistics.input_means[wrapper.name], facts)
     wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))

@@ -39,7 +39,7 @@ def finalize_with_edits(qmodel: keras.Model,
   graph.pass_name = "finalize"
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
-  kernels = _unwrap_weights(graph, live)
+  kernels = _unwrap_weights(graph, live, target)
   absorb_batch_norms(graph, kernels)
   members = _remove_activation_quantizers(graph)
   if not members:
@@ -73,12 +73,16 @@ def _remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   return members
 
 
-def _unwrap_weights(graph: Graph, live: dict) -> dict[LayerDef, Encoding]:
+def _unwrap_weights(graph: Graph, live: dict, target: Target) -> dict[LayerDef, Encoding]:
   """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
   kernels = {}
   for layer in {node.layer: None for node in graph.nodes if issubclass(node.layer.cls, QuantizeWeights)}:
     wrapper = live[layer.name]
     ((_, grid),) = wrapper.weight_encodings().items()
+    if grid.bits not in target.weight_bits:
+      raise ValueError(f"Layer {layer.name!r}: its kernel has integers of {grid.bits} bits, the file at most "
+                       f"{max(target.weight_bits)}; the odd integers of dorefa take one bit more than it is "
+                       "given, so give it at most 7 bits, or train with lsq.")
     layer.cls = type(wrapper.layer)
     layer.config, layer.params = wrapper.plain_layer()
     kernels[layer] = grid

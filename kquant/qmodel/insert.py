@@ -86,7 +86,9 @@ def _wrap(layer: LayerDef, spec: TensorSpec, batch_norm: LayerDef | None) -> Non
   kernel = params[facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
   axis = facts.out_axes if spec.per_channel else None
   quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
-  values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
+  values = quantizer.values_of(kernel)
+  if values is None:
+    values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
   inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
   if batch_norm is None:
     wrapper = QuantizeWeights(inner, quantize_config)
@@ -112,7 +114,6 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
 
 
 def _check_methods(spec: TensorSpec) -> None:
-  """Raises ValueError for a quantizer or a range estimator that does not exist."""
-  for what, name, known in (("quantizer", spec.quantizer, QUANTIZERS), ("range", spec.range, ESTIMATORS)):
-    if name not in known:
-      raise ValueError(f"TensorSpec: unknown {what} {name!r}; expected one of {', '.join(known)}.")
+  """Raises ValueError for a range estimator that does not exist."""
+  if spec.range not in ESTIMATORS:
+    raise ValueError(f"TensorSpec: unknown range {spec.range!r}; expected one of {', '.join(ESTIMATORS)}.")

@@ -89,6 +89,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
       if observe and self.fixed is None:
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
+    training = training if self.trainable else False  # the range of a frozen layer stays
     quantized = self.quantizer(inputs, training, self.range_variables)
     return tf.where(self.quantizing, quantized, inputs)
 
@@ -175,6 +176,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def quantized_weights(self, training=False) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: quantized weight}."""
+    training = training if self.trainable else False
     latent, quantized = self.latent_weights(), {}
     for name, quantizer, state in self._quantized:
       values = quantizer(latent[name], training, state)
@@ -236,11 +238,8 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def plain_layer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns (config, {name: value}) of the layer that finalize puts in the wrapper's place."""
-    params = {**dict(keras_calls.named_variables(self.layer)), **self.latent_weights()}
-    quantized = self.quantized_weights()
-    for name, history in self.histories.items():
-      params[name] = tf.where(history["frozen"], quantized[name], params[name])
-    return self.layer.get_config(), {name: value.numpy() for name, value in params.items()}
+    params = {name: variable.numpy() for name, variable in keras_calls.named_variables(self.layer)}
+    return self.layer.get_config(), {**params, **self.weight_values()}
 
   @property
   def integers_settle(self) -> tf.Tensor:
@@ -254,6 +253,15 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   def weight_encodings(self) -> dict[str, Encoding]:
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
+
+  def weight_values(self) -> dict[str, np.ndarray]:
+    """Returns {attribute of the layer: the float values that its grid rounds}."""
+    latent, quantized, values = self.latent_weights(), self.quantized_weights(), {}
+    for name, quantizer, state in self._quantized:
+      values[name] = quantizer.transform(latent[name].numpy(), state)
+      if name in self.histories:
+        values[name] = np.where(self.histories[name]["frozen"], quantized[name], values[name])
+    return values
 
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""

@@ -1,11 +1,16 @@
 """Quantizers: one method a file. QUANTIZERS holds those that a TensorSpec names."""
 
 from kquant.quantizers.base import Quantizer
+from kquant.quantizers.dorefa import DoReFaQuantizer
 from kquant.quantizers.lsq import LSQQuantizer
 from kquant.quantizers.lsq_plus import LSQPlusQuantizer
 from kquant.quantizers.minmax import MinMaxQuantizer
+from kquant.quantizers.moving_average import MovingAverageQuantizer
+from kquant.quantizers.pact import PACTQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
-    "minmax": MinMaxQuantizer, "lsq": LSQQuantizer, "lsq_plus": LSQPlusQuantizer}
+    "minmax": MinMaxQuantizer, "moving_average": MovingAverageQuantizer, "lsq": LSQQuantizer,
+    "lsq_plus": LSQPlusQuantizer, "pact": PACTQuantizer, "dorefa": DoReFaQuantizer}
 
-__all__ = ["QUANTIZERS", "LSQPlusQuantizer", "LSQQuantizer", "MinMaxQuantizer", "Quantizer"]
+__all__ = ["QUANTIZERS", "DoReFaQuantizer", "LSQPlusQuantizer", "LSQQuantizer", "MinMaxQuantizer",
+           "MovingAverageQuantizer", "PACTQuantizer", "Quantizer"]

@@ -42,6 +42,14 @@ class Quantizer(tfmot_quantizers.Quantizer):
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns {variable name: value} that `set_range` would set."""
 
+  def values_of(self, kernel: np.ndarray) -> dict[str, Any] | None:
+    """Returns {variable name: value} for a kernel where the method fits it; None where a range decides."""
+    return None
+
+  def transform(self, kernel: np.ndarray, variables: Variables) -> np.ndarray:
+    """Returns the values that the grid of `encoding` rounds: the kernel, or what the method makes of it."""
+    return kernel
+
   @abc.abstractmethod
   def encoding(self, variables: Variables) -> Encoding:
     """Returns the grid that the variables stand for."""

@@ -6,9 +6,11 @@ import tensorflow as tf
 
 from kquant.core import numerics
 
+_SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however its scale was rounded
+
 
 def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int, narrow: bool,
-              axis: Sequence[int] | None = None) -> tf.Tensor:
+              axis: Sequence[int] | None = None, rounding_gradient: bool = True) -> tf.Tensor:
   """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point), straight through.
 
   Gradients, with v = x / scale and the range [scale (n - zero_point), scale (p - zero_point)]:
@@ -27,6 +29,7 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
     zero_point: whole numbers as floats, the same shape.
     bits, narrow: of the grid.
     axis: channel axes of x, ascending; None for one grid.
+    rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
   """
   shape = [] if axis is None else [n if i in axis else 1 for i, n in enumerate(x.shape)]
   taps = None if axis is None else [i for i in range(x.shape.rank) if i not in axis]
@@ -39,9 +42,10 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
                                dtype=tf.float64 if narrow else tf.float32)
 
     def gradient(upstream):
-      inside = tf.logical_and(x >= scale_of_x * (qmin - zero_of_x), x <= scale_of_x * (qmax - zero_of_x))
+      wide = scale_of_x * _SLACK
+      inside = tf.logical_and(x >= wide * (qmin - zero_of_x), x <= wide * (qmax - zero_of_x))
       of_x = tf.where(inside, upstream, tf.zeros_like(upstream))
-      of_scale = tf.reduce_sum(upstream * y - of_x * x, taps)  # times scale
+      of_scale = tf.reduce_sum(upstream * y - of_x * (x if rounding_gradient else y), taps)  # times scale
       of_zero_point = -tf.reduce_sum(upstream - of_x, taps)  # over scale
       return (of_x, tf.cast(tf.reshape(of_scale, scale.shape) / tf.cast(scale, x.dtype), scale.dtype),
               tf.cast(tf.reshape(of_zero_point, scale.shape) * tf.cast(scale, x.dtype), zero_point.dtype))

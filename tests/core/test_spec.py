@@ -123,6 +123,34 @@ def test_unknown_methods_are_refused_with_the_choices(field):
     QuantConfig(**{field: "best"})
 
 
+def test_unknown_quantizers_are_refused_with_the_choices():
+  with pytest.raises(ValueError, match="unknown quantizer 'magic'; expected one of minmax, moving"):
+    TensorSpec(quantizer="magic")
+
+
+def test_quantizers_are_refused_where_they_do_not_belong():
+  with pytest.raises(ValueError, match="Rule 'a': weights take no quantizer 'pact'; expected .*dorefa"):
+    Rule("a", weights=TensorSpec(symmetric=True, quantizer="pact"))
+  with pytest.raises(ValueError, match="activations take no quantizer 'dorefa'; expected one of .*pact"):
+    Rule(activations=TensorSpec(quantizer="dorefa"))
+
+
+def test_one_bit_is_for_dorefa_alone():
+  assert TensorSpec(bits=1, symmetric=True, quantizer="dorefa").bits == 1
+  for name in ("minmax", "lsq", "lsq_plus"):
+    with pytest.raises(ValueError, match="2 to 8, got 1; .* 1 for weights with quantizer='dorefa'"):
+      TensorSpec(bits=1, symmetric=True, quantizer=name)
+
+
+def test_with_quantizers_replaces_them_in_every_rule_and_nothing_else():
+  config = QuantConfig((Rule("a", weights=TensorSpec(4, True, True, range="mse")), Rule()), bias="none")
+  learned = config.with_quantizers(weights="lsq", activations="pact")
+  assert {(rule.weights.quantizer, rule.activations.quantizer) for rule in learned.rules} == {("lsq", "pact")}
+  assert learned.with_quantizers(weights="minmax", activations="minmax") == config
+  assert config.with_quantizers() == config
+  assert config.with_quantizers(weights="dorefa").rules[0].activations == config.rules[0].activations
+
+
 def test_json_keeps_every_field():
   weights = TensorSpec(bits=3, symmetric=True, quantizer="minmax", range="mse")
   config = QuantConfig(rules=(Rule("a", ("Dense",), weights, TensorSpec(7, range="percentile")), Rule()))

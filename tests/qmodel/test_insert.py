@@ -141,13 +141,10 @@ def test_fixed_grid_is_exact_whatever_the_rule_says(activation, spec):
 
 
 @pytest.mark.parametrize("where", ["weights", "activations"])
-@pytest.mark.parametrize("field", ["range", "quantizer"])
-def test_unknown_method_in_a_spec_is_an_error_that_names_it(where, field):
-  spec = TensorSpec(symmetric=True, **{field: "no_such_method"})
-  model = models.build("conv_bn_relu")
-  (x,) = models.sample_inputs(model, images=2)
+def test_unknown_range_in_a_spec_is_an_error_that_names_it(where):
+  spec = TensorSpec(symmetric=True, range="no_such_method")
   with pytest.raises(ValueError, match="no_such_method"):
-    kq.calibrate(inserted(model, QuantConfig((Rule(**{where: spec}),))), x)
+    inserted(models.build("conv_bn_relu"), QuantConfig((Rule(**{where: spec}),)))
 
 
 def test_per_channel_activations_are_refused():
