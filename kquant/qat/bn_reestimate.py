@@ -34,7 +34,8 @@ class ReestimateBatchNorm(keras.callbacks.Callback):
 
   def on_test_begin(self, logs=None):
     """Takes the statistics anew."""
-    reestimate_batch_norm(self.model, self._images, batches=self._batches, batch_size=self._batch_size)
+    qmodel = getattr(self.model, "student", self.model)  # of a DistillationModel
+    reestimate_batch_norm(qmodel, self._images, batches=self._batches, batch_size=self._batch_size)
 
   def on_train_end(self, logs=None):
     """Takes the statistics anew."""

@@ -110,7 +110,12 @@ def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
   return graph.new_layer(QuantizeActivation, group.name,
-                         {"quantizer": quantizer, "range": spec.range, "fixed": fixed})
+                         {"quantizer": quantizer, "range": spec.range, "fixed": fixed,
+                          "float_in_training": fixed is not None and _ends_a_model(graph, group)})
+
+
+def _ends_a_model(graph: Graph, group: GridGroup) -> bool:
+  return any(ref in graph.output_refs for ref in group.sources)
 
 
 def _check_methods(spec: TensorSpec) -> None:

@@ -65,11 +65,14 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
     range: name of the estimator that calibration uses.
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
+    float_in_training: passes the tensor through in training. For probabilities at the end of a model: one
+      that is rounded to 0 has no logarithm for a cross-entropy, and no gradient.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               **kwargs):
+               float_in_training: bool = False, **kwargs):
     super().__init__(**kwargs)
+    self.float_in_training = float_in_training
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
@@ -89,6 +92,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
       if observe and self.fixed is None:
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
+    if training and self.float_in_training:
+      return inputs
     training = training if self.trainable else False  # the range of a frozen layer stays
     quantized = self.quantizer(inputs, training, self.range_variables)
     return tf.where(self.quantizing, quantized, inputs)
@@ -115,7 +120,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
-            "fixed": None if self.fixed is None else list(self.fixed)}
+            "fixed": None if self.fixed is None else list(self.fixed),
+            "float_in_training": self.float_in_training}
 
 
 @keras.saving.register_keras_serializable("kquant")

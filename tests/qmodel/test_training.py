@@ -109,3 +109,15 @@ def test_fixed_grids_are_not_learned():
   _, qmodel, _ = calibrated("mobile_block", config_of("lsq_plus", "lsq_plus"))
   assert not qmodel.get_layer("softmax/quantize").trainable_weights
   assert tails(qmodel.get_layer("add/quantize").trainable_weights) == {"output_log_step", "output_shift"}
+
+
+def test_probabilities_at_the_end_are_not_rounded_in_training():
+  """One that is rounded to 0 would have no gradient: the loss could never bring it back."""
+  model = models.build("mobile_block")
+  (x,) = models.sample_inputs(model)
+  qmodel = kq.calibrate(kq.insert_quantizers(kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])), x)
+  steps = qmodel(x).numpy() * 256
+  np.testing.assert_array_equal(steps, np.round(steps))
+  trained = qmodel(x, training=True).numpy() * 256
+  assert (trained != np.round(trained)).any()
+  np.testing.assert_allclose(trained, steps, atol=0.51)
