@@ -24,6 +24,8 @@ _HOMES = {
     "insert_quantizers": "kquant.qmodel.insert",
     "calibrate": "kquant.qmodel.calibrate",
     "correct_bias": "kquant.ptq.bias_correction",
+    "finetune": "kquant.ptq.finetuning",
+    "DistillationModel": "kquant.qmodel.distill",
     "finalize": "kquant.qmodel.finalize",
     "TrackOscillations": "kquant.qat.oscillation_control",
     "FreezeOscillations": "kquant.qat.oscillation_control",

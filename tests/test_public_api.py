@@ -13,12 +13,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
-      "DampenOscillations", "DelayActivationQuantization", "Encoding", "Encodings", "FreezeBatchNorm",
-      "FreezeOscillations", "FreezeRanges", "QuantConfig", "QuantizationResult", "ReestimateBatchNorm",
-      "Rule", "TensorSpec", "TrackOscillations", "UnsupportedLayerError", "__version__", "absorb_bias",
-      "calibrate", "correct_bias", "describe_scale_groups", "equalize", "finalize", "fold_batch_norm",
-      "insert_quantizers", "prune_dead_channels", "quantize", "rewrite", "split_outlier_channels",
-      "standardize"]
+      "DampenOscillations", "DelayActivationQuantization", "DistillationModel", "Encoding", "Encodings",
+      "FreezeBatchNorm", "FreezeOscillations", "FreezeRanges", "QuantConfig", "QuantizationResult",
+      "ReestimateBatchNorm", "Rule", "TensorSpec", "TrackOscillations", "UnsupportedLayerError",
+      "__version__", "absorb_bias", "calibrate", "correct_bias", "describe_scale_groups", "equalize",
+      "finalize", "finetune", "fold_batch_norm", "insert_quantizers", "prune_dead_channels", "quantize",
+      "rewrite", "split_outlier_channels", "standardize"]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
 

@@ -269,6 +269,11 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
         values[name] = np.where(self.histories[name]["frozen"], quantized[name], values[name])
     return values
 
+  def set_weight_range(self, low, high) -> None:
+    """Sets the real limits of the grid of each quantized weight, scalars or [channels]."""
+    for _, quantizer, state in self._quantized:
+      quantizer.set_range(state, low, high)
+
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""
     return self.layer.compute_output_shape(input_shape)

@@ -129,7 +129,7 @@ def _measuring_step(graph: Graph, model: keras.Model, refs: list[Ref], linear: l
                     specs: list[data.InputSpec]):
   """Returns a traced function of one batch: {statistic: one tensor a ref, or a layer of `linear`}."""
   layers = {layer.name: layer for layer in model.layers}
-  wanted = [_before_saturation(ref) for ref in graph.output_refs]
+  wanted = [before_saturation(ref) for ref in graph.output_refs]
   kernels = [getattr(layers[layer.name], layer.facts.kernel) for layer in linear]
   biases = [layers[layer.name].bias for layer in linear]
 
@@ -184,7 +184,7 @@ def run_nodes(nodes: list[Node], layers: dict[str, keras.layers.Layer], values: 
       values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
 
 
-def _before_saturation(ref: Ref) -> Ref:
+def before_saturation(ref: Ref) -> Ref:
   """An output of the model as the noise is counted: the input of a closing softmax or sigmoid."""
   return ref.node.inputs[0] if ref.node.kind in _SATURATING else ref
 
