@@ -42,8 +42,8 @@ def test_every_example_is_run():
 
 def run_example(folder, name, *arguments):
   """Returns what an example prints."""
-  done = subprocess.run([sys.executable, ROOT / "examples" / name, *arguments], cwd=folder, capture_output=True,
-                        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+  done = subprocess.run([sys.executable, ROOT / "examples" / name, *arguments], cwd=folder, text=True,
+                        capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout
 
