@@ -24,7 +24,7 @@ from ptq import RESULTS, ROOT, describe, images_of, judge, load, write_section
 
 BATCH = 32
 CALIBRATION = 256
-HEADS = {"accuracy": ["row", "weights", "top-1", "file", "agreement with it", "float, same training",
+HEADS = {"accuracy": ["row", "top-1 before", "top-1", "file", "agreement with it", "float, same training",
                       "seconds", "ms a step"],
          "resnet8": ["row", "top-1", "oscillating %", "frozen %", "seconds", "ms a step"],
          "mobilenet": ["row", "agreement with float", "top-1", "oscillating %", "frozen %", "seconds",
@@ -32,18 +32,27 @@ HEADS = {"accuracy": ["row", "weights", "top-1", "file", "agreement with it", "f
 TITLES = {"accuracy": "Quantization-aware training, resnet8 on 5,000 images",
           "resnet8": "Oscillating weights, resnet8 W3A3",
           "mobilenet": "Oscillating weights, MobileNetV1 0.25 W4A4 by distillation"}
-CONFIGS = {"W8A8": (8, 8, "fold"), "W4A8": (4, 8, "fold"), "W4A4": (4, 4, "fold"),
-           "W4A8 train": (4, 8, "train"), "W4A8 absorb": (4, 8, "absorb"),
-           "W4A4 train": (4, 4, "train"), "W4A4 absorb": (4, 4, "absorb")}
+# {row: (bits of weights, of activations, batch norm, whether both ends of the network have 8 bits)}
+CONFIGS = {"W8A8": (8, 8, "absorb", False), "W4A8": (4, 8, "absorb", False), "W4A4": (4, 4, "absorb", False),
+           "W4A4, ends W8A8": (4, 4, "absorb", True), "W4A8, batch norm folded": (4, 8, "fold", False),
+           "W4A8, batch norm in kernels": (4, 8, "train", False)}
 METHODS = ("LSQ", "dampening", "freezing")
 
 
-def config_of(weights: int, activations: int):
-  """LSQ throughout, ranges of least squared error to start from."""
+def config_of(model, weights: int, activations: int, ends: bool):
+  """LSQ throughout, ranges of least squared error to start from; `ends`: input, first and last layer 8 bits."""
   import kquant as kq
-  return kq.QuantConfig(rules=(kq.Rule(
-      weights=kq.TensorSpec(bits=weights, symmetric=True, per_channel=True, quantizer="lsq", range="mse"),
-      activations=kq.TensorSpec(bits=activations, quantizer="lsq", range="mse")),))
+  from kquant.core.graph import Graph
+
+  def rule(weights, activations, **where):
+    return kq.Rule(
+        weights=kq.TensorSpec(bits=weights, symmetric=True, per_channel=True, quantizer="lsq", range="mse"),
+        activations=kq.TensorSpec(bits=activations, quantizer="lsq", range="mse"), **where)
+
+  linear = [node.name for node in Graph.from_model(model).nodes if node.facts.role == "linear"]
+  outer = [rule(8, 8, kinds=("InputLayer",)), rule(8, activations, match=f"^{re.escape(linear[0])}$"),
+           rule(8, 8, match=f"^{re.escape(linear[-1])}$")]
+  return kq.QuantConfig(rules=(*(outer if ends else ()), rule(weights, activations)))
 
 
 def augmented(x: np.ndarray, y: np.ndarray | None, *, pad: int, size: int, seed: int = 0):
@@ -93,12 +102,16 @@ def cifar(data: pathlib.Path):
             stored["y_test"].reshape(-1))
 
 
-def quantized(model, x: np.ndarray, weights: int, activations: int, batch_norm: str = "fold"):
-  """Returns the calibrated model, biases corrected where no batch norm learns."""
+def quantized(model, x: np.ndarray, weights: int, activations: int, batch_norm: str, ends: bool = False):
+  """Returns the calibrated model, its mean errors corrected: in biases, or in the statistics."""
   import kquant as kq
-  qmodel = kq.insert_quantizers(model, config_of(weights, activations), batch_norm=batch_norm)
+  from kquant.qat.bn_reestimate import reestimate_batch_norm
+  qmodel = kq.insert_quantizers(model, config_of(model, weights, activations, ends), batch_norm=batch_norm)
   kq.calibrate(qmodel, x)
-  return kq.correct_bias(qmodel, model, x, method="iterative") if batch_norm == "fold" else qmodel
+  if batch_norm == "fold":
+    return kq.correct_bias(qmodel, model, x, method="iterative")
+  reestimate_batch_norm(qmodel, x)
+  return qmodel
 
 
 def float_row(data: pathlib.Path, epochs: int, learning_rate: float) -> float:
@@ -126,15 +139,15 @@ def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: floa
   import tflite_export
   from kquant.core import metrics
   keras.utils.set_random_seed(0)
-  weights, activations, batch_norm = CONFIGS[name]
+  weights, activations, batch_norm, ends = CONFIGS[name]
   x, y, x_test, y_test = cifar(data)
   calibration, steps = x[:CALIBRATION].astype(np.float32), len(x) // BATCH
-  qmodel = quantized(load("resnet8", data), calibration, weights, activations, batch_norm)
+  qmodel = quantized(load("resnet8", data), calibration, weights, activations, batch_norm, ends)
   before = metrics.top1(scores(qmodel, x_test), y_test)
   compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
            loss="sparse_categorical_crossentropy")
   callbacks = [kq.FreezeBatchNorm(epochs=epochs // 2)] if batch_norm == "train" else []
-  callbacks += [kq.ReestimateBatchNorm(calibration, batches=8)] if batch_norm == "absorb" else []
+  callbacks += [kq.ReestimateBatchNorm(x[:1600].astype(np.float32))] if batch_norm == "absorb" else []
   _, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps, callbacks=callbacks)
   simulated = scores(qmodel, x_test)
   in_file = agreement = "simulation only"
@@ -144,7 +157,7 @@ def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: floa
       judged = judge(written.path.read_bytes(), x_test, y_test, simulated)
     in_file, agreement = f"{judged['top1']:.4f}", f"{judged['agreement']:.4f}"
   reference = float_row(data, epochs, learning_rate)
-  return [name, f"{weights} bits, {before:.4f} untrained", f"{metrics.top1(simulated, y_test):.4f}", in_file,
+  return [name, f"{before:.4f}", f"{metrics.top1(simulated, y_test):.4f}", in_file,
           agreement, f"{reference:.4f}", f"{seconds:.0f}", f"{1000 * seconds / (epochs * steps):.1f}"]
 
 
@@ -164,7 +177,7 @@ def resnet8_row(method: str, data: pathlib.Path, epochs: int, learning_rate: flo
   keras.utils.set_random_seed(0)
   x, y, x_test, y_test = cifar(data)
   steps = len(x) // BATCH
-  qmodel = quantized(load("resnet8", data), x[:CALIBRATION].astype(np.float32), 3, 3)
+  qmodel = quantized(load("resnet8", data), x[:CALIBRATION].astype(np.float32), 3, 3, "absorb")
   compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
            loss="sparse_categorical_crossentropy")
   logs, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps,
@@ -182,7 +195,7 @@ def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: f
   keras.utils.set_random_seed(0)
   x, x_test, y_test = images_of("v1", data)
   model, steps = load("v1", data), 32
-  qmodel = quantized(model, x, 4, 4)
+  qmodel = quantized(model, x, 4, 4, "absorb")
   trainer = kq.DistillationModel(qmodel, model)
   compiled(trainer, epochs=epochs, steps=steps, learning_rate=learning_rate)
   logs, seconds = fit(trainer, augmented(x, None, pad=24, size=224), epochs=epochs, steps=steps,
