@@ -40,7 +40,7 @@ METHODS = ("LSQ", "dampening", "freezing")
 
 
 def config_of(model, weights: int, activations: int, ends: bool):
-  """LSQ throughout, ranges of least squared error to start from; `ends`: input, first and last layer 8 bits."""
+  """LSQ throughout, from ranges of least squared error; `ends`: input, first and last layer at 8 bits."""
   import kquant as kq
   from kquant.core.graph import Graph
 

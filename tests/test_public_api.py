@@ -17,8 +17,8 @@ def test_names_of_kquant():
       "FreezeBatchNorm", "FreezeOscillations", "FreezeRanges", "QuantConfig", "QuantizationResult",
       "ReestimateBatchNorm", "Rule", "TensorSpec", "TrackOscillations", "UnsupportedLayerError",
       "__version__", "absorb_bias", "calibrate", "correct_bias", "describe_scale_groups", "equalize",
-      "finalize", "finetune", "fold_batch_norm", "insert_quantizers", "prune_dead_channels", "quantize",
-      "rewrite", "split_outlier_channels", "standardize"]
+      "finalize", "finetune", "fold_batch_norm", "insert_quantizers", "load_model",
+      "prune_dead_channels", "quantize", "rewrite", "split_outlier_channels", "standardize"]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
 

@@ -15,11 +15,13 @@ _KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. 
             "TF_USE_LEGACY_KERAS=1 and tf_keras, load its weights and save it again.")
 
 
-def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None) -> keras.Model:
-  """Returns the tf_keras model in a .h5 or .keras file or a SavedModel folder, not compiled.
+def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
+               compile: bool = False) -> keras.Model:
+  """Returns the tf_keras model in a .h5 or .keras file or a SavedModel folder.
 
   Args:
     input_shape: without batch; fixes an input whose shape is open.
+    compile: compiles it as it was when it was saved.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -30,7 +32,7 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
     raise FileNotFoundError(f"There is no model {path}; check the path.")
   _check_format(path)
   try:
-    model = keras.models.load_model(path, compile=False)
+    model = keras.models.load_model(path, compile=compile)
   except (ValueError, TypeError, OSError) as error:
     reason = f"Unknown layer {name!r}" if (name := _unknown_class(path)) else (
         next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip("."))

@@ -127,5 +127,9 @@ def fake_quantize(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits
   qmin, qmax = grid_limits(bits, narrow=narrow)
   scale, zero_point = tf.cast(scale, dtype), tf.cast(zero_point, dtype)
   q = tf.round(tf.cast(x, dtype) / scale)
-  q = tf.clip_by_value(q, qmin - zero_point, qmax - zero_point)
+  limits = qmin - zero_point, qmax - zero_point
+  if scale.shape.rank:
+    q = tf.clip_by_value(q, *limits)
+  else:  # one operator instead of two
+    q = tf.raw_ops.ClipByValue(t=q, clip_value_min=limits[0], clip_value_max=limits[1])
   return tf.cast(q * scale, x.dtype)

@@ -51,3 +51,38 @@ class KernelQuantizeConfig(QuantizeConfig):
     """Returns the config that `get_config` described."""
     output = config.get("output")
     return cls(base.deserialize(config["kernel"]), None if output is None else base.deserialize(output))
+
+
+@keras.saving.register_keras_serializable("kquant")
+class OutputQuantizeConfig(QuantizeConfig):
+  """Quantizes the output of a layer without weights, for `quantize_annotate_layer`."""
+
+  def __init__(self, output: base.Quantizer):
+    self.output = output
+
+  def get_weights_and_quantizers(self, layer) -> list:
+    """Returns []."""
+    return []
+
+  def set_quantize_weights(self, layer, quantize_weights) -> None:
+    """Does nothing: there are none."""
+
+  def get_activations_and_quantizers(self, layer) -> list:
+    """Returns []."""
+    return []
+
+  def set_quantize_activations(self, layer, quantize_activations) -> None:
+    """Does nothing: there are none."""
+
+  def get_output_quantizers(self, layer) -> list[base.Quantizer]:
+    """Returns the output quantizer."""
+    return [self.output]
+
+  def get_config(self) -> dict[str, Any]:
+    """Returns the serialized quantizer."""
+    return {"output": base.serialize(self.output)}
+
+  @classmethod
+  def from_config(cls, config: dict[str, Any]) -> "OutputQuantizeConfig":
+    """Returns the config that `get_config` described."""
+    return cls(base.deserialize(config["output"]))

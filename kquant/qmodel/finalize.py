@@ -18,12 +18,18 @@ from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
 _SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
+
+  Args:
+    qmodel: a calibrated or trained model with quantizers: from `insert_quantizers`, or from tfmot's
+      quantize_apply with kquant's quantizers (see `tfmot_models.from_tfmot`).
+    target: whose limits hold.
 
   Raises:
     ValueError: a tensor was not calibrated, or qmodel has no quantizers.
@@ -35,6 +41,7 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
 def finalize_with_edits(qmodel: keras.Model,
                         *, target: Target = LITERT) -> tuple[keras.Model, Encodings, list[Edit]]:
   """`finalize`, and the list of scales that had to be raised."""
+  qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
   graph = Graph.from_model(qmodel)
   graph.pass_name = "finalize"
   encodings = Encodings()

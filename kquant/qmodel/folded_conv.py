@@ -85,6 +85,10 @@ class FoldedConv(QuantizeWeights):
     config, params = super().plain_layer()
     return {**config, "use_bias": True}, {**params, "bias": self.folded_bias().numpy()}
 
+  def _own_variables(self) -> list[tf.Variable]:
+    own = super()._own_variables()
+    return [*own, *self.batch_norm.weights, self.frozen] if own else own
+
   @property
   def integers_settle(self) -> tf.Tensor:
     """Whether the statistics, and with them the folding, are frozen."""

@@ -1,5 +1,8 @@
 """Float model + QuantConfig -> quantized Keras model."""
 
+from typing import Any
+
+import numpy as np
 import tf_keras as keras
 
 from kquant.core.graph import Graph
@@ -15,7 +18,7 @@ from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
-from kquant.quantizers import QUANTIZERS, MinMaxQuantizer
+from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.estimators import ESTIMATORS, weight_range
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
@@ -62,13 +65,13 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
   graph.pass_name = "insert_quantizers"
   groups, batch_norms = place(graph, config), batch_norms or {}
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
-    spec = config.rule(layer.name, layer.kind).weights
-    norm = batch_norms.get(layer)
+    spec, norm = config.rule(layer.name, layer.kind).weights, batch_norms.get(layer)
     if norm is not None and absorb:
       check_absorbable(layer, spec)
-    _wrap(layer, spec, None if absorb else norm)
+    norm = None if absorb else norm
+    wrap(layer, *_weight_quantizer(layer, spec, norm), batch_norm=norm)
   for group in groups:
-    layer = _activation_layer(graph, group)
+    layer = activation_layer(graph, group, _activation_quantizer(group))
     for ref in group.sources:
       graph.insert_after(ref, layer)
     for ref in group.averages:
@@ -79,43 +82,60 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     return graph.to_model()
 
 
-def _wrap(layer: LayerDef, spec: TensorSpec, batch_norm: LayerDef | None) -> None:
-  """Turns a LayerDef into its QuantizeWeights, or FoldedConv, with the range of its kernel set."""
+def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any], *,
+         batch_norm: LayerDef | None = None) -> None:
+  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer.
+
+  With a batch norm it becomes their FoldedConv.
+  """
+  inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
+  state = {f"{layer.facts.kernel}_{name}": value for name, value in values.items()}
+  if batch_norm is None:
+    wrapper = QuantizeWeights(inner, quantize_config)
+    layer.params = {**layer.params, **state}
+  else:
+    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config))
+    layer.params = {**layer.params, **batch_norm.params, **state}
+  layer.cls, layer.config = type(wrapper), wrapper.get_config()
+
+
+def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
+                     values: dict[str, Any] | None = None) -> LayerDef:
+  """Returns the QuantizeActivation of a group, turned on where the state of its quantizer is known."""
+  fixed = None
+  if group.fixed is not None:
+    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
+    fixed = [float(end[0]) for end in group.fixed.range]
+  layer = graph.new_layer(QuantizeActivation, group.name,
+                          {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
+                           "float_in_training": fixed is not None and any(
+                               ref in graph.output_refs for ref in group.sources)})
+  if values is not None:
+    layer.params = {**{f"output_{name}": value for name, value in values.items()},
+                    "quantizing": np.asarray(True)}
+  return layer
+
+
+def _weight_quantizer(layer: LayerDef, spec: TensorSpec,
+                      batch_norm: LayerDef | None) -> tuple[Quantizer, dict[str, Any]]:
+  """Returns the quantizer of a layer's kernel, and its state over the range that the spec names."""
   _check_methods(spec)
-  facts, params = layer.facts, layer.params
-  kernel = params[facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
-  axis = facts.out_axes if spec.per_channel else None
+  kernel = layer.params[layer.facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
+  axis = layer.facts.out_axes if spec.per_channel else None
   quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.values_of(kernel)
   if values is None:
     values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
-  inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
-  if batch_norm is None:
-    wrapper = QuantizeWeights(inner, quantize_config)
-  else:
-    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config))
-    params = {**params, **batch_norm.params}
-  layer.params = {**params, **{f"{facts.kernel}_{name}": value for name, value in values.items()}}
-  layer.cls, layer.config = type(wrapper), wrapper.get_config()
+  return quantizer, values
 
 
-def _activation_layer(graph: Graph, group: GridGroup) -> LayerDef:
-  spec, fixed = group.spec, None
+def _activation_quantizer(group: GridGroup) -> Quantizer:
+  spec = group.spec
   _check_methods(spec)
   if spec.per_channel:
     raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
                      "be per_channel.")
-  quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
-  if group.fixed is not None:
-    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
-    fixed = [float(end[0]) for end in group.fixed.range]
-  return graph.new_layer(QuantizeActivation, group.name,
-                         {"quantizer": quantizer, "range": spec.range, "fixed": fixed,
-                          "float_in_training": fixed is not None and _ends_a_model(graph, group)})
-
-
-def _ends_a_model(graph: Graph, group: GridGroup) -> bool:
-  return any(ref in graph.output_refs for ref in group.sources)
+  return QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
 
 
 def _check_methods(spec: TensorSpec) -> None:

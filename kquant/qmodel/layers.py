@@ -95,8 +95,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     if training and self.float_in_training:
       return inputs
     training = training if self.trainable else False  # the range of a frozen layer stays
-    quantized = self.quantizer(inputs, training, self.range_variables)
-    return tf.where(self.quantizing, quantized, inputs)
+    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
 
   def set_range(self, low, high) -> None:
     """Sets the real limits of the grid and turns the quantizer on."""
@@ -170,6 +169,27 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
               initializer=_Given(integers) if kind in ("integers", "average") else "zeros")
           for kind, dtype in kinds.items()}
 
+  @property
+  def trainable_weights(self) -> list[tf.Variable]:
+    """The layer's, then those of its quantizers; none where the wrapper is frozen."""
+    own = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.trainable_weights, *own] if self.trainable else []
+
+  @property
+  def non_trainable_weights(self) -> list[tf.Variable]:
+    """The others, so that freezing changes no order: h5 files know weights by it."""
+    own = [variable for variable in self._own_variables() if not variable.trainable]
+    if self.trainable:
+      return [*self.layer.non_trainable_weights, *own]
+    learned = [variable for variable in self._own_variables() if variable.trainable]
+    return [*self.layer.weights, *learned, *own]
+
+  def _own_variables(self) -> list[tf.Variable]:
+    if not hasattr(self, "quantizing"):  # not built
+      return []
+    followed = [variable for history in self.histories.values() for variable in history.values()]
+    return [*self.range_variables(), self.quantizing, *followed]
+
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
@@ -185,10 +205,10 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     training = training if self.trainable else False
     latent, quantized = self.latent_weights(), {}
     for name, quantizer, state in self._quantized:
-      values = quantizer(latent[name], training, state)
+      values = quantizer(latent[name], training, state, on=self.quantizing)
       if name in self.histories:
         values = self._with_frozen(values, name, quantizer, state)
-      quantized[name] = tf.where(self.quantizing, values, latent[name])
+      quantized[name] = values
     return quantized
 
   def _with_frozen(self, values: tf.Tensor, name: str, quantizer, state) -> tf.Tensor:
@@ -202,7 +222,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     scale, _, qmax = self._grid_of(name, quantizer, state)
     beyond = quantizer(tf.fill(values.shape, 2 * tf.reduce_max(scale) * qmax), False, state)
     kept = _with_gradient_of(scale * integers, beyond * (integers / qmax))
-    return tf.where(history["frozen"], kept, values)
+    return tf.where(tf.logical_and(history["frozen"], self.quantizing), kept, values)
 
   def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
     """Returns (scale, to broadcast over the weight, qmin, qmax)."""

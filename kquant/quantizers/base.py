@@ -24,6 +24,9 @@ class Quantizer(tfmot_quantizers.Quantizer):
     symmetric: zero point 0.
     narrow: leaves out the lowest integer; weights.
     axis: channel axes of the tensor, ascending, for a grid a channel; None for one grid.
+
+  A quantizer is called with (inputs, training, variables, on=None): `on`, a bool scalar, lets the inputs
+  pass where it is false.
   """
 
   def __init__(self, *, bits: int = 8, symmetric: bool = False, narrow: bool = False,

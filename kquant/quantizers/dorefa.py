@@ -41,14 +41,15 @@ class DoReFaQuantizer(Quantizer):
         initializer="ones", synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.MEAN)}
 
-  def __call__(self, inputs: tf.Tensor, training, weights: Variables, **kwargs) -> tf.Tensor:
+  def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns scale * q; in training the scale is that of the inputs, and is kept."""
     integers = self._integers(inputs)
     scale = tf.convert_to_tensor(weights["scale"])
     if training:
       scale = self._least_squares(tf.stop_gradient(inputs), tf.stop_gradient(integers))
       weights["scale"].assign(scale)
-    return tf.cast(integers * self._along(tf.cast(scale, tf.float64), inputs), inputs.dtype)
+    y = tf.cast(integers * self._along(tf.cast(scale, tf.float64), inputs), inputs.dtype)
+    return y if on is None else tf.where(on, y, inputs)
 
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns the scale whose largest integer is the larger end, float32 [channels] or [1]."""

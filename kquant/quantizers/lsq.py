@@ -44,10 +44,11 @@ class LSQQuantizer(Quantizer):
                                                  trainable=False, initializer="zeros")
     return variables
 
-  def __call__(self, inputs: tf.Tensor, training, weights: Variables, **kwargs) -> tf.Tensor:
+  def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the fake-quantized tensor."""
     scale, zero_point = self._trained_grid(weights, self._gradient_scale(inputs))
-    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis)
+    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis,
+                     on=on)
 
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns the step and zero point over [low, high], as float32 [channels] or [1]; log_step is 0."""

@@ -24,10 +24,11 @@ class MinMaxQuantizer(Quantizer):
     return {end: layer.add_weight(name=f"{name}_{end}", shape=shape, dtype=tf.float32, trainable=False,
                                   initializer="zeros") for end in ("min", "max")}
 
-  def __call__(self, inputs: tf.Tensor, training, weights: Variables, **kwargs) -> tf.Tensor:
+  def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the fake-quantized tensor; the gradient is 1 inside the range and 0 outside."""
     scale, zero_point = self._grid(weights["min"], weights["max"])
-    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis)
+    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis,
+                     on=on)
 
   def initial_values(self, low, high) -> dict[str, np.ndarray]:
     """Returns {"min", "max"} as float32 [channels] or [1]."""

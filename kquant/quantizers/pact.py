@@ -40,11 +40,11 @@ class PACTQuantizer(Quantizer):
             "zero_point": layer.add_weight(name=f"{name}_zero_point", shape=shape, dtype=tf.float32,
                                            trainable=False, initializer="zeros")}
 
-  def __call__(self, inputs: tf.Tensor, training, weights: Variables, **kwargs) -> tf.Tensor:
+  def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the clipped and fake-quantized tensor."""
     zero_point = tf.convert_to_tensor(weights["zero_point"])
     return onto_grid(inputs, self._scale(weights), zero_point, bits=self.bits, narrow=self.narrow,
-                     axis=self.axis, rounding_gradient=False)
+                     axis=self.axis, on=on, rounding_gradient=False)
 
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns alpha and the zero point over [low, high], as float32 [channels] or [1]."""

@@ -10,7 +10,8 @@ _SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however it
 
 
 def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int, narrow: bool,
-              axis: Sequence[int] | None = None, rounding_gradient: bool = True) -> tf.Tensor:
+              axis: Sequence[int] | None = None, on: tf.Tensor | None = None,
+              rounding_gradient: bool = True) -> tf.Tensor:
   """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point), straight through.
 
   Gradients, with v = x / scale and the range [scale (n - zero_point), scale (p - zero_point)]:
@@ -29,6 +30,7 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
     zero_point: whole numbers as floats, the same shape.
     bits, narrow: of the grid.
     axis: channel axes of x, ascending; None for one grid.
+    on: bool scalar; where it is false x passes through, and so does its gradient.
     rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
   """
   shape = [] if axis is None else [n if i in axis else 1 for i, n in enumerate(x.shape)]
@@ -37,22 +39,53 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
 
   @tf.custom_gradient
   def apply(x, scale, zero_point):
-    scale_of_x, zero_of_x = (tf.reshape(tf.cast(v, x.dtype), shape) for v in (scale, zero_point))
-    y = numerics.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
-                               dtype=tf.float64 if narrow else tf.float32)
+    scale_of_x, zero_of_x = (tf.reshape(v, shape) for v in (scale, zero_point))
+    rounded = numerics.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
+                                     dtype=tf.float64 if narrow else tf.float32)
+    y = switched(on, rounded, x)
 
     def gradient(upstream):
       wide = scale_of_x * _SLACK
-      inside = tf.logical_and(x >= wide * (qmin - zero_of_x), x <= wide * (qmax - zero_of_x))
-      of_x = tf.where(inside, upstream, tf.zeros_like(upstream))
-      of_scale = tf.reduce_sum(upstream * y - of_x * (x if rounding_gradient else y), taps)  # times scale
-      of_zero_point = -tf.reduce_sum(upstream - of_x, taps)  # over scale
-      return (of_x, tf.cast(tf.reshape(of_scale, scale.shape) / tf.cast(scale, x.dtype), scale.dtype),
-              tf.cast(tf.reshape(of_zero_point, scale.shape) * tf.cast(scale, x.dtype), zero_point.dtype))
+      limits = wide * (qmin - zero_of_x), wide * (qmax - zero_of_x)
+      if taps is None:
+        of_x, outside, ends = _split(x, upstream, *limits, bits, narrow)
+      else:
+        of_x, outside, ends = _split_channels(x, upstream, y, *limits, taps)
+      inside = tf.reduce_sum(of_x * (y - x), taps) if rounding_gradient else 0.0
+      of_scale = tf.reshape(inside + ends, scale.shape) / scale
+      of_zero_point = tf.reshape(-outside, scale.shape) * scale
+      if on is not None:
+        of_scale, of_zero_point = (tf.where(on, g, tf.zeros_like(g)) for g in (of_scale, of_zero_point))
+      return switched(on, of_x, upstream), of_scale, of_zero_point
 
     return y, gradient
 
-  return apply(x, scale, zero_point)
+  return apply(x, scale, tf.cast(zero_point, scale.dtype))
+
+
+def switched(on: tf.Tensor | None, x: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
+  """Returns x where the bool scalar `on` is true or None, else `otherwise`.
+
+  tf.where would broadcast the scalar over the tensor, which takes as long as all the rest.
+  """
+  return x if on is None else tf.raw_ops.Select(condition=on, x=x, y=otherwise)
+
+
+def _split(x, upstream, low, high, bits, narrow):
+  """Returns (upstream inside [low, high], its sum outside, that of upstream * y outside); scalar limits.
+
+  The gradient of TensorFlow's own fake quantization makes them in one operator.
+  """
+  inside, below, above = tf.quantization.fake_quant_with_min_max_vars_gradient(
+      upstream, x, low, high, num_bits=bits, narrow_range=narrow)
+  return inside, below + above, (low * below + high * above) / _SLACK
+
+
+def _split_channels(x, upstream, y, low, high, taps):
+  """`_split` for limits that broadcast over x; sums over the axes `taps`."""
+  inside = upstream * tf.cast(tf.equal(tf.clip_by_value(x, low, high), x), upstream.dtype)
+  outside = upstream - inside
+  return inside, tf.reduce_sum(outside, taps), tf.reduce_sum(outside * y, taps)
 
 
 @tf.custom_gradient

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import kquant as kq
 import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
+from kquant.qmodel.layers import QuantizeActivation
 from tests import models
 from tflite_export.runtime import Runtime
 
@@ -121,3 +123,65 @@ def test_probabilities_at_the_end_are_not_rounded_in_training():
   trained = qmodel(x, training=True).numpy() * 256
   assert (trained != np.round(trained)).any()
   np.testing.assert_allclose(trained, steps, atol=0.51)
+
+
+# --- plain Keras -----------------------------------------------------------------------------------
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True, clipnorm=1.0),
+    "adam": lambda: keras.optimizers.Adam(1e-3, global_clipnorm=1.0),
+    "adamw": lambda: keras.optimizers.AdamW(1e-3, weight_decay=1e-4, clipvalue=0.5),
+    "rmsprop": lambda: keras.optimizers.RMSprop(1e-3),
+    "averaged": lambda: keras.optimizers.SGD(0.01, use_ema=True, ema_overwrite_frequency=2),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_any_optimizer_trains_from_a_dataset_with_class_weights(optimizer):
+  _, qmodel, x = calibrated("conv_bn_relu", config_of("lsq_plus", "lsq_plus"))
+  labels = np.arange(len(x)) % 4
+  batches = tf.data.Dataset.from_tensor_slices((x, labels)).shuffle(16, seed=0).batch(6).prefetch(1)
+  before = {w.name: w.numpy() for w in qmodel.weights}
+  loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  qmodel.compile(OPTIMIZERS[optimizer](), loss, weighted_metrics=["accuracy"])
+  history = qmodel.fit(batches, epochs=4, verbose=0, class_weight={0: 1.0, 1: 2.0, 2: 0.5, 3: 1.0},
+                       validation_data=batches, callbacks=[keras.callbacks.ReduceLROnPlateau(patience=1)])
+  losses = history.history["loss"]
+  assert np.isfinite(losses).all() and losses[-1] < losses[0]
+  changed = {w.name for w in qmodel.weights if not np.array_equal(w.numpy(), before[w.name])}
+  assert changed <= {w.name for w in qmodel.trainable_weights}
+  assert all(np.isfinite(w.numpy()).all() for w in qmodel.trainable_weights)
+  assert len(kq.finalize(qmodel)[1])
+
+
+def test_a_loop_of_ones_own_and_accumulated_gradients_train_too():
+  model, qmodel, x = calibrated("conv_bn_relu", config_of("lsq", "pact"))
+  targets, optimizer = model.predict(x, verbose=0), keras.optimizers.Adam(0.01)
+
+  @tf.function
+  def step(parts):
+    total = [tf.zeros_like(v) for v in qmodel.trainable_weights]
+    for inputs, wanted in parts:
+      with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(qmodel(inputs, training=True) - wanted))
+      total = [a + g for a, g in zip(total, tape.gradient(loss, qmodel.trainable_weights))]
+    optimizer.apply_gradients(zip(total, qmodel.trainable_weights))
+    return loss
+
+  parts = [(x[:8], targets[:8]), (x[8:], targets[8:])]
+  first = float(step(parts))
+  for _ in range(20):
+    last = float(step(parts))
+  assert last < 0.7 * first
+
+
+def test_frozen_quantizers_leave_the_weights_to_train():
+  model, qmodel, x = calibrated("conv_bn_relu", config_of("lsq", "lsq"))
+  for layer in qmodel.layers:
+    if isinstance(layer, QuantizeActivation):
+      layer.trainable = False
+  before = {w.name: w.numpy() for w in qmodel.weights}
+  fit(qmodel, model, x, epochs=2)
+  changed = tails(w for w in qmodel.weights if not np.array_equal(w.numpy(), before[w.name]))
+  assert changed == {"kernel", "bias", "kernel_log_step"}

@@ -1,0 +1,135 @@
+"""Models that tfmot's quantize_apply made with kquant's quantizers, as kquant's own quantized models."""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
+
+from kquant.core import keras_calls, numerics
+from kquant.core.encodings import Encoding
+from kquant.core.graph import Graph
+from kquant.core.layers import UnsupportedLayerError
+from kquant.core.nodes import LayerDef, Ref
+from kquant.core.spec import QuantConfig
+from kquant.qmodel.insert import activation_layer, wrap
+from kquant.qmodel.layers import observing
+from kquant.qmodel.placement import place
+from kquant.quantizers import MinMaxQuantizer, Quantizer
+from kquant.rewrites.standardize import standardize
+
+# A quantizer, and its variables by name.
+State = tuple[Quantizer, dict[str, np.ndarray]]
+
+
+def is_tfmot(model: keras.Model) -> bool:
+  """Whether tfmot's quantize_apply made the model."""
+  return any(isinstance(layer, QuantizeWrapper) for layer in model.layers)
+
+
+def from_tfmot(model: keras.Model) -> keras.Model:
+  """Returns the quantized Keras model that `insert_quantizers` and training would have made.
+
+  Each layer with weights needs a kquant quantizer for its kernel, and each tensor that an integer
+  operator writes one for itself, as KernelQuantizeConfig and OutputQuantizeConfig give them; tensors that
+  are only moved share that of their source. tfmot's own quantizer of the input is taken over with its grid.
+
+  Raises:
+    UnsupportedLayerError: a layer that has no integer form (an unfolded batch norm), or lacks a quantizer.
+  """
+  graph = Graph.from_model(model)
+  graph.pass_name = "from_tfmot"
+  live = {layer.name: layer for layer in model.layers}
+  kernels, outputs = _unwrap(graph, live)
+  graph.normalize()
+  standardize(graph)
+  groups = place(graph, QuantConfig())
+  for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
+    if layer.name not in kernels:
+      raise UnsupportedLayerError(f"Layer {layer.name!r} has no quantizer for its kernel; annotate it with a "
+                                  "KernelQuantizeConfig of kquant's quantizers.")
+    wrap(layer, *kernels[layer.name])
+  for group in groups:
+    layer = activation_layer(graph, group, *_state_of(graph, group, outputs))
+    for ref in group.sources:
+      graph.insert_after(ref, layer)
+    for ref in group.averages:
+      graph.insert_after(ref, layer, kwargs={"observe": False})
+  with observing():
+    return graph.to_model()
+
+
+def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, State], dict[str, State]]:
+  """Takes tfmot's layers out; returns the states of kernels and of outputs by the name of the layer."""
+  kernels, outputs, plain = {}, {}, {}
+  for node in list(graph.nodes):
+    layer = live.get(node.layer.name)
+    if type(layer).__name__ == "QuantizeLayer":
+      if layer.quantizer is not None:
+        outputs[node.inputs[0].node.layer.name] = _known(layer.quantizer, layer.quantizer_vars)
+      graph.remove(node)
+    elif isinstance(layer, QuantizeWrapper):
+      inner = layer.layer
+      if inner.name not in plain:
+        plain[inner.name] = _plain_layer(layer)
+        for _, quantizer, state in layer._weight_vars:
+          kernels[inner.name] = _values(quantizer, state)
+        if layer._output_quantizers:
+          outputs[inner.name] = _known(layer._output_quantizers[0], layer._output_quantizer_vars)
+      node.layer = plain[inner.name]
+  return kernels, outputs
+
+
+def _plain_layer(wrapper) -> LayerDef:
+  """The wrapped layer; tfmot has put tensors in the place of the variables that it quantizes."""
+  inner = wrapper.layer
+  params = {name: variable.numpy() for name, variable in keras_calls.named_variables(inner)}
+  for variable, _, _ in wrapper._weight_vars:
+    params[variable.name.split(":")[0].rsplit("/", 1)[-1]] = variable.numpy()
+  return LayerDef(inner.name, type(inner), inner.get_config(), params)
+
+
+def _values(quantizer, variables) -> State:
+  if not isinstance(quantizer, Quantizer):
+    raise UnsupportedLayerError(f"A kernel is quantized by {type(quantizer).__name__} of another package; "
+                                "annotate its layer with a KernelQuantizeConfig of kquant's quantizers.")
+  return quantizer, {name: variable.numpy() for name, variable in variables.items()}
+
+
+def _known(quantizer, variables) -> State:
+  """`_values`; of a quantizer of tfmot's own the 8-bit grid that it rounds to."""
+  if isinstance(quantizer, Quantizer):
+    return _values(quantizer, variables)
+  low, high = (min(float(variables["min_var"]), 0.0), max(float(variables["max_var"]), 0.0))
+  scale = max(high - low, numerics.SMALLEST_ACTIVATION_WIDTH) / 255
+  zero_point = np.clip(np.rint(-128 - low / scale), -128, 127)
+  (low,), (high,) = Encoding(np.float32(scale), zero_point).range
+  own = MinMaxQuantizer()
+  return own, own.initial_values(low, high)
+
+
+def _state_of(graph: Graph, group, outputs: dict[str, State]) -> State | tuple[None, None]:
+  """The quantizer of a group: that of the layers which write its tensors."""
+  if group.fixed is not None:
+    return None, None
+  found = {}
+  for ref in group.sources:
+    name = ref.node.layer.name
+    owner = next((owner for owner in outputs if name == owner or name.startswith(f"{owner}/")), None)
+    if owner is None or not _is_last(graph, ref, owner):
+      raise UnsupportedLayerError(
+          f"Tensor {ref.key!r} has no quantizer; annotate the layer that writes it with a Kernel"
+          "QuantizeConfig that has an output quantizer, or with an OutputQuantizeConfig.")
+    found[owner] = outputs[owner]
+  (first, (quantizer, values)), *others = found.items()
+  for name, (_, other) in others:
+    if any(not np.array_equal(values[key], other.get(key)) for key in values):
+      raise UnsupportedLayerError(f"Layers {first!r} and {name!r} write tensors that one integer operator "
+                                  "keeps on one grid, but their output quantizers differ; train with "
+                                  "kq.insert_quantizers, which lets them share one.")
+  return quantizer, values
+
+
+def _is_last(graph: Graph, ref: Ref, owner: str) -> bool:
+  """Whether no part of the layer that tfmot saw as one comes behind the tensor."""
+  return not any(reader.layer.name.startswith(f"{owner}/") for reader in graph.readers(ref))

@@ -1,0 +1,117 @@
+"""Models with quantizers from disk: the same numbers, the same weights, the same training."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import kquant as kq
+from tests import models
+from tests.qmodel.test_training import PAIRS, calibrated, config_of
+
+FORMATS = ("m.keras", "m.h5", "saved_model")
+
+
+def trained(pair, name="conv_bn_relu"):
+  """Returns (qmodel, inputs, targets) after two steps of Adam."""
+  _, qmodel, x = calibrated(name, config_of(*pair))
+  y = np.random.default_rng(2).normal(size=qmodel.predict(x, verbose=0).shape).astype(np.float32)
+  qmodel.compile(keras.optimizers.Adam(0.01), "mse")
+  qmodel.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+  return qmodel, x, y
+
+
+def assert_same_weights(mine, theirs):
+  tails = [[w.name.rsplit("/", 1)[-1] for w in model.weights] for model in (mine, theirs)]
+  assert tails[0] == tails[1]
+  for name, a, b in zip(tails[0], mine.get_weights(), theirs.get_weights(), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("pair, file", [
+    *((pair, "m.h5") for pair in PAIRS), (("lsq_plus",) * 2, "m.keras"), (("lsq_plus",) * 2, "saved_model")])
+def test_trained_model_comes_back_exactly(pair, file, tmp_path):
+  qmodel, x, _ = trained(pair)
+  qmodel.save(tmp_path / file)
+  loaded = kq.load_model(tmp_path / file)
+  assert_same_weights(loaded, qmodel)
+  np.testing.assert_array_equal(loaded(x).numpy(), qmodel(x).numpy())
+  assert kq.finalize(loaded)[1] == kq.finalize(qmodel)[1]
+
+
+def test_another_process_needs_nothing_but_kquant(tmp_path):
+  qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
+  np.savez(tmp_path / "d.npz", x=x[:2], y=qmodel(x[:2]).numpy())
+  for file in FORMATS:
+    qmodel.save(tmp_path / file)
+  code = ("import sys, numpy, kquant as kq\n"
+          "data = numpy.load(sys.argv[1] + '/d.npz')\n"
+          "for file in sys.argv[2:]:\n"
+          "  model = kq.load_model(sys.argv[1] + '/' + file)\n"
+          "  assert not numpy.abs(model(data['x']).numpy() - data['y']).max(), file\n"
+          "import tf_keras\n"
+          "model = tf_keras.models.load_model(sys.argv[1] + '/m.h5')\n"
+          "assert not numpy.abs(model(data['x']).numpy() - data['y']).max()\n")
+  done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *FORMATS], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("pair, how", zip(PAIRS, ("m.keras", "checkpoint", "m.h5", "m.keras", "checkpoint")))
+def test_training_resumes_bit_for_bit(pair, how, tmp_path):
+  qmodel, x, y = trained(pair)
+  fit = lambda model: model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+  if how == "checkpoint":
+    tf.train.Checkpoint(model=qmodel, optimizer=qmodel.optimizer).write(str(tmp_path / "c"))
+    resumed = keras.models.clone_model(qmodel)
+    resumed.compile(keras.optimizers.Adam(0.01), "mse")
+    tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer).read(str(tmp_path / "c"))
+  else:
+    qmodel.save(tmp_path / how)
+    resumed = kq.load_model(tmp_path / how, compile=True)
+  fit(qmodel)
+  fit(resumed)
+  assert_same_weights(resumed, qmodel)
+  for mine, theirs in zip(resumed.optimizer.variables, qmodel.optimizer.variables, strict=True):
+    np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize("pair", [("lsq_plus", "lsq_plus"), ("dorefa", "pact")])
+def test_frozen_model_has_no_trainable_weights_and_keeps_their_order(pair, tmp_path):
+  qmodel, x, _ = trained(pair)
+  names, expected = [w.name for w in qmodel.weights], qmodel(x).numpy()
+  wrapper = [w.name for w in qmodel.get_layer("conv").weights]
+  qmodel.save_weights(tmp_path / "w.h5")
+  qmodel.trainable = False
+  assert not qmodel.trainable_weights and [w.name for w in qmodel.weights] == names
+  assert [w.name for w in qmodel.get_layer("conv").weights] == wrapper
+  for weight in qmodel.weights:
+    if weight.dtype.is_floating:
+      weight.assign(tf.ones_like(weight))
+  qmodel.load_weights(tmp_path / "w.h5")
+  np.testing.assert_array_equal(qmodel(x).numpy(), expected)
+
+
+def test_best_weights_and_backup_callbacks_work(tmp_path):
+  qmodel, x, y = trained(("lsq", "lsq"))
+  best = keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), monitor="loss", save_best_only=True)
+  stop = keras.callbacks.EarlyStopping(monitor="loss", patience=1, restore_best_weights=True)
+  backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
+  history = qmodel.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[best, stop, backup])
+  loaded = kq.load_model(tmp_path / "best.keras", compile=True)
+  np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), qmodel.evaluate(x, y, verbose=0), rtol=1e-5)
+  assert len(history.history["loss"]) == 3
+
+
+def test_missing_file_is_one_line_that_names_it(tmp_path):
+  with pytest.raises(FileNotFoundError, match="There is no model .*nothing.keras; check the path"):
+    kq.load_model(tmp_path / "nothing.keras")
+
+
+def test_float_models_load_too(tmp_path):
+  model = models.build("conv_bn_relu")
+  model.save(tmp_path / "m.h5")
+  (x,) = models.sample_inputs(model, images=2)
+  np.testing.assert_array_equal(kq.load_model(tmp_path / "m.h5")(x).numpy(), model(x).numpy())
