@@ -153,7 +153,7 @@ class DampenOscillations(TrainingCallback):
   def on_epoch_end(self, epoch, logs=None):
     """Logs the weight."""
     if logs is not None:
-      logs["dampening"] = float(self._weight)
+      logs["dampening"] = float(self._weight.numpy())
 
   def on_train_end(self, logs=None):
     """Takes the loss away."""
