@@ -100,19 +100,19 @@ def main() -> None:
   data = (pathlib.Path(flags.shared) / "data").resolve()
   if not data.is_dir():
     sys.exit(f"No shared data at {data}; name it with --shared.")
+  from ptq import describe, write_section
+
   import kquant.cli  # noqa: F401  quiet start
-  from benchmarks import ptq
   found = {name: measure(name, data, flags.quantizers.split(","), flags.steps)
            for name in flags.models.split(",")}
-  head = ptq.describe(f"python benchmarks/step_time.py --models={flags.models} "
-                      f"--quantizers={flags.quantizers} --steps={flags.steps}")
+  head = describe(f"python benchmarks/step_time.py --models={flags.models} "
+                  f"--quantizers={flags.quantizers} --steps={flags.steps}")
   note = "Median step, and times the float one; w8a8, all taken in turn in one run."
   body = f"{head}\n\n{note}\n\n{table(found)}"
   print(body)
   if flags.write:
-    ptq.write_section("Time of a training step", body)
+    write_section("Time of a training step", body)
 
 
 if __name__ == "__main__":
-  sys.path.insert(0, str(ROOT))
   main()

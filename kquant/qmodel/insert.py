@@ -6,7 +6,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.graph import Graph
-from kquant.core.nodes import LayerDef
+from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.qmodel.batch_norm_modes import (
     check_absorbable,
@@ -108,12 +108,17 @@ def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None
     fixed = [float(end[0]) for end in group.fixed.range]
   layer = graph.new_layer(QuantizeActivation, group.name,
                           {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
-                           "float_in_training": fixed is not None and any(
-                               ref in graph.output_refs for ref in group.sources)})
+                           "float_in_training": fixed is not None and _ends_model(graph, group.sources[0])})
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
   return layer
+
+
+def _ends_model(graph: Graph, ref: Ref) -> bool:
+  """Whether the tensor is an output of the model, moved at most."""
+  return ref in graph.output_refs or any(
+      _ends_model(graph, Ref(node)) for node in graph.readers(ref) if node.facts.role == "move")
 
 
 def _weight_quantizer(layer: LayerDef, spec: TensorSpec,

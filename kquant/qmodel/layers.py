@@ -65,8 +65,8 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
     range: name of the estimator that calibration uses.
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
-    float_in_training: passes the tensor through in training. For probabilities at the end of a model: one
-      that is rounded to 0 has no logarithm for a cross-entropy, and no gradient.
+    float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
+      steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
@@ -76,6 +76,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
+    self.float_in_training = float_in_training
 
   def build(self, input_shape):
     """Adds the quantizer's variables and the switch."""
@@ -93,7 +94,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
         _seen[-1].activations.append((self.name, inputs))
       return tf.identity(inputs)
     if training and self.float_in_training:
-      return inputs
+      return tf.identity(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
     return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
 
