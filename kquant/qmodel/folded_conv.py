@@ -46,7 +46,7 @@ class FoldedConv(QuantizeWeights):
     """Returns the output of convolution and batch norm, quantized as the class says."""
     if is_observing():
       return self.batch_norm(self.layer(inputs), training=False)
-    kernel = self.quantized_weights(training)
+    kernel = self.simulated_weights(training)
     if not (training and self.trainable and self.batch_norm.trainable):
       return self._run(inputs, kernel) + self.folded_bias()
     norm = self.batch_norm

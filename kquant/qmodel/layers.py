@@ -199,9 +199,9 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
-    return self._run(inputs, self.quantized_weights(training))
+    return self._run(inputs, self.simulated_weights(training))
 
-  def quantized_weights(self, training=False) -> dict[str, tf.Tensor]:
+  def simulated_weights(self, training=False) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: quantized weight}."""
     training = training if self.trainable else False
     latent, quantized = self.latent_weights(), {}
@@ -283,7 +283,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def weight_values(self) -> dict[str, np.ndarray]:
     """Returns {attribute of the layer: the float values that its grid rounds}."""
-    latent, quantized, values = self.latent_weights(), self.quantized_weights(), {}
+    latent, quantized, values = self.latent_weights(), self.simulated_weights(), {}
     for name, quantizer, state in self._quantized:
       values[name] = quantizer.transform(latent[name].numpy(), state)
       if name in self.histories:

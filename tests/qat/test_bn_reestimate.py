@@ -25,7 +25,7 @@ def values(qmodel):
 
 def conv_outputs(qmodel, x, batch_norm):
   layer = qmodel.get_layer("conv")
-  weights = layer.quantized_weights() if batch_norm == "absorb" else {"kernel": layer.layer.kernel}
+  weights = layer.simulated_weights() if batch_norm == "absorb" else {"kernel": layer.layer.kernel}
   return layer._run(qmodel.get_layer("image/quantize")(x), weights).numpy()
 
 

@@ -77,7 +77,7 @@ def test_frozen_integers_never_change_again_and_reach_the_file(weights, batch_no
     for layer in wrappers(qmodel):
       values = {k: v.numpy() for k, v in layer.histories["kernel"].items()}
       grid = layer.weight_encodings()["kernel"]
-      used = np.rint(layer.quantized_weights()["kernel"].numpy() / grid.scale)
+      used = np.rint(layer.simulated_weights()["kernel"].numpy() / grid.scale)
       for index in zip(*np.nonzero(values["frozen"])):
         key = layer.name, tuple(int(i) for i in index)
         assert kept.setdefault(key, values["integers"][index]) == values["integers"][index] == used[index]
@@ -106,7 +106,7 @@ def test_frozen_weights_pass_their_gradient_to_the_scale_alone():
   history["integers"].assign(integers.astype(np.int8))
   _, quantizer, state = layer._quantized[0]
   with tf.GradientTape() as tape:
-    values = layer.quantized_weights(True)["kernel"]
+    values = layer.simulated_weights(True)["kernel"]
     loss = tf.reduce_sum(values[0])
   to_kernel, to_step = tape.gradient(loss, [layer.layer.kernel, state["log_step"]])
   assert not to_kernel.numpy()[0].any()

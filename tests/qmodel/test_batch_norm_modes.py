@@ -157,7 +157,7 @@ def test_the_integers_are_those_that_inference_multiplied_with(mode):
   qmodel, _ = trained("mobile_block", mode)
   final, encodings = kq.finalize(qmodel)
   for wrapper in (layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)):
-    ((name, quantized),) = wrapper.quantized_weights().items()
+    ((name, quantized),) = wrapper.simulated_weights().items()
     norm = next((layer for layer in qmodel.layers if isinstance(layer, layers.BatchNormalization)
                  and layer.input is wrapper.output), None)
     exported = getattr(final.get_layer(wrapper.name), name).numpy()

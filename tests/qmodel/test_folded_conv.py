@@ -66,7 +66,7 @@ def test_training_multiplies_with_the_integers_of_the_moving_variance(kind):
   """y = conv(x, W_q) s / s_B + beta - gamma mean_B / s_B, worked out by hand."""
   layer, x = folded(kind, bits=3)
   _, mean, variance = reference(layer, x)
-  quantized = layer.quantized_weights()
+  quantized = layer.simulated_weights()
   conv = layer._run(x, quantized).numpy().astype(np.float64)
   gamma, beta = layer.batch_norm.gamma.numpy(), layer.batch_norm.beta.numpy()
   moving = np.sqrt(layer.batch_norm.moving_variance.numpy() + 1e-3)
@@ -126,7 +126,7 @@ def test_plain_layer_and_graph_compute_the_same_integers():
   layer, x = folded(bits=4)
   config, params = layer.plain_layer()
   ((_, grid),) = layer.weight_encodings().items()
-  traced = tf.function(layer.quantized_weights)()["kernel"].numpy()
+  traced = tf.function(layer.simulated_weights)()["kernel"].numpy()
   np.testing.assert_array_equal(grid.dequantize(grid.quantize(params["kernel"])), traced)
   plain = layers.Conv2D.from_config(config)
   plain.build(x.shape)
