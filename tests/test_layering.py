@@ -15,10 +15,11 @@ ALLOWED = {
     "kquant.quantizers": {"kquant.core"},
     "kquant.qmodel": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers"},
     "kquant.ptq": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel"},
+    "kquant.qat": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel"},
     "kquant.api": {"kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers", "kquant.qmodel",
                    "kquant.ptq"},
     "kquant.cli": {"kquant", "kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
-                   "kquant.qmodel", "kquant.ptq", "kquant.api", "tflite_export"},
+                   "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.api", "tflite_export"},
     "tflite_export": {"kquant.core"},
     "kquant": set(),
 }

@@ -13,14 +13,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
+      "DampenOscillations",
+      "DelayActivationQuantization",
       "DistillationModel",
       "Encoding",
       "Encodings",
+      "FreezeBatchNorm",
+      "FreezeOscillations",
+      "FreezeRanges",
       "InputRange",
       "QuantConfig",
       "QuantizationResult",
+      "ReestimateBatchNorm",
       "Rule",
       "TensorSpec",
+      "TrackOscillations",
       "UnsupportedLayerError",
       "__version__",
       "absorb_bias",

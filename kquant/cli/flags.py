@@ -38,7 +38,8 @@ def is_defined(name: str) -> bool:
 def define_model_flags() -> None:
   """--model, --input_shape, --output, --summary, --seed."""
   define_path("model", "tf_keras model: .h5, .keras or a SavedModel folder")
-  flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
+  if not is_defined("input_shape"):
+    flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
   define_path("output", "the .tflite file to write")
   define_path("summary", "JSON file for what was measured")
   define_seed()
@@ -52,8 +53,7 @@ def define_seed() -> None:
 
 def define_method_flags() -> None:
   """--preset, --effort, --equalize, --rounding, --bias, --finetune."""
-  flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
-                      "(w4a8_unpacked: int4 weights in int8 tensors)")
+  define_preset()
   flags.DEFINE_enum("equalize", None, EQUALIZATIONS,
                     "scale channels across layers before; default: the preset's")
   flags.DEFINE_enum("rounding", None, ROUNDINGS, "how weights become integers; default: the preset's")
@@ -65,10 +65,23 @@ def define_method_flags() -> None:
                     "rounding; best also fine-tunes; default: what the preset says and no more")
 
 
+def define_preset() -> None:
+  """--preset."""
+  if not is_defined("preset"):
+    flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
+                        "(w4a8_unpacked: int4 weights in int8 tensors)")
+
+
+def define_calibration_flags() -> None:
+  """--calibration, --calibration_samples."""
+  define_path("calibration", "folder of images, .npz (x, or a key an input) or .npy")
+  if not is_defined("calibration_samples"):
+    flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
+
+
 def define_data_flags() -> None:
   """--calibration, --calibration_samples, --calibration_order, --preprocess, --eval."""
-  define_path("calibration", "folder of images, .npz (x, or a key an input) or .npy")
-  flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
+  define_calibration_flags()
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
   define_preprocess()

@@ -70,9 +70,9 @@ def call_node(layer: keras.layers.Layer, node: Node, value_of: Callable[[Ref], A
   return tf.nest.flatten(layer(*args, **kwargs))
 
 
-def call(model: keras.Model, tensors: list[Any]) -> Any:
-  """Runs a model on flat inputs, in the order of `model.inputs`, at inference."""
-  return model(tf.nest.pack_sequence_as(model._nested_inputs, tensors), training=False)
+def call(model: keras.Model, tensors: list[Any], *, training: bool = False) -> Any:
+  """Runs a model on flat inputs, in the order of `model.inputs`, at inference or as in training."""
+  return model(tf.nest.pack_sequence_as(model._nested_inputs, tensors), training=training)
 
 
 def input_specs(model: keras.Model) -> list[InputSpec]:

@@ -19,6 +19,7 @@ from kquant.ptq.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeWeights
+from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
 
 
@@ -43,7 +44,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
 
   Args:
     qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
-    float_model: the float model that it was made from, batch norms folded.
+    float_model: the float model that it was made from, batch norms folded or not.
     calibration: inputs, as `calibrate` takes them.
     method: "local": each layer's own shift, from the float network's input means; "analytic": the same
       with the means that batch norms knew, for which calibration is an InputRange or None; "iterative":
@@ -54,7 +55,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   """
   if method not in BIAS_CORRECTIONS[1:]:
     raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
-  float_params = linear_params(standardize(Graph.from_model(float_model)))
+  float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
   for wrapper in _wrapped_layers(qmodel, float_params):
     wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
   if method == "analytic":
@@ -156,4 +157,7 @@ def _wrapped_layers(qmodel: keras.Model,
     if wrapper.name not in float_params:
       raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
                        "model that insert_quantizers was given.")
+    if wrapper.layer.bias is None:
+      raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
+                       "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
   return wrappers

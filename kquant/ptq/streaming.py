@@ -87,8 +87,15 @@ def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
     qmodel: calibrated; layers may be changed when they are yielded.
     images: float inputs [n, ...], one array a model input.
     float_params: {layer: its float weights by name}, where turns need their float inputs.
+
+  Raises:
+    ValueError: a batch norm is left in a layer of qmodel: its weights then are not those that are rounded.
   """
   graph = Graph.from_model(qmodel)
+  for node in graph.nodes:
+    if issubclass(node.layer.cls, QuantizeWeights) and node.layer.cls is not QuantizeWeights:
+      raise ValueError(f"Layer {node.name!r} still has its batch norm; insert the quantizers with "
+                       "batch_norm='fold' before methods that change weights layer after layer.")
   stream = _Stream(graph, qmodel, images, float_params)
   for stage in tqdm(stream.stages, desc="layers", unit="", delay=2.0, disable=None):
     if stage.linear is not None:

@@ -16,6 +16,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Edit, Graph
 from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.target import LITERT, PACKED_BITS, Target
+from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
@@ -45,10 +46,11 @@ def finalize_with_edits(qmodel: keras.Model,
   graph.pass_name = "finalize"
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
+  kernels = unwrap_weights(graph, live, target)
+  absorb_batch_norms(graph, kernels)
   members = remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
-  kernels = unwrap_weights(graph, live, target)
   graph.normalize()
   graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
                         for ref, name in zip(graph.output_refs, graph.output_names)]
@@ -81,17 +83,15 @@ def remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
 def unwrap_weights(graph: Graph, live: dict, target: Target = LITERT) -> dict[LayerDef, Encoding]:
   """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
   kernels = {}
-  for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeWeights}:
+  for layer in {node.layer: None for node in graph.nodes if issubclass(node.layer.cls, QuantizeWeights)}:
     wrapper = live[layer.name]
-    names = {variable.name.split(":")[0].rsplit("/", 1)[-1] for variable in wrapper.layer.weights}
     ((_, grid),) = wrapper.weight_encodings().items()
     if grid.bits not in target.weight_bits:
       raise ValueError(f"Layer {layer.name!r}: its kernel has integers of {grid.bits} bits, the file at most "
                        f"{max(target.weight_bits)}; the odd integers of dorefa take one bit more than it is "
                        "given, so give it at most 7 bits, or train with lsq.")
-    layer.cls, layer.config = type(wrapper.layer), wrapper.layer.get_config()
-    layer.params = {name: value for name, value in layer.params.items() if name in names}
-    layer.params.update(wrapper.weight_values())
+    layer.cls = type(wrapper.layer)
+    layer.config, layer.params = wrapper.plain_layer()
     kernels[layer] = grid
   return kernels
 

@@ -8,55 +8,95 @@ import tf_keras as keras
 from kquant.core.graph import Graph
 from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.qmodel.batch_norm_modes import (
+    check_absorbable,
+    folded_kernel,
+    put_back_batch_norms,
+    take_out_batch_norms,
+)
 from kquant.qmodel.configs import KernelQuantizeConfig
+from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
+from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
 
 
-def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8") -> keras.Model:
+def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
+                      batch_norm: str = "fold") -> keras.Model:
   """Returns a new model with quantizers: weights have their ranges, activations wait for calibration.
 
   Args:
-    model: float model, its batch norms folded.
+    model: float model.
     config: a QuantConfig or the name of a preset.
+    batch_norm: what becomes of a batch norm right behind a linear layer (all others are folded):
+      "fold": it is folded now; training adapts the folded kernel and bias.
+      "train": it learns on, folded into the quantized kernel in every step (`FoldedConv`).
+      "absorb": it learns on behind the quantized layer; `finalize` multiplies it into the scales, for
+      which weights need a scale a channel.
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
+    ValueError: an unknown `batch_norm`, or "absorb" with one scale a kernel.
   """
+  config = QuantConfig.preset(config) if isinstance(config, str) else config
   graph = Graph.from_model(model)
   standardize(graph)
-  return insert_into_graph(graph, QuantConfig.preset(config) if isinstance(config, str) else config)
+  if batch_norm == "fold":
+    return insert_into_graph(fold_batch_norm(graph), config)
+  return insert_into_graph(graph, config, batch_norms=take_out_batch_norms(graph, batch_norm),
+                           absorb=batch_norm == "absorb")
 
 
-def insert_into_graph(graph: Graph, config: QuantConfig) -> keras.Model:
+def insert_into_graph(graph: Graph, config: QuantConfig, *,
+                      batch_norms: dict[LayerDef, LayerDef] | None = None,
+                      absorb: bool = False) -> keras.Model:
   """Adds the quantizers to a standardized graph in place and returns the model that it makes.
 
   The model is built with its quantizers passing through: tracing each of them takes most of the time,
   and no result of that trace is used.
+
+  Args:
+    batch_norms: {linear layer: the batch norm that was taken out behind it}.
+    absorb: put these back behind their layers, rather than into them.
   """
   graph.pass_name = "insert_quantizers"
-  groups = place(graph, config)
+  groups, batch_norms = place(graph, config), batch_norms or {}
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
-    wrap(layer, *_weight_quantizer(layer, config.rule(layer.name, layer.kind).weights))
+    spec, norm = config.rule(layer.name, layer.kind).weights, batch_norms.get(layer)
+    if norm is not None and absorb:
+      check_absorbable(layer, spec)
+    norm = None if absorb else norm
+    wrap(layer, *_weight_quantizer(layer, spec, norm), batch_norm=norm)
   for group in groups:
     layer = activation_layer(graph, group, _activation_quantizer(graph, group))
     for ref in group.sources:
       graph.insert_after(ref, layer)
     for ref in group.averages:
       graph.insert_after(ref, layer, kwargs={"observe": False})
+  if absorb:
+    put_back_batch_norms(graph, batch_norms)
   with observing():
     return graph.to_model()
 
 
-def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any]) -> None:
-  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer."""
-  wrapper = QuantizeWeights(layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer))
-  layer.params = {**layer.params,
-                  **{f"{layer.facts.kernel}_{name}": value for name, value in values.items()}}
-  layer.cls, layer.config = QuantizeWeights, wrapper.get_config()
+def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any], *,
+         batch_norm: LayerDef | None = None) -> None:
+  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer.
+
+  With a batch norm it becomes their FoldedConv.
+  """
+  inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
+  state = {f"{layer.facts.kernel}_{name}": value for name, value in values.items()}
+  if batch_norm is None:
+    wrapper = QuantizeWeights(inner, quantize_config)
+    layer.params = {**layer.params, **state}
+  else:
+    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config))
+    layer.params = {**layer.params, **batch_norm.params, **state}
+  layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
 
 def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
@@ -81,9 +121,10 @@ def _ends_model(graph: Graph, ref: Ref) -> bool:
       _ends_model(graph, Ref(node)) for node in graph.readers(ref) if node.facts.role == "move")
 
 
-def _weight_quantizer(layer: LayerDef, spec: TensorSpec) -> tuple[Quantizer, dict[str, Any]]:
+def _weight_quantizer(layer: LayerDef, spec: TensorSpec,
+                      batch_norm: LayerDef | None) -> tuple[Quantizer, dict[str, Any]]:
   """Returns the quantizer of a layer's kernel, and its state over the range that the spec names."""
-  kernel = layer.params[layer.facts.kernel]
+  kernel = layer.params[layer.facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
   axis = layer.facts.out_axes if spec.per_channel else None
   quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.values_of(kernel)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core import keras_calls, numerics
 from kquant.core.encodings import Encoding
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
 from kquant.quantizers import base
@@ -41,6 +42,11 @@ def observing() -> Iterator[Seen]:
     _seen.pop()
 
 
+def is_observing() -> bool:
+  """Whether quantizers pass their tensors through, see `observing`."""
+  return bool(_seen)
+
+
 class _Switch:
   """A quantizer's on/off switch: a variable, so that turning it needs no new trace."""
 
@@ -66,6 +72,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
                float_in_training: bool = False, **kwargs):
     super().__init__(**kwargs)
+    self.float_in_training = float_in_training
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
@@ -124,11 +131,14 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   Args:
     layer: the layer.
     quantize_config: a tfmot QuantizeConfig that says which of its variables are quantized.
+    tracked: whether it has variables for the history of its integers, see `track`.
   """
 
-  def __init__(self, layer, quantize_config, **kwargs):
+  def __init__(self, layer, quantize_config, *, tracked: bool = False, **kwargs):
     super().__init__(layer, **{"name": layer.name, **kwargs})
     self.quantize_config = quantize_config
+    self.tracked = tracked
+    self.histories: dict[str, dict[str, tf.Variable]] = {}
 
   def build(self, input_shape):
     """Builds the layer, then the variables of each weight quantizer."""
@@ -138,6 +148,27 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       (attribute,) = (name for name, value in vars(self.layer).items() if value is variable)
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
     self._add_switch(True)
+    if self.tracked:
+      self.track()
+
+  def track(self) -> None:
+    """Adds the variables that follow integers in training; does nothing where they are.
+
+    `histories[attribute]` holds, in the weight's shape: `frozen` (bool), `integers` (int8: of the step
+    before; of a frozen weight those that it keeps), `direction` (int8: of its last change, 0 before),
+    `frequency` and `average` (float32 moving averages of "it oscillated" and of the integers).
+    """
+    self.tracked = True
+    for name, integers in self.latent_integers().items():
+      if name in self.histories:
+        continue
+      kinds = {"frozen": tf.bool, "integers": tf.int8, "direction": tf.int8, "frequency": tf.float32,
+               "average": tf.float32}
+      self.histories[name] = {
+          kind: self.add_weight(
+              name=f"{name}_{kind}", shape=integers.shape, dtype=dtype, trainable=False,
+              initializer=_Given(integers) if kind in ("integers", "average") else "zeros")
+          for kind, dtype in kinds.items()}
 
   @property
   def trainable_weights(self) -> list[tf.Variable]:
@@ -157,7 +188,8 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   def _own_variables(self) -> list[tf.Variable]:
     if not hasattr(self, "quantizing"):  # not built
       return []
-    return [*(variable for _, _, state in self._quantized for variable in state.values()), self.quantizing]
+    followed = [variable for history in self.histories.values() for variable in history.values()]
+    return [*self.range_variables(), self.quantizing, *followed]
 
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
@@ -167,13 +199,62 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
+    return self._run(inputs, self.simulated_weights(training))
+
+  def simulated_weights(self, training=False) -> dict[str, tf.Tensor]:
+    """Returns {attribute of the layer: quantized weight}."""
     training = training if self.trainable else False
+    latent, quantized = self.latent_weights(), {}
+    for name, quantizer, state in self._quantized:
+      values = quantizer(latent[name], training, state, on=self.quantizing)
+      if name in self.histories:
+        values = self._with_frozen(values, name, quantizer, state)
+      quantized[name] = values
+    return quantized
+
+  def _with_frozen(self, values: tf.Tensor, name: str, quantizer, state) -> tf.Tensor:
+    """Puts scale * integer in the place of frozen weights; the gradient goes to the scale alone.
+
+    A tensor beyond the grid is quantized to scale * qmax: qmax-ths of it have the scale's gradient, as
+    the quantizer defines it.
+    """
+    history = self.histories[name]
+    integers = tf.cast(history["integers"], tf.float32)
+    scale, _, qmax = self._grid_of(name, quantizer, state)
+    beyond = quantizer(tf.fill(values.shape, 2 * tf.reduce_max(scale) * qmax), False, state)
+    kept = _with_gradient_of(scale * integers, beyond * (integers / qmax))
+    return tf.where(tf.logical_and(history["frozen"], self.quantizing), kept, values)
+
+  def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
+    """Returns (scale, to broadcast over the weight, qmin, qmax)."""
+    shape = getattr(self.layer, name).shape
+    shape = [] if quantizer.axis is None else [n if i in quantizer.axis else 1 for i, n in enumerate(shape)]
+    scale, _ = quantizer.grid(state)
+    return tf.reshape(scale, shape), *numerics.grid_limits(quantizer.bits, narrow=quantizer.narrow)
+
+  def latent_integers(self) -> dict[str, tf.Tensor]:
+    """Returns {attribute: float64 integers that its weights round to, frozen or not}."""
+    integers = {}
+    for name, quantizer, state in self._quantized:
+      scale, qmin, qmax = self._grid_of(name, quantizer, state)
+      rounded = tf.round(tf.cast(self.latent_weights()[name], tf.float64) / tf.cast(scale, tf.float64))
+      integers[name] = tf.clip_by_value(rounded, qmin, qmax)
+    return integers
+
+  def latent_grids(self) -> dict[str, tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Returns {attribute: (float weight, scale, lowest, highest value of the grid)}, to broadcast."""
+    latent, grids = self.latent_weights(), {}
+    for name, quantizer, state in self._quantized:
+      scale, qmin, qmax = self._grid_of(name, quantizer, state)
+      grids[name] = latent[name], scale, scale * qmin, scale * qmax
+    return grids
+
+  def _run(self, inputs, weights: dict[str, tf.Tensor]):
+    """Returns the layer's output with tensors in the place of its variables."""
     attributes = vars(self.layer)
-    variables = {name: attributes[name] for name, _, _ in self._quantized}
+    variables = {name: attributes[name] for name in weights}
     try:
-      for name, quantizer, state in self._quantized:
-        kernel = tf.convert_to_tensor(variables[name])
-        attributes[name] = quantizer(kernel, training, state, on=self.quantizing)
+      attributes.update(weights)
       return self.layer(inputs)
     finally:
       attributes.update(variables)
@@ -182,14 +263,36 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns (attribute of the layer, quantizer, the quantizer's variables) of each quantized weight."""
     return list(self._quantized)
 
+  def latent_weights(self) -> dict[str, tf.Tensor]:
+    """Returns {attribute of the layer: float tensor that is quantized}."""
+    return {name: tf.convert_to_tensor(getattr(self.layer, name)) for name, _, _ in self._quantized}
+
+  def plain_layer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns (config, {name: value}) of the layer that finalize puts in the wrapper's place."""
+    params = {name: variable.numpy() for name, variable in keras_calls.named_variables(self.layer)}
+    return self.layer.get_config(), {**params, **self.weight_values()}
+
+  @property
+  def integers_settle(self) -> tf.Tensor:
+    """Whether integers change by training alone, so that following them makes sense."""
+    return tf.constant(True)
+
+  def range_variables(self) -> list[tf.Variable]:
+    """Returns the variables of the grids of its weights."""
+    return [variable for _, _, state in self._quantized for variable in state.values()]
+
   def weight_encodings(self) -> dict[str, Encoding]:
     """Returns {attribute of the layer: grid} of its quantized weights."""
     return {name: quantizer.encoding(state) for name, quantizer, state in self._quantized}
 
   def weight_values(self) -> dict[str, np.ndarray]:
     """Returns {attribute of the layer: the float values that its grid rounds}."""
-    return {name: quantizer.transform(getattr(self.layer, name).numpy(), state)
-            for name, quantizer, state in self._quantized}
+    latent, quantized, values = self.latent_weights(), self.simulated_weights(), {}
+    for name, quantizer, state in self._quantized:
+      values[name] = quantizer.transform(latent[name].numpy(), state)
+      if name in self.histories:
+        values[name] = np.where(self.histories[name]["frozen"], quantized[name], values[name])
+    return values
 
   def compute_output_shape(self, input_shape):
     """Returns the layer's output shape."""
@@ -199,7 +302,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns the arguments of the constructor."""
     config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
               "config": self.quantize_config.get_config()}
-    return {**super().get_config(), "quantize_config": config}
+    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
@@ -209,6 +312,22 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     quantize_config = keras.saving.get_registered_object(fields["registered_name"])
     layer = keras.layers.deserialize(config.pop("layer"), custom_objects=custom_objects)
     return cls(layer, quantize_config.from_config(fields["config"]), **config)
+
+
+class _Given(keras.initializers.Initializer):
+  """Initializes a variable with a tensor."""
+
+  def __init__(self, values: tf.Tensor):
+    self._values = values
+
+  def __call__(self, shape, dtype=None, **kwargs):
+    return tf.cast(self._values, dtype)
+
+
+@tf.custom_gradient
+def _with_gradient_of(value: tf.Tensor, path: tf.Tensor):
+  """Returns value; the gradient goes to path."""
+  return tf.identity(value), lambda upstream: (None, upstream)
 
 
 __all__ = ["QuantizeActivation", "QuantizeWeights", "configs", "observing"]

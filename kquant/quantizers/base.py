@@ -57,6 +57,15 @@ class Quantizer(tfmot_quantizers.Quantizer):
   def encoding(self, variables: Variables) -> Encoding:
     """Returns the grid that the variables stand for."""
 
+  def grid(self, variables: Variables) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns float32 (scale, zero_point) as tensors, for methods that look at integers in training.
+
+    Raises:
+      TypeError: the method has no grid that rounds the tensor as it is.
+    """
+    raise TypeError(f"{type(self).__name__} does not round a weight as it is, so its integers cannot be "
+                    "followed in training; use minmax or lsq.")
+
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
     return {"bits": self.bits, "symmetric": self.symmetric, "narrow": self.narrow,

@@ -61,6 +61,10 @@ class LSQQuantizer(Quantizer):
     scale, zero_point = (value.numpy() for value in self._trained_grid(variables))
     return Encoding(scale, np.rint(zero_point).astype(np.int64), self.bits, self.axis, self.narrow)
 
+  def grid(self, variables: Variables) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (scale, zero_point) of the trained step."""
+    return self._trained_grid(variables)
+
   def _trained_grid(self, variables: Variables, gradient_scale=1.0) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns float32 (scale, zero_point); gradients of the former are as the class says."""
     scale = _step(tf.convert_to_tensor(variables["start"]), tf.convert_to_tensor(variables["log_step"]),

@@ -40,6 +40,10 @@ class MinMaxQuantizer(Quantizer):
     grid = self._grid_over(variables["min"].numpy(), variables["max"].numpy())
     return Encoding(*grid, self.bits, self.axis, self.narrow)
 
+  def grid(self, variables: Variables) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (scale, zero_point) over [min, max]."""
+    return self._grid(variables["min"], variables["max"])
+
   def _grid(self, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if self.symmetric:
       scale = numerics.symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)

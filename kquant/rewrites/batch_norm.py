@@ -6,6 +6,8 @@ pure scale also into a factor of a product, and through a ReLU where it is posit
 Forward, W' = W s and b' = b + sum W t, where no padding of zeros comes between.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from kquant.core import numerics
@@ -20,15 +22,20 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 
 @graph_pass
-def fold_batch_norm(graph: Graph) -> None:
+def fold_batch_norm(graph: Graph, *, keep: Collection[Node] = ()) -> None:
   """Folds every batch norm; one that cannot be folded becomes a 1x1 depthwise convolution.
 
   Each one not folded is recorded with its reason. The output is unchanged up to float rounding. What a
   batch norm knew of the mean and deviation of its channels stays with the layers it was folded into, as
   their `output_moments`.
+
+  Args:
+    keep: batch norms that stay.
   """
   for bn in graph.find("BatchNormalization"):
-    if (axis := _axes(bn)) != [len(bn.shapes[0]) - 1]:
+    if bn in keep:
+      continue
+    if (axis := normalized_axes(bn)) != [len(bn.shapes[0]) - 1]:
       graph.skip(bn, f"normalizes axis {axis}, not the last one")
       continue
     (source,) = bn.inputs
@@ -82,7 +89,8 @@ def _producer_obstacle(graph: Graph, node: Node) -> str | None:
   return None
 
 
-def _axes(bn: Node) -> list[int]:
+def normalized_axes(bn: Node) -> list[int]:
+  """Returns the axes of its input along which a batch norm has its statistics, counted from 0."""
   return (np.atleast_1d(bn.config["axis"]) % len(bn.shapes[0])).tolist()
 
 
@@ -178,7 +186,8 @@ def _forward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
   if node.facts.role == "affine":
     if len(graph.calls(node.layer)) > 1:
       return f"{node.name!r} is shared"
-    return None if _axes(node) == [len(node.shapes[0]) - 1] else f"{node.name!r} normalizes another axis"
+    last = [len(node.shapes[0]) - 1]
+    return None if normalized_axes(node) == last else f"{node.name!r} normalizes another axis"
   obstacle = _pass_obstacle(node, scale)
   if obstacle is None:
     outer = _to_output_channels(node, scale)

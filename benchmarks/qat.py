@@ -1,0 +1,260 @@
+"""Quantization-aware training of real models: accuracy against float fine-tuning, and oscillations.
+
+    python benchmarks/qat.py [--shared=../shared] [--table=accuracy|resnet8|mobilenet] [--rows="W4A8;W4A4"]
+                             [--epochs=30] [--write]
+
+accuracy    resnet8 on the shared CIFAR-10 images, with labels, against the float model fine-tuned likewise
+resnet8     oscillations of resnet8 at W3A3 (both ends W8A8), with labels
+mobilenet   oscillations of MobileNetV1 0.25 at W4A4 (both ends W8A8), by distillation from the float model
+
+Each row is printed when it is there; `--write` puts it into its table in benchmarks/results.md and leaves
+the other rows as they are.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+
+import numpy as np
+from ptq import RESULTS, ROOT, describe, images_of, judge, load, write_section
+
+BATCH = 32
+CALIBRATION = 256
+HEADS = {"accuracy": ["row", "top-1 before", "top-1", "file", "agreement with it", "float, same training",
+                      "seconds", "ms a step"],
+         "resnet8": ["row", "top-1", "oscillating %", "frozen %", "seconds", "ms a step"],
+         "mobilenet": ["row", "agreement with float", "top-1", "oscillating %", "frozen %", "seconds",
+                       "ms a step"]}
+TITLES = {"accuracy": "Quantization-aware training, resnet8 on 5,000 images",
+          "resnet8": "Oscillating weights, resnet8 W3A3",
+          "mobilenet": "Oscillating weights, MobileNetV1 0.25 W4A4 by distillation"}
+# {row: (bits of weights, of activations, batch norm, whether both ends of the network have 8 bits)}
+CONFIGS = {"W8A8": (8, 8, "absorb", False), "W4A8": (4, 8, "absorb", False), "W4A4": (4, 4, "absorb", False),
+           "W4A4, ends W8A8": (4, 4, "absorb", True), "W4A8, batch norm folded": (4, 8, "fold", False),
+           "W4A8, batch norm in kernels": (4, 8, "train", False)}
+METHODS = ("LSQ", "dampening", "freezing")
+
+
+def config_of(model, weights: int, activations: int, ends: bool):
+  """LSQ throughout, from ranges of least squared error; `ends`: input, first and last layer at 8 bits."""
+  import kquant as kq
+  from kquant.core.graph import Graph
+
+  def rule(weights, activations, **where):
+    return kq.Rule(
+        weights=kq.TensorSpec(bits=weights, symmetric=True, per_channel=True, quantizer="lsq", range="mse"),
+        activations=kq.TensorSpec(bits=activations, quantizer="lsq", range="mse"), **where)
+
+  linear = [node.name for node in Graph.from_model(model).nodes if node.facts.role == "linear"]
+  outer = [rule(8, 8, kinds=("InputLayer",)), rule(8, activations, match=f"^{re.escape(linear[0])}$"),
+           rule(8, 8, match=f"^{re.escape(linear[-1])}$")]
+  return kq.QuantConfig(rules=(*(outer if ends else ()), rule(weights, activations)))
+
+
+def augmented(x: np.ndarray, y: np.ndarray | None, *, pad: int, size: int, batch: int = BATCH, seed: int = 0):
+  """Returns a dataset of shuffled batches, each image mirrored by chance and cropped after padding."""
+  import tensorflow as tf
+
+  def augment(index, item):
+    image = tf.pad(tf.cast(item[0], tf.float32), [[pad, pad], [pad, pad], [0, 0]], "REFLECT")
+    key = tf.stack([tf.constant(seed, tf.int64), index])
+    image = tf.image.stateless_random_crop(image, (size, size, 3), key)
+    image = tf.image.stateless_random_flip_left_right(image, key + 1)
+    return (image, *item[1:])
+
+  parts = (x,) if y is None else (x, y)
+  images = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(x), seed=seed).repeat()
+  return (images.enumerate().map(lambda i, item: augment(i, item), num_parallel_calls=2)
+          .batch(batch, drop_remainder=True).prefetch(4))
+
+
+def compiled(model, *, epochs: int, steps: int, learning_rate: float, loss=None) -> None:
+  """Adam, the learning rate falling to 0 along a half cosine."""
+  import tf_keras as keras
+  schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+  optimizer = keras.optimizers.Adam(schedule, jit_compile=False)
+  model.compile(optimizer, loss, metrics=["accuracy"] if loss else None)
+
+
+def fit(model, dataset, *, epochs: int, steps: int, callbacks=()) -> tuple[dict, float]:
+  """Returns (last logs, seconds)."""
+  start = time.perf_counter()
+  history = model.fit(dataset, epochs=epochs, steps_per_epoch=steps, verbose=2, callbacks=list(callbacks))
+  return {name: values[-1] for name, values in history.history.items()}, time.perf_counter() - start
+
+
+def scores(model, x: np.ndarray) -> np.ndarray:
+  """Returns what a model gives before its final softmax, float32 [images, classes]."""
+  import tf_keras as keras
+  ends = [layer for layer in model.layers if isinstance(layer, keras.layers.Softmax)]
+  before = keras.Model(model.inputs, ends[-1].input) if ends else model
+  return before.predict(x, batch_size=100, verbose=0)
+
+
+def cifar(data: pathlib.Path):
+  """Returns x_train, y_train, x_test, y_test of the shared CIFAR-10 images."""
+  with np.load(data / "cifar10.npz") as stored:
+    return (stored["x_train"], stored["y_train"].reshape(-1), stored["x_test"].astype(np.float32),
+            stored["y_test"].reshape(-1))
+
+
+def quantized(model, x: np.ndarray, weights: int, activations: int, batch_norm: str, ends: bool = False):
+  """Returns the calibrated model, its mean errors corrected: in biases, or in the statistics."""
+  import kquant as kq
+  from kquant.qat.bn_reestimate import reestimate_batch_norm
+  qmodel = kq.insert_quantizers(model, config_of(model, weights, activations, ends), batch_norm=batch_norm)
+  kq.calibrate(qmodel, x)
+  if batch_norm == "fold":
+    return kq.correct_bias(qmodel, model, x, method="iterative")
+  reestimate_batch_norm(qmodel, x)
+  return qmodel
+
+
+def float_row(data: pathlib.Path, epochs: int, learning_rate: float) -> float:
+  """Returns top-1 of the float model fine-tuned on the same images; kept for the run, once a setting."""
+  import tf_keras as keras
+
+  from kquant.core import metrics
+  cache = pathlib.Path(tempfile.gettempdir()) / f"kquant_qat_float_{epochs}_{learning_rate}.npy"
+  if not cache.exists():
+    keras.utils.set_random_seed(0)
+    x, y, x_test, y_test = cifar(data)
+    model, steps = load("resnet8", data), len(x) // BATCH
+    compiled(model, epochs=epochs, steps=steps, learning_rate=learning_rate,
+             loss="sparse_categorical_crossentropy")
+    fit(model, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps)
+    np.save(cache, metrics.top1(scores(model, x_test), y_test))
+  return float(np.load(cache))
+
+
+def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
+  """One training of resnet8 with labels; a file where its activations have 8 bits."""
+  import tf_keras as keras
+
+  import kquant as kq
+  import tflite_export
+  from kquant.core import metrics
+  keras.utils.set_random_seed(0)
+  weights, activations, batch_norm, ends = CONFIGS[name]
+  x, y, x_test, y_test = cifar(data)
+  calibration, steps = x[:CALIBRATION].astype(np.float32), len(x) // BATCH
+  qmodel = quantized(load("resnet8", data), calibration, weights, activations, batch_norm, ends)
+  before = metrics.top1(scores(qmodel, x_test), y_test)
+  compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
+           loss="sparse_categorical_crossentropy")
+  callbacks = [kq.FreezeBatchNorm(epochs=epochs // 2)] if batch_norm == "train" else []
+  callbacks += [kq.ReestimateBatchNorm(x[:1600].astype(np.float32))] if batch_norm == "absorb" else []
+  _, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps, callbacks=callbacks)
+  simulated = scores(qmodel, x_test)
+  in_file = agreement = "simulation only"
+  if activations == 8:
+    with tempfile.TemporaryDirectory() as folder:
+      written = tflite_export.export(kq.finalize(qmodel), os.path.join(folder, "m.tflite"), verify=x_test[:2])
+      judged = judge(written.path.read_bytes(), x_test, y_test, simulated)
+    in_file, agreement = f"{judged['top1']:.4f}", f"{judged['agreement']:.4f}"
+  reference = float_row(data, epochs, learning_rate)
+  return [name, f"{before:.4f}", f"{metrics.top1(simulated, y_test):.4f}", in_file,
+          agreement, f"{reference:.4f}", f"{seconds:.0f}", f"{1000 * seconds / (epochs * steps):.1f}"]
+
+
+def controls(method: str) -> list:
+  """The callbacks of a method; all count weights above 0.005 with momentum 0.001, as the paper does."""
+  import kquant as kq
+  if method == "freezing":
+    return [kq.FreezeOscillations(threshold=(0.1, 0.005))]
+  return [kq.TrackOscillations()] + [kq.DampenOscillations()] * (method == "dampening")
+
+
+def resnet8_row(method: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
+  """W3A3 with labels."""
+  import tf_keras as keras
+
+  from kquant.core import metrics
+  keras.utils.set_random_seed(0)
+  x, y, x_test, y_test = cifar(data)
+  steps = len(x) // BATCH
+  qmodel = quantized(load("resnet8", data), x[:CALIBRATION].astype(np.float32), 3, 3, "absorb", True)
+  compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
+           loss="sparse_categorical_crossentropy")
+  logs, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps,
+                      callbacks=controls(method))
+  return [method, f"{metrics.top1(scores(qmodel, x_test), y_test):.4f}", f"{100 * logs['oscillating']:.3f}",
+          f"{100 * logs['frozen']:.3f}", f"{seconds:.0f}", f"{1000 * seconds / (epochs * steps):.1f}"]
+
+
+def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
+  """W4A4 by distillation from the float model, on crops of the images that calibrate."""
+  import tf_keras as keras
+
+  import kquant as kq
+  from kquant.core import metrics
+  keras.utils.set_random_seed(0)
+  x, x_test, y_test = images_of("v1", data)
+  model, steps = load("v1", data), 32
+  qmodel = quantized(model, x, 4, 4, "absorb", True)
+  trainer = kq.DistillationModel(qmodel, model)
+  compiled(trainer, epochs=epochs, steps=steps, learning_rate=learning_rate)
+  logs, seconds = fit(trainer, augmented(x, None, pad=24, size=224, batch=16), epochs=epochs, steps=steps,
+                      callbacks=controls(method))
+  found = scores(qmodel, x_test).reshape(len(x_test), -1)
+  reference = scores(model, x_test).reshape(len(x_test), -1)
+  return [method, f"{metrics.agreement(found, reference):.4f}", f"{metrics.top1(found, y_test):.4f}",
+          f"{100 * logs['oscillating']:.3f}", f"{100 * logs['frozen']:.3f}", f"{seconds:.0f}",
+          f"{1000 * seconds / (epochs * steps):.1f}"]
+
+
+TABLES = {"accuracy": (accuracy_row, ["W8A8", "W4A8", "W4A4", "W4A4, ends W8A8"], 1e-3, 80),
+          "resnet8": (resnet8_row, METHODS, 1e-3, 40),
+          "mobilenet": (mobilenet_row, METHODS, 1e-3, 60)}
+
+
+def with_older(table: str, rows: dict[str, list[str]]) -> list[list[str]]:
+  """Returns the rows, and those of the table in results.md that were not measured now, in its order."""
+  text = RESULTS.read_text() if RESULTS.exists() else ""
+  section = re.search(rf"## {re.escape(TITLES[table])}\n.*?(?=\n## |\Z)", text, re.S)
+  lines = re.findall(r"^\| (.+) \|$", section[0], re.M)[1:] if section else []
+  older = {cells[0]: cells for cells in (line.split(" | ") for line in lines)}
+  return list({**older, **rows}.values())
+
+
+def markdown(table: str, rows: list[list[str]]) -> str:
+  """The rows under the table's head."""
+  head = HEADS[table]
+  lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+  return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def main() -> None:
+  """Measures what the flags say."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser.add_argument("--table", default="accuracy", choices=TABLES)
+  parser.add_argument("--rows", default=None, help="which, separated by semicolons")
+  parser.add_argument("--epochs", type=int, default=None)
+  parser.add_argument("--learning_rate", type=float, default=None)
+  parser.add_argument("--write", action="store_true")
+  flags = parser.parse_args()
+  data = pathlib.Path(flags.shared).resolve() / "data"
+  if not data.is_dir():
+    sys.exit(f"No shared data at {data}; name it with --shared.")
+  import kquant.cli  # noqa: F401  quiet start
+  measure, names, learning_rate, epochs = TABLES[flags.table]
+  learning_rate, epochs = flags.learning_rate or learning_rate, flags.epochs or epochs
+  names = flags.rows.split(";") if flags.rows else names
+  head = describe(f"python benchmarks/qat.py --table={flags.table} --rows=\"{';'.join(names)}\" "
+                  f"--epochs={epochs} --learning_rate={learning_rate}")
+  rows = {}
+  for name in names:
+    rows[name] = measure(name, data, epochs, learning_rate)
+    print(markdown(flags.table, [rows[name]]), flush=True)
+    if flags.write:
+      body = markdown(flags.table, with_older(flags.table, rows))
+      write_section(TITLES[flags.table], f"{head}, seed 0\n\n{body}")
+
+
+if __name__ == "__main__":
+  main()

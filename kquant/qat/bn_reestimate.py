@@ -1,0 +1,90 @@
+"""ReestimateBatchNorm: statistics of the quantized network in the place of moving averages."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras import layers
+from tqdm import tqdm
+
+from kquant.core import data, keras_calls
+from kquant.qmodel.folded_conv import FoldedConv
+
+
+class ReestimateBatchNorm(keras.callbacks.Callback):
+  """Sets mean and variance of each batch norm to the averages over some batches, weights as they are.
+
+  While weights oscillate, moving averages mix statistics of several networks. Before every evaluation,
+  and when the training ends, a pass over the data without any training takes the averages of batch
+  mean and batch variance (Nagel et al. 2022, section 4; Sun et al. 2019).
+
+  For models made with `batch_norm="absorb"` or "train"; statistics that were frozen stay.
+
+  Args:
+    images: inputs as `kquant.calibrate` takes them; training images, as augmented as they are.
+    batches: how many batches, from the first on.
+    batch_size: of each.
+  """
+
+  def __init__(self, images: Any, *, batches: int = 50, batch_size: int = 32):
+    super().__init__()
+    self._images, self._batches, self._batch_size = images, batches, batch_size
+
+  def on_test_begin(self, logs=None):
+    """Takes the statistics anew."""
+    qmodel = getattr(self.model, "student", self.model)  # of a DistillationModel
+    reestimate_batch_norm(qmodel, self._images, batches=self._batches, batch_size=self._batch_size)
+
+  def on_train_end(self, logs=None):
+    """Takes the statistics anew."""
+    self.on_test_begin()
+
+
+def reestimate_batch_norm(qmodel: keras.Model, images: Any, *, batches: int = 50,
+                          batch_size: int = 32) -> None:
+  """Sets mean and variance of each batch norm of qmodel to their averages over batches, in place.
+
+  Nothing else of the model changes. See `ReestimateBatchNorm`.
+
+  Raises:
+    ValueError: the model has no batch norm that learns, or the images do not fit.
+  """
+  norms = _learning_norms(qmodel)
+  if not norms:
+    raise ValueError(f"Model {qmodel.name!r} has no batch norm whose statistics learn; insert the quantizers "
+                     "with batch_norm=\"absorb\" or \"train\".")
+  statistics = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
+  momenta, kept = [norm.momentum for norm in norms], [(v, v.numpy()) for v in qmodel.weights]
+  sums, count = [np.zeros(v.shape) for v in statistics], 0
+  try:
+    for norm in norms:
+      norm.momentum = 0.0  # moving statistics are those of the last batch
+    step = tf.function(lambda arrays: keras_calls.call(qmodel, arrays, training=True), autograph=False)
+    loaded = data.batches(images, keras_calls.input_specs(qmodel), batch_size=batch_size)
+    for batch in _first(loaded, batches):
+      step([tf.convert_to_tensor(array) for array in batch])
+      sums = [total + v.numpy() for total, v in zip(sums, statistics)]
+      count += 1
+  finally:
+    for norm, momentum in zip(norms, momenta):
+      norm.momentum = momentum
+    for variable, value in kept:  # whatever else a training step moves
+      variable.assign(value)
+  for variable, total in zip(statistics, sums):
+    variable.assign((total / count).astype(np.float32))
+
+
+def _learning_norms(qmodel: keras.Model) -> list[layers.BatchNormalization]:
+  norms = [layer for layer in qmodel.submodules if isinstance(layer, layers.BatchNormalization)]
+  frozen = {id(layer.batch_norm) for layer in qmodel.submodules
+            if isinstance(layer, FoldedConv) and bool(layer.frozen.numpy())}
+  return [norm for norm in norms if norm.trainable and id(norm) not in frozen]
+
+
+def _first(batches: Iterator[list[np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
+  with tqdm(desc="batch norm", unit=" batches", total=count, delay=2.0, disable=None) as bar:
+    for _, batch in zip(range(count), batches):
+      yield batch
+      bar.update()

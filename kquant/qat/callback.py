@@ -1,0 +1,68 @@
+"""What kquant's training callbacks have in common: the step, the part that is over, the layers."""
+
+import tf_keras as keras
+
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+
+
+class TrainingCallback(keras.callbacks.Callback):
+  """A callback that knows the step of the whole training, also when it goes on from a checkpoint.
+
+  Attributes:
+    step: optimizer steps that are over, of all epochs.
+  """
+
+  _supports_tf_logs = True  # without it Keras copies the logs of every batch to the host and waits
+
+  def __init__(self):
+    super().__init__()
+    self.step = 0
+
+  def on_train_begin(self, logs=None):
+    """Starts to count."""
+    self.step = 0
+
+  def on_epoch_begin(self, epoch, logs=None):
+    """Counts the epochs that are over, where their length is known."""
+    if self.params.get("steps"):
+      self.step = epoch * self.params["steps"]
+    self._first = self.step
+
+  def on_train_batch_end(self, batch, logs=None):
+    """Counts."""
+    self.step = self._first + batch + 1
+
+  @property
+  def progress(self) -> float:
+    """Part of the training that is over, 0..1.
+
+    Raises:
+      ValueError: fit does not know how many steps an epoch has.
+    """
+    if not self.params.get("steps"):
+      raise ValueError(f"{type(self).__name__} needs to know how long the training is; give model.fit "
+                       "steps_per_epoch, or a dataset of known length.")
+    return self.step / (self.params["steps"] * self.params["epochs"])
+
+  def weight_layers(self) -> list[QuantizeWeights]:
+    """Returns the layers with quantized weights, in models within models too.
+
+    Raises:
+      ValueError: the model has none.
+    """
+    return self._layers(QuantizeWeights)
+
+  def activation_layers(self) -> list[QuantizeActivation]:
+    """Returns the activation quantizers whose grid no runtime fixes.
+
+    Raises:
+      ValueError: the model has none.
+    """
+    return [layer for layer in self._layers(QuantizeActivation) if layer.fixed is None]
+
+  def _layers(self, kind: type) -> list:
+    found = [module for module in (self.model, *self.model.submodules) if isinstance(module, kind)]
+    if not found:
+      raise ValueError(f"{type(self).__name__}: model {self.model.name!r} has no {kind.__name__} layers; "
+                       "expected what kq.insert_quantizers returns.")
+    return sorted(found, key=lambda layer: layer.name)

@@ -1,0 +1,171 @@
+"""Callbacks against oscillating weights: TrackOscillations, FreezeOscillations, DampenOscillations."""
+
+import tensorflow as tf
+
+from kquant.core.layers import LAYERS
+from kquant.qat import oscillation
+from kquant.qat.callback import TrainingCallback
+from kquant.qmodel.layers import QuantizeWeights
+
+_NEVER = 2.0  # no frequency is above 1
+
+
+class TrackOscillations(TrainingCallback):
+  """Follows the integers of quantized weights and logs the fraction that oscillates at each epoch's end.
+
+  `logs["oscillating"]`: weights that are not frozen whose frequency is above `counted`;
+  `logs["frozen"]`: those that are frozen; both 0..1, of all weights that are followed. They show in the
+  history, the progress bar and, where it stands behind this callback, TensorBoard.
+
+  What is remembered (10 bytes a weight) are variables of the layers: checkpoints and saved models hold
+  it. Integers are looked at after each batch, once for all layers; with `steps_per_execution` above 1
+  Keras says only when so many steps are over. A layer whose batch norm is folded in training
+  (`FoldedConv`) is followed from when its statistics are frozen.
+
+  Args:
+    momentum: weight of one step in the moving averages.
+    bits: weights of at most so many bits are followed: wider ones hardly oscillate.
+    counted: frequency above which a weight counts as oscillating (the paper's 0.005).
+  """
+
+  def __init__(self, *, momentum: float = 0.001, bits: int = 4, counted: float = 0.005):
+    super().__init__()
+    if not 0 < momentum < 1:
+      raise ValueError(f"{type(self).__name__}: momentum must be between 0 and 1, got {momentum}.")
+    self.momentum, self.bits, self.counted = momentum, bits, counted
+
+  def on_train_begin(self, logs=None):
+    """Adds the variables to the layers, where they are missing."""
+    super().on_train_begin(logs)
+    self._followed = [layer for layer in self.weight_layers()
+                      if all(grid.bits <= self.bits for grid in layer.weight_encodings().values())]
+    if not self._followed:
+      raise ValueError(f"{type(self).__name__}: no weights of at most {self.bits} bits; raise bits=, or "
+                       "leave the callback out.")
+    fresh = [layer for layer in self._followed if not layer.histories]
+    with self.model.distribute_strategy.scope():
+      for layer in fresh:
+        layer.track()
+    if fresh:
+      self.model.make_train_function(force=True)
+    self._follow = tf.function(self._follow_all, autograph=False)
+    self._measure = tf.function(self._fractions, autograph=False)
+
+  def on_train_batch_end(self, batch, logs=None):
+    """Looks at the integers that the step has led to."""
+    super().on_train_batch_end(batch, logs)
+    self._follow(tf.constant(self.threshold(), tf.float32))
+
+  def on_epoch_end(self, epoch, logs=None):
+    """Logs the fractions."""
+    for name, value in self._measure().items():
+      if logs is not None:
+        logs[name] = float(value)
+
+  def threshold(self) -> float:
+    """Returns the frequency above which weights are frozen now."""
+    return _NEVER
+
+  def _follow_all(self, threshold: tf.Tensor) -> None:
+    for layer in self._followed:
+      for name, integers in layer.latent_integers().items():
+        history = _history_of(layer, name)
+        moved = oscillation.freeze(oscillation.follow(history, integers, self.momentum), threshold)
+        fresh = oscillation.start(integers)
+        for field, new, restarted in zip(history._fields, moved, fresh):
+          layer.histories[name][field].assign(tf.where(layer.integers_settle, new, restarted))
+
+  def _fractions(self) -> dict[str, tf.Tensor]:
+    histories = [_history_of(layer, name) for layer in self._followed for name in layer.histories]
+    total = float(sum(history.frozen.shape.num_elements() for history in histories))
+    count = lambda masks: tf.add_n([tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks]) / total
+    return {"oscillating": count([~h.frozen & (h.frequency > self.counted) for h in histories]),
+            "frozen": count([h.frozen for h in histories])}
+
+
+class FreezeOscillations(TrackOscillations):
+  """Freezes weights that oscillate too often, at the integer they had most of the time.
+
+  Iterative weight freezing (Nagel et al. 2022, section 4.3, algorithm 1). A frozen weight keeps its
+  integer for good, whatever optimizer, momentum or weight decay do to the float behind it; its scale
+  may still be learned. The threshold falls from `threshold[0]` to `threshold[1]` along a half cosine.
+
+  Args:
+    threshold: frequencies at `begin` and at the end; momentum should be well below both. The paper's
+      ends at 0.01 to 0.015 with momentum 0.001 and 10^5 steps.
+    begin: part of the training before which nothing is frozen.
+    momentum, bits, counted: as in `TrackOscillations`.
+  """
+
+  def __init__(self, *, threshold: tuple[float, float] = (0.1, 0.01), begin: float = 0.25, **kwargs):
+    super().__init__(**kwargs)
+    if min(threshold) < 2 * self.momentum:
+      raise ValueError(f"FreezeOscillations: one oscillation raises a frequency by momentum={self.momentum}; "
+                       f"expected thresholds of at least twice that, got {tuple(threshold)}.")
+    self._ends, self.begin = tuple(threshold), begin
+
+  def threshold(self) -> float:
+    """Returns the frequency above which weights are frozen now."""
+    progress = self.progress
+    return _NEVER if progress < self.begin else oscillation.cosine(progress, *self._ends, begin=self.begin)
+
+
+class DampenOscillations(TrainingCallback):
+  """Adds a loss that pulls weights to the middle of their bins: w * sum of (scale * integer - weight)^2.
+
+  Oscillation dampening (Nagel et al. 2022, section 4.2, eq. 5): `oscillation.dampening` of each layer,
+  its batch norm folded in, times a weight that rises from `first` to `last` along a half cosine. It is
+  part of `loss`, as Keras' regularizers are, while the training lasts. `logs["dampening"]` is the weight.
+
+  Args:
+    last: weight at the end; the paper's.
+    first: weight up to `begin`.
+    begin: part of the training before which it stays.
+    bits: weights of at most so many bits are dampened.
+  """
+
+  def __init__(self, *, last: float = 0.1, first: float = 0.0, begin: float = 0.25, bits: int = 4):
+    super().__init__()
+    self.first, self.last, self.begin, self.bits = first, last, begin, bits
+    self._weight: tf.Variable | None = None
+
+  def on_train_begin(self, logs=None):
+    """Adds the loss to the layers."""
+    super().on_train_begin(logs)
+    if self._weight is not None:
+      return
+    dampened = [layer for layer in self.weight_layers()
+                if all(grid.bits <= self.bits for grid in layer.weight_encodings().values())]
+    if not dampened:
+      raise ValueError(f"DampenOscillations: no weights of at most {self.bits} bits; raise bits=, or leave "
+                       "the callback out.")
+    with self.model.distribute_strategy.scope():
+      self._weight = tf.Variable(self.first, trainable=False, dtype=tf.float32)
+    for layer in dampened:
+      layer.add_loss(lambda layer=layer: self._weight * dampening_of(layer))
+    self.model.make_train_function(force=True)
+    self.model.make_test_function(force=True)
+
+  def on_train_batch_begin(self, batch, logs=None):
+    """Sets the weight of the step."""
+    self._weight.assign(oscillation.cosine(self.progress, self.first, self.last, begin=self.begin))
+
+  def on_epoch_end(self, epoch, logs=None):
+    """Logs the weight."""
+    if logs is not None:
+      logs["dampening"] = float(self._weight.numpy())
+
+  def on_train_end(self, logs=None):
+    """Takes the loss away."""
+    self._weight.assign(0.0)
+
+
+def dampening_of(layer: QuantizeWeights) -> tf.Tensor:
+  """Returns the sum of `oscillation.dampening` over the quantized weights of a layer."""
+  out_axes = LAYERS[type(layer.layer).__name__].out_axes
+  return tf.add_n([oscillation.dampening(*grid, out_axes) for grid in layer.latent_grids().values()])
+
+
+def _history_of(layer: QuantizeWeights, name: str) -> oscillation.History:
+  variables = layer.histories[name]
+  return oscillation.History(*(variables[field].value() for field in oscillation.History._fields))

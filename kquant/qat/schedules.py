@@ -1,0 +1,139 @@
+"""Callbacks that switch parts of a quantized model in the course of a training."""
+
+import tensorflow as tf
+
+from kquant.qat.callback import TrainingCallback
+from kquant.qmodel.folded_conv import FoldedConv
+
+
+class _After(TrainingCallback):
+  """Acts once so many steps or epochs are over, or at once where a resumed training has them behind it.
+
+  Args:
+    steps, epochs: one of them: when.
+  """
+
+  def __init__(self, *, steps: int | None = None, epochs: int | None = None):
+    super().__init__()
+    if (steps is None) == (epochs is None):
+      raise ValueError(f"{type(self).__name__}: expected either steps= or epochs=, got steps={steps}, "
+                       f"epochs={epochs}.")
+    self._when_step, self._when_epoch = steps, epochs
+    self._done = False
+
+  def on_train_begin(self, logs=None):
+    """Waits."""
+    super().on_train_begin(logs)
+    self._done = False
+
+  def on_epoch_begin(self, epoch, logs=None):
+    """Acts where it is time."""
+    super().on_epoch_begin(epoch, logs)
+    if self._when_epoch is not None and epoch >= self._when_epoch:
+      self._act_once()
+
+  def on_train_batch_begin(self, batch, logs=None):
+    """Acts where it is time."""
+    if self._when_step is not None and self._first + batch >= self._when_step:
+      self._act_once()
+
+  def _act_once(self) -> None:
+    if not self._done:
+      self._done = True
+      self.act()
+
+  def act(self) -> None:
+    """Does what the callback is for."""
+    raise NotImplementedError
+
+
+class DelayActivationQuantization(_After):
+  """Trains with float activations at first, and switches their quantizers on after some steps or epochs.
+
+  Weights are quantized from the start (Jacob et al. 2018, section 3.1). The ranges are those of
+  calibration; at the end of the training all quantizers are on.
+
+  Args:
+    steps, epochs: one of them: how long activations are float.
+  """
+
+  def on_train_begin(self, logs=None):
+    """Switches them off."""
+    super().on_train_begin(logs)
+    for layer in self.activation_layers():
+      layer.encoding()  # raises where a range was never set
+      layer.quantizing.assign(False)
+
+  def act(self) -> None:
+    """Switches them on."""
+    for layer in self.activation_layers():
+      layer.quantizing.assign(True)
+
+  def on_train_end(self, logs=None):
+    """Switches them on."""
+    self.act()
+
+
+class FreezeRanges(_After):
+  """Keeps the ranges of activations, learned or averaged, as they are from some step or epoch on.
+
+  They are put back bit by bit after every batch, so that no momentum of the optimizer moves them. With
+  `steps_per_execution` above 1 they move between the batches that Keras reports.
+
+  Args:
+    steps, epochs: one of them: when.
+    weights: keep the ranges of weights too.
+  """
+
+  def __init__(self, *, steps: int | None = None, epochs: int | None = None, weights: bool = False):
+    super().__init__(steps=steps, epochs=epochs)
+    self._weights = weights
+
+  def on_train_begin(self, logs=None):
+    """Lets them move."""
+    super().on_train_begin(logs)
+    self._put_back = None
+
+  def act(self) -> None:
+    """Notes the ranges."""
+    variables = [v for layer in self.activation_layers() for v in layer.range_variables.values()]
+    if self._weights:
+      variables += [v for layer in self.weight_layers() for v in layer.range_variables()]
+    kept = [tf.constant(variable.numpy()) for variable in variables]
+
+    @tf.function(autograph=False)
+    def put_back():
+      for variable, value in zip(variables, kept):
+        variable.assign(value)
+
+    self._put_back = put_back
+
+  def on_train_batch_end(self, batch, logs=None):
+    """Puts the ranges back."""
+    super().on_train_batch_end(batch, logs)
+    if self._put_back is not None:
+      self._put_back()
+
+
+class FreezeBatchNorm(_After):
+  """Ends the learning of mean and variance in layers made with `batch_norm="train"`.
+
+  From then on the training computes with what inference does, without the noise of batches and without
+  the second convolution (Krishnamoorthi 2018, section 3.2.2); gamma and beta learn on.
+
+  Args:
+    steps, epochs: one of them: when.
+  """
+
+  def act(self) -> None:
+    """Freezes the statistics.
+
+    Raises:
+      ValueError: the model has no such layers.
+    """
+    found = [layer for layer in self.weight_layers() if isinstance(layer, FoldedConv)]
+    if not found:
+      raise ValueError("FreezeBatchNorm: no layer folds its batch norm in training; insert the quantizers "
+                       "with batch_norm=\"train\", or leave the callback out.")
+    for layer in found:
+      layer.freeze_statistics()

@@ -1,0 +1,84 @@
+"""python -m kquant.cli.qat: trains, writes, judges, resumes; refuses what cannot be a file."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kquant.cli import qat
+from kquant.core.encodings import Encodings
+from kquant.core.model_files import load_model
+
+
+@pytest.fixture
+def train(files):
+  """The flags of a small training."""
+  return ["--model", files.h5, "--train", files.xy, "--epochs=4", "--batch_size=8", "--learning_rate=0.003"]
+
+
+def events(folder):
+  """Returns {tag: values} of the event files in a folder."""
+  found = {}
+  for path in sorted(folder.rglob("events*")):
+    for record in tf.data.TFRecordDataset(str(path)):
+      for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+        found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+  return found
+
+
+def test_trains_to_a_verified_file(invoke, train, files, tmp_path):
+  paths = {name: tmp_path / file for name, file in
+           {"output": "m.tflite", "summary": "s.json", "encodings": "e.json", "save_model": "f.keras",
+            "save_qmodel": "q.keras", "log_dir": "logs"}.items()}
+  code, out, err = invoke(*train, "--preset=w4a8", "--freeze_oscillations", f"--eval={files.xy}",
+                          *(f"--{name}={path}" for name, path in paths.items()), main=qat.main)
+  assert code == 0, err
+  summary = json.loads(paths["summary"].read_text())
+  losses = summary["history"]["loss"]
+  assert len(losses) == 4 and losses[-1] < losses[0]
+  assert summary["verify"]["max_lsb"] <= 1 and summary["bytes"] == paths["output"].stat().st_size
+  assert summary["eval"]["quantized"]["top1"] == pytest.approx(summary["simulation"]["top1"], abs=0.05)
+  assert f"{100 * summary['simulation']['top1']:.2f} %" in out and "frozen" in out
+  logged = events(paths["log_dir"])
+  np.testing.assert_allclose(logged["epoch_loss"], losses, rtol=1e-6)
+  assert {"epoch_accuracy", "epoch_oscillating", "epoch_frozen"} <= logged.keys()
+  assert len(load_model(paths["save_model"]).layers) < len(load_model(paths["save_qmodel"]).layers)
+  grid = Encodings.load(paths["encodings"])["conv/kernel"]
+  assert grid.bits == 4 and grid.packed
+
+
+def test_activations_below_8_bits_are_simulation_only(invoke, refused, train, files, tmp_path):
+  refused(*train, "--preset=w4a4", f"--output={tmp_path / 'm.tflite'}", main=qat.main,
+          words=["--preset=w4a4", "simulation only", "Leave --output out"])
+  code, out, err = invoke(*train, "--preset=w4a4", "--batch_norm=absorb", f"--eval={files.xy}", "--epochs=1",
+                          main=qat.main)
+  assert code == 0, err
+  assert "simulation top-1" in out and "integer top-1" not in out
+
+
+def test_a_killed_training_goes_on_to_the_same_integers(invoke, refused, train, tmp_path, monkeypatch):
+  def run(folder, *flags):
+    return invoke(*train, "--preset=w4a8", f"--checkpoint={tmp_path / folder}",
+                  f"--encodings={tmp_path / folder}.json", *flags, main=qat.main)
+
+  assert run("whole")[0] == 0
+  kill = lambda self, epoch, logs=None: (_ for _ in ()).throw(KeyboardInterrupt()) if epoch == 2 else None
+  with monkeypatch.context() as patched:
+    patched.setattr(qat.EventLog, "on_epoch_end", kill)
+    assert run("killed", f"--log_dir={tmp_path / 'logs'}")[0] == 130
+  refused(*train, f"--checkpoint={tmp_path / 'killed'}", main=qat.main,
+          words=["holds a training", "--resume"])
+  code, out, err = run("killed", "--resume")
+  assert code == 0, err
+  assert "Epoch 3/4" in out and "Epoch 2/4" not in out
+  assert Encodings.load(tmp_path / "killed.json") == Encodings.load(tmp_path / "whole.json")
+
+
+def test_mistakes(refused, train, files, tmp_path):
+  refused("--model", files.h5, main=qat.main, words=["--train is missing"])
+  refused("--model", files.h5, "--train", files.folder / "x.npz", main=qat.main, words=["has no labels"])
+  refused(*train, "--batch_size=99", main=qat.main, words=["48 samples", "--batch_size=99"])
+  refused(*train, "--resume", main=qat.main, words=["no training to go on with"])
+  refused(*train, "--preset=w9a8", main=qat.main, words=["Unknown preset"])
+  refused(*train, f"--output={tmp_path}", main=qat.main, words=["expected the name of a file"])
