@@ -39,7 +39,7 @@ def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerF
 
 
 def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any = None, *,
-                 method: str = "local") -> keras.Model:
+                 method: str = "local", shrink: bool = True) -> keras.Model:
   """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
 
   Args:
@@ -49,6 +49,8 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     method: "local": each layer's own shift, from the float network's input means; "analytic": the same
       with the means that batch norms knew, for which calibration is an InputRange or None; "iterative":
       layer after layer, with all before it quantized and corrected. A second call gives the same biases.
+    shrink: for "iterative": take out of each mean error what chance gives with so few images; False leaves
+      no mean error on the calibration images.
 
   Raises:
     ValueError: an unknown method, or a float_model that qmodel was not made from.
@@ -64,7 +66,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
   else:
     images = data.gather(calibration, keras_calls.input_specs(qmodel))
-    correct_iteratively(qmodel, float_params, observe(qmodel, images), images)
+    correct_iteratively(qmodel, float_params, observe(qmodel, images), images, shrink=shrink)
   return qmodel
 
 
@@ -105,7 +107,8 @@ def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str
 
 
 def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
-                        statistics: Statistics, images: list[np.ndarray]) -> list[str]:
+                        statistics: Statistics, images: list[np.ndarray], *,
+                        shrink: bool = True) -> list[str]:
   """Sets each bias so that its layer's mean output is the float network's, layer after layer.
 
   b -= mean(y_quantized - y_float) before the activation, with all layers before it quantized and
@@ -127,15 +130,16 @@ def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, n
     if turn.shared:
       shared.append(turn.layer.name)
       continue
-    correct_mean(turn, statistics)
+    correct_mean(turn, statistics, shrink=shrink)
   return list(dict.fromkeys(shared))
 
 
-def correct_mean(turn: LayerTurn, statistics: Statistics) -> None:
+def correct_mean(turn: LayerTurn, statistics: Statistics, *, shrink: bool = True) -> None:
   """Takes the mean error of a layer's outputs, as its weights are now, out of its bias."""
   bias = turn.layer.layer.bias
   errors = turn.image_means() - statistics.output_means[turn.layer.name]
-  bias.assign((bias.numpy() - shrunk_mean(errors)).astype(np.float32))
+  mean = shrunk_mean(errors) if shrink else errors.mean(axis=0)
+  bias.assign((bias.numpy() - mean).astype(np.float32))
 
 
 def shrunk_mean(errors: np.ndarray) -> np.ndarray:

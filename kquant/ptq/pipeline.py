@@ -1,5 +1,6 @@
 """The order of the methods after training: scale, insert, calibrate, round, correct, fine-tune."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,19 @@ from kquant.ptq.bias_correction import (
   correct_local_shift,
   linear_params,
 )
-from kquant.ptq.finetuning import finetune
+from kquant.ptq.finetuning import Finetuning, finetune
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
+from kquant.qmodel.layers import QuantizeActivation
 from kquant.rewrites.channel_statistics import measure_channels
 from kquant.rewrites.dead_channels import prune_dead_channels
 from kquant.rewrites.equalize import equalize
 from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
+
+_TUNED_ELEMENTS = 2**32
+"""Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
+_FEWEST_EPOCHS, _MOST_EPOCHS = 4, 30
 
 
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
@@ -55,11 +61,27 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
       _correct_bias(qmodel, config.bias, float_params, statistics, calibration)
   if teacher is not None:
     with report.stage("finetune"):
-      tuned = finetune(qmodel, teacher, calibration, method=config.finetune, seed=seed)
+      tuned = _tuned(qmodel, teacher, calibration, config.finetune, seed)
     what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
             f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
     report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
   return qmodel
+
+
+def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], method: str,
+           seed: int) -> Finetuning:
+  """Fine-tunes for as many epochs as the network is small.
+
+  Where activations have 8 bits the weights stay as they were rounded: a few hundred images do not improve on
+  that (see `finetune`).
+  """
+  quantizers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)]
+  elements = sum(math.prod(layer.get_output_at(0).shape[1:]) for layer in quantizers)
+  epochs = min(max(_TUNED_ELEMENTS // (elements * len(images[0])), _FEWEST_EPOCHS), _MOST_EPOCHS)
+  if method == "qft" and min(layer.quantizer.bits for layer in quantizers) >= 8:
+    return finetune(qmodel, teacher, images, method=method, epochs=epochs, learning_rate=0.02, seed=seed,
+                    learns=("biases", "weight_scales", "activation_ranges"))
+  return finetune(qmodel, teacher, images, method=method, epochs=epochs, learning_rate=0.03, seed=seed)
 
 
 def _scale(graph: Graph, config: QuantConfig, calibration: Any) -> None:

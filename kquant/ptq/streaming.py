@@ -72,7 +72,7 @@ class LayerTurn:
     """Mean over positions of the outputs before the activation, as its weights are now: float64
     [images, channels]."""
     ((name, grid),) = self.layer.weight_encodings().items()
-    kernel = grid.dequantize(grid.quantize(getattr(self.layer.layer, name).numpy()))
+    kernel = grid.dequantize(grid.quantize(self.layer.weight_values()[name]))
     matrix = self.patches.matrix(kernel).astype(np.float64)
     means = np.concatenate([self.patches.means(inputs) for inputs in self.inputs()])
     outputs = np.einsum("nbk,bko->nbo", means, matrix, optimize=True).reshape(len(means), -1)

@@ -10,6 +10,7 @@ from kquant.ptq import streaming
 from kquant.ptq.bias_correction import correct_bias, correct_iteratively, linear_params, shrunk_mean
 from kquant.ptq.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
+from kquant.qmodel.finalize import finalize
 from kquant.qmodel.insert import insert_quantizers
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.batch_norm import fold_batch_norm
@@ -24,6 +25,14 @@ def calibrated(name, images=24, config="int8"):
   model = graph.to_model()
   inputs = models.sample_inputs(model, images=images)
   return model, calibrate(insert_quantizers(model, config), inputs), inputs
+
+
+def test_a_batch_norm_left_in_a_layer_is_refused():
+  model = models.build("conv_bn_relu")
+  inputs = models.sample_inputs(model, images=8)
+  qmodel = calibrate(insert_quantizers(model, "int8", batch_norm="train"), inputs)
+  with pytest.raises(ValueError, match="still has its batch norm; insert the quantizers with"):
+    next(layer_turns(qmodel, inputs))
 
 
 @pytest.mark.parametrize("name", ["conv_bn_relu", "mobile_block", "branches", "two_inputs", "sequence"])
@@ -67,6 +76,18 @@ def test_iterative_correction_takes_the_mean_error_of_every_layer():
     errors = turn.image_means() - statistics.output_means[turn.layer.name]
     chance = errors.std(axis=0) / np.sqrt(len(errors))
     assert (np.abs(errors.mean(axis=0)) <= chance + 1e-6).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["mobile_block", "branches", "sequence"])
+@pytest.mark.parametrize("config", ["int8", "w4a8"])
+def test_without_shrinkage_no_layer_keeps_half_a_bias_step_of_mean_error(name, config):
+  model, qmodel, inputs = calibrated(name, config=config)
+  means = observe(qmodel, inputs).output_means  # of the float network, its biases still those of the model
+  correct_bias(qmodel, model, inputs, method="iterative", shrink=False)
+  _, encodings = finalize(qmodel)
+  for turn in layer_turns(qmodel, inputs):
+    errors = np.abs((turn.image_means() - means[turn.layer.name]).mean(axis=0))
+    assert (errors <= encodings[f"{turn.layer.name}/bias"].scale / 2).all()
 
 
 def test_iterative_correction_brings_the_output_nearer_than_local():
