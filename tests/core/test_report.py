@@ -61,11 +61,13 @@ def test_json_holds_the_records():
   report.seconds["read"] = 1.23456
   report.add_edits([Edit("bn", "fold", "folded into 'conv'")], [Skip("x", "fold", "is shared")])
   report.add_edits([Edit("d", "standardize", "dropped")], [])
+  report.add_step("joint", "+1.00 dB", kept=True)
   assert json.loads(json.dumps(report.to_json())) == {
       "seconds": {"read": 1.235},
       "edits": [{"layer": "bn", "pass": "fold", "what": "folded into 'conv'"},
                 {"layer": "d", "pass": "standardize", "what": "dropped"}],
-      "skipped": [{"layer": "x", "pass": "fold", "reason": "is shared"}]}
+      "skipped": [{"layer": "x", "pass": "fold", "reason": "is shared"}],
+      "steps": [{"method": "joint", "what": "+1.00 dB", "kept": True}]}
 
 
 def test_text_shows_the_skipped_layers_only_where_there_are_some():
