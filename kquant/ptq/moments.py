@@ -13,7 +13,7 @@ from kquant.ptq.streaming import LayerTurn
 LARGEST_GRAM = 4608
 """Inputs of a layer beyond which its Gram matrix is cut into blocks: one has 170 MB in float64."""
 
-_ROWS = 2**14
+_ROWS = 2**16
 _ROWS_AN_INPUT = 24
 _CHUNK_ELEMENTS = 2**24
 _RIDGES = (0.02, 0.2)
@@ -129,4 +129,6 @@ def undoing(matrix: np.ndarray, halves: list[Moments]) -> np.ndarray:
 
 def _fit(moments: Moments, matrix: np.ndarray, ridge: float) -> np.ndarray:
   gram, wanted = rounding.damped(moments.gram, ridge), moments.cross @ matrix
-  return np.stack([scipy.linalg.solve(g, w, assume_a="pos") for g, w in zip(gram, wanted)])
+  if len(gram) > 1:  # many small ones
+    return np.linalg.solve(gram, wanted)
+  return scipy.linalg.solve(gram[0], wanted[0], assume_a="pos")[None]

@@ -2,7 +2,7 @@
 
 When a layer's turn comes, its inputs are what the network computes with everything before it
 quantized and corrected. Only the integers of tensors that are still to be read are kept: one byte an
-element at 8 bits, for all images; two more where the float network runs beside it.
+element at 8 bits, for all images; two more, for fixed-point values, where the float network runs beside it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from kquant.core.nodes import Node, Ref
 from kquant.ptq.patches import Patches
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
 
-_CHUNK_ELEMENTS = 2**21
+_CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
 
 
@@ -150,7 +150,7 @@ class _Stream:
       return self._stored[ref][part], np.float32(1), np.float32(0)
     grid = self._grids[ref]
     if floating:
-      return self._floating[ref][part].astype(np.float32), grid.scale[0], np.float32(0)
+      return self._floating[ref][part], _float_step(grid), np.float32(0)
     return self._stored[ref][part], grid.scale[0], np.float32(grid.zero_point[0])
 
   def advance(self, stage: _Stage) -> None:
@@ -159,9 +159,8 @@ class _Stream:
     grid = self.layers[result.node.layer.name].encoding()
     if self._float_params is not None:
       with self._float_weights(stage), observing():
-        self._floating[result] = self._run(stage, _in_steps(grid), np.float16, floating=True)
-    stored_type = np.int8 if grid.bits <= 8 else np.int16
-    self._stored[result] = self._run(stage, _integers(grid), stored_type, floating=False)
+        self._floating[result] = self._run(stage, _fixed_point(grid), floating=True)
+    self._stored[result] = self._run(stage, _integers(grid), floating=False)
     self._grids[result] = grid
     index = self.stages.index(stage)
     for ref in [ref for ref in self._stored if self._last_read.get(ref, -1) <= index and ref != result]:
@@ -185,8 +184,7 @@ class _Stream:
       for name, value in kept.items():
         getattr(layer, name).assign(value)
 
-  def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], dtype: type, *,
-           floating: bool) -> np.ndarray:
+  def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
     """Computes what a stage's quantizer reads, traced once, and stores it for all images."""
     *nodes, last = stage.nodes
     specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
@@ -201,9 +199,11 @@ class _Stream:
         values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
       return store(values[last.inputs[0]])
 
-    results = np.empty((self.images, *last.shapes[0][1:]), dtype)
+    results = None
     for part in self._parts(stage):
-      results[part] = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+      found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+      results = np.empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
+      results[part] = found
     return results
 
 
@@ -216,13 +216,19 @@ def _integers(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
   qmin, qmax = grid.limits
   scale, zero_point = tf.constant(grid.scale[0]), float(grid.zero_point[0])  # eager: divided by, not folded
 
-  return lambda values: tf.clip_by_value(tf.round(values / scale) + zero_point, qmin, qmax)
+  dtype = tf.int8 if grid.bits <= 8 else tf.int16
+  return lambda values: tf.cast(tf.clip_by_value(tf.round(values / scale) + zero_point, qmin, qmax), dtype)
 
 
-def _in_steps(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Float values -> multiples of a grid's step that float16 can hold: 11 bits of each."""
-  scale, largest = tf.constant(grid.scale[0]), float(np.finfo(np.float16).max)
-  return lambda values: tf.clip_by_value(values / scale, -largest, largest)
+def _float_step(grid: Encoding) -> np.float32:
+  """The step in which float values are stored as int16: 1/64 of an 8-bit one, 4 times its range."""
+  return np.float32(grid.scale[0] * 2.0 ** (grid.bits - 14))
+
+
+def _fixed_point(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Float values -> int16 multiples of `_float_step`."""
+  step = tf.constant(_float_step(grid))
+  return lambda values: tf.cast(tf.clip_by_value(tf.round(values / step), -32767.0, 32767.0), tf.int16)
 
 
 def _stage_of(last: Node, stored: set[Ref]) -> _Stage:
