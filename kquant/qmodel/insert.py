@@ -146,17 +146,17 @@ def _activation_quantizer(graph: Graph, group: GridGroup) -> Quantizer:
 def _check_logits(graph: Graph, sources: list[Ref]) -> None:
   """Raises ValueError unless each tensor is [images, classes] and ends the model or feeds its softmax."""
   for ref in sources:
-    if len(ref.shape) < 2 or any(n != 1 for n in ref.shape[1:-1]) or not _ends_model(graph, ref):
+    if len(ref.shape) < 2 or any(n != 1 for n in ref.shape[1:-1]) or not _are_scores(graph, ref):
       raise ValueError(f"Tensor {ref.key!r} of shape {ref.shape}: the range 'cross_entropy' is for logits "
                        "[images, classes] that end the model or feed its softmax; name their layer in a Rule "
                        "of its own, Rule(match='^name$', ...), and give the others another range.")
 
 
-def _ends_model(graph: Graph, ref: Ref) -> bool:
+def _are_scores(graph: Graph, ref: Ref) -> bool:
   """Whether a tensor, moved or not, is an output of the model or read by a softmax alone."""
   if ref in graph.output_refs:
     return True
   readers = graph.readers(ref)
   return bool(readers) and all(
-      node.kind == "Softmax" or (node.facts.role == "move" and _ends_model(graph, Ref(node)))
+      node.kind == "Softmax" or (node.facts.role == "move" and _are_scores(graph, Ref(node)))
       for node in readers)

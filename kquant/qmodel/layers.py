@@ -72,7 +72,6 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
                float_in_training: bool = False, **kwargs):
     super().__init__(**kwargs)
-    self.float_in_training = float_in_training
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)

@@ -163,6 +163,17 @@ def test_cross_entropy_is_for_logits_alone(reshaped):
     inserted(hidden, QuantConfig((Rule("^hidden$", activations=spec), Rule())))
 
 
+def test_only_what_ends_the_model_is_float_in_training():
+  """A sigmoid that a softmax alone reads is rounded in training; an output that others read too is not."""
+  x = keras.Input((6,), name="x")
+  gate = layers.Activation("sigmoid", name="gate")(layers.Dense(3, name="dense")(x))
+  shares = layers.Softmax(name="shares")(gate)
+  model = keras.Model(x, [layers.Reshape((1, 3))(shares), layers.Dense(2, name="more")(shares)])
+  quantizers = {layer.name: layer for layer in inserted(model).layers if isinstance(layer, QuantizeActivation)}
+  assert not quantizers["gate/quantize"].float_in_training
+  assert quantizers["shares/quantize"].float_in_training
+
+
 def test_per_channel_activations_are_refused():
   spec = TensorSpec(symmetric=True, per_channel=True)
   with pytest.raises(ValueError, match="per_channel"):
