@@ -71,7 +71,7 @@ def found_by(result, preset: str, x, labels, reference) -> dict:
   from ptq import judge
 
   from kquant.core import metrics
-  from kquant.ptq.efforts import network_outputs
+  from kquant.qmodel.outputs import network_outputs
   from tflite_export.lower import lower
   from tflite_export.writer import to_bytes
   if preset.endswith("a8") or preset.startswith("int"):

@@ -14,7 +14,7 @@ from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
 from kquant.ptq.efforts import with_effort
-from kquant.ptq.pipeline import quantized
+from kquant.ptq.pipeline import quantized, scaled
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
@@ -79,6 +79,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     calibration = gather(calibration, keras_calls.input_specs(model))
   if effort is not None:
     config = with_effort(config, effort, graph, calibration, report, said=list(said), seed=seed)
+  graph = scaled(graph, config, calibration, report)
   qmodel = quantized(graph, config, calibration, report, seed=seed)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))

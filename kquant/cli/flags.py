@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from kquant.core.spec import BIAS_CORRECTIONS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, QuantConfig
+from kquant.core.spec import (
+    BIAS_CORRECTIONS,
+    EFFORTS,
+    EQUALIZATIONS,
+    FINETUNINGS,
+    ROUNDINGS,
+    QuantConfig,
+)
 from kquant.core.target import target
 from tflite_export.verifier import VerificationError
 
@@ -60,7 +67,7 @@ def define_method_flags() -> None:
   flags.DEFINE_enum("bias", None, BIAS_CORRECTIONS, "how biases are corrected; default: the preset's")
   flags.DEFINE_enum("finetune", None, FINETUNINGS,
                     "train against the float model in the end; default: the preset's")
-  flags.DEFINE_enum("effort", None, ["fast", "balanced", "best"],
+  flags.DEFINE_enum("effort", None, EFFORTS,
                     "fast corrects biases iteratively; balanced also tries equalization and closed-form "
                     "rounding; best also fine-tunes; default: what the preset says and no more")
 

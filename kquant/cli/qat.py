@@ -29,6 +29,7 @@ from kquant.qmodel.calibrate import calibrate
 from kquant.qmodel.finalize import finalize
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.insert import insert_quantizers
+from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.standardize import standardize
 from tflite_export.exporter import Exported, export
 from tflite_export.lower import lower
@@ -241,10 +242,9 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 def _simulated(model: keras.Model, qmodel: keras.Model, source: Source) -> dict[str, float | None]:
   """Returns {"top1", "agreement"} of the trained model with its quantizers, before a final softmax."""
-  ends = [layer for layer in qmodel.layers if isinstance(layer, keras.layers.Softmax)]
-  before = keras.Model(qmodel.inputs, ends[-1].input) if ends else qmodel
-  (x,) = (arrays if arrays[1:] else arrays[0] for arrays in [source.load(np.arange(len(source)))])
-  scores, reference = (found.predict(x, verbose=0) for found in (before, evaluation.before_softmax(model)))
+  x = source.load(np.arange(len(source)))
+  scores = network_outputs(qmodel, x)[0]
+  reference = evaluation.before_softmax(model).predict(x if x[1:] else x[0], verbose=0)
   labels = evaluation.class_labels(model, source)
   return {"top1": None if labels is None else metrics.top1(scores, labels),
           "agreement": metrics.agreement(scores, reference)}

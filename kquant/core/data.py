@@ -74,6 +74,15 @@ def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) ->
   return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
 
 
+def hold_back(arrays: Sequence[np.ndarray], fraction: float, *,
+              seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Returns (the rest, a seeded random `fraction` held back) of arrays [n, ...], each in its old order."""
+  order = np.random.default_rng(seed).permutation(len(arrays[0]))
+  held = round(len(order) * fraction)
+  rest, back = np.sort(order[held:]), np.sort(order[:held])
+  return [array[rest] for array in arrays], [array[back] for array in arrays]
+
+
 def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> list[np.ndarray]:
   """Returns all of the data as one array [n, ...] an input; arguments and errors as `batches`."""
   return [np.concatenate(parts) for parts in zip(*batches(data, inputs, where=where))]

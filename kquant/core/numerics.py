@@ -59,7 +59,12 @@ def along(values, shape: Sequence[int], axis: Sequence[int] | None) -> np.ndarra
   values = np.asarray(values)
   if axis is None or values.size == 1:
     return values.reshape(())
-  return values.reshape([n if i in axis else 1 for i, n in enumerate(shape)])
+  return values.reshape(channel_shape(shape, axis))
+
+
+def channel_shape(shape: Sequence[int], axis: Sequence[int] | None) -> list[int]:
+  """Returns the shape in which one value a channel broadcasts over a tensor of `shape`; [] without axis."""
+  return [] if axis is None else [n if i in axis else 1 for i, n in enumerate(shape)]
 
 
 def along_inputs(values: np.ndarray, shape: Sequence[int], in_axis: int) -> np.ndarray:

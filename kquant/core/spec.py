@@ -10,6 +10,7 @@ DEFAULT_RANGE = "minmax"
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
 ROUNDINGS = ("nearest", "closed_form", "adaround")
 FINETUNINGS = ("none", "bft", "qft")
+EFFORTS = ("fast", "balanced", "best")
 BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa")
 ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")

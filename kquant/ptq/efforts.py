@@ -10,21 +10,17 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
-import tf_keras as keras
 
+from kquant.core import data
 from kquant.core.graph import Graph
-from kquant.core.nodes import Ref
 from kquant.core.report import Report
-from kquant.core.spec import QuantConfig
-from kquant.ptq.pipeline import quantized
-from kquant.qmodel.layers import QuantizeActivation
-from kquant.rewrites.channel_statistics import before_saturation, run_nodes
+from kquant.core.spec import EFFORTS, QuantConfig
+from kquant.ptq.pipeline import quantized, scaled
+from kquant.qmodel.outputs import network_outputs
 
-EFFORTS: dict[str, list[dict[str, str]]] = {
-    "fast": [{"bias": "iterative"}],
-    "balanced": [{"bias": "iterative"}, {"equalize": "joint"}, {"rounding": "closed_form"}],
-    "best": [{"bias": "iterative"}, {"equalize": "joint"}, {"rounding": "closed_form"}, {"finetune": "qft"}]}
+_BALANCED = [{"bias": "iterative"}, {"equalize": "joint"}, {"rounding": "closed_form"}]
+STEPS: dict[str, list[dict[str, str]]] = dict(zip(EFFORTS, (
+    [{"bias": "iterative"}], _BALANCED, [*_BALANCED, {"finetune": "qft"}])))
 """What each effort adds to a config, in order: the first is taken as it is, the others are tried; fine-tuning
 holds images back itself."""
 
@@ -48,7 +44,7 @@ def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.
   if effort not in EFFORTS:
     raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
   first, *rest = [{name: value for name, value in step.items() if name not in said}
-                  for step in EFFORTS[effort]]
+                  for step in STEPS[effort]]
   config = dataclasses.replace(config, **first)
   tried = [step for step in rest if step and "finetune" not in step
            and dataclasses.replace(config, **step) != config]
@@ -67,13 +63,14 @@ def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.
 def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images: list[np.ndarray],
           report: Report, seed: int) -> QuantConfig:
   """Tries steps in turn, each on top of those that were kept."""
-  order = np.random.default_rng(seed).permutation(len(images[0]))
-  held = round(_HELD_BACK * len(order))
-  judge, train = ([array[np.sort(part)] for array in images] for part in (order[:held], order[held:]))
+  train, judge = data.hold_back(images, _HELD_BACK, seed=seed)
   reference = network_outputs(graph.to_model(), judge)
+  graphs: dict[str, Graph] = {}  # each scaling of the network is found once
 
   def quality(config: QuantConfig) -> np.ndarray:
-    qmodel = quantized(graph.copy(), config, train, Report(), seed=seed)
+    if config.equalize not in graphs:
+      graphs[config.equalize] = scaled(graph.copy(), config, train, Report())
+    qmodel = quantized(graphs[config.equalize].copy(), config, train, Report(), seed=seed)
     return image_sqnr_db(network_outputs(qmodel, judge), reference)
 
   best = quality(config)
@@ -82,7 +79,7 @@ def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images
     found = quality(candidate)
     change, error = paired_change(found, best)
     kept = change >= -_ERRORS * error
-    report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {held} held-back images, "
+    report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, "
                     f"{time.perf_counter() - start:.1f} s", kept=kept)
     if kept:
       config, best = candidate, found
@@ -107,26 +104,3 @@ def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.
     signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
     found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
   return np.mean(found, axis=0)
-
-
-def network_outputs(model: keras.Model, images: list[np.ndarray], *,
-                    batch_size: int = 32) -> list[np.ndarray]:
-  """Runs a float model or a qmodel; returns its outputs, before a closing softmax or sigmoid."""
-  graph = Graph.from_model(model)
-  layers = {layer.name: layer for layer in model.layers}
-  wanted = [before_saturation(_source(ref)) for ref in graph.output_refs]
-
-  @tf.function(autograph=False, reduce_retracing=True)
-  def run(arrays):
-    values = dict(zip(graph.input_refs, arrays))
-    run_nodes(graph.nodes, layers, values)
-    return [values[ref] for ref in wanted]
-
-  parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
-           for start in range(0, len(images[0]), batch_size)]
-  return [np.concatenate(outputs) for outputs in zip(*parts)]
-
-
-def _source(ref: Ref) -> Ref:
-  """The tensor that a quantizer rounds."""
-  return ref.node.inputs[0] if issubclass(ref.node.layer.cls, QuantizeActivation) else ref

@@ -113,12 +113,10 @@ def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:
 def _split(inputs: list[np.ndarray], held_back: float, seed: int):
   """Returns (inputs to train on, inputs to judge by)."""
   count = len(inputs[0])
-  judged = round(count * held_back)
-  if not 0 < judged < count:
+  if not 0 < round(count * held_back) < count:
     raise ValueError(f"finetune: expected images to train on and to judge by, got {count} of which "
                      f"{held_back} are held back; give a hundred or more, and a held_back between 0 and 1.")
-  order = np.random.default_rng(seed).permutation(count)
-  return [x[np.sort(order[judged:])] for x in inputs], [x[np.sort(order[:judged])] for x in inputs]
+  return data.hold_back(inputs, held_back, seed=seed)
 
 
 def _packed(arrays: list[np.ndarray]):

@@ -13,6 +13,7 @@ import tf_keras as keras
 from kquant.core import data, keras_calls
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
+from kquant.core.spec import ROUNDINGS
 from kquant.ptq import rounding
 from kquant.ptq.adaround import adaround
 from kquant.ptq.bias_correction import correct_mean, linear_params
@@ -20,10 +21,9 @@ from kquant.ptq.moments import Moments, cuts, measure_moments, merged, undoing
 from kquant.ptq.patches import Patches
 from kquant.ptq.streaming import layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
-from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.standardize import standardize
 
-METHODS = ("closed_form", "adaround")
+METHODS = ROUNDINGS[1:]
 _DAMPING = 0.05
 
 
@@ -65,7 +65,8 @@ def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarr
     halves = measure_moments(turn, generator)
     kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
                                  method=method)
-    set_integers(turn.layer, kernel, scale)
+    turn.layer.set_scale(scale)
+    turn.layer.set_integers(kernel)
     correct_mean(turn, statistics)
   return list(dict.fromkeys(shared))
 
@@ -100,11 +101,3 @@ def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
 def _spread(scale: np.ndarray, patches: Patches, parts: int) -> np.ndarray:
   """A scale for each part of a block that is cut."""
   return np.repeat(np.broadcast_to(scale, (patches.blocks, 1, patches.outputs)), parts, axis=0)
-
-
-def set_integers(layer: QuantizeWeights, integers: np.ndarray, scale: np.ndarray) -> None:
-  """Gives a layer the integers of its kernel, Keras layout, and their scale, [channels] or [1]."""
-  ((name, quantizer, state),) = layer.quantized_weights()
-  reach = scale.astype(np.float64) * (2 ** (quantizer.bits - 1) - 1)
-  quantizer.set_range(state, -reach, reach)
-  getattr(layer.layer, name).assign(quantizer.encoding(state).dequantize(integers))

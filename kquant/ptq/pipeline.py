@@ -31,20 +31,36 @@ _TUNED_ELEMENTS = 2**32
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 30
 
 
+def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
+  """Scales channels across layers, those that never speak pruned first, in place; returns the graph.
+
+  Args:
+    graph: standardized, batch norms folded.
+    calibration, report: as `quantized` takes them.
+  """
+  if config.equalize == "none":
+    return graph
+  with report.stage("equalize"):
+    if isinstance(calibration, InputRange):
+      channels = as_statistics(propagate_moments(graph, calibration))
+    else:
+      channels = measure_channels(graph, calibration, gains=True)
+    prune_dead_channels(graph, statistics=channels)
+    equalize(graph, method=config.equalize, config=config, statistics=channels)
+  return graph
+
+
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
               seed: int = 0) -> keras.Model:
   """Returns the calibrated qmodel that a config asks for.
 
   Args:
-    graph: standardized, batch norms folded; it is edited.
+    graph: what `scaled` returned; it is edited.
     calibration: what `calibrate` takes, and where methods look at it more than once a list of arrays; or
       an InputRange.
     report: takes the seconds, the edits and the skips.
     seed: of random choices.
   """
-  if config.equalize != "none":
-    with report.stage("equalize"):
-      _scale(graph, config, calibration)
   with report.stage("rewrite"):
     float_params = linear_params(graph)
     teacher = graph.to_model() if config.finetune != "none" else None
@@ -78,20 +94,11 @@ def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], 
   quantizers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)]
   elements = sum(math.prod(layer.get_output_at(0).shape[1:]) for layer in quantizers)
   epochs = min(max(_TUNED_ELEMENTS // (elements * len(images[0])), _FEWEST_EPOCHS), _MOST_EPOCHS)
+  rate, learns = 0.03, None
   if method == "qft" and min(layer.quantizer.bits for layer in quantizers) >= 8:
-    return finetune(qmodel, teacher, images, method=method, epochs=epochs, learning_rate=0.02, seed=seed,
-                    learns=("biases", "weight_scales", "activation_ranges"))
-  return finetune(qmodel, teacher, images, method=method, epochs=epochs, learning_rate=0.03, seed=seed)
-
-
-def _scale(graph: Graph, config: QuantConfig, calibration: Any) -> None:
-  """Scales channels across layers, those that never speak pruned first."""
-  if isinstance(calibration, InputRange):
-    channels = as_statistics(propagate_moments(graph, calibration))
-  else:
-    channels = measure_channels(graph, calibration, gains=True)
-  prune_dead_channels(graph, statistics=channels)
-  equalize(graph, method=config.equalize, config=config, statistics=channels)
+    rate, learns = 0.02, ("biases", "weight_scales", "activation_ranges")
+  return finetune(qmodel, teacher, images, method=method, learns=learns, epochs=epochs, learning_rate=rate,
+                  seed=seed)
 
 
 def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],

@@ -97,11 +97,8 @@ def write_back(student: keras.Model, qmodel: keras.Model) -> None:
 
 def _write_linear(layer: TunedLinear, wrapper: QuantizeWeights) -> None:
   if "weight_scales" in layer.learns:
-    end = layer.scale().numpy() * numerics.grid_limits(layer.bits, narrow=True)[1]
-    ((_, quantizer, state),) = wrapper.quantized_weights()
-    quantizer.set_range(state, -end, end)
+    wrapper.set_scale(layer.scale().numpy())
   if {"weights", "weight_scales"} & set(layer.learns):
-    ((attribute, grid),) = wrapper.weight_encodings().items()
-    getattr(wrapper.layer, attribute).assign(grid.dequantize(layer.integers().numpy()))
+    wrapper.set_integers(layer.integers().numpy())
   if "biases" in layer.learns:
     wrapper.layer.bias.assign(layer.bias())

@@ -14,12 +14,12 @@ import tensorflow as tf
 import tf_keras as keras
 from tqdm import tqdm
 
-from kquant.core import keras_calls
 from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node, Ref
 from kquant.ptq.patches import Patches
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
+from kquant.rewrites.channel_statistics import run_nodes
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
@@ -132,9 +132,7 @@ class _Stream:
     between = stage.nodes[:stage.nodes.index(stage.linear)]
     for part in self._parts(stage):
       values = {ref: _dequantized(*self._load(ref, part, floating)) for ref in stage.sources}
-      for node in between:
-        results = keras_calls.call_node(self.layers[node.layer.name], node, values.__getitem__)
-        values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
+      run_nodes(between, self.layers, values)
       yield values[wanted]
 
   def _parts(self, stage: _Stage) -> list[slice]:
@@ -194,9 +192,7 @@ class _Stream:
     @tf.function(autograph=False, input_signature=[specs])
     def compute(loaded):
       values = {ref: _dequantized(*parts) for ref, parts in zip(stage.sources, loaded)}
-      for node in nodes:
-        results = keras_calls.call_node(self.layers[node.layer.name], node, values.__getitem__)
-        values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
+      run_nodes(nodes, self.layers, values)
       return store(values[last.inputs[0]])
 
     results = None

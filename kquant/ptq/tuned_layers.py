@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core import numerics
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.layers import QuantizeActivation, call_with
 
 DEGREES = ("weights", "biases", "weight_scales", "activation_ranges")
 """What can be trained."""
@@ -107,9 +107,7 @@ class TunedLinear(keras.layers.Wrapper):
     """Builds the layer, and what is learnt beside its kernel."""
     super().build(input_shape)
     kernel, bias = getattr(self.layer, self.attribute), self.layer.bias
-    self._shape = [1] * len(kernel.shape)
-    for axis in self.axis or ():
-      self._shape[axis] = kernel.shape[axis]
+    self._shape = numerics.channel_shape(kernel.shape, self.axis)
     scales = (tf.TensorShape(self._shape).num_elements(),)
     self.layer.trainable = False
     self.kernel_steps = self.add_weight("kernel_steps", kernel.shape, initializer="zeros",
@@ -136,14 +134,8 @@ class TunedLinear(keras.layers.Wrapper):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with the kernel and the bias as they are now."""
-    attributes = vars(self.layer)
-    held = {name: attributes[name] for name in (self.attribute, "bias")}
-    try:
-      attributes[self.attribute] = tf.reshape(self.scale(), self._shape) * self.integers()
-      attributes["bias"] = self.bias()
-      return self.layer(inputs)
-    finally:
-      attributes.update(held)
+    kernel = tf.reshape(self.scale(), self._shape) * self.integers()
+    return call_with(self.layer, inputs, {self.attribute: kernel, "bias": self.bias()})
 
   @property
   def _qmax(self) -> int:

@@ -13,9 +13,9 @@ import tf_keras as keras
 
 from kquant.core.graph import Graph
 from kquant.core.nodes import Ref
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.outputs import answers, with_quantizer
 from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.channel_statistics import before_saturation, run_nodes
+from kquant.rewrites.channel_statistics import run_nodes
 from kquant.rewrites.standardize import standardize
 
 _POOLS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
@@ -76,20 +76,16 @@ class DistillationModel(keras.Model):
       raise ValueError(f"DistillationModel: output_loss must be one of {', '.join(LOSSES)}, got "
                        f"{output_loss!r}.")
     self.student = student
-    self._options = {"features": features, "feature_weight": feature_weight, "output_loss": output_loss,
-                     "output_weight": output_weight}
     graph, student_graph = _float_graph(teacher), Graph.from_model(student)
     feature = find_features(graph) if features == "auto" else features and _tensor(graph, features)
-    wanted = [before_saturation(ref) for ref in graph.output_refs]
-    found = [before_saturation(ref) for ref in _without_quantizers(student_graph.output_refs)]
+    wanted, found = answers(graph), answers(student_graph)
     if len(wanted) != len(found):
       raise ValueError(f"DistillationModel: the student has {len(found)} outputs, the teacher {len(wanted)}; "
                        "pass the float model that the student was made from.")
-    found = [_quantized(student_graph, ref) for ref in found]
     self._terms = [(output_weight, LOSSES[output_loss])] * len(wanted)
     if feature:
       wanted.append(feature)
-      found.append(_quantized(student_graph, _tensor(student_graph, feature.key)))
+      found.append(with_quantizer(student_graph, _tensor(student_graph, feature.key)))
       self._terms.append((feature_weight, relative_l2))
     self._taps = _Taps(student, student_graph, found)
     graph.outputs = wanted
@@ -194,13 +190,3 @@ def _tensor(graph: Graph, key: str) -> Ref:
         return Ref(node, index)
   raise ValueError(f"DistillationModel: model {graph.name!r} has no tensor {key!r}; name a layer of both "
                    "models with features=, or pass features=None.")
-
-
-def _quantized(graph: Graph, ref: Ref) -> Ref:
-  """Returns the tensor as its readers see it: behind its quantizer, where it has one."""
-  behind = [node for node in graph.readers(ref) if issubclass(node.layer.cls, QuantizeActivation)]
-  return Ref(behind[0]) if behind else ref
-
-
-def _without_quantizers(refs: list[Ref]) -> list[Ref]:
-  return [ref.node.inputs[0] if issubclass(ref.node.layer.cls, QuantizeActivation) else ref for ref in refs]

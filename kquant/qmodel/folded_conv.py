@@ -5,8 +5,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core import numerics
 from kquant.core.layers import LAYERS
-from kquant.qmodel.layers import QuantizeWeights, is_observing
+from kquant.qmodel.layers import QuantizeWeights, call_with, is_observing
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -48,14 +49,14 @@ class FoldedConv(QuantizeWeights):
       return self.batch_norm(self.layer(inputs), training=False)
     kernel = self.simulated_weights(training)
     if not (training and self.trainable and self.batch_norm.trainable):
-      return self._run(inputs, kernel) + self.folded_bias()
+      return call_with(self.layer, inputs, kernel) + self.folded_bias()
     norm = self.batch_norm
     mean, variance = tf.cond(self.frozen, lambda: (norm.moving_mean.value(), norm.moving_variance.value()),
                              lambda: self._batch_statistics(inputs))
     deviation = tf.sqrt(variance + norm.epsilon)
     correction = tf.stop_gradient(tf.sqrt(norm.moving_variance + norm.epsilon)) / deviation
     gamma, beta = (1.0 if norm.gamma is None else norm.gamma), (0.0 if norm.beta is None else norm.beta)
-    outputs = self._run(inputs, kernel) * correction + (beta - gamma * mean / deviation)
+    outputs = call_with(self.layer, inputs, kernel) * correction + (beta - gamma * mean / deviation)
     for moving, value in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
       moving.assign_sub((moving - tf.stop_gradient(value)) * (1.0 - norm.momentum))
     return outputs
@@ -63,7 +64,7 @@ class FoldedConv(QuantizeWeights):
   def folded_kernel(self) -> tf.Tensor:
     """Returns W gamma / s, float32; computed in float64, so that training and export agree."""
     kernel = tf.cast(getattr(self.layer, self._facts.kernel), tf.float64)
-    shape = [n if i in self._facts.out_axes else 1 for i, n in enumerate(kernel.shape)]
+    shape = numerics.channel_shape(kernel.shape, self._facts.out_axes)
     return tf.cast(kernel * tf.reshape(self._folded_scale(), shape), tf.float32)
 
   def folded_bias(self) -> tf.Tensor:

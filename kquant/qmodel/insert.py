@@ -71,11 +71,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     norm = None if absorb else norm
     wrap(layer, *_weight_quantizer(layer, spec, norm), batch_norm=norm)
   for group in groups:
-    layer = activation_layer(graph, group, _activation_quantizer(graph, group))
-    for ref in group.sources:
-      graph.insert_after(ref, layer)
-    for ref in group.averages:
-      graph.insert_after(ref, layer, kwargs={"observe": False})
+    insert_activation(graph, group, _activation_quantizer(graph, group))
   if absorb:
     put_back_batch_norms(graph, batch_norms)
   with observing():
@@ -99,9 +95,9 @@ def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any], *,
   layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
 
-def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
-                     values: dict[str, Any] | None = None) -> LayerDef:
-  """Returns the QuantizeActivation of a group, turned on where the state of its quantizer is known."""
+def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
+                      values: dict[str, Any] | None = None) -> None:
+  """Puts the QuantizeActivation of a group behind its tensors, on where its quantizer's state is known."""
   fixed = None
   if group.fixed is not None:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
@@ -112,7 +108,10 @@ def activation_layer(graph: Graph, group: GridGroup, quantizer: Quantizer | None
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
-  return layer
+  for ref in group.sources:
+    graph.insert_after(ref, layer)
+  for ref in group.averages:
+    graph.insert_after(ref, layer, kwargs={"observe": False})
 
 
 def _ends_model(graph: Graph, ref: Ref) -> bool:

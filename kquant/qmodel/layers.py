@@ -47,6 +47,17 @@ def is_observing() -> bool:
   return bool(_seen)
 
 
+def call_with(layer: keras.layers.Layer, inputs, weights: dict[str, tf.Tensor]):
+  """Returns a layer's output with tensors in the place of its variables, by attribute."""
+  attributes = vars(layer)
+  variables = {name: attributes[name] for name in weights}
+  try:
+    attributes.update(weights)
+    return layer(inputs)
+  finally:
+    attributes.update(variables)
+
+
 class _Switch:
   """A quantizer's on/off switch: a variable, so that turning it needs no new trace."""
 
@@ -198,7 +209,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       _seen[-1].linear_inputs.append((self.name, inputs))
       _seen[-1].linear_outputs.append((self.name, outputs))
       return outputs
-    return self._run(inputs, self.simulated_weights(training))
+    return call_with(self.layer, inputs, self.simulated_weights(training))
 
   def simulated_weights(self, training=False) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: quantized weight}."""
@@ -226,8 +237,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
     """Returns (scale, to broadcast over the weight, qmin, qmax)."""
-    shape = getattr(self.layer, name).shape
-    shape = [] if quantizer.axis is None else [n if i in quantizer.axis else 1 for i, n in enumerate(shape)]
+    shape = numerics.channel_shape(getattr(self.layer, name).shape, quantizer.axis)
     scale, _ = quantizer.grid(state)
     return tf.reshape(scale, shape), *numerics.grid_limits(quantizer.bits, narrow=quantizer.narrow)
 
@@ -248,19 +258,16 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       grids[name] = latent[name], scale, scale * qmin, scale * qmax
     return grids
 
-  def _run(self, inputs, weights: dict[str, tf.Tensor]):
-    """Returns the layer's output with tensors in the place of its variables."""
-    attributes = vars(self.layer)
-    variables = {name: attributes[name] for name in weights}
-    try:
-      attributes.update(weights)
-      return self.layer(inputs)
-    finally:
-      attributes.update(variables)
+  def set_scale(self, scale: np.ndarray) -> None:
+    """Sets the scale of the grid of its weight, [channels] or [1]; it is narrow and symmetric."""
+    ((_, quantizer, state),) = self._quantized
+    end = np.asarray(scale, np.float64) * numerics.grid_limits(quantizer.bits, narrow=True)[1]
+    quantizer.set_range(state, -end, end)
 
-  def quantized_weights(self) -> list[tuple[str, base.Quantizer, base.Variables]]:
-    """Returns (attribute of the layer, quantizer, the quantizer's variables) of each quantized weight."""
-    return list(self._quantized)
+  def set_integers(self, integers: np.ndarray) -> None:
+    """Puts the weight onto its grid: integers in Keras layout."""
+    ((name, grid),) = self.weight_encodings().items()
+    getattr(self.layer, name).assign(grid.dequantize(integers))
 
   def latent_weights(self) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: float tensor that is quantized}."""
@@ -286,7 +293,8 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def weight_values(self) -> dict[str, np.ndarray]:
     """Returns {attribute of the layer: the float values that its grid rounds}."""
-    latent, quantized, values = self.latent_weights(), self.simulated_weights(), {}
+    latent, values = self.latent_weights(), {}
+    quantized = self.simulated_weights() if self.histories else {}
     for name, quantizer, state in self._quantized:
       values[name] = quantizer.transform(latent[name].numpy(), state)
       if name in self.histories:

@@ -12,7 +12,7 @@ from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig
-from kquant.qmodel.insert import activation_layer, wrap
+from kquant.qmodel.insert import insert_activation, wrap
 from kquant.qmodel.layers import observing
 from kquant.qmodel.placement import place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
@@ -50,11 +50,7 @@ def from_tfmot(model: keras.Model) -> keras.Model:
                                   "KernelQuantizeConfig of kquant's quantizers.")
     wrap(layer, *kernels[layer.name])
   for group in groups:
-    layer = activation_layer(graph, group, *_state_of(graph, group, outputs))
-    for ref in group.sources:
-      graph.insert_after(ref, layer)
-    for ref in group.averages:
-      graph.insert_after(ref, layer, kwargs={"observe": False})
+    insert_activation(graph, group, *_state_of(graph, group, outputs))
   with observing():
     return graph.to_model()
 

@@ -92,6 +92,4 @@ class DoReFaQuantizer(Quantizer):
     return [i for i in range(kernel.shape.rank) if i not in (self.axis or ())]
 
   def _along(self, values: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    if self.axis is None:
-      return tf.reshape(values, [])
-    return tf.reshape(values, [n if i in self.axis else 1 for i, n in enumerate(kernel.shape)])
+    return tf.reshape(values, numerics.channel_shape(kernel.shape, self.axis))

@@ -33,7 +33,7 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
     on: bool scalar; where it is false x passes through, and so does its gradient.
     rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
   """
-  shape = [] if axis is None else [n if i in axis else 1 for i, n in enumerate(x.shape)]
+  shape = numerics.channel_shape(x.shape, axis)
   taps = None if axis is None else [i for i in range(x.shape.rank) if i not in axis]
   qmin, qmax = numerics.grid_limits(bits, narrow=narrow)
 

@@ -169,7 +169,7 @@ def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],
   moments: dict[str, list[tf.Tensor]] = {name: [] for name in _SLOPE_MOMENTS}
   for layer, kernel, bias in zip(linear, of_kernels, of_biases):
     spatial, out_axes = list(range(layer.facts.spatial)), layer.facts.out_axes
-    spread = tf.reshape(bias, [n if i in out_axes else 1 for i, n in enumerate(kernel.shape)])
+    spread = tf.reshape(bias, numerics.channel_shape(kernel.shape, out_axes))
     moments["slope_squares"].append(tf.reduce_sum(tf.square(kernel), spatial, keepdims=True))
     moments["slope_products"].append(tf.reduce_sum(kernel * spread, spatial, keepdims=True))
     moments["bias_squares"].append(tf.square(bias))

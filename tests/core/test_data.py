@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from kquant.core.data import InputSpec, batches, choose
+from kquant.core.data import InputSpec, batches, choose, hold_back
 
 IMAGE = InputSpec("image", (4, 4, 3))
 SIDE = InputSpec("side", (2,))
@@ -276,3 +276,13 @@ def test_choose():
 def test_choose_errors(count, samples, order, message):
   with pytest.raises(ValueError, match=f"choose: .*{message}"):
     choose(count, samples, order=order)
+
+
+def test_hold_back():
+  images, labels = np.arange(10)[:, None] * np.ones(3), np.arange(10)
+  (rest, rest_labels), (held, held_labels) = hold_back([images, labels], 0.3, seed=1)
+  assert len(held_labels) == 3 and sorted([*rest_labels, *held_labels]) == list(range(10))
+  for array, chosen in ((rest, rest_labels), (held, held_labels)):
+    assert list(array[:, 0]) == list(chosen) == sorted(chosen)
+  again, other = (hold_back([labels], 0.3, seed=seed)[1][0] for seed in (1, 2))
+  assert list(again) == list(held_labels) != list(other)

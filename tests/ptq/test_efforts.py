@@ -10,7 +10,8 @@ from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.ptq import efforts
-from kquant.ptq.efforts import image_sqnr_db, network_outputs, paired_change, with_effort
+from kquant.ptq.efforts import image_sqnr_db, paired_change, with_effort
+from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
 from tests import models
@@ -39,6 +40,7 @@ def test_a_step_that_does_harm_is_left_out(monkeypatch):
   """Pairwise with its caps dropped would be one; here the quality is dictated."""
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
   qualities = iter([np.full(10, 20.0), np.linspace(10, 12, 10), np.linspace(21, 23, 10)])
+  monkeypatch.setattr(efforts, "scaled", lambda graph, config, images, report: graph)
   monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, report, seed: graph.to_model())
   monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
   report = Report()
@@ -92,6 +94,24 @@ def test_unknown_efforts_and_missing_images_are_refused():
     kquant.quantize(model, inputs, effort="more")
   with pytest.raises(ValueError, match="need calibration images"):
     kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")
+
+
+def test_each_scaling_is_found_once(monkeypatch):
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  found, scaled = [], efforts.scaled
+  monkeypatch.setattr(efforts, "scaled", lambda graph, config, *rest: (
+      found.append(config.equalize), scaled(graph, config, *rest))[1])
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert found == ["none", "joint"]
+
+
+def test_outputs_of_a_quantized_model_without_softmax_are_rounded():
+  x = keras.Input((4,))
+  model = keras.Model(x, keras.layers.Dense(3, name="dense")(x))
+  inputs = [np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)]
+  qmodel = kquant.calibrate(kquant.insert_quantizers(model), inputs)
+  (found,) = network_outputs(qmodel, inputs)
+  np.testing.assert_allclose(found, qmodel.predict(inputs[0], verbose=0), atol=1e-6)
 
 
 def test_outputs_are_taken_before_the_softmax():

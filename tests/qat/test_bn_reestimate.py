@@ -6,6 +6,7 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.qat.bn_reestimate import reestimate_batch_norm
+from kquant.qmodel.layers import call_with
 from tests import models
 
 
@@ -26,7 +27,7 @@ def values(qmodel):
 def conv_outputs(qmodel, x, batch_norm):
   layer = qmodel.get_layer("conv")
   weights = layer.simulated_weights() if batch_norm == "absorb" else {"kernel": layer.layer.kernel}
-  return layer._run(qmodel.get_layer("image/quantize")(x), weights).numpy()
+  return call_with(layer.layer, qmodel.get_layer("image/quantize")(x), weights).numpy()
 
 
 @pytest.mark.parametrize("batch_norm", ["absorb", "train"])

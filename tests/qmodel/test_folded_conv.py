@@ -7,7 +7,7 @@ from tf_keras import layers
 
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import observing
+from kquant.qmodel.layers import call_with, observing
 from kquant.quantizers import MinMaxQuantizer
 from tests.models import randomized
 
@@ -67,7 +67,7 @@ def test_training_multiplies_with_the_integers_of_the_moving_variance(kind):
   layer, x = folded(kind, bits=3)
   _, mean, variance = reference(layer, x)
   quantized = layer.simulated_weights()
-  conv = layer._run(x, quantized).numpy().astype(np.float64)
+  conv = call_with(layer.layer, x, quantized).numpy().astype(np.float64)
   gamma, beta = layer.batch_norm.gamma.numpy(), layer.batch_norm.beta.numpy()
   moving = np.sqrt(layer.batch_norm.moving_variance.numpy() + 1e-3)
   batch = np.sqrt(variance + 1e-3)

@@ -169,7 +169,7 @@ def test_only_what_ends_the_model_is_float_in_training():
   gate = layers.Activation("sigmoid", name="gate")(layers.Dense(3, name="dense")(x))
   shares = layers.Softmax(name="shares")(gate)
   model = keras.Model(x, [layers.Reshape((1, 3))(shares), layers.Dense(2, name="more")(shares)])
-  quantizers = {layer.name: layer for layer in inserted(model).layers if isinstance(layer, QuantizeActivation)}
+  quantizers = activations(inserted(model))
   assert not quantizers["gate/quantize"].float_in_training
   assert quantizers["shares/quantize"].float_in_training
 

@@ -1,0 +1,50 @@
+"""What a network answers: its outputs before a closing softmax or sigmoid."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.core.graph import Graph
+from kquant.core.nodes import Ref
+from kquant.qmodel.layers import QuantizeActivation
+from kquant.rewrites.channel_statistics import before_saturation, run_nodes
+
+
+def answers(graph: Graph) -> list[Ref]:
+  """Returns the outputs of a float or quantized network before what saturates, behind their quantizers."""
+  found = [before_saturation(_without_quantizer(ref)) for ref in graph.output_refs]
+  return [with_quantizer(graph, ref) for ref in found]
+
+
+def with_quantizer(graph: Graph, ref: Ref) -> Ref:
+  """Returns the tensor as its readers see it: behind its quantizer, where it has one."""
+  behind = [node for node in graph.readers(ref) if issubclass(node.layer.cls, QuantizeActivation)]
+  return Ref(behind[0]) if behind else ref
+
+
+def _without_quantizer(ref: Ref) -> Ref:
+  return ref.node.inputs[0] if issubclass(ref.node.layer.cls, QuantizeActivation) else ref
+
+
+def network_outputs(model: keras.Model, images: list[np.ndarray], *,
+                    batch_size: int = 32) -> list[np.ndarray]:
+  """Runs a float model or a qmodel at inference; returns its `answers`, one array an output.
+
+  A softmax that is fused into a layer of a float model stays: standardize the model first.
+
+  Args:
+    images: one array [n, ...] a model input.
+  """
+  graph = Graph.from_model(model)
+  layers = {layer.name: layer for layer in model.layers}
+  wanted = answers(graph)
+
+  @tf.function(autograph=False, reduce_retracing=True)
+  def run(arrays):
+    values = dict(zip(graph.input_refs, arrays))
+    run_nodes(graph.nodes, layers, values)
+    return [values[ref] for ref in wanted]
+
+  parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
+           for start in range(0, len(images[0]), batch_size)]
+  return [np.concatenate(outputs) for outputs in zip(*parts)]
