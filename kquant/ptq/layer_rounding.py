@@ -94,7 +94,8 @@ def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
   elif parts == 1:
     integers, scale = rounding.rounded(matrix, gram, scale, qmax)
   else:  # one scale for several parts: it stays
-    integers, _ = rounding.rounded(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax, refits=0)
+    integers, _ = rounding.rounded(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax,
+                                   keep_scale=True)
   return patches.kernel(integers.reshape(whole)), scale.reshape(-1)
 
 

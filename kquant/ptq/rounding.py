@@ -4,9 +4,10 @@ The error of a layer's outputs is E |(W_hat - W)^T x|^2 = sum over outputs of e^
 W_hat - W and H = E x x^T the Gram matrix of its inputs. Where the bias is corrected afterwards the mean
 of the inputs takes no part, and H = E x x^T - m m^T is centred.
 
-`compensated` rounds one input after the other and lets the rest make up for each error (Hassibi & Stork
-1993; Frantar et al. 2022, "GPTQ"); `descend` then moves single integers while the error falls; `enumerated`
-tries every way of rounding up and down and takes the best: for the nine weights of a depthwise kernel.
+`compensated` rounds one input after the other, the loudest first, and lets the rest make up for each error
+(Hassibi & Stork 1993; Frantar et al. 2022, "GPTQ"); `descend` then moves single integers while the error
+falls; `enumerated` tries every way of rounding up and down and takes the best: for the nine weights of a
+depthwise kernel.
 
 All take a layer's matrices as `kquant.ptq.patches.Patches` makes them: kernel [blocks, inputs, outputs],
 gram [blocks, inputs, inputs] and scale [blocks, 1, outputs] that broadcasts; integers lie within
@@ -18,6 +19,7 @@ import scipy.linalg
 
 _AT_ONCE = 64
 _CANDIDATES = np.linspace(1.02, 0.4, 32)
+_RATIOS = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
 LARGEST_ENUMERATED = 9
 
 
@@ -60,7 +62,7 @@ def weighted_scale(kernel: np.ndarray, weight: np.ndarray, qmax: int, *, per_cha
 
 
 def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
-  """Returns integers: inputs are rounded in their order, each error made up for by those behind it.
+  """Returns integers: inputs are rounded the loudest first, each error made up for by those behind it.
 
   With H^-1 = U^T U, U upper triangular, the error (w_k - w_hat_k) / U_kk of input k times U_k is taken from
   the weights behind it.
@@ -68,12 +70,26 @@ def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: i
   Raises:
     numpy.linalg.LinAlgError: a Gram matrix is not positive definite; see `damped`.
   """
+  return _compensated(kernel, _factors(gram), scale, qmax)
+
+
+def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns (order of the inputs, the U of H^-1 in that order) of each block."""
+  factors = []
+  for block in gram:
+    order = np.argsort(-np.diagonal(block), kind="stable")
+    inverse = scipy.linalg.cho_solve((np.linalg.cholesky(block[np.ix_(order, order)]), True),
+                                     np.eye(len(block)))
+    factors.append((order, np.linalg.cholesky(inverse).T))
+  return factors
+
+
+def _compensated(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scale: np.ndarray,
+                 qmax: int) -> np.ndarray:
   integers = np.empty(kernel.shape)
-  for block in range(len(kernel)):
-    inverse = scipy.linalg.cho_solve((np.linalg.cholesky(gram[block]), True), np.eye(gram.shape[1]))
-    upper = np.linalg.cholesky(inverse).T
-    integers[block] = _in_order(kernel[block].astype(np.float64), upper,
-                                np.broadcast_to(scale, (len(kernel), 1, kernel.shape[2]))[block, 0], qmax)
+  scale = np.broadcast_to(scale, (len(kernel), 1, kernel.shape[2]))
+  for block, (order, upper) in enumerate(factors):
+    integers[block, order] = _in_order(kernel[block, order].astype(np.float64), upper, scale[block, 0], qmax)
   return integers
 
 
@@ -140,19 +156,35 @@ def refitted_scale(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray,
 
 
 def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
-            refits: int = 1) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (integers, scale): `compensated`, then `descend` by turns with `refitted_scale`.
+            keep_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (integers, scale): `compensated`, `descend`, then `refitted_scale` and `descend` once more.
 
-  A refit is kept while it lowers the error.
+  0.8 to 1.2 times the scale are tried, the best one of each output, or of all where they share it. A refit
+  is taken where it lowers the error.
+
+  Args:
+    keep_scale: the scale stays as it is.
   """
-  integers = descend(compensated(kernel, gram, scale, qmax), kernel, gram, scale, qmax)
-  for _ in range(refits):
-    refit = refitted_scale(integers, kernel, gram, scale)
-    moved = descend(integers, kernel, gram, refit, qmax)
-    if output_error(moved, kernel, gram, refit).sum() >= output_error(integers, kernel, gram, scale).sum():
-      break
-    integers, scale = moved, refit
-  return integers, scale
+  factors = _factors(gram)
+  integers, found = _compensated(kernel, factors, scale, qmax), scale
+  for ratio in () if keep_scale else _RATIOS:
+    tried = _compensated(kernel, factors, scale * ratio, qmax)
+    integers, found = _better((integers, found), (tried, scale * ratio), kernel, gram)
+  integers = descend(integers, kernel, gram, found, qmax)
+  if keep_scale:
+    return integers, found
+  refit = refitted_scale(integers, kernel, gram, found)
+  return _better((integers, found), (descend(integers, kernel, gram, refit, qmax), refit), kernel, gram)
+
+
+def _better(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], kernel: np.ndarray,
+            gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the (integers, scale) of less error: of each output, or of all where they share a scale."""
+  errors, other_errors = (output_error(integers, kernel, gram, scale)[:, None]
+                          for integers, scale in (one, other))
+  if one[1].size == 1:
+    errors, other_errors = errors.sum(keepdims=True), other_errors.sum(keepdims=True)
+  return tuple(np.where(other_errors < errors, new, old) for old, new in zip(one, other))
 
 
 def enumerated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
