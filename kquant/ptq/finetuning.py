@@ -41,13 +41,15 @@ class Finetuning:
 
 def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, method: str = "qft",
              learns: Sequence[str] | None = None, epochs: int = 30, learning_rate: float = 0.01,
-             batch_size: int = 16, augment: bool | None = None, held_back: float = 0.25, seed: int = 0,
+             batch_size: int = 16, augment: bool | None = None, held_back: float = 0.25,
+             validation: Any = None, seed: int = 0,
              callbacks: Sequence[keras.callbacks.Callback] = (),
              checkpoint: str | os.PathLike | None = None, **compared: Any) -> Finetuning:
   """Trains a calibrated quantized model, in place, to answer as its float model does.
 
   A seeded part of the images is held back; after each epoch the loss on it is taken, and the weights of
-  the epoch where it was least are kept, or those of the start. Adam, its rate falling to 0 along a cosine.
+  the epoch where it was least are kept, or those of the start. Adam, its rate rising for an epoch, then
+  falling to 0 along a cosine.
   Under the `tf.distribute` strategy in whose scope it is called each batch is shared by the replicas.
 
   Behind `round_weights` leave the weights out of `learns` where activations have 8 bits: a few hundred
@@ -67,6 +69,8 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
     augment: whether images are shifted by up to an eighth of their size and mirrored; None: where the
       model has one input and that is an image of 16 x 16 or more.
     held_back: fraction of the images to judge by.
+    validation: inputs to judge by, in place of a part of the images. `round_weights` must not have seen them:
+      on its own images the start looks better than it is, and training seems to do harm.
     callbacks: Keras callbacks; the logs have "loss" and "val_loss".
     checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
       goes on where an earlier one was stopped, to the same weights.
@@ -77,17 +81,21 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
   """
   learns = _degrees(method, learns)
   inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
-  train, judge = _split(inputs, held_back, seed)
+  if validation is None:
+    train, judge = split_to_judge(inputs, held_back, seed)
+  else:
+    train, judge = inputs, data.gather(validation, keras_calls.input_specs(qmodel), where="validation")
   augment = _can_augment(inputs) if augment is None else augment
   batch_size = min(batch_size, len(train[0]))
   steps = len(train[0]) // batch_size
   student = student_of(qmodel, learns)
   model = DistillationModel(student, float_model, **compared)
-  schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+  schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, (epochs - 1) * steps), warmup_steps=steps,
+                                                    warmup_target=learning_rate)
   model.compile(keras.optimizers.Adam(schedule, epsilon=1e-12, jit_compile=False))
   keeper = _Keeper(model, checkpoint, _fingerprint(
-      [*inputs, *qmodel.get_weights(), *model.teacher.get_weights()],
-      (learns, epochs, learning_rate, batch_size, augment, held_back, seed, sorted(compared.items()))))
+      [*train, *judge, *qmodel.get_weights(), *model.teacher.get_weights()],
+      (learns, epochs, learning_rate, batch_size, augment, seed, sorted(compared.items()))))
   judged = tf.data.Dataset.from_tensor_slices(_packed(judge)).batch(batch_size)
   if not keeper.losses:
     keeper.note(model.evaluate(judged, verbose=0))
@@ -110,8 +118,13 @@ def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:
   return tuple(degree for degree in DEGREES if degree in learns)
 
 
-def _split(inputs: list[np.ndarray], held_back: float, seed: int):
-  """Returns (inputs to train on, inputs to judge by)."""
+def split_to_judge(inputs: list[np.ndarray], held_back: float,
+                   seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Returns (inputs to train on, a fraction of them to judge by).
+
+  Raises:
+    ValueError: there are too few.
+  """
   count = len(inputs[0])
   if not 0 < round(count * held_back) < count:
     raise ValueError(f"finetune: expected images to train on and to judge by, got {count} of which "

@@ -16,7 +16,7 @@ from kquant.ptq.bias_correction import (
   correct_local_shift,
   linear_params,
 )
-from kquant.ptq.finetuning import Finetuning, finetune
+from kquant.ptq.finetuning import Finetuning, finetune, split_to_judge
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
@@ -26,9 +26,10 @@ from kquant.rewrites.dead_channels import prune_dead_channels
 from kquant.rewrites.equalize import equalize
 from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 
-_TUNED_ELEMENTS = 2**32
+_TUNED_ELEMENTS = 2**34
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
-_FEWEST_EPOCHS, _MOST_EPOCHS = 4, 30
+_FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
+_HELD_BACK = 0.25
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
@@ -66,6 +67,9 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     teacher = graph.to_model() if config.finetune != "none" else None
     qmodel = insert_into_graph(graph, config)
   report.add_edits(graph.edits, graph.skips)
+  judge = None
+  if teacher is not None:  # what judges fine-tuning must be new to rounding
+    calibration, judge = split_to_judge(calibration, _HELD_BACK, seed)
   with report.stage("calibrate"):
     statistics = observe(qmodel, calibration)
     set_ranges(qmodel, statistics)
@@ -77,15 +81,15 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
       _correct_bias(qmodel, config.bias, float_params, statistics, calibration)
   if teacher is not None:
     with report.stage("finetune"):
-      tuned = _tuned(qmodel, teacher, calibration, config.finetune, seed)
+      tuned = _tuned(qmodel, teacher, calibration, judge, config.finetune, seed)
     what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
             f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
     report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
   return qmodel
 
 
-def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], method: str,
-           seed: int) -> Finetuning:
+def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], judge: list[np.ndarray],
+           method: str, seed: int) -> Finetuning:
   """Fine-tunes for as many epochs as the network is small.
 
   Where activations have 8 bits the weights stay as they were rounded: a few hundred images do not improve on
@@ -98,7 +102,7 @@ def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], 
   if method == "qft" and min(layer.quantizer.bits for layer in quantizers) >= 8:
     rate, learns = 0.02, ("biases", "weight_scales", "activation_ranges")
   return finetune(qmodel, teacher, images, method=method, learns=learns, epochs=epochs, learning_rate=rate,
-                  seed=seed)
+                  validation=judge, seed=seed)
 
 
 def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],

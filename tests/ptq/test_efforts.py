@@ -39,7 +39,7 @@ def test_paired_change_by_hand():
 def test_a_step_that_does_harm_is_left_out(monkeypatch):
   """Pairwise with its caps dropped would be one; here the quality is dictated."""
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
-  qualities = iter([np.full(10, 20.0), np.linspace(10, 12, 10), np.linspace(21, 23, 10)])
+  qualities = iter([np.full(10, 20.0), np.linspace(21, 23, 10), np.linspace(12, 14, 10)])
   monkeypatch.setattr(efforts, "scaled", lambda graph, config, images, report: graph)
   monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, report, seed: graph.to_model())
   monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
@@ -47,9 +47,9 @@ def test_a_step_that_does_harm_is_left_out(monkeypatch):
   config = with_effort(QuantConfig(), "best", graph, inputs, report)
   assert (config.bias, config.equalize, config.rounding, config.finetune) == (
       "iterative", "none", "closed_form", "qft")
-  assert [(name, kept) for name, _, kept in report.steps] == [("joint", False), ("closed_form", True)]
-  assert "-9.00 dB" in report.steps[0][1] and "10 held-back images" in report.steps[0][1]
-  assert report.to_json()["steps"][0]["kept"] is False and "left out" in str(report)
+  assert [(name, kept) for name, _, kept in report.steps] == [("closed_form", True), ("joint", False)]
+  assert "-9.00 dB" in report.steps[1][1] and "10 held-back images" in report.steps[1][1]
+  assert report.to_json()["steps"][1]["kept"] is False and "left out" in str(report)
 
 
 def test_what_the_user_says_stays():
@@ -83,7 +83,7 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
   result = kquant.quantize(model, inputs, config=config, effort=effort)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[inputs[0][:2]], certify=True)
   assert written.verification.max_lsb <= 1
-  tried = [] if effort == "fast" else ["joint", "closed_form"]
+  tried = [] if effort == "fast" else ["closed_form", "joint"]
   assert [name for name, _, _ in result.report.steps] == tried
 
 
@@ -103,6 +103,20 @@ def test_each_scaling_is_found_once(monkeypatch):
       found.append(config.equalize), scaled(graph, config, *rest))[1])
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
   assert found == ["none", "joint"]
+
+
+def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):
+  graph = folded("mobile_block")
+  inputs = models.sample_inputs(models.build("mobile_block"), images=120)
+  seen, judged, quantized, network_outputs = [], [], efforts.quantized, efforts.network_outputs
+  monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, *rest, **more: (
+      seen.append(images[0]), quantized(graph, config, images, *rest, **more))[1])
+  monkeypatch.setattr(efforts, "network_outputs", lambda model, images: (
+      judged.append(images[0]), network_outputs(model, images))[1])
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert [len(x) for x in seen] == [64] * 3 and [len(x) for x in judged] == [30] * 4
+  both = {x.tobytes() for x in seen[0]} & {x.tobytes() for x in judged[0]}
+  assert not both and all((x == seen[0]).all() for x in seen)
 
 
 def test_outputs_of_a_quantized_model_without_softmax_are_rounded():

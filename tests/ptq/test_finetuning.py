@@ -13,6 +13,7 @@ import kquant as kq
 import tflite_export
 from kquant.cli.demo import digits
 from kquant.core import metrics
+from kquant.ptq import pipeline
 from tests import models
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,6 +81,36 @@ def test_bias_tuning_leaves_every_kernel_and_grid_as_it_is():
   assert new.grids == old.grids
   for name, value in weights(qmodel).items():
     assert np.array_equal(value, before[name]) != name.endswith("bias:0"), name
+
+
+def test_images_to_judge_by_can_be_given():
+  qmodel, folded, inputs = calibrated()
+  trained, judged = inputs[0][:32], inputs[0][32:]
+  model = kq.DistillationModel(qmodel, folded)
+  model.compile("sgd")
+  before = model.evaluate(judged, verbose=0)
+  result = kq.finetune(qmodel, folded, trained, epochs=1, validation=judged)
+  np.testing.assert_allclose(result.losses[0], before, rtol=1e-5)
+
+
+def test_quantize_judges_by_images_that_rounding_has_not_seen(monkeypatch):
+  model = models.build("mobile_block")
+  inputs, seen = models.sample_inputs(model, images=40), {}
+  round_layers, finetune = pipeline.round_layers, pipeline.finetune
+
+  def rounding(qmodel, params, statistics, images, **more):
+    seen["rounding"] = images[0]
+    return round_layers(qmodel, params, statistics, images, **more)
+
+  def tuning(qmodel, teacher, images, **more):
+    seen["tuning"], seen["judging"] = images[0], more["validation"][0]
+    return finetune(qmodel, teacher, images, **{**more, "epochs": 1})
+
+  monkeypatch.setattr(pipeline, "round_layers", rounding)
+  monkeypatch.setattr(pipeline, "finetune", tuning)
+  kq.quantize(model, inputs, config="w4a8", rounding="closed_form", finetune="bft")
+  assert seen["rounding"] is seen["tuning"] and [len(x) for x in seen.values()] == [30, 30, 10]
+  assert not {x.tobytes() for x in seen["rounding"]} & {x.tobytes() for x in seen["judging"]}
 
 
 def test_training_that_does_harm_is_taken_back():
