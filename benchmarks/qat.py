@@ -36,7 +36,7 @@ TITLES = {"accuracy": "Quantization-aware training, resnet8 on 5,000 images",
 CONFIGS = {"W8A8": (8, 8, "absorb", False), "W4A8": (4, 8, "absorb", False), "W4A4": (4, 4, "absorb", False),
            "W4A4, ends W8A8": (4, 4, "absorb", True), "W4A8, batch norm folded": (4, 8, "fold", False),
            "W4A8, batch norm in kernels": (4, 8, "train", False)}
-METHODS = ("LSQ", "dampening", "freezing")
+METHODS = ("LSQ", "dampening", "dampening, ten times", "freezing")
 
 
 def config_of(model, weights: int, activations: int, ends: bool):
@@ -166,7 +166,8 @@ def controls(method: str) -> list:
   import kquant as kq
   if method == "freezing":
     return [kq.FreezeOscillations(threshold=(0.1, 0.005))]
-  return [kq.TrackOscillations()] + [kq.DampenOscillations()] * (method == "dampening")
+  last = {"dampening": 0.1, "dampening, ten times": 1.0}
+  return [kq.TrackOscillations(), *([kq.DampenOscillations(last=last[method])] if method in last else [])]
 
 
 def resnet8_row(method: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:

@@ -257,3 +257,14 @@ def _input_tensor(layer: LayerDef):
     raise UnsupportedLayerError(f"Input {layer.name!r} is ragged or sparse; expected a dense tensor.")
   shape = config.get("batch_input_shape") or config["batch_shape"]
   return keras.Input(batch_shape=tuple(shape), dtype=config["dtype"], name=layer.name)
+
+
+def call_with(layer: keras.layers.Layer, inputs, weights: dict[str, tf.Tensor]):
+  """Returns a layer's output with tensors in the place of its variables, by attribute."""
+  attributes = vars(layer)
+  variables = {name: attributes[name] for name in weights}
+  try:
+    attributes.update(weights)
+    return layer(inputs)
+  finally:
+    attributes.update(variables)

@@ -18,7 +18,8 @@ from kquant.core.encodings import Encoding
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node, Ref
 from kquant.ptq.patches import Patches
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.observation import observing
 from kquant.rewrites.channel_statistics import run_nodes
 
 _CHUNK_ELEMENTS = 2**22

@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import numerics
-from kquant.qmodel.layers import QuantizeActivation, call_with
+from kquant.core import keras_calls, numerics
+from kquant.qmodel.layers import QuantizeActivation
 
 DEGREES = ("weights", "biases", "weight_scales", "activation_ranges")
 """What can be trained."""
@@ -135,7 +135,7 @@ class TunedLinear(keras.layers.Wrapper):
   def call(self, inputs, training=None):
     """Returns the layer's output with the kernel and the bias as they are now."""
     kernel = tf.reshape(self.scale(), self._shape) * self.integers()
-    return call_with(self.layer, inputs, {self.attribute: kernel, "bias": self.bias()})
+    return keras_calls.call_with(self.layer, inputs, {self.attribute: kernel, "bias": self.bias()})
 
   @property
   def _qmax(self) -> int:

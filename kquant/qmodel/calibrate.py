@@ -12,7 +12,8 @@ from tqdm import tqdm
 from kquant.core import data, keras_calls
 from kquant.core.input_range import InputRange
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeActivation, observing
+from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.observation import observing
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
 

@@ -5,9 +5,10 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import numerics
+from kquant.core import keras_calls, numerics
 from kquant.core.layers import LAYERS
-from kquant.qmodel.layers import QuantizeWeights, call_with, is_observing
+from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.observation import observer
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -45,18 +46,19 @@ class FoldedConv(QuantizeWeights):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the output of convolution and batch norm, quantized as the class says."""
-    if is_observing():
+    if observer():
       return self.batch_norm(self.layer(inputs), training=False)
     kernel = self.simulated_weights(training)
     if not (training and self.trainable and self.batch_norm.trainable):
-      return call_with(self.layer, inputs, kernel) + self.folded_bias()
+      return keras_calls.call_with(self.layer, inputs, kernel) + self.folded_bias()
     norm = self.batch_norm
     mean, variance = tf.cond(self.frozen, lambda: (norm.moving_mean.value(), norm.moving_variance.value()),
                              lambda: self._batch_statistics(inputs))
     deviation = tf.sqrt(variance + norm.epsilon)
     correction = tf.stop_gradient(tf.sqrt(norm.moving_variance + norm.epsilon)) / deviation
     gamma, beta = (1.0 if norm.gamma is None else norm.gamma), (0.0 if norm.beta is None else norm.beta)
-    outputs = call_with(self.layer, inputs, kernel) * correction + (beta - gamma * mean / deviation)
+    outputs = keras_calls.call_with(self.layer, inputs, kernel) * correction
+    outputs += beta - gamma * mean / deviation
     for moving, value in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
       moving.assign_sub((moving - tf.stop_gradient(value)) * (1.0 - norm.momentum))
     return outputs

@@ -16,7 +16,8 @@ from kquant.qmodel.batch_norm_modes import (
 )
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range

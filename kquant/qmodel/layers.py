@@ -1,8 +1,5 @@
 """The two layers of a quantized Keras model: QuantizeWeights (wrapper), QuantizeActivation (node)."""
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,50 +9,8 @@ import tf_keras as keras
 from kquant.core import keras_calls, numerics
 from kquant.core.encodings import Encoding
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
+from kquant.qmodel.observation import observer
 from kquant.quantizers import base
-
-
-@dataclasses.dataclass
-class Seen:
-  """Float tensors that passed by: (layer name, tensor), one entry a call.
-
-  Attributes:
-    activations: inputs of QuantizeActivation layers, that is, tensors to be quantized.
-    linear_inputs, linear_outputs: inputs and outputs of QuantizeWeights layers.
-  """
-
-  activations: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
-  linear_inputs: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
-  linear_outputs: list[tuple[str, tf.Tensor]] = dataclasses.field(default_factory=list)
-
-
-_seen: list[Seen] = []
-
-
-@contextlib.contextmanager
-def observing() -> Iterator[Seen]:
-  """While it lasts every quantizer passes its float tensor through and notes it in what is yielded."""
-  _seen.append(Seen())
-  try:
-    yield _seen[-1]
-  finally:
-    _seen.pop()
-
-
-def is_observing() -> bool:
-  """Whether quantizers pass their tensors through, see `observing`."""
-  return bool(_seen)
-
-
-def call_with(layer: keras.layers.Layer, inputs, weights: dict[str, tf.Tensor]):
-  """Returns a layer's output with tensors in the place of its variables, by attribute."""
-  attributes = vars(layer)
-  variables = {name: attributes[name] for name in weights}
-  try:
-    attributes.update(weights)
-    return layer(inputs)
-  finally:
-    attributes.update(variables)
 
 
 class _Switch:
@@ -99,9 +54,9 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None, observe=True):
     """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
-    if _seen:
+    if seen := observer():
       if observe and self.fixed is None:
-        _seen[-1].activations.append((self.name, inputs))
+        seen.activations.append((self.name, inputs))
       return tf.identity(inputs)
     if training and self.float_in_training:
       return tf.identity(inputs)
@@ -204,12 +159,12 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
-    if _seen:
+    if seen := observer():
       outputs = self.layer(inputs)
-      _seen[-1].linear_inputs.append((self.name, inputs))
-      _seen[-1].linear_outputs.append((self.name, outputs))
+      seen.linear_inputs.append((self.name, inputs))
+      seen.linear_outputs.append((self.name, outputs))
       return outputs
-    return call_with(self.layer, inputs, self.simulated_weights(training))
+    return keras_calls.call_with(self.layer, inputs, self.simulated_weights(training))
 
   def simulated_weights(self, training=False) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: quantized weight}."""
@@ -337,4 +292,4 @@ def _with_gradient_of(value: tf.Tensor, path: tf.Tensor):
   return tf.identity(value), lambda upstream: (None, upstream)
 
 
-__all__ = ["QuantizeActivation", "QuantizeWeights", "configs", "observing"]
+__all__ = ["QuantizeActivation", "QuantizeWeights", "configs"]

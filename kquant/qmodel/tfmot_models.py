@@ -13,7 +13,7 @@ from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig
 from kquant.qmodel.insert import insert_activation, wrap
-from kquant.qmodel.layers import observing
+from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
 from kquant.rewrites.standardize import standardize

@@ -5,8 +5,8 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
+from kquant.core.keras_calls import call_with
 from kquant.qat.bn_reestimate import reestimate_batch_norm
-from kquant.qmodel.layers import call_with
 from tests import models
 
 

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 from tf_keras import layers
 
+from kquant.core.keras_calls import call_with
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import call_with, observing
+from kquant.qmodel.observation import observing
 from kquant.quantizers import MinMaxQuantizer
 from tests.models import randomized
 

@@ -12,7 +12,8 @@ import kquant as kq
 from kquant.core.layers import LAYERS
 from kquant.core.target import LITERT
 from kquant.qmodel.configs import KernelQuantizeConfig
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights, observing
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.observation import observing
 from kquant.quantizers import MinMaxQuantizer
 from tests import models
 
