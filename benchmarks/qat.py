@@ -8,10 +8,11 @@ resnet8     oscillations of resnet8 at W3A3 (both ends W8A8), with labels
 mobilenet   oscillations of MobileNetV1 0.25 at W4A4 (both ends W8A8), by distillation from the float model
 
 Each row is printed when it is there; `--write` puts it into its table in benchmarks/results.md and leaves
-the other rows as they are.
+the other rows of the same epochs and learning rate as they are.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import re
@@ -89,10 +90,8 @@ def fit(model, dataset, *, epochs: int, steps: int, callbacks=()) -> tuple[dict,
 
 def scores(model, x: np.ndarray) -> np.ndarray:
   """Returns what a model gives before its final softmax, float32 [images, classes]."""
-  import tf_keras as keras
-  ends = [layer for layer in model.layers if isinstance(layer, keras.layers.Softmax)]
-  before = keras.Model(model.inputs, ends[-1].input) if ends else model
-  return before.predict(x, batch_size=100, verbose=0)
+  from kquant.qmodel.outputs import network_outputs
+  return network_outputs(model, [x], batch_size=100)[0].reshape(len(x), -1)
 
 
 def cifar(data: pathlib.Path):
@@ -114,21 +113,19 @@ def quantized(model, x: np.ndarray, weights: int, activations: int, batch_norm: 
   return qmodel
 
 
+@functools.cache
 def float_row(data: pathlib.Path, epochs: int, learning_rate: float) -> float:
-  """Returns top-1 of the float model fine-tuned on the same images; kept for the run, once a setting."""
+  """Returns top-1 of the float model fine-tuned on the same images, trained once a run."""
   import tf_keras as keras
 
   from kquant.core import metrics
-  cache = pathlib.Path(tempfile.gettempdir()) / f"kquant_qat_float_{epochs}_{learning_rate}.npy"
-  if not cache.exists():
-    keras.utils.set_random_seed(0)
-    x, y, x_test, y_test = cifar(data)
-    model, steps = load("resnet8", data), len(x) // BATCH
-    compiled(model, epochs=epochs, steps=steps, learning_rate=learning_rate,
-             loss="sparse_categorical_crossentropy")
-    fit(model, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps)
-    np.save(cache, metrics.top1(scores(model, x_test), y_test))
-  return float(np.load(cache))
+  keras.utils.set_random_seed(0)
+  x, y, x_test, y_test = cifar(data)
+  model, steps = load("resnet8", data), len(x) // BATCH
+  compiled(model, epochs=epochs, steps=steps, learning_rate=learning_rate,
+           loss="sparse_categorical_crossentropy")
+  fit(model, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps)
+  return metrics.top1(scores(model, x_test), y_test)
 
 
 def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
@@ -201,8 +198,7 @@ def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: f
   compiled(trainer, epochs=epochs, steps=steps, learning_rate=learning_rate)
   logs, seconds = fit(trainer, augmented(x, None, pad=24, size=224, batch=16), epochs=epochs, steps=steps,
                       callbacks=controls(method))
-  found = scores(qmodel, x_test).reshape(len(x_test), -1)
-  reference = scores(model, x_test).reshape(len(x_test), -1)
+  found, reference = scores(qmodel, x_test), scores(model, x_test)
   return [method, f"{metrics.agreement(found, reference):.4f}", f"{metrics.top1(found, y_test):.4f}",
           f"{100 * logs['oscillating']:.3f}", f"{100 * logs['frozen']:.3f}", f"{seconds:.0f}",
           f"{1000 * seconds / (epochs * steps):.1f}"]
@@ -213,13 +209,14 @@ TABLES = {"accuracy": (accuracy_row, ["W8A8", "W4A8", "W4A4", "W4A4, ends W8A8"]
           "mobilenet": (mobilenet_row, METHODS, 1e-3, 60)}
 
 
-def with_older(table: str, rows: dict[str, list[str]]) -> list[list[str]]:
-  """Returns the rows, and those of the table in results.md that were not measured now, in its order."""
+def with_older(table: str, settings: str, rows: dict[str, list[str]]) -> dict[str, list[str]]:
+  """Returns the rows, and those of the table in results.md that the same settings gave, in its order."""
   text = RESULTS.read_text() if RESULTS.exists() else ""
   section = re.search(rf"## {re.escape(TITLES[table])}\n.*?(?=\n## |\Z)", text, re.S)
-  lines = re.findall(r"^\| (.+) \|$", section[0], re.M)[1:] if section else []
+  same = section and f"{settings}`" in section[0]
+  lines = re.findall(r"^\| (.+) \|$", section[0], re.M)[1:] if same else []
   older = {cells[0]: cells for cells in (line.split(" | ") for line in lines)}
-  return list({**older, **rows}.values())
+  return {**older, **rows}
 
 
 def markdown(table: str, rows: list[list[str]]) -> str:
@@ -246,15 +243,16 @@ def main() -> None:
   measure, names, learning_rate, epochs = TABLES[flags.table]
   learning_rate, epochs = flags.learning_rate or learning_rate, flags.epochs or epochs
   names = flags.rows.split(";") if flags.rows else names
-  head = describe(f"python benchmarks/qat.py --table={flags.table} --rows=\"{';'.join(names)}\" "
-                  f"--epochs={epochs} --learning_rate={learning_rate}")
+  settings = f"--epochs={epochs} --learning_rate={learning_rate}"
   rows = {}
   for name in names:
     rows[name] = measure(name, data, epochs, learning_rate)
     print(markdown(flags.table, [rows[name]]), flush=True)
     if flags.write:
-      body = markdown(flags.table, with_older(flags.table, rows))
-      write_section(TITLES[flags.table], f"{head}, seed 0\n\n{body}")
+      every = with_older(flags.table, settings, rows)
+      head = describe(f"python benchmarks/qat.py --table={flags.table} --rows=\"{';'.join(every)}\" "
+                      f"{settings}")
+      write_section(TITLES[flags.table], f"{head}, seed 0\n\n{markdown(flags.table, list(every.values()))}")
 
 
 if __name__ == "__main__":

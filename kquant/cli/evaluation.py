@@ -48,8 +48,11 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
   }
 
 
-def class_labels(model: keras.Model, source: Source) -> np.ndarray | None:
+def class_labels(model: keras.Model, source: Source, *, flag: str = "--eval") -> np.ndarray | None:
   """Returns the class index of every sample; None without labels or where the model does not classify.
+
+  Args:
+    flag: that named the source.
 
   Raises:
     ValueError: labels that are none of the model's classes.
@@ -57,7 +60,7 @@ def class_labels(model: keras.Model, source: Source) -> np.ndarray | None:
   shape = model.outputs[0].shape
   labels = source.labels() if len(shape) == 2 and shape[1] > 1 else None
   if labels is not None and not 0 <= labels.min() <= labels.max() < shape[1]:
-    raise ValueError(f"The labels of --eval run from {labels.min()} to {labels.max()}, the model's classes "
+    raise ValueError(f"The labels of {flag} run from {labels.min()} to {labels.max()}, the model's classes "
                      f"from 0 to {shape[1] - 1}; number the labels as the model numbers its classes.")
   return labels
 

@@ -103,9 +103,10 @@ def _fits_a_file(config: QuantConfig) -> bool:
 
 
 def _with_mse_range(rule: Rule) -> Rule:
-  """Narrow grids start from the range of least squared error, wide ones from the whole range."""
-  narrow = lambda spec: dataclasses.replace(spec, range="mse") if spec.bits <= 4 else spec
-  return dataclasses.replace(rule, weights=narrow(rule.weights), activations=narrow(rule.activations))
+  """Narrow weight grids start from the range of least squared error, as the presets' activations do."""
+  if rule.weights.bits > 4:
+    return rule
+  return dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range="mse"))
 
 
 def _check_folders() -> None:
@@ -124,7 +125,7 @@ def _has_checkpoint() -> bool:
 def _labelled(model: keras.Model, inputs: list[InputSpec]) -> tuple[list[np.ndarray], np.ndarray]:
   """Returns (inputs, class indices) of --train."""
   source = open_source(FLAGS.train, inputs, preprocess=FLAGS.preprocess)
-  labels = evaluation.class_labels(model, source)
+  labels = evaluation.class_labels(model, source, flag="--train")
   if labels is None:
     raise ValueError(f"--train={FLAGS.train} has no labels, or the model's output is not [batch, classes]; "
                      "expected y in the .npz, labels.csv in the folder. Other models are trained from Python "

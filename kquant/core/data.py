@@ -16,6 +16,9 @@ import tensorflow as tf
 _ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Dataset, a Sequence, "
              "a generator, a callable that returns one, or the path of an .npz or .npy file")
 
+HELD_BACK = 0.25
+"""The part of the images that judges methods, where nothing else is said."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
@@ -74,7 +77,7 @@ def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) ->
   return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
 
 
-def hold_back(arrays: Sequence[np.ndarray], fraction: float, *,
+def hold_back(arrays: Sequence[np.ndarray], fraction: float = HELD_BACK, *,
               seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """Returns (the rest, a seeded random `fraction` held back) of arrays [n, ...], each in its old order."""
   order = np.random.default_rng(seed).permutation(len(arrays[0]))

@@ -24,7 +24,6 @@ STEPS: dict[str, list[dict[str, str]]] = dict(zip(EFFORTS, (
 """What each effort adds to a config, in order: the first is taken as it is, the others are tried; fine-tuning
 holds images back itself. Scaling comes last: below 8 bits nothing can be told before weights are rounded."""
 
-_HELD_BACK = 0.25
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
 _ERRORS = 2.0
@@ -64,7 +63,7 @@ def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.
 def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images: list[np.ndarray],
           report: Report, seed: int) -> QuantConfig:
   """Tries steps in turn, each on top of those that were kept."""
-  train, judge = data.hold_back(images, _HELD_BACK, seed=seed)
+  train, judge = data.hold_back(images, seed=seed)
   chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
   train = [array[chosen] for array in train]
   reference = network_outputs(graph.to_model(), judge)

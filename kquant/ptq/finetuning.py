@@ -41,7 +41,7 @@ class Finetuning:
 
 def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, method: str = "qft",
              learns: Sequence[str] | None = None, epochs: int = 30, learning_rate: float = 0.01,
-             batch_size: int = 16, augment: bool | None = None, held_back: float = 0.25,
+             batch_size: int = 16, augment: bool | None = None, held_back: float = data.HELD_BACK,
              validation: Any = None, seed: int = 0,
              callbacks: Sequence[keras.callbacks.Callback] = (),
              checkpoint: str | os.PathLike | None = None, **compared: Any) -> Finetuning:
@@ -82,7 +82,7 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
   learns = _degrees(method, learns)
   inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
   if validation is None:
-    train, judge = split_to_judge(inputs, held_back, seed)
+    train, judge = split_to_judge(inputs, held_back, seed=seed)
   else:
     train, judge = inputs, data.gather(validation, keras_calls.input_specs(qmodel), where="validation")
   augment = _can_augment(inputs) if augment is None else augment
@@ -118,7 +118,7 @@ def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:
   return tuple(degree for degree in DEGREES if degree in learns)
 
 
-def split_to_judge(inputs: list[np.ndarray], held_back: float,
+def split_to_judge(inputs: list[np.ndarray], held_back: float = data.HELD_BACK, *,
                    seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """Returns (inputs to train on, a fraction of them to judge by).
 

@@ -29,7 +29,6 @@ from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 _TUNED_ELEMENTS = 2**33
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
-_HELD_BACK = 0.25
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
@@ -69,7 +68,7 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   report.add_edits(graph.edits, graph.skips)
   judge = None
   if teacher is not None:  # what judges fine-tuning must be new to rounding
-    calibration, judge = split_to_judge(calibration, _HELD_BACK, seed)
+    calibration, judge = split_to_judge(calibration, seed=seed)
   with report.stage("calibrate"):
     statistics = observe(qmodel, calibration)
     set_ranges(qmodel, statistics)

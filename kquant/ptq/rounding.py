@@ -14,12 +14,14 @@ gram [blocks, inputs, inputs] and scale [blocks, 1, outputs] that broadcasts; in
 -qmax .. qmax.
 """
 
+import functools
+
 import numpy as np
 import scipy.linalg
 
 _AT_ONCE = 64
 _CANDIDATES = np.linspace(1.02, 0.4, 32)
-_RATIOS = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
+_RATIOS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
 LARGEST_ENUMERATED = 9
 
 
@@ -165,26 +167,26 @@ def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, 
   Args:
     keep_scale: the scale stays as it is.
   """
-  factors = _factors(gram)
-  integers, found = _compensated(kernel, factors, scale, qmax), scale
-  for ratio in () if keep_scale else _RATIOS:
-    tried = _compensated(kernel, factors, scale * ratio, qmax)
-    integers, found = _better((integers, found), (tried, scale * ratio), kernel, gram)
-  integers = descend(integers, kernel, gram, found, qmax)
   if keep_scale:
-    return integers, found
-  refit = refitted_scale(integers, kernel, gram, found)
-  return _better((integers, found), (descend(integers, kernel, gram, refit, qmax), refit), kernel, gram)
+    return descend(compensated(kernel, gram, scale, qmax), kernel, gram, scale, qmax), scale
+
+  def judged(integers: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    errors = output_error(integers, kernel, gram, scale)[:, None]
+    return integers, scale, errors.sum(keepdims=True) if scale.size == 1 else errors
+
+  factors = _factors(gram)
+  integers, scale, _ = functools.reduce(_better, (
+      judged(_compensated(kernel, factors, scale * ratio, qmax), scale * ratio) for ratio in _RATIOS))
+  integers = descend(integers, kernel, gram, scale, qmax)
+  refit = refitted_scale(integers, kernel, gram, scale)
+  moved = descend(integers, kernel, gram, refit, qmax)
+  integers, scale, _ = _better(judged(integers, scale), judged(moved, refit))
+  return integers, scale
 
 
-def _better(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], kernel: np.ndarray,
-            gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the (integers, scale) of less error: of each output, or of all where they share a scale."""
-  errors, other_errors = (output_error(integers, kernel, gram, scale)[:, None]
-                          for integers, scale in (one, other))
-  if one[1].size == 1:
-    errors, other_errors = errors.sum(keepdims=True), other_errors.sum(keepdims=True)
-  return tuple(np.where(other_errors < errors, new, old) for old, new in zip(one, other))
+def _better(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+  """Returns the (integers, scale, errors) of less error; errors broadcast over the others."""
+  return tuple(np.where(other[-1] < one[-1], new, old) for old, new in zip(one, other))
 
 
 def enumerated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,

@@ -44,13 +44,21 @@ class TrainingCallback(keras.callbacks.Callback):
                        "steps_per_epoch, or a dataset of known length.")
     return self.step / (self.params["steps"] * self.params["epochs"])
 
-  def weight_layers(self) -> list[QuantizeWeights]:
-    """Returns the layers with quantized weights, in models within models too.
+  def weight_layers(self, *, most_bits: int | None = None) -> list[QuantizeWeights]:
+    """Returns the layers with quantized weights, of at most so many bits, in models within models too.
 
     Raises:
       ValueError: the model has none.
     """
-    return self._layers(QuantizeWeights)
+    found = self._layers(QuantizeWeights)
+    if most_bits is None:
+      return found
+    narrow = [layer for layer in found
+              if all(grid.bits <= most_bits for grid in layer.weight_encodings().values())]
+    if not narrow:
+      raise ValueError(f"{type(self).__name__}: no weights of at most {most_bits} bits; raise bits=, or "
+                       "leave the callback out.")
+    return narrow
 
   def activation_layers(self) -> list[QuantizeActivation]:
     """Returns the activation quantizers whose grid no runtime fixes.

@@ -37,11 +37,7 @@ class TrackOscillations(TrainingCallback):
   def on_train_begin(self, logs=None):
     """Adds the variables to the layers, where they are missing."""
     super().on_train_begin(logs)
-    self._followed = [layer for layer in self.weight_layers()
-                      if all(grid.bits <= self.bits for grid in layer.weight_encodings().values())]
-    if not self._followed:
-      raise ValueError(f"{type(self).__name__}: no weights of at most {self.bits} bits; raise bits=, or "
-                       "leave the callback out.")
+    self._followed = self.weight_layers(most_bits=self.bits)
     fresh = [layer for layer in self._followed if not layer.histories]
     with self.model.distribute_strategy.scope():
       for layer in fresh:
@@ -134,11 +130,7 @@ class DampenOscillations(TrainingCallback):
     super().on_train_begin(logs)
     if self._weight is not None:
       return
-    dampened = [layer for layer in self.weight_layers()
-                if all(grid.bits <= self.bits for grid in layer.weight_encodings().values())]
-    if not dampened:
-      raise ValueError(f"DampenOscillations: no weights of at most {self.bits} bits; raise bits=, or leave "
-                       "the callback out.")
+    dampened = self.weight_layers(most_bits=self.bits)
     with self.model.distribute_strategy.scope():
       self._weight = tf.Variable(self.first, trainable=False, dtype=tf.float32)
     for layer in dampened:

@@ -198,10 +198,10 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
 
   def latent_integers(self) -> dict[str, tf.Tensor]:
     """Returns {attribute: float64 integers that its weights round to, frozen or not}."""
-    integers = {}
+    latent, integers = self.latent_weights(), {}
     for name, quantizer, state in self._quantized:
       scale, qmin, qmax = self._grid_of(name, quantizer, state)
-      rounded = tf.round(tf.cast(self.latent_weights()[name], tf.float64) / tf.cast(scale, tf.float64))
+      rounded = tf.round(tf.cast(latent[name], tf.float64) / tf.cast(scale, tf.float64))
       integers[name] = tf.clip_by_value(rounded, qmin, qmax)
     return integers
 

@@ -78,6 +78,9 @@ def test_a_killed_training_goes_on_to_the_same_integers(invoke, refused, train, 
 def test_mistakes(refused, train, files, tmp_path):
   refused("--model", files.h5, main=qat.main, words=["--train is missing"])
   refused("--model", files.h5, "--train", files.folder / "x.npz", main=qat.main, words=["has no labels"])
+  np.savez(tmp_path / "labels.npz", **{**np.load(files.xy), "y": np.full(48, 99)})
+  refused("--model", files.h5, "--train", tmp_path / "labels.npz", main=qat.main,
+          words=["labels of --train run from 99 to 99"])
   refused(*train, "--batch_size=99", main=qat.main, words=["48 samples", "--batch_size=99"])
   refused(*train, "--resume", main=qat.main, words=["no training to go on with"])
   refused(*train, "--preset=w9a8", main=qat.main, words=["Unknown preset"])

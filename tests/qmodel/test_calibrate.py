@@ -49,7 +49,7 @@ def test_ranges_are_the_extrema_of_the_float_tensors():
 def test_calibration_sees_the_float_network_not_the_quantized_one():
   model = kq.rewrite(models.build("conv_bn_relu"), FOLD)
   (x,) = models.sample_inputs(model, images=8)
-  qmodel = kq.insert_quantizers(model, "w2a2")
+  qmodel = kq.insert_quantizers(model, QuantConfig((Rule(activations=TensorSpec(bits=2)),)))
   kq.calibrate(qmodel, x)
   first = encodings(qmodel)
   assert np.abs(qmodel(x).numpy() - model(x).numpy()).max() > 1e-2
