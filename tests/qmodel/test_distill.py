@@ -117,6 +117,18 @@ def test_several_inputs_and_outputs():
   assert np.isfinite(model.fit(dataset, verbose=0).history["loss"]).all()
 
 
+def test_inputs_by_name_reach_the_inputs_of_that_name():
+  images, numbers = keras.Input((2,), name="z"), keras.Input((3,), name="a")
+  joined = keras.layers.Concatenate()([images, numbers])
+  model = keras.Model([images, numbers], keras.layers.Dense(2, name="dense")(joined))
+  rng = np.random.default_rng(0)
+  inputs = [rng.normal(size=(8, n)).astype(np.float32) for n in (2, 3)]
+  trainer = DistillationModel(kq.calibrate(kq.insert_quantizers(model), inputs), model)
+  by_name, in_order = (trainer.distillation_loss(given, training=False)[0]
+                       for given in (dict(zip(("z", "a"), inputs)), inputs))
+  np.testing.assert_array_equal(by_name, in_order)
+
+
 def test_weights_go_through_a_checkpoint(tmp_path):
   qmodel, _, folded, (x,) = student_and_teacher()
   model = DistillationModel(qmodel, folded)
