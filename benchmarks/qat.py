@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 from ptq import RESULTS, ROOT, describe, images_of, judge, load, write_section
@@ -33,10 +34,22 @@ HEADS = {"accuracy": ["row", "top-1 before", "top-1", "file", "agreement with it
 TITLES = {"accuracy": "Quantization-aware training, resnet8 on 5,000 images",
           "resnet8": "Oscillating weights, resnet8 W3A3",
           "mobilenet": "Oscillating weights, MobileNetV1 0.25 W4A4 by distillation"}
-# {row: (bits of weights, of activations, batch norm, whether both ends of the network have 8 bits)}
-CONFIGS = {"W8A8": (8, 8, "absorb", False), "W4A8": (4, 8, "absorb", False), "W4A4": (4, 4, "absorb", False),
-           "W4A4, ends W8A8": (4, 4, "absorb", True), "W4A8, batch norm folded": (4, 8, "fold", False),
-           "W4A8, batch norm in kernels": (4, 8, "train", False)}
+
+
+class Setting(NamedTuple):
+  """What a row of the first table trains."""
+
+  weights: int
+  activations: int
+  batch_norm: str = "absorb"
+  ends: bool = False  # input, first and last layer at 8 bits
+  distilled: bool = False  # features and outputs of the float model, beside the labels
+
+
+CONFIGS = {"W8A8": Setting(8, 8), "W4A8": Setting(4, 8), "W4A4": Setting(4, 4),
+           "W4A4, distilled": Setting(4, 4, distilled=True), "W4A4, ends W8A8": Setting(4, 4, ends=True),
+           "W4A8, batch norm folded": Setting(4, 8, "fold"),
+           "W4A8, batch norm in kernels": Setting(4, 8, "train")}
 METHODS = ("LSQ", "dampening", "dampening, ten times", "freezing")
 
 
@@ -128,6 +141,14 @@ def float_row(data: pathlib.Path, epochs: int, learning_rate: float) -> float:
   return metrics.top1(scores(model, x_test), y_test)
 
 
+def teacher(data: pathlib.Path, x: np.ndarray):
+  """Returns the float model, the statistics of its batch norms taken anew on training images."""
+  from kquant.qat.bn_reestimate import reestimate_batch_norm
+  model = load("resnet8", data)
+  reestimate_batch_norm(model, x[:1600].astype(np.float32))
+  return model
+
+
 def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
   """One training of resnet8 with labels; a file where its activations have 8 bits."""
   import tf_keras as keras
@@ -136,16 +157,17 @@ def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: floa
   import tflite_export
   from kquant.core import metrics
   keras.utils.set_random_seed(0)
-  weights, activations, batch_norm, ends = CONFIGS[name]
+  weights, activations, batch_norm, ends, distilled = CONFIGS[name]
   x, y, x_test, y_test = cifar(data)
   calibration, steps = x[:CALIBRATION].astype(np.float32), len(x) // BATCH
   qmodel = quantized(load("resnet8", data), calibration, weights, activations, batch_norm, ends)
   before = metrics.top1(scores(qmodel, x_test), y_test)
-  compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
+  trainer = kq.DistillationModel(qmodel, teacher(data, x), output_loss="kl") if distilled else qmodel
+  compiled(trainer, epochs=epochs, steps=steps, learning_rate=learning_rate,
            loss="sparse_categorical_crossentropy")
   callbacks = [kq.FreezeBatchNorm(epochs=epochs // 2)] if batch_norm == "train" else []
   callbacks += [kq.ReestimateBatchNorm(x[:1600].astype(np.float32))] if batch_norm == "absorb" else []
-  _, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps, callbacks=callbacks)
+  _, seconds = fit(trainer, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps, callbacks=callbacks)
   simulated = scores(qmodel, x_test)
   in_file = agreement = "simulation only"
   if activations == 8:
@@ -204,7 +226,7 @@ def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: f
           f"{1000 * seconds / (epochs * steps):.1f}"]
 
 
-TABLES = {"accuracy": (accuracy_row, ["W8A8", "W4A8", "W4A4", "W4A4, ends W8A8"], 1e-3, 80),
+TABLES = {"accuracy": (accuracy_row, list(CONFIGS)[:5], 1e-3, 80),
           "resnet8": (resnet8_row, METHODS, 1e-3, 40),
           "mobilenet": (mobilenet_row, METHODS, 1e-3, 60)}
 

@@ -26,6 +26,7 @@ from kquant.qat.bn_reestimate import ReestimateBatchNorm
 from kquant.qat.oscillation_control import FreezeOscillations
 from kquant.qat.schedules import FreezeBatchNorm
 from kquant.qmodel.calibrate import calibrate
+from kquant.qmodel.distill import DistillationModel
 from kquant.qmodel.finalize import finalize
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.insert import insert_quantizers
@@ -47,6 +48,7 @@ shared.define_path("eval", "images to judge by: a folder (labels.csv: file,label
 flags.DEFINE_enum("quantizer", "lsq", TRAINED, "how grids are trained")
 flags.DEFINE_enum("batch_norm", "fold", ["fold", "train", "absorb"],
                   "folded before the training, learning within the kernels, or behind them")
+flags.DEFINE_bool("distill", False, "also learn the float model's features and answers, beside the labels")
 flags.DEFINE_bool("freeze_oscillations", False, "freeze weights of at most 4 bits that flip back and forth")
 flags.DEFINE_integer("epochs", 20, "passes over --train", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "images of a step", lower_bound=1)
@@ -83,7 +85,7 @@ def main() -> None:
     if FLAGS.batch_norm == "fold":
       correct_bias(qmodel, model, images)
   with report.stage("train"):
-    logs = _train(qmodel, x, y, images)
+    logs = _train(model, qmodel, x, y, images)
   _finish(model, qmodel, config, images, logs, judged, report)
 
 
@@ -144,14 +146,15 @@ def _calibration_images(inputs: list[InputSpec], x: list[np.ndarray]) -> list[np
   return source.load(chosen) if source else [array[chosen] for array in x]
 
 
-def _train(qmodel: keras.Model, x: list[np.ndarray], y: np.ndarray,
+def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.ndarray,
            images: list[np.ndarray]) -> dict[str, Any]:
-  """Trains in place; returns {name: values, one an epoch}."""
+  """Trains qmodel in place; returns {name: values, one an epoch}."""
+  trainer = DistillationModel(qmodel, model, output_loss="kl") if FLAGS.distill else qmodel
   batches = Batches(qmodel.input_names, x, y)
   schedule = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, FLAGS.epochs * batches.steps)
-  qmodel.compile(keras.optimizers.Adam(schedule, jit_compile=False),
-                 keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(qmodel)),
-                 metrics=["accuracy"])
+  trainer.compile(keras.optimizers.Adam(schedule, jit_compile=False),
+                  keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(qmodel)),
+                  metrics=["accuracy"])
   callbacks = [batches]
   if any(isinstance(layer, FoldedConv) for layer in qmodel.layers):
     callbacks.append(FreezeBatchNorm(epochs=FLAGS.epochs // 2))
@@ -163,7 +166,7 @@ def _train(qmodel: keras.Model, x: list[np.ndarray], y: np.ndarray,
     callbacks.append(EventLog(FLAGS.log_dir))
   if FLAGS.checkpoint:
     callbacks.append(keras.callbacks.BackupAndRestore(FLAGS.checkpoint, delete_checkpoint=False))
-  return qmodel.fit(batches.dataset(), epochs=FLAGS.epochs, callbacks=callbacks,
+  return trainer.fit(batches.dataset(), epochs=FLAGS.epochs, callbacks=callbacks,
                     verbose=1 if sys.stdout.isatty() else 2).history
 
 

@@ -2,7 +2,8 @@
 
 A quarter of the calibration images is held back. Method after method is added, quantized on the rest, and
 kept unless the outputs on the held-back images are worse by more than two standard errors of the paired
-difference. Trials quantize on a part of the rest; what was kept is then run on all images.
+difference; scaling, which adds operators to the file, only where they are better by more than one. Trials
+quantize on a part of the rest; what was kept is then run on all images.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ from kquant.core import data
 from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import EFFORTS, QuantConfig
-from kquant.ptq.pipeline import quantized, scaled
-from kquant.qmodel.outputs import network_outputs
+from kquant.ptq.pipeline import Calibrated, scaled
+from kquant.qmodel.outputs import network_outputs, output_function
 
 _BALANCED = [{"bias": "iterative"}, {"rounding": "closed_form"}, {"equalize": "joint"}]
 STEPS: dict[str, list[dict[str, str]]] = dict(zip(EFFORTS, (
@@ -67,25 +68,39 @@ def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images
   chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
   train = [array[chosen] for array in train]
   reference = network_outputs(graph.to_model(), judge)
-  graphs: dict[str, Graph] = {}  # each scaling of the network is found once
+  networks: dict[str, _Trials] = {}  # each scaling of the network is found and calibrated once
 
   def quality(config: QuantConfig) -> np.ndarray:
-    if config.equalize not in graphs:
-      graphs[config.equalize] = scaled(graph.copy(), config, train, Report())
-    qmodel = quantized(graphs[config.equalize].copy(), config, train, Report(), seed=seed)
-    return image_sqnr_db(network_outputs(qmodel, judge), reference)
+    if config.equalize not in networks:
+      networks[config.equalize] = _Trials(graph, config, train)
+    return image_sqnr_db(networks[config.equalize].outputs(config, judge, seed), reference)
 
   best = quality(config)
   for step in steps:
     start, candidate = time.perf_counter(), dataclasses.replace(config, **step)
     found = quality(candidate)
     change, error = paired_change(found, best)
-    kept = change >= -_ERRORS * error
+    kept = change > error if "equalize" in step else change >= -_ERRORS * error
     report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, "
                     f"{time.perf_counter() - start:.1f} s", kept=kept)
     if kept:
       config, best = candidate, found
   return config
+
+
+class _Trials:
+  """A scaled and calibrated network whose integers are chosen again and again."""
+
+  def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray]):
+    self._network = Calibrated(scaled(graph.copy(), config, images, Report()), config, images, Report())
+    self._start = self._network.qmodel.get_weights()
+    self._answer = output_function(self._network.qmodel)
+
+  def outputs(self, config: QuantConfig, judge: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Returns what the network answers with the integers that a config chooses."""
+    self._network.qmodel.set_weights(self._start)
+    self._network.choose_integers(config, Report(), seed=seed)
+    return self._answer(judge)
 
 
 def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:

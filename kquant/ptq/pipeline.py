@@ -50,6 +50,38 @@ def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) 
   return graph
 
 
+class Calibrated:
+  """A network with quantizers that are calibrated, whose integers are still to be chosen.
+
+  Args:
+    graph: what `scaled` returned; it is edited.
+    calibration, report: as `quantized` takes them.
+
+  Attributes:
+    qmodel: the model with its quantizers.
+  """
+
+  def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
+    self._images = calibration
+    with report.stage("rewrite"):
+      self._float_params = linear_params(graph)
+      self.qmodel = insert_into_graph(graph, config)
+    report.add_edits(graph.edits, graph.skips)
+    with report.stage("calibrate"):
+      self._statistics = observe(self.qmodel, calibration)
+      set_ranges(self.qmodel, self._statistics)
+
+  def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0) -> None:
+    """Rounds the weights and corrects the biases as a config says, in place."""
+    known = self._float_params, self._statistics, self._images
+    if config.rounding != "nearest":
+      with report.stage("rounding"):
+        round_layers(self.qmodel, *known, method=config.rounding, seed=seed)
+    else:
+      with report.stage("bias_correction"):
+        _correct_bias(self.qmodel, config.bias, *known)
+
+
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
               seed: int = 0) -> keras.Model:
   """Returns the calibrated qmodel that a config asks for.
@@ -61,30 +93,20 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     report: takes the seconds, the edits and the skips.
     seed: of random choices.
   """
-  with report.stage("rewrite"):
-    float_params = linear_params(graph)
-    teacher = graph.to_model() if config.finetune != "none" else None
-    qmodel = insert_into_graph(graph, config)
-  report.add_edits(graph.edits, graph.skips)
-  judge = None
-  if teacher is not None:  # what judges fine-tuning must be new to rounding
-    calibration, judge = split_to_judge(calibration, seed=seed)
-  with report.stage("calibrate"):
-    statistics = observe(qmodel, calibration)
-    set_ranges(qmodel, statistics)
-  if config.rounding != "nearest":
-    with report.stage("rounding"):
-      round_layers(qmodel, float_params, statistics, calibration, method=config.rounding, seed=seed)
-  else:
-    with report.stage("bias_correction"):
-      _correct_bias(qmodel, config.bias, float_params, statistics, calibration)
+  teacher = judge = None
+  if config.finetune != "none":
+    with report.stage("rewrite"):
+      teacher = graph.to_model()
+    calibration, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
+  network = Calibrated(graph, config, calibration, report)
+  network.choose_integers(config, report, seed=seed)
   if teacher is not None:
     with report.stage("finetune"):
-      tuned = _tuned(qmodel, teacher, calibration, judge, config.finetune, seed)
+      tuned = _tuned(network.qmodel, teacher, calibration, judge, config.finetune, seed)
     what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
             f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
     report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
-  return qmodel
+  return network.qmodel
 
 
 def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], judge: list[np.ndarray],

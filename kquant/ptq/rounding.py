@@ -14,14 +14,14 @@ gram [blocks, inputs, inputs] and scale [blocks, 1, outputs] that broadcasts; in
 -qmax .. qmax.
 """
 
-import functools
-
 import numpy as np
 import scipy.linalg
 
 _AT_ONCE = 64
 _CANDIDATES = np.linspace(1.02, 0.4, 32)
 _RATIOS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
+_MOST_ELEMENTS = 2**25
+"""Weights that are rounded at a time, at one scale or several: 256 MB in float64."""
 LARGEST_ENUMERATED = 9
 
 
@@ -72,7 +72,7 @@ def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: i
   Raises:
     numpy.linalg.LinAlgError: a Gram matrix is not positive definite; see `damped`.
   """
-  return _compensated(kernel, _factors(gram), scale, qmax)
+  return _compensated(kernel, _factors(gram), np.asarray(scale)[None], qmax)[0][0]
 
 
 def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -86,27 +86,36 @@ def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   return factors
 
 
-def _compensated(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scale: np.ndarray,
-                 qmax: int) -> np.ndarray:
-  integers = np.empty(kernel.shape)
-  scale = np.broadcast_to(scale, (len(kernel), 1, kernel.shape[2]))
+def _compensated(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scales: np.ndarray,
+                 qmax: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns integers [scales, blocks, inputs, outputs] and e^T H e [scales, blocks, outputs], one a scale."""
+  scales = np.broadcast_to(scales, (len(scales), len(kernel), 1, kernel.shape[2]))
+  integers = np.empty((len(scales), *kernel.shape))
+  errors = np.empty((len(scales), len(kernel), kernel.shape[2]))
   for block, (order, upper) in enumerate(factors):
-    integers[block, order] = _in_order(kernel[block, order].astype(np.float64), upper, scale[block, 0], qmax)
-  return integers
+    rest = np.repeat(kernel[block, order].astype(np.float64)[:, None], len(scales), axis=1)
+    found, errors[:, block] = _in_order(rest, upper, scales[:, block, 0], qmax)
+    integers[:, block, order] = np.moveaxis(found, 1, 0)
+  return integers, errors
 
 
-def _in_order(rest: np.ndarray, upper: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
-  """One block of `compensated`; `rest` [inputs, outputs] is overwritten."""
-  integers = np.empty(rest.shape)
+def _in_order(rest: np.ndarray, upper: np.ndarray, scale: np.ndarray,
+              qmax: int) -> tuple[np.ndarray, np.ndarray]:
+  """One block of `_compensated`: rest [inputs, scales, outputs] is overwritten; scale [scales, outputs].
+
+  The squared errors that were passed on add up to e^T H e.
+  """
+  integers, total = np.empty(rest.shape), np.zeros(rest.shape[1:])
   for start in range(0, len(rest), _AT_ONCE):
     stop = min(start + _AT_ONCE, len(rest))
-    errors = np.empty((stop - start, rest.shape[1]))
+    errors = np.empty((stop - start, *rest.shape[1:]))
     for k in range(start, stop):
       integers[k] = nearest(rest[k], scale, qmax)
       errors[k - start] = (rest[k] - integers[k] * scale) / upper[k, k]
-      rest[k + 1:stop] -= upper[k, k + 1:stop, None] * errors[k - start]
-    rest[stop:] -= upper[start:stop, stop:].T @ errors
-  return integers
+      rest[k + 1:stop] -= upper[k, k + 1:stop, None, None] * errors[k - start]
+    rest[stop:] -= np.tensordot(upper[start:stop, stop:], errors, (0, 0))
+    total += np.square(errors).sum(axis=0)
+  return integers, total
 
 
 def descend(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
@@ -169,24 +178,31 @@ def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, 
   """
   if keep_scale:
     return descend(compensated(kernel, gram, scale, qmax), kernel, gram, scale, qmax), scale
-
-  def judged(integers: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    errors = output_error(integers, kernel, gram, scale)[:, None]
-    return integers, scale, errors.sum(keepdims=True) if scale.size == 1 else errors
-
-  factors = _factors(gram)
-  integers, scale, _ = functools.reduce(_better, (
-      judged(_compensated(kernel, factors, scale * ratio, qmax), scale * ratio) for ratio in _RATIOS))
+  integers, scale = _best_of_scales(kernel, _factors(gram), scale, qmax)
   integers = descend(integers, kernel, gram, scale, qmax)
   refit = refitted_scale(integers, kernel, gram, scale)
   moved = descend(integers, kernel, gram, refit, qmax)
-  integers, scale, _ = _better(judged(integers, scale), judged(moved, refit))
-  return integers, scale
+  errors, errors_moved = (output_error(found, kernel, gram, grid)[:, None]
+                          for found, grid in ((integers, scale), (moved, refit)))
+  if scale.size == 1:
+    errors, errors_moved = errors.sum(keepdims=True), errors_moved.sum(keepdims=True)
+  better = errors_moved < errors
+  return np.where(better, moved, integers), np.where(better, refit, scale)
 
 
-def _better(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-  """Returns the (integers, scale, errors) of less error; errors broadcast over the others."""
-  return tuple(np.where(other[-1] < one[-1], new, old) for old, new in zip(one, other))
+def _best_of_scales(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scale: np.ndarray,
+                    qmax: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (integers, scale) of the ratio that gives each output, or all on one scale, the least error."""
+  best, found, found_scale = np.inf, np.zeros(kernel.shape), scale
+  for ratios in np.array_split(_RATIOS, min(len(_RATIOS), -(-kernel.size * len(_RATIOS) // _MOST_ELEMENTS))):
+    scales = scale * ratios[:, None, None, None]
+    integers, errors = _compensated(kernel, factors, scales, qmax)
+    errors = errors.sum(axis=(1, 2), keepdims=True) if scale.size == 1 else errors
+    for tried, error, grid in zip(integers, errors[:, :, None], scales):
+      better = error < best
+      best = np.where(better, error, best)
+      found, found_scale = np.where(better, tried, found), np.where(better, grid, found_scale)
+  return found, found_scale
 
 
 def enumerated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,

@@ -24,6 +24,8 @@ from kquant.rewrites.channel_statistics import run_nodes
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
+_FEWEST_TRACED = 5
+"""Chunks from which on tracing a stage is faster than running its operators one by one."""
 
 
 @dataclasses.dataclass
@@ -184,20 +186,22 @@ class _Stream:
         getattr(layer, name).assign(value)
 
   def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
-    """Computes what a stage's quantizer reads, traced once, and stores it for all images."""
+    """Computes what a stage's quantizer reads and stores it for all images."""
     *nodes, last = stage.nodes
-    specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
-              tf.TensorSpec((), tf.float32)]
-             for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
 
-    @tf.function(autograph=False, input_signature=[specs])
     def compute(loaded):
       values = {ref: _dequantized(*parts) for ref, parts in zip(stage.sources, loaded)}
       run_nodes(nodes, self.layers, values)
       return store(values[last.inputs[0]])
 
+    parts = self._parts(stage)
+    if len(parts) >= _FEWEST_TRACED:
+      specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
+                tf.TensorSpec((), tf.float32)]
+               for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
+      compute = tf.function(compute, autograph=False, input_signature=[specs])
     results = None
-    for part in self._parts(stage):
+    for part in parts:
       found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
       results = np.empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
       results[part] = found

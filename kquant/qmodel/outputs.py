@@ -1,5 +1,7 @@
 """What a network answers: its outputs before a closing softmax or sigmoid."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -35,6 +37,14 @@ def network_outputs(model: keras.Model, images: list[np.ndarray], *,
   Args:
     images: one array [n, ...] a model input.
   """
+  return output_function(model)(images, batch_size)
+
+
+def output_function(model: keras.Model) -> Callable[..., list[np.ndarray]]:
+  """Returns `network_outputs` of a model, (images, batch size) -> outputs, traced once for many calls.
+
+  It answers with the weights that the model has then.
+  """
   graph = Graph.from_model(model)
   layers = {layer.name: layer for layer in model.layers}
   wanted = answers(graph)
@@ -45,6 +55,9 @@ def network_outputs(model: keras.Model, images: list[np.ndarray], *,
     run_nodes(graph.nodes, layers, values)
     return [values[ref] for ref in wanted]
 
-  parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
-           for start in range(0, len(images[0]), batch_size)]
-  return [np.concatenate(outputs) for outputs in zip(*parts)]
+  def outputs(images: list[np.ndarray], batch_size: int = 32) -> list[np.ndarray]:
+    parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
+             for start in range(0, len(images[0]), batch_size)]
+    return [np.concatenate(found) for found in zip(*parts)]
+
+  return outputs

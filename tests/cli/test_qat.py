@@ -57,10 +57,21 @@ def test_activations_below_8_bits_are_simulation_only(invoke, refused, train, fi
   assert "simulation top-1" in out and "integer top-1" not in out
 
 
-def test_a_killed_training_goes_on_to_the_same_integers(invoke, refused, train, tmp_path, monkeypatch):
-  def run(folder, *flags):
+def test_distilling_adds_a_loss_that_falls(invoke, train, tmp_path):
+  def losses(name, *flags):
+    code, out, err = invoke(*train, "--preset=w4a8", f"--summary={tmp_path / name}", *flags, main=qat.main)
+    assert code == 0, err
+    return json.loads((tmp_path / name).read_text())["history"]["loss"]
+
+  plain, distilled = losses("plain"), losses("distilled", "--distill")
+  assert distilled[0] > plain[0] and distilled[-1] < distilled[0]
+
+
+@pytest.mark.parametrize("flags", [(), ("--distill", "--batch_norm=absorb")], ids=["labels", "distilled"])
+def test_a_killed_training_goes_on_to_the_same_integers(flags, invoke, refused, train, tmp_path, monkeypatch):
+  def run(folder, *more):
     return invoke(*train, "--preset=w4a8", f"--checkpoint={tmp_path / folder}",
-                  f"--encodings={tmp_path / folder}.json", *flags, main=qat.main)
+                  f"--encodings={tmp_path / folder}.json", *flags, *more, main=qat.main)
 
   assert run("whole")[0] == 0
   kill = lambda self, epoch, logs=None: (_ for _ in ()).throw(KeyboardInterrupt()) if epoch == 2 else None

@@ -1,5 +1,8 @@
 """Efforts: what is tried, what is kept, and what the report says of it."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -36,13 +39,30 @@ def test_paired_change_by_hand():
   assert change == 2.0 and np.isclose(error, 1.0)  # differences 1 and 3: deviation sqrt(2), over sqrt(2)
 
 
-def test_a_step_that_does_harm_is_left_out(monkeypatch):
-  """Pairwise with its caps dropped would be one; here the quality is dictated."""
-  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
-  qualities = iter([np.full(10, 20.0), np.linspace(21, 23, 10), np.linspace(12, 14, 10)])
-  monkeypatch.setattr(efforts, "scaled", lambda graph, config, images, report: graph)
-  monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, report, seed: graph.to_model())
+def dictate(monkeypatch, *changes):
+  """Lets trials find 20 dB, then (mean, half width) dB more each, on 10 images; returns graph and images."""
+  found = [np.full(10, 20.0)]
+  for mean, width in changes:
+    found.append(found[-1] + np.linspace(mean - width, mean + width, 10))
+  qualities = iter(found)
+  monkeypatch.setattr(efforts, "_Trials", lambda *_: types.SimpleNamespace(outputs=lambda *_: []))
   monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
+  return folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+
+
+@pytest.mark.parametrize("rounding, joint, kept", [
+    ((0.0, 1.0), (0.0, 1.0), [True, False]),  # one that brings nothing stays if it costs nothing
+    ((-0.3, 1.0), (0.3, 1.0), [True, True]),  # the standard error is 0.21 dB
+    ((-0.5, 1.0), (0.1, 1.0), [False, False])])
+def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, monkeypatch):
+  graph, inputs = dictate(monkeypatch, rounding, joint)
+  report = Report()
+  with_effort(QuantConfig(), "balanced", graph, inputs, report)
+  assert [keeping for _, _, keeping in report.steps] == kept
+
+
+def test_a_step_that_does_harm_is_left_out(monkeypatch):
+  graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
   report = Report()
   config = with_effort(QuantConfig(), "best", graph, inputs, report)
   assert (config.bias, config.equalize, config.rounding, config.finetune) == (
@@ -96,25 +116,37 @@ def test_unknown_efforts_and_missing_images_are_refused():
     kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")
 
 
-def test_each_scaling_is_found_once(monkeypatch):
+def test_each_scaling_is_found_and_calibrated_once(monkeypatch):
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
-  found, scaled = [], efforts.scaled
-  monkeypatch.setattr(efforts, "scaled", lambda graph, config, *rest: (
-      found.append(config.equalize), scaled(graph, config, *rest))[1])
+  found, calibrated = [], efforts.Calibrated
+  monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, *rest: (
+      found.append(config.equalize), calibrated(graph, config, *rest))[1])
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
   assert found == ["none", "joint"]
+
+
+def test_a_trial_is_not_touched_by_the_one_before():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  config = QuantConfig.preset("w4a8")
+  rounded = dataclasses.replace(config, rounding="closed_form")
+  fresh, used = (efforts._Trials(graph, config, inputs) for _ in range(2))
+  used.outputs(dataclasses.replace(config, bias="iterative"), inputs, 0)
+  np.testing.assert_array_equal(used.outputs(rounded, inputs, 0), fresh.outputs(rounded, inputs, 0))
 
 
 def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):
   graph = folded("mobile_block")
   inputs = models.sample_inputs(models.build("mobile_block"), images=120)
-  seen, judged, quantized, network_outputs = [], [], efforts.quantized, efforts.network_outputs
-  monkeypatch.setattr(efforts, "quantized", lambda graph, config, images, *rest, **more: (
-      seen.append(images[0]), quantized(graph, config, images, *rest, **more))[1])
-  monkeypatch.setattr(efforts, "network_outputs", lambda model, images: (
-      judged.append(images[0]), network_outputs(model, images))[1])
+  seen, judged, calibrated, output_function = [], [], efforts.Calibrated, efforts.output_function
+  monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, images, report: (
+      seen.append(images[0]), calibrated(graph, config, images, report))[1])
+
+  def watched(model):
+    return lambda images: (judged.append(images[0]), output_function(model)(images))[1]
+
+  monkeypatch.setattr(efforts, "output_function", watched)
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
-  assert [len(x) for x in seen] == [64] * 3 and [len(x) for x in judged] == [30] * 4
+  assert [len(x) for x in seen] == [64] * 2 and [len(x) for x in judged] == [30] * 3
   both = {x.tobytes() for x in seen[0]} & {x.tobytes() for x in judged[0]}
   assert not both and all((x == seen[0]).all() for x in seen)
 
