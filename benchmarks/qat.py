@@ -102,7 +102,7 @@ def fit(model, dataset, *, epochs: int, steps: int, callbacks=()) -> tuple[dict,
 
 
 def scores(model, x: np.ndarray) -> np.ndarray:
-  """Returns what a model gives before its final softmax, float32 [images, classes]."""
+  """Returns what a model gives, before a softmax layer at its end, float32 [images, classes]."""
   from kquant.qmodel.outputs import network_outputs
   return network_outputs(model, [x], batch_size=100)[0].reshape(len(x), -1)
 
@@ -117,12 +117,11 @@ def cifar(data: pathlib.Path):
 def quantized(model, x: np.ndarray, weights: int, activations: int, batch_norm: str, ends: bool = False):
   """Returns the calibrated model, its mean errors corrected: in biases, or in the statistics."""
   import kquant as kq
-  from kquant.qat.bn_reestimate import reestimate_batch_norm
   qmodel = kq.insert_quantizers(model, config_of(model, weights, activations, ends), batch_norm=batch_norm)
   kq.calibrate(qmodel, x)
   if batch_norm == "fold":
     return kq.correct_bias(qmodel, model, x, method="iterative")
-  reestimate_batch_norm(qmodel, x)
+  kq.reestimate_batch_norm(qmodel, x)
   return qmodel
 
 
@@ -143,9 +142,9 @@ def float_row(data: pathlib.Path, epochs: int, learning_rate: float) -> float:
 
 def teacher(data: pathlib.Path, x: np.ndarray):
   """Returns the float model, the statistics of its batch norms taken anew on training images."""
-  from kquant.qat.bn_reestimate import reestimate_batch_norm
+  import kquant as kq
   model = load("resnet8", data)
-  reestimate_batch_norm(model, x[:1600].astype(np.float32))
+  kq.reestimate_batch_norm(model, x[:1600].astype(np.float32))
   return model
 
 
@@ -226,7 +225,8 @@ def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: f
           f"{1000 * seconds / (epochs * steps):.1f}"]
 
 
-TABLES = {"accuracy": (accuracy_row, list(CONFIGS)[:5], 1e-3, 80),
+ROWS = ("W8A8", "W4A8", "W4A4", "W4A4, distilled", "W4A4, ends W8A8")
+TABLES = {"accuracy": (accuracy_row, ROWS, 1e-3, 80),
           "resnet8": (resnet8_row, METHODS, 1e-3, 40),
           "mobilenet": (mobilenet_row, METHODS, 1e-3, 60)}
 

@@ -32,6 +32,7 @@ _HOMES = {
     "FreezeOscillations": "kquant.qat.oscillation_control",
     "DampenOscillations": "kquant.qat.oscillation_control",
     "ReestimateBatchNorm": "kquant.qat.bn_reestimate",
+    "reestimate_batch_norm": "kquant.qat.bn_reestimate",
     "FreezeBatchNorm": "kquant.qat.schedules",
     "FreezeRanges": "kquant.qat.schedules",
     "DelayActivationQuantization": "kquant.qat.schedules",

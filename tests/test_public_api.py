@@ -42,6 +42,7 @@ def test_names_of_kquant():
       "load_model",
       "prune_dead_channels",
       "quantize",
+      "reestimate_batch_norm",
       "rewrite",
       "round_weights",
       "split_outlier_channels",

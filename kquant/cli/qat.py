@@ -150,7 +150,7 @@ def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.n
            images: list[np.ndarray]) -> dict[str, Any]:
   """Trains qmodel in place; returns {name: values, one an epoch}."""
   trainer = DistillationModel(qmodel, model, output_loss="kl") if FLAGS.distill else qmodel
-  batches = Batches(qmodel.input_names, x, y)
+  batches = Batches(keras_calls.signature_names(qmodel)[0], x, y)
   schedule = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, FLAGS.epochs * batches.steps)
   trainer.compile(keras.optimizers.Adam(schedule, jit_compile=False),
                   keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(qmodel)),
@@ -167,7 +167,7 @@ def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.n
   if FLAGS.checkpoint:
     callbacks.append(keras.callbacks.BackupAndRestore(FLAGS.checkpoint, delete_checkpoint=False))
   return trainer.fit(batches.dataset(), epochs=FLAGS.epochs, callbacks=callbacks,
-                    verbose=1 if sys.stdout.isatty() else 2).history
+                     verbose=1 if sys.stdout.isatty() else 2).history
 
 
 class Batches(keras.callbacks.Callback):

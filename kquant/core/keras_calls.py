@@ -75,6 +75,11 @@ def call(model: keras.Model, tensors: list[Any], *, training: bool = False) -> A
   return model(tf.nest.pack_sequence_as(model._nested_inputs, tensors), training=training)
 
 
+def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
+  """Returns what a functional model is called with in the order of `model.inputs`, as Keras assigns it."""
+  return model._flatten_to_reference_inputs(inputs)
+
+
 def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
   return [InputSpec(name, tuple(tensor.shape[1:]), tensor.dtype.name)
@@ -167,8 +172,7 @@ class _Reader:
     return leaf
 
   def _call_model(self, model: keras.Model, arguments, prefix: str) -> list[Ref]:
-    arguments = model._flatten_to_reference_inputs(arguments)
-    for tensor, ref in zip(model.inputs, arguments, strict=True):
+    for tensor, ref in zip(model.inputs, flat_inputs(model, arguments), strict=True):
       self.values[_history(tensor)] = ref
     self.inline(model, f"{prefix}{model.name}/")
     return [self.values[_history(t)] for t in tf.nest.flatten(model._nested_outputs)]

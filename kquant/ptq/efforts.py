@@ -2,7 +2,7 @@
 
 A quarter of the calibration images is held back. Method after method is added, quantized on the rest, and
 kept unless the outputs on the held-back images are worse by more than two standard errors of the paired
-difference; scaling, which adds operators to the file, only where they are better by more than one. Trials
+difference; scaling, which may add operators to the file, only where they are better by more than one. Trials
 quantize on a part of the rest; what was kept is then run on all images.
 """
 
@@ -27,7 +27,7 @@ holds images back itself. Scaling comes last: below 8 bits nothing can be told b
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
-_ERRORS = 2.0
+_HARM, _GAIN = 2.0, 1.0  # standard errors
 
 
 def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.ndarray], report: Report, *,
@@ -80,7 +80,7 @@ def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images
     start, candidate = time.perf_counter(), dataclasses.replace(config, **step)
     found = quality(candidate)
     change, error = paired_change(found, best)
-    kept = change > error if "equalize" in step else change >= -_ERRORS * error
+    kept = change > _GAIN * error if "equalize" in step else change >= -_HARM * error
     report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, "
                     f"{time.perf_counter() - start:.1f} s", kept=kept)
     if kept:
@@ -93,12 +93,10 @@ class _Trials:
 
   def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray]):
     self._network = Calibrated(scaled(graph.copy(), config, images, Report()), config, images, Report())
-    self._start = self._network.qmodel.get_weights()
     self._answer = output_function(self._network.qmodel)
 
   def outputs(self, config: QuantConfig, judge: list[np.ndarray], seed: int) -> list[np.ndarray]:
     """Returns what the network answers with the integers that a config chooses."""
-    self._network.qmodel.set_weights(self._start)
     self._network.choose_integers(config, Report(), seed=seed)
     return self._answer(judge)
 

@@ -42,7 +42,7 @@ class Finetuning:
 def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, method: str = "qft",
              learns: Sequence[str] | None = None, epochs: int = 30, learning_rate: float = 0.01,
              batch_size: int = 16, augment: bool | None = None, held_back: float = data.HELD_BACK,
-             validation: Any = None, seed: int = 0,
+             validation: Any = None, until: int | None = None, seed: int = 0,
              callbacks: Sequence[keras.callbacks.Callback] = (),
              checkpoint: str | os.PathLike | None = None, **compared: Any) -> Finetuning:
   """Trains a calibrated quantized model, in place, to answer as its float model does.
@@ -71,6 +71,8 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
     held_back: fraction of the images to judge by.
     validation: inputs to judge by, in place of a part of the images. `round_weights` must not have seen them:
       on its own images the start looks better than it is, and training seems to do harm.
+    until: the epoch whose weights are kept, of those that the learning rate is laid out for: nothing is held
+      back or judged. For a run on all images of what a judged run found.
     callbacks: Keras callbacks; the logs have "loss" and "val_loss".
     checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
       goes on where an earlier one was stopped, to the same weights.
@@ -81,7 +83,12 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
   """
   learns = _degrees(method, learns)
   inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
-  if validation is None:
+  if until is not None:
+    if checkpoint or validation is not None or not 0 < until <= epochs:
+      raise ValueError(f"finetune: until={until} of {epochs} epochs; expected one of them, and neither "
+                       "validation= nor checkpoint=.")
+    train, judge = inputs, None
+  elif validation is None:
     train, judge = split_to_judge(inputs, held_back, seed=seed)
   else:
     train, judge = inputs, data.gather(validation, keras_calls.input_specs(qmodel), where="validation")
@@ -93,6 +100,11 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
   schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, (epochs - 1) * steps), warmup_steps=steps,
                                                     warmup_target=learning_rate)
   model.compile(keras.optimizers.Adam(schedule, epsilon=1e-12, jit_compile=False))
+  if judge is None:
+    model.fit(_batches(train, range(until), batch_size, seed, augment), epochs=until, steps_per_epoch=steps,
+              verbose=0, callbacks=[_Progress(steps), *callbacks])
+    write_back(student, qmodel)
+    return Finetuning(qmodel, [], until)
   keeper = _Keeper(model, checkpoint, _fingerprint(
       [*train, *judge, *qmodel.get_weights(), *model.teacher.get_weights()],
       (learns, epochs, learning_rate, batch_size, augment, seed, sorted(compared.items()))))
@@ -253,8 +265,9 @@ class _Progress(keras.callbacks.Callback):
     self._bar.update()
 
   def on_epoch_end(self, epoch, logs=None):
-    """Shows the loss."""
-    self._bar.set_postfix(held_back=f"{logs['val_loss']:.4f}", refresh=False)
+    """Shows the loss on held-back images, where there are any."""
+    if "val_loss" in logs:
+      self._bar.set_postfix(held_back=f"{logs['val_loss']:.4f}", refresh=False)
 
   def on_train_end(self, logs=None):
     """Ends the bar."""

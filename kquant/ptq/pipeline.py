@@ -16,7 +16,7 @@ from kquant.ptq.bias_correction import (
   correct_local_shift,
   linear_params,
 )
-from kquant.ptq.finetuning import Finetuning, finetune, split_to_judge
+from kquant.ptq.finetuning import finetune, split_to_judge
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
@@ -51,10 +51,11 @@ def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) 
 
 
 class Calibrated:
-  """A network with quantizers that are calibrated, whose integers are still to be chosen.
+  """A network with quantizers that are calibrated, whose integers are chosen as often as wanted.
 
   Args:
     graph: what `scaled` returned; it is edited.
+    config: its rules and its target count.
     calibration, report: as `quantized` takes them.
 
   Attributes:
@@ -62,7 +63,7 @@ class Calibrated:
   """
 
   def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
-    self._images = calibration
+    self._calibration = calibration
     with report.stage("rewrite"):
       self._float_params = linear_params(graph)
       self.qmodel = insert_into_graph(graph, config)
@@ -70,10 +71,12 @@ class Calibrated:
     with report.stage("calibrate"):
       self._statistics = observe(self.qmodel, calibration)
       set_ranges(self.qmodel, self._statistics)
+    self._start = self.qmodel.get_weights()
 
   def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0) -> None:
-    """Rounds the weights and corrects the biases as a config says, in place."""
-    known = self._float_params, self._statistics, self._images
+    """Rounds the float weights and corrects their biases as a config says, in place."""
+    self.qmodel.set_weights(self._start)
+    known = self._float_params, self._statistics, self._calibration
     if config.rounding != "nearest":
       with report.stage("rounding"):
         round_layers(self.qmodel, *known, method=config.rounding, seed=seed)
@@ -93,25 +96,32 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     report: takes the seconds, the edits and the skips.
     seed: of random choices.
   """
-  teacher = judge = None
-  if config.finetune != "none":
-    with report.stage("rewrite"):
-      teacher = graph.to_model()
-    calibration, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
+  if config.finetune == "none":
+    return _rounded(graph, config, calibration, report, seed)
+  teacher = graph.to_model()
+  train, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
+  with report.stage("finetune_trial"):
+    trial = _rounded(graph.copy(), config, train, Report(), seed)
+    settings = _settings(trial, config.finetune, len(train[0]))
+    tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
+  what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
+          f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
+  report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
+  qmodel = _rounded(graph, config, calibration, report, seed)
+  if tuned.best_epoch:
+    with report.stage("finetune"):
+      finetune(qmodel, teacher, calibration, until=tuned.best_epoch, seed=seed, **settings)
+  return qmodel
+
+
+def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report, seed: int) -> keras.Model:
   network = Calibrated(graph, config, calibration, report)
   network.choose_integers(config, report, seed=seed)
-  if teacher is not None:
-    with report.stage("finetune"):
-      tuned = _tuned(network.qmodel, teacher, calibration, judge, config.finetune, seed)
-    what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
-            f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
-    report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
   return network.qmodel
 
 
-def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], judge: list[np.ndarray],
-           method: str, seed: int) -> Finetuning:
-  """Fine-tunes for as many epochs as the network is small.
+def _settings(qmodel: keras.Model, method: str, images: int) -> dict[str, Any]:
+  """Returns the arguments of `finetune`: as many epochs as the network is small.
 
   Where activations have 8 bits the weights stay as they were rounded: a few hundred images do not improve on
   that (see `finetune`). Where they have fewer the outputs are too far off to be matched one by one:
@@ -119,13 +129,11 @@ def _tuned(qmodel: keras.Model, teacher: keras.Model, images: list[np.ndarray], 
   """
   quantizers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)]
   elements = sum(math.prod(layer.get_output_at(0).shape[1:]) for layer in quantizers)
-  epochs = min(max(_TUNED_ELEMENTS // (elements * len(images[0])), _FEWEST_EPOCHS), _MOST_EPOCHS)
-  rate, learns, loss = 0.04, None, "kl"
-  if min(layer.quantizer.bits for layer in quantizers) >= 8:
-    rate, loss = 0.01, "relative_l2"
-    learns = ("biases", "weight_scales", "activation_ranges") if method == "qft" else None
-  return finetune(qmodel, teacher, images, method=method, learns=learns, epochs=epochs, learning_rate=rate,
-                  validation=judge, seed=seed, output_loss=loss)
+  epochs = min(max(_TUNED_ELEMENTS // (elements * images), _FEWEST_EPOCHS), _MOST_EPOCHS)
+  few_bits = min(layer.quantizer.bits for layer in quantizers) < 8
+  return {"method": method, "epochs": epochs, "learning_rate": 0.04 if few_bits else 0.01,
+          "output_loss": "kl" if few_bits else "relative_l2",
+          "learns": None if few_bits or method != "qft" else ("biases", "weight_scales", "activation_ranges")}
 
 
 def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],

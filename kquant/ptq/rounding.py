@@ -20,8 +20,8 @@ import scipy.linalg
 _AT_ONCE = 64
 _CANDIDATES = np.linspace(1.02, 0.4, 32)
 _RATIOS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
-_MOST_ELEMENTS = 2**25
-"""Weights that are rounded at a time, at one scale or several: 256 MB in float64."""
+_MOST_ELEMENTS = 2**23
+"""Weights times scales that are rounded at a time, where there are several scales: arrays of 64 MB."""
 LARGEST_ENUMERATED = 9
 
 
@@ -160,10 +160,14 @@ def refitted_scale(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray,
   Where the integers are all zero, or it would not be positive, it is the old one.
   """
   projected = gram @ integers
-  over, under = (np.einsum("bko,bko->bo", projected, side)[:, None] for side in (kernel, integers))
-  if scale.size == 1:
-    over, under = over.sum(keepdims=True), under.sum(keepdims=True)
+  over, under = (_by_scale(np.einsum("bko,bko->bo", projected, side), scale)[:, None]
+                 for side in (kernel, integers))
   return np.where((under > 0) & (over > 0), over / np.maximum(under, 1e-30), scale)
+
+
+def _by_scale(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+  """Returns values [..., blocks, outputs], added up where all outputs share a scale."""
+  return values.sum(axis=(-2, -1), keepdims=True) if scale.size == 1 else values
 
 
 def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
@@ -182,10 +186,8 @@ def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, 
   integers = descend(integers, kernel, gram, scale, qmax)
   refit = refitted_scale(integers, kernel, gram, scale)
   moved = descend(integers, kernel, gram, refit, qmax)
-  errors, errors_moved = (output_error(found, kernel, gram, grid)[:, None]
+  errors, errors_moved = (_by_scale(output_error(found, kernel, gram, grid), scale)[:, None]
                           for found, grid in ((integers, scale), (moved, refit)))
-  if scale.size == 1:
-    errors, errors_moved = errors.sum(keepdims=True), errors_moved.sum(keepdims=True)
   better = errors_moved < errors
   return np.where(better, moved, integers), np.where(better, refit, scale)
 
@@ -197,8 +199,7 @@ def _best_of_scales(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarr
   for ratios in np.array_split(_RATIOS, min(len(_RATIOS), -(-kernel.size * len(_RATIOS) // _MOST_ELEMENTS))):
     scales = scale * ratios[:, None, None, None]
     integers, errors = _compensated(kernel, factors, scales, qmax)
-    errors = errors.sum(axis=(1, 2), keepdims=True) if scale.size == 1 else errors
-    for tried, error, grid in zip(integers, errors[:, :, None], scales):
+    for tried, error, grid in zip(integers, _by_scale(errors, scale)[:, :, None], scales):
       better = error < best
       best = np.where(better, error, best)
       found, found_scale = np.where(better, tried, found), np.where(better, grid, found_scale)

@@ -133,12 +133,12 @@ class _Stream:
     """The input of a stage's linear layer, some images at a time."""
     (wanted,) = stage.linear.inputs
     between = stage.nodes[:stage.nodes.index(stage.linear)]
-    for part in self._parts(stage):
+    for part in self._chunks(stage):
       values = {ref: _dequantized(*self._load(ref, part, floating)) for ref in stage.sources}
       run_nodes(between, self.layers, values)
       yield values[wanted]
 
-  def _parts(self, stage: _Stage) -> list[slice]:
+  def _chunks(self, stage: _Stage) -> list[slice]:
     """Cuts the images into chunks of bounded size."""
     shapes = [ref.shape for ref in stage.sources] + [shape for node in stage.nodes for shape in node.shapes]
     largest = max(int(np.prod([n or 1 for n in shape[1:]])) for shape in shapes)
@@ -159,7 +159,7 @@ class _Stream:
     result = Ref(stage.nodes[-1])
     grid = self.layers[result.node.layer.name].encoding()
     if self._float_params is not None:
-      with self._float_weights(stage), observing():
+      with self._float_weights(stage):
         self._floating[result] = self._run(stage, _fixed_point(grid), floating=True)
     self._stored[result] = self._run(stage, _integers(grid), floating=False)
     self._grids[result] = grid
@@ -190,18 +190,19 @@ class _Stream:
     *nodes, last = stage.nodes
 
     def compute(loaded):
-      values = {ref: _dequantized(*parts) for ref, parts in zip(stage.sources, loaded)}
-      run_nodes(nodes, self.layers, values)
+      values = {ref: _dequantized(*stored) for ref, stored in zip(stage.sources, loaded)}
+      with observing() if floating else contextlib.nullcontext():
+        run_nodes(nodes, self.layers, values)
       return store(values[last.inputs[0]])
 
-    parts = self._parts(stage)
-    if len(parts) >= _FEWEST_TRACED:
+    chunks = self._chunks(stage)
+    if len(chunks) >= _FEWEST_TRACED:
       specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
                 tf.TensorSpec((), tf.float32)]
                for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
       compute = tf.function(compute, autograph=False, input_signature=[specs])
     results = None
-    for part in parts:
+    for part in chunks:
       found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
       results = np.empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
       results[part] = found

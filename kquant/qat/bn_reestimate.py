@@ -42,27 +42,32 @@ class ReestimateBatchNorm(keras.callbacks.Callback):
     self.on_test_begin()
 
 
-def reestimate_batch_norm(qmodel: keras.Model, images: Any, *, batches: int = 50,
+def reestimate_batch_norm(model: keras.Model, images: Any, *, batches: int = 50,
                           batch_size: int = 32) -> None:
-  """Sets mean and variance of each batch norm of qmodel to their averages over batches, in place.
+  """Sets mean and variance of each batch norm to their averages over batches, in place.
 
-  Nothing else of the model changes. See `ReestimateBatchNorm`.
+  Nothing else of the model changes. See `ReestimateBatchNorm`. A float model too may have stale ones.
+
+  Args:
+    model: what `insert_quantizers` returns with `batch_norm="absorb"` or "train", or a float model.
+    images, batches, batch_size: as `ReestimateBatchNorm` takes them.
 
   Raises:
     ValueError: the model has no batch norm that learns, or the images do not fit.
   """
-  norms = _learning_norms(qmodel)
+  norms = _learning_norms(model)
   if not norms:
-    raise ValueError(f"Model {qmodel.name!r} has no batch norm whose statistics learn; insert the quantizers "
-                     "with batch_norm=\"absorb\" or \"train\".")
+    raise ValueError(f"Model {model.name!r} has no batch norm whose statistics learn; expected a float model "
+                     "with batch norms, or one whose quantizers were inserted with batch_norm=\"absorb\" or "
+                     "\"train\".")
   statistics = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
-  momenta, kept = [norm.momentum for norm in norms], [(v, v.numpy()) for v in qmodel.weights]
+  momenta, kept = [norm.momentum for norm in norms], [(v, v.numpy()) for v in model.weights]
   sums, count = [np.zeros(v.shape) for v in statistics], 0
   try:
     for norm in norms:
       norm.momentum = 0.0  # moving statistics are those of the last batch
-    step = tf.function(lambda arrays: keras_calls.call(qmodel, arrays, training=True), autograph=False)
-    loaded = data.batches(images, keras_calls.input_specs(qmodel), batch_size=batch_size)
+    step = tf.function(lambda arrays: keras_calls.call(model, arrays, training=True), autograph=False)
+    loaded = data.batches(images, keras_calls.input_specs(model), batch_size=batch_size)
     for batch in _first(loaded, batches):
       step([tf.convert_to_tensor(array) for array in batch])
       sums = [total + v.numpy() for total, v in zip(sums, statistics)]

@@ -151,13 +151,12 @@ class _Taps:
 
   def __init__(self, model: keras.Model, graph: Graph, wanted: list[Ref]):
     self._layers = {layer.name: layer for layer in model.layers}
-    self._names = keras_calls.signature_names(model)[0]
+    self._model = model
     self._graph, self._wanted = graph, wanted
 
   def __call__(self, inputs) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Returns (the outputs of the model, the wanted tensors); a dict of inputs goes by their names."""
-    flat = [inputs[name] for name in self._names] if isinstance(inputs, dict) else tf.nest.flatten(inputs)
-    values = dict(zip(self._graph.input_refs, flat))
+    """Returns (the outputs of the model, the wanted tensors)."""
+    values = dict(zip(self._graph.input_refs, keras_calls.flat_inputs(self._model, inputs)))
     run_nodes(self._graph.nodes, self._layers, values)
     return [values[ref] for ref in self._graph.output_refs], [values[ref] for ref in self._wanted]
 

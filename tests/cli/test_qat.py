@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from kquant.cli import qat
 from kquant.core.encodings import Encodings
@@ -65,6 +66,19 @@ def test_distilling_adds_a_loss_that_falls(invoke, train, tmp_path):
 
   plain, distilled = losses("plain"), losses("distilled", "--distill")
   assert distilled[0] > plain[0] and distilled[-1] < distilled[0]
+
+
+@pytest.mark.parametrize("flags", [(), ("--distill",)], ids=["labels", "distilled"])
+def test_a_model_called_with_a_dict_is_trained_by_its_keys(flags, invoke, tmp_path):
+  inputs = {"small": keras.Input((2,), name="z"), "large": keras.Input((3,), name="a")}
+  joined = keras.layers.Concatenate()(list(inputs.values()))
+  model = keras.Model(inputs, keras.layers.Dense(2, name="dense")(keras.layers.ReLU()(joined)))
+  model.save(tmp_path / "m.keras")
+  rng = np.random.default_rng(0)
+  np.savez(tmp_path / "t.npz", z=rng.normal(size=(16, 2)), a=rng.normal(size=(16, 3)), y=np.arange(16) % 2)
+  code, _, err = invoke(f"--model={tmp_path / 'm.keras'}", f"--train={tmp_path / 't.npz'}", "--epochs=1",
+                        "--batch_size=8", *flags, main=qat.main)
+  assert code == 0, err
 
 
 @pytest.mark.parametrize("flags", [(), ("--distill", "--batch_norm=absorb")], ids=["labels", "distilled"])

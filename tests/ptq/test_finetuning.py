@@ -14,6 +14,7 @@ import tflite_export
 from kquant.cli.demo import digits
 from kquant.core import metrics
 from kquant.ptq import pipeline
+from kquant.ptq.finetuning import Finetuning
 from tests import models
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,24 +94,41 @@ def test_images_to_judge_by_can_be_given():
   np.testing.assert_allclose(result.losses[0], before, rtol=1e-5)
 
 
-def test_quantize_judges_by_images_that_rounding_has_not_seen(monkeypatch):
+def test_a_run_until_the_best_epoch_gives_what_a_judged_run_keeps():
+  (judged, folded, inputs), (plain, *_) = calibrated(), calibrated()
+  trained, others = inputs[0][:32], inputs[0][32:]
+  result = kq.finetune(judged, folded, trained, epochs=4, validation=others)
+  assert result.best_epoch > 0
+  assert kq.finetune(plain, folded, trained, epochs=4, until=result.best_epoch).losses == []
+  for name, value in weights(judged).items():
+    np.testing.assert_array_equal(weights(plain)[name], value)
+  with pytest.raises(ValueError, match="until=5 of 4 epochs; expected one of them"):
+    kq.finetune(plain, folded, trained, epochs=4, until=5)
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(best, monkeypatch):
   model = models.build("mobile_block")
-  inputs, seen = models.sample_inputs(model, images=40), {}
-  round_layers, finetune = pipeline.round_layers, pipeline.finetune
+  inputs, rounded, tuned = models.sample_inputs(model, images=40), [], []
+  round_layers = pipeline.round_layers
 
   def rounding(qmodel, params, statistics, images, **more):
-    seen["rounding"] = images[0]
+    rounded.append(images[0])
     return round_layers(qmodel, params, statistics, images, **more)
 
   def tuning(qmodel, teacher, images, **more):
-    seen["tuning"], seen["judging"] = images[0], more["validation"][0]
-    return finetune(qmodel, teacher, images, **{**more, "epochs": 1})
+    tuned.append((images[0], more.get("validation"), more.get("until")))
+    return Finetuning(qmodel, [1.0, 1.5 - best], best)
 
   monkeypatch.setattr(pipeline, "round_layers", rounding)
   monkeypatch.setattr(pipeline, "finetune", tuning)
-  kq.quantize(model, inputs, config="w4a8", rounding="closed_form", finetune="bft")
-  assert seen["rounding"] is seen["tuning"] and [len(x) for x in seen.values()] == [30, 30, 10]
-  assert not {x.tobytes() for x in seen["rounding"]} & {x.tobytes() for x in seen["judging"]}
+  result = kq.quantize(model, inputs, config="w4a8", rounding="closed_form", finetune="bft")
+  assert [len(x) for x in rounded] == [30, 40]
+  trained, judging, until = tuned[0]
+  assert trained is rounded[0] and len(judging[0]) == 10 and until is None
+  assert not {x.tobytes() for x in trained} & {x.tobytes() for x in judging[0]}
+  assert [(len(x), until) for x, _, until in tuned[1:]] == [(40, 1)] * best
+  assert [kept for *_, kept in result.report.steps] == [bool(best)]
 
 
 def test_training_that_does_harm_is_taken_back():

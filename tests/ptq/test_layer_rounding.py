@@ -12,6 +12,7 @@ import kquant
 import tflite_export
 from kquant.core.graph import Graph
 from kquant.ptq import moments as moments_file
+from kquant.ptq import streaming
 from kquant.ptq.bias_correction import correct_bias, linear_params
 from kquant.ptq.layer_rounding import round_layers, round_weights
 from kquant.ptq.moments import Moments, cuts, measure_moments, merged, undoing
@@ -93,7 +94,10 @@ def test_moments_are_the_covariance_of_all_rows():
     np.testing.assert_allclose(half.gram[0], np.cov(part.T, bias=True), atol=1e-5)
 
 
-def test_float_inputs_are_those_of_the_float_network():
+@pytest.mark.parametrize("fewest_traced", [1, 1000], ids=["traced", "eager"])
+def test_float_inputs_are_those_of_the_float_network(fewest_traced, monkeypatch):
+  monkeypatch.setattr(streaming, "_CHUNK_ELEMENTS", 6000)
+  monkeypatch.setattr(streaming, "_FEWEST_TRACED", fewest_traced)
   model, qmodel, inputs = prepared("mobile_block")
   params = linear_params(Graph.from_model(model))
   names = [node.name for node in Graph.from_model(model).nodes if node.facts.role == "linear"]

@@ -96,6 +96,26 @@ def test_scales_are_chosen_an_output_or_for_all(bits):
     assert errors(integers, kernel, gram, found).sum() < errors(kept, kernel, gram, scale).sum()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("most_elements", [1, 2**20])
+def test_the_best_of_nine_scales_is_found(shared, most_elements, monkeypatch):
+  monkeypatch.setattr(rounding, "_MOST_ELEMENTS", most_elements)
+  kernel, gram = problem(6, blocks=2, inputs=20, outputs=4)
+  scale = np.full((1, 1, 1) if shared else (2, 1, 4), 0.5)
+  factors = rounding._factors(gram)
+  every = [rounding.compensated(kernel, gram, scale * ratio, 3) for ratio in rounding._RATIOS]
+  found = np.array([rounding.output_error(q, kernel, gram, scale * ratio)
+                    for q, ratio in zip(every, rounding._RATIOS)])
+  _, told = rounding._compensated(kernel, factors, scale * np.reshape(rounding._RATIOS, (-1, 1, 1, 1)), 3)
+  np.testing.assert_allclose(told, found, rtol=1e-6)
+  assert max(np.abs(q).max() for q in every) == 3  # clipped ones too
+  integers, best = rounding._best_of_scales(kernel, factors, scale, 3)
+  least = found.sum((1, 2)).min() if shared else found.min(0)
+  reached = rounding.output_error(integers, kernel, gram, best)
+  np.testing.assert_allclose(reached.sum() if shared else reached, least, rtol=1e-6)
+  assert best.shape == scale.shape and (shared or len(np.unique(best)) > 1)
+
+
 def test_independent_inputs_are_rounded_to_nearest():
   kernel, _ = problem(2, inputs=9)
   gram, scale = np.eye(9)[None] * np.arange(1, 10), np.full((1, 1, 5), 0.25)

@@ -60,10 +60,12 @@ def test_a_change_is_seen_by_the_layers_behind_it():
   assert not np.isclose(again[0], seen[0]) and np.isclose(again[1], seen[1])
 
 
-def test_chunks_give_the_same(monkeypatch):
+@pytest.mark.parametrize("fewest_traced", [1, 1000], ids=["traced", "eager"])
+def test_chunks_give_the_same(fewest_traced, monkeypatch):
   _, qmodel, inputs = calibrated("mobile_block")
   whole = [turn.image_means() for turn in layer_turns(qmodel, inputs)]
   monkeypatch.setattr(streaming, "_CHUNK_ELEMENTS", 6000)
+  monkeypatch.setattr(streaming, "_FEWEST_TRACED", fewest_traced)
   for first, second in zip(whole, (turn.image_means() for turn in layer_turns(qmodel, inputs))):
     np.testing.assert_allclose(first, second, atol=1e-5)
 
