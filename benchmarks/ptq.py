@@ -206,11 +206,26 @@ def write_readme(table: str) -> None:
   path.write_text(marked.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text()))
 
 
+def section_pattern(title: str) -> re.Pattern[str]:
+  """Returns what matches a section of benchmarks/results.md."""
+  return re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.S)
+
+
+def written_rows(title: str, *, settings: str = "") -> list[str]:
+  """Returns the lines of the table of a section that was written, those under its head.
+
+  Args:
+    settings: what the command of the section must end with; else there are none.
+  """
+  found = section_pattern(title).search(RESULTS.read_text()) if RESULTS.exists() else None
+  return re.findall(r"^\| .+ \|$", found[0], re.M)[1:] if found and f"{settings}`" in found[0] else []
+
+
 def write_section(title: str, body: str) -> None:
   """Replaces, or appends, one section of benchmarks/results.md."""
   text = RESULTS.read_text() if RESULTS.exists() else "# Measured results\n"
   section = f"## {title}\n\n{body}\n"
-  pattern = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.S)
+  pattern = section_pattern(title)
   text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}"
   RESULTS.write_text(text)
 

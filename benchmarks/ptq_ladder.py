@@ -1,6 +1,7 @@
 """What each method after training brings on real models, judged in the file.
 
-    python benchmarks/ptq_ladder.py [--models=v2,v1,resnet8] [--presets=w4a8,int8] [--rows=...] [--write]
+    python benchmarks/ptq_ladder.py [--models=v2,v1,resnet8] [--presets=w4a8,int8] [--rows=...]
+                                    [--write [--add]]
 
 The first rows add one method after the other; those named after an effort are `quantize(effort=)` as it is.
 A preset with activations of fewer than 8 bits is judged by the simulation: no file holds it.
@@ -101,11 +102,12 @@ def main() -> None:
   parser.add_argument("--presets", default="w4a8,int8")
   parser.add_argument("--rows", default=";".join(ROWS), help="which, separated by semicolons")
   parser.add_argument("--write", action="store_true")
+  parser.add_argument("--add", action="store_true", help="keep rows that are not measured now")
   flags = parser.parse_args()
   data = pathlib.Path(flags.shared).resolve() / "data"
   if not data.is_dir():
     sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section
+  from ptq import describe, write_section, written_rows
 
   import kquant.cli  # noqa: F401  quiet start
   for preset in flags.presets.split(","):
@@ -118,7 +120,11 @@ def main() -> None:
             "integers. Each row from \"+ adaround\" on has iterative bias correction. \"seconds\" is the "
             "whole of `quantize`, \"GB\" the largest memory of the process so far. Seed 0.")
     if flags.write:
-      write_section(f"{TITLE}, {preset}", f"{head}\n\n{note}\n\n{table(rows)}")
+      title, lines = f"{TITLE}, {preset}", table(rows).splitlines()
+      older = written_rows(title) if flags.add else []
+      note += " Rows that this command does not name are from earlier runs." if older else ""
+      every = {tuple(line.split(" | ")[:3]): line for line in (*older, *lines[2:])}
+      write_section(title, "\n".join([head, "", note, "", *lines[:2], *every.values()]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from ptq import RESULTS, ROOT, describe, images_of, judge, load, write_section
+from ptq import ROOT, describe, images_of, judge, load, write_section, written_rows
 
 BATCH = 32
 CALIBRATION = 256
@@ -233,11 +233,8 @@ TABLES = {"accuracy": (accuracy_row, ROWS, 1e-3, 80),
 
 def with_older(table: str, settings: str, rows: dict[str, list[str]]) -> dict[str, list[str]]:
   """Returns the rows, and those of the table in results.md that the same settings gave, in its order."""
-  text = RESULTS.read_text() if RESULTS.exists() else ""
-  section = re.search(rf"## {re.escape(TITLES[table])}\n.*?(?=\n## |\Z)", text, re.S)
-  same = section and f"{settings}`" in section[0]
-  lines = re.findall(r"^\| (.+) \|$", section[0], re.M)[1:] if same else []
-  older = {cells[0]: cells for cells in (line.split(" | ") for line in lines)}
+  lines = [line.strip("| ").split(" | ") for line in written_rows(TITLES[table], settings=settings)]
+  older = {cells[0]: cells for cells in lines}
   return {**older, **rows}
 
 
