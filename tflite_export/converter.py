@@ -20,6 +20,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.graph import Graph
 from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
+from kquant.core.report import first_line
 from tflite_export.lower import lower
 from tflite_export.program import IntProgram, IntTensor
 from tflite_export.reader import float_operators, from_bytes
@@ -51,7 +52,7 @@ def convert(model: keras.Model, encodings: Encodings) -> bytes:
   try:
     data = converter.convert()
   except Exception as error:  # its errors are of many classes
-    reason = str(error).strip().splitlines()[0].split("error: ")[-1]  # a place in our source is in front
+    reason = first_line(error).split("error: ")[-1]  # a place in our source is in front
     raise ValueError(f"The converter failed: {reason}") from error
   if kinds := {kind: None for kind in float_operators(from_bytes(data)) if "QUANTIZE" not in kind}:
     raise UnsupportedLayerError(f"The converter leaves operators in float: {', '.join(kinds)}.")

@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from kquant.core import capped_relu, functions  # noqa: F401  registers the layers that rewrites may leave
 from kquant.core.graph import Graph
+from kquant.core.report import first_line
 
 _KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. Rebuild the model with "
             "TF_USE_LEGACY_KERAS=1 and tf_keras, load its weights and save it again.")
@@ -35,7 +36,7 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
     model = keras.models.load_model(path, compile=compile)
   except (ValueError, TypeError, OSError) as error:
     reason = f"Unknown layer {name!r}" if (name := _unknown_class(path)) else (
-        next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip("."))
+        first_line(error).rstrip("."))
     raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
                      "from Python, where they are registered: kquant.quantize(model, images).") from error
   return model if input_shape is None else with_input_shape(model, input_shape)

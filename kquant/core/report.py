@@ -66,6 +66,11 @@ class Report:
                       [(method, what, "kept" if kept else "left out") for method, what, kept in self.steps])
 
 
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, or its class where it has none."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """Returns rows under a header, columns padded to their widest cell, numbers to the right."""
   cells = [[str(cell) for cell in row] for row in [header, *rows]]

@@ -98,9 +98,9 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   """
   if config.finetune == "none":
     return _rounded(graph, config, calibration, report, seed)
-  teacher = graph.to_model()
   train, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
   with report.stage("finetune_trial"):
+    teacher = graph.to_model()
     trial = _rounded(graph.copy(), config, train, Report(), seed)
     settings = _settings(trial, config.finetune, len(train[0]))
     tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)

@@ -1,9 +1,11 @@
 """Two unrelated producers, one result: the converter's file of the same encodings gives the same integers."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kquant as kq
 from kquant.core.layers import UnsupportedLayerError
@@ -112,3 +114,14 @@ def test_real_models(shared_data, name, size, kernel_sets):
   data, program = convert(result.model, result.encodings), lower(result.model, result.encodings)
   for kernels in kernel_sets:
     assert differences(data, to_bytes(program), random_inputs(program, images=8), kernels) == [0]
+
+
+def test_a_failure_without_a_message_is_named_by_its_class(monkeypatch):
+  def fail():
+    raise RuntimeError
+
+  result = quantized("conv_bn_relu", "int8_tflm")
+  monkeypatch.setattr(tf.lite.TFLiteConverter, "from_concrete_functions",
+                      lambda *_: types.SimpleNamespace(convert=fail))
+  with pytest.raises(ValueError, match="The converter failed: RuntimeError"):
+    convert(result.model, result.encodings)
