@@ -113,8 +113,6 @@ def main() -> None:
   for preset in flags.presets.split(","):
     rows = [row for name in flags.models.split(",")
             for row in compare(name, preset, data, flags.rows.split(";"))]
-    head = describe(f"python benchmarks/ptq_ladder.py --models={flags.models} --presets={preset} "
-                    f"--rows=\"{flags.rows}\"")
     note = ("Calibrated on the first 128 images in label order, judged on the other 372 (resnet8: first 256 "
             "of x_train, all of x_test), by LiteRT at the input of the softmax where a file holds the "
             "integers. Each row from \"+ adaround\" on has iterative bias correction. \"seconds\" is the "
@@ -122,8 +120,11 @@ def main() -> None:
     if flags.write:
       title, lines = f"{TITLE}, {preset}", table(rows).splitlines()
       older = written_rows(title) if flags.add else []
-      note += " Rows that this command does not name are from earlier runs." if older else ""
+      note += f" Measured last: {flags.rows}; the other rows are from earlier runs." if older else ""
       every = {tuple(line.split(" | ")[:3]): line for line in (*older, *lines[2:])}
+      labels = ";".join(dict.fromkeys(label for *_, label in every))
+      head = describe(f"python benchmarks/ptq_ladder.py --models={flags.models} --presets={preset} "
+                      f"--rows=\"{labels}\"")
       write_section(title, "\n".join([head, "", note, "", *lines[:2], *every.values()]))
 
 
