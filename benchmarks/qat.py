@@ -7,6 +7,7 @@ accuracy    resnet8 on the shared CIFAR-10 images, with labels, against the floa
 resnet8     oscillations of resnet8 at W3A3 (both ends W8A8), with labels
 mobilenet   oscillations of MobileNetV1 0.25 at W4A4 (both ends W8A8), by distillation from the float model
 
+A row of the last two may end in a seed, "LSQ, seed 1"; without it is 0.
 Each row is printed when it is there; `--write` puts it into its table in benchmarks/results.md and leaves
 the other rows of the same epochs and learning rate as they are.
 """
@@ -188,39 +189,48 @@ def controls(method: str) -> list:
   return [kq.TrackOscillations(), *([kq.DampenOscillations(last=last[method])] if method in last else [])]
 
 
-def resnet8_row(method: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
+def method_and_seed(name: str) -> tuple[str, int]:
+  """Splits the name of a row."""
+  method, _, seed = name.partition(", seed ")
+  return method, int(seed or 0)
+
+
+def resnet8_row(name: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
   """W3A3 with labels."""
   import tf_keras as keras
 
   from kquant.core import metrics
-  keras.utils.set_random_seed(0)
+  method, seed = method_and_seed(name)
+  keras.utils.set_random_seed(seed)
   x, y, x_test, y_test = cifar(data)
   steps = len(x) // BATCH
   qmodel = quantized(load("resnet8", data), x[:CALIBRATION].astype(np.float32), 3, 3, "absorb", True)
   compiled(qmodel, epochs=epochs, steps=steps, learning_rate=learning_rate,
            loss="sparse_categorical_crossentropy")
-  logs, seconds = fit(qmodel, augmented(x, y, pad=4, size=32), epochs=epochs, steps=steps,
+  logs, seconds = fit(qmodel, augmented(x, y, pad=4, size=32, seed=seed), epochs=epochs, steps=steps,
                       callbacks=controls(method))
-  return [method, f"{metrics.top1(scores(qmodel, x_test), y_test):.4f}", f"{100 * logs['oscillating']:.3f}",
+  return [name, f"{metrics.top1(scores(qmodel, x_test), y_test):.4f}", f"{100 * logs['oscillating']:.3f}",
           f"{100 * logs['frozen']:.3f}", f"{seconds:.0f}", f"{1000 * seconds / (epochs * steps):.1f}"]
 
 
-def mobilenet_row(method: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
+def mobilenet_row(name: str, data: pathlib.Path, epochs: int, learning_rate: float) -> list[str]:
   """W4A4 by distillation from the float model, on crops of the images that calibrate."""
   import tf_keras as keras
 
   import kquant as kq
   from kquant.core import metrics
-  keras.utils.set_random_seed(0)
+  method, seed = method_and_seed(name)
+  keras.utils.set_random_seed(seed)
   x, x_test, y_test = images_of("v1", data)
   model, steps = load("v1", data), 32
   qmodel = quantized(model, x, 4, 4, "absorb", True)
   trainer = kq.DistillationModel(qmodel, model, output_loss="kl")
   compiled(trainer, epochs=epochs, steps=steps, learning_rate=learning_rate)
-  logs, seconds = fit(trainer, augmented(x, None, pad=24, size=224, batch=16), epochs=epochs, steps=steps,
+  images = augmented(x, None, pad=24, size=224, batch=16, seed=seed)
+  logs, seconds = fit(trainer, images, epochs=epochs, steps=steps,
                       callbacks=[*controls(method), kq.ReestimateBatchNorm(x)])
   found, reference = scores(qmodel, x_test), scores(model, x_test)
-  return [method, f"{metrics.agreement(found, reference):.4f}", f"{metrics.top1(found, y_test):.4f}",
+  return [name, f"{metrics.agreement(found, reference):.4f}", f"{metrics.top1(found, y_test):.4f}",
           f"{100 * logs['oscillating']:.3f}", f"{100 * logs['frozen']:.3f}", f"{seconds:.0f}",
           f"{1000 * seconds / (epochs * steps):.1f}"]
 
@@ -271,7 +281,7 @@ def main() -> None:
       every = with_older(flags.table, settings, rows)
       head = describe(f"python benchmarks/qat.py --table={flags.table} --rows=\"{';'.join(every)}\" "
                       f"{settings}")
-      write_section(TITLES[flags.table], f"{head}, seed 0\n\n{markdown(flags.table, list(every.values()))}")
+      write_section(TITLES[flags.table], f"{head}\n\n{markdown(flags.table, list(every.values()))}")
 
 
 if __name__ == "__main__":
