@@ -3,7 +3,8 @@
 A quarter of the calibration images is held back. Method after method is added, quantized on the rest, and
 kept unless the outputs on the held-back images are worse by more than two standard errors of the paired
 difference; scaling, which may add operators to the file, only where they are better by more than one. Trials
-quantize on a part of the rest; what was kept is then run on all images.
+quantize on a part of the rest; what was kept is then run on all images. Scaling alone, which leaves the float
+network as it is, is not found again.
 """
 
 import dataclasses
@@ -16,14 +17,15 @@ from kquant.core import data
 from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import EFFORTS, QuantConfig
+from kquant.ptq.judging import image_sqnr_db, paired_change
 from kquant.ptq.pipeline import Calibrated, scaled
 from kquant.qmodel.outputs import network_outputs, output_function
 
 _BALANCED = [{"bias": "iterative"}, {"rounding": "closed_form"}, {"equalize": "joint"}]
 STEPS: dict[str, list[dict[str, str]]] = dict(zip(EFFORTS, (
     [{"bias": "iterative"}], _BALANCED, [*_BALANCED, {"finetune": "qft"}])))
-"""What each effort adds to a config, in order: the first is taken as it is, the others are tried; fine-tuning
-holds images back itself. Scaling comes last: below 8 bits nothing can be told before weights are rounded."""
+"""What each effort adds to a config: the first is taken as it is, the others are tried; fine-tuning holds
+images back itself."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
@@ -31,11 +33,11 @@ _HARM, _GAIN = 2.0, 1.0  # standard errors
 
 
 def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.ndarray], report: Report, *,
-                said: Sequence[str] = (), seed: int = 0) -> QuantConfig:
-  """Returns the config with the methods of an effort that hold on held-back images.
+                said: Sequence[str] = (), seed: int = 0) -> tuple[QuantConfig, Graph]:
+  """Returns the config with the methods of an effort that hold on held-back images, and the scaled graph.
 
   Args:
-    graph: of the float model, standardized and folded; it is not changed.
+    graph: of the float model, standardized and folded; it may be changed.
     said: fields of the config that the user decided: they stay.
     report: takes a line for each method, and the seconds of trying as the stage "trials".
 
@@ -51,28 +53,36 @@ def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.
            and dataclasses.replace(config, **step) != config]
   tuning = {name: value for step in rest for name, value in step.items() if name == "finetune"}
   count = len(images[0])
-  if count < _FEWEST:
+  if tried and count >= _FEWEST:
+    with report.stage("trials"):
+      config, graph = _kept(config, _cheapest_first(tried, config), graph, images, report, seed)
+  else:
     for step in tried:
       config = dataclasses.replace(config, **step)
       report.add_step(*step.values(), f"not tried: {count} images are too few to hold some back", kept=True)
-  elif tried:
-    with report.stage("trials"):
-      config = _kept(config, tried, graph, images, report, seed)
-  return dataclasses.replace(config, **tuning)
+    graph = scaled(graph, config, images, report)
+  return dataclasses.replace(config, **tuning), graph
+
+
+def _cheapest_first(steps: list[dict[str, str]], config: QuantConfig) -> list[dict[str, str]]:
+  """Scaling before rounding, unless some weights have so few bits that nearest integers tell nothing."""
+  if min(rule.weights.bits for rule in config.rules) < 8:
+    return steps
+  return sorted(steps, key=lambda step: "rounding" in step)
 
 
 def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images: list[np.ndarray],
-          report: Report, seed: int) -> QuantConfig:
-  """Tries steps in turn, each on top of those that were kept."""
+          report: Report, seed: int) -> tuple[QuantConfig, Graph]:
+  """Tries steps in turn, each on top of those that were kept; returns these and the graph they scale."""
   train, judge = data.hold_back(images, seed=seed)
   chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
-  train = [array[chosen] for array in train]
+  part = [array[chosen] for array in train]
   reference = network_outputs(graph.to_model(), judge)
   networks: dict[str, _Trials] = {}  # each scaling of the network is found and calibrated once
 
   def quality(config: QuantConfig) -> np.ndarray:
     if config.equalize not in networks:
-      networks[config.equalize] = _Trials(graph, config, train)
+      networks[config.equalize] = _Trials(scaled(graph.copy(), config, train, Report()), config, part)
     return image_sqnr_db(networks[config.equalize].outputs(config, judge, seed), reference)
 
   best = quality(config)
@@ -85,37 +95,18 @@ def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images
                     f"{time.perf_counter() - start:.1f} s", kept=kept)
     if kept:
       config, best = candidate, found
-  return config
+  return config, networks[config.equalize].graph
 
 
 class _Trials:
-  """A scaled and calibrated network whose integers are chosen again and again."""
+  """A scaled network, calibrated, whose integers are chosen again and again."""
 
   def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray]):
-    self._network = Calibrated(scaled(graph.copy(), config, images, Report()), config, images, Report())
+    self.graph = graph
+    self._network = Calibrated(graph.copy(), config, images, Report())
     self._answer = output_function(self._network.qmodel)
 
   def outputs(self, config: QuantConfig, judge: list[np.ndarray], seed: int) -> list[np.ndarray]:
     """Returns what the network answers with the integers that a config chooses."""
     self._network.choose_integers(config, Report(), seed=seed)
     return self._answer(judge)
-
-
-def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of found - before, each [images], and its standard error."""
-  difference = found - before
-  return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
-
-
-def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
-  """Returns 10 log10(sum reference^2 / sum (output - reference)^2) of each image: [images].
-
-  Of several outputs it is the mean.
-  """
-  found = []
-  for output, wanted in zip(outputs, reference):
-    axes = tuple(range(1, wanted.ndim))
-    noise = np.square(output.astype(np.float64) - wanted).sum(axis=axes)
-    signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
-    found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
-  return np.mean(found, axis=0)

@@ -24,7 +24,10 @@ from kquant.qmodel.calibrate import Statistics, observe
 from kquant.rewrites.standardize import standardize
 
 METHODS = ROUNDINGS[1:]
-_DAMPING = 0.05
+_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 0.1, 0.02, 0.5
+"""Of the Gram matrix, the first times inputs over images: with few images its small eigenvalues are chance.
+(w4a8, SQNR on new images, 0.05 throughout and this: MobileNetV2 8.0 and 8.3 dB, MobileNetV1 0.25 10.9 and
+11.2, ResNet-8 with 256 images 23.6 and 23.6.)"""
 
 
 def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
@@ -64,26 +67,28 @@ def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarr
     ((name, grid),) = turn.layer.weight_encodings().items()
     halves = measure_moments(turn, generator)
     kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
-                                 method=method)
+                                 images=turn.images, method=method)
     turn.layer.set_scale(scale)
     turn.layer.set_integers(kernel)
     correct_mean(turn, statistics)
   return list(dict.fromkeys(shared))
 
 
-def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches,
-                 halves: list[Moments], *, method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
+def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches, halves: list[Moments], *,
+                 images: int, method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
 
   Args:
     grid: says the bits, and whether there is one scale a channel.
     halves: moments of the layer's inputs, as `measure_moments` returns them.
+    images: how many they are of.
   """
   parts = cuts(patches.inputs)
   matrix = patches.matrix(kernel).astype(np.float64)
   whole, cut = matrix.shape, (patches.blocks * parts, patches.inputs // parts, patches.outputs)
   matrix = (matrix.reshape(cut) + undoing(matrix.reshape(cut), halves)).reshape(whole)
-  gram = rounding.damped(merged(halves).gram, _DAMPING)
+  damping = np.clip(_DAMPING * patches.inputs / parts / images, _LEAST_DAMPING, _MOST_DAMPING)
+  gram = rounding.damped(merged(halves).gram, damping)
   qmax, per_channel = grid.limits[1], grid.axis is not None
   weight = np.diagonal(gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
   scale = rounding.weighted_scale(matrix, weight, qmax, per_channel=per_channel)

@@ -17,10 +17,12 @@ from kquant.ptq.bias_correction import (
   linear_params,
 )
 from kquant.ptq.finetuning import finetune, split_to_judge
+from kquant.ptq.judging import image_sqnr_db, paired_change
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.outputs import network_outputs, output_function
 from kquant.rewrites.channel_statistics import measure_channels
 from kquant.rewrites.dead_channels import prune_dead_channels
 from kquant.rewrites.equalize import equalize
@@ -102,13 +104,17 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   with report.stage("finetune_trial"):
     teacher = graph.to_model()
     trial = _rounded(graph.copy(), config, train, Report(), seed)
+    answer, reference = output_function(trial), network_outputs(teacher, judge)
+    before = image_sqnr_db(answer(judge), reference)
     settings = _settings(trial, config.finetune, len(train[0]))
     tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
-  what = (f"loss on held-back images {tuned.losses[0]:.4g} -> {min(tuned.losses):.4g}, best after "
+    change, error = paired_change(image_sqnr_db(answer(judge), reference), before)
+  kept = change > error
+  what = (f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, best after "
           f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
-  report.add_step(config.finetune, what, kept=tuned.best_epoch > 0)
+  report.add_step(config.finetune, what, kept=kept)
   qmodel = _rounded(graph, config, calibration, report, seed)
-  if tuned.best_epoch:
+  if kept:
     with report.stage("finetune"):
       finetune(qmodel, teacher, calibration, until=tuned.best_epoch, seed=seed, **settings)
   return qmodel

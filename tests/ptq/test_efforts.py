@@ -13,7 +13,8 @@ from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.ptq import efforts
-from kquant.ptq.efforts import image_sqnr_db, paired_change, with_effort
+from kquant.ptq.efforts import with_effort
+from kquant.ptq.judging import image_sqnr_db, paired_change
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
@@ -45,7 +46,8 @@ def dictate(monkeypatch, *changes):
   for mean, width in changes:
     found.append(found[-1] + np.linspace(mean - width, mean + width, 10))
   qualities = iter(found)
-  monkeypatch.setattr(efforts, "_Trials", lambda *_: types.SimpleNamespace(outputs=lambda *_: []))
+  monkeypatch.setattr(efforts, "_Trials", lambda graph, *_: types.SimpleNamespace(
+      outputs=lambda *_: [], graph=graph))
   monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
   return folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
 
@@ -57,14 +59,22 @@ def dictate(monkeypatch, *changes):
 def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, monkeypatch):
   graph, inputs = dictate(monkeypatch, rounding, joint)
   report = Report()
-  with_effort(QuantConfig(), "balanced", graph, inputs, report)
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, report)
   assert [keeping for _, _, keeping in report.steps] == kept
+
+
+def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
+  graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
+  report = Report()
+  config, scaled_graph = with_effort(QuantConfig(), "balanced", graph, inputs, report)
+  assert [(name, kept) for name, _, kept in report.steps] == [("joint", True), ("closed_form", True)]
+  assert (config.equalize, config.rounding) == ("joint", "closed_form") and scaled_graph is not graph
 
 
 def test_a_step_that_does_harm_is_left_out(monkeypatch):
   graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
   report = Report()
-  config = with_effort(QuantConfig(), "best", graph, inputs, report)
+  config, _ = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
   assert (config.bias, config.equalize, config.rounding, config.finetune) == (
       "iterative", "none", "closed_form", "qft")
   assert [(name, kept) for name, _, kept in report.steps] == [("closed_form", True), ("joint", False)]
@@ -75,14 +85,14 @@ def test_a_step_that_does_harm_is_left_out(monkeypatch):
 def test_what_the_user_says_stays():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   said = ["bias", "equalize"]
-  config = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
+  config, _ = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
   assert (config.bias, config.equalize, config.rounding) == ("local", "none", "closed_form")
 
 
 def test_few_images_keep_every_step_and_say_so():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   report = Report()
-  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).equalize == "joint"
+  assert with_effort(QuantConfig(), "balanced", graph, inputs, report)[0].equalize == "joint"
   assert "8 images are too few" in report.steps[0][1]
 
 
@@ -103,7 +113,8 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
   result = kquant.quantize(model, inputs, config=config, effort=effort)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[inputs[0][:2]], certify=True)
   assert written.verification.max_lsb <= 1
-  tried = [] if effort == "fast" else ["closed_form", "joint"]
+  tried = {"int8": ["joint", "closed_form"], "w4a8": ["closed_form", "joint"]}[config]
+  tried = [] if effort == "fast" else tried
   assert [name for name, _, _ in result.report.steps] == tried
 
 

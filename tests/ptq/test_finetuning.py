@@ -106,8 +106,8 @@ def test_a_run_until_the_best_epoch_gives_what_a_judged_run_keeps():
     kq.finetune(plain, folded, trained, epochs=4, until=5)
 
 
-@pytest.mark.parametrize("best", [0, 1])
-def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(best, monkeypatch):
+@pytest.mark.parametrize("change, kept", [(0.6, True), (0.4, False)])
+def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(change, kept, monkeypatch):
   model = models.build("mobile_block")
   inputs, rounded, tuned = models.sample_inputs(model, images=40), [], []
   round_layers = pipeline.round_layers
@@ -118,17 +118,19 @@ def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(best, monkey
 
   def tuning(qmodel, teacher, images, **more):
     tuned.append((images[0], more.get("validation"), more.get("until")))
-    return Finetuning(qmodel, [1.0, 1.5 - best], best)
+    return Finetuning(qmodel, [1.0, 0.5], 1)
 
   monkeypatch.setattr(pipeline, "round_layers", rounding)
   monkeypatch.setattr(pipeline, "finetune", tuning)
+  monkeypatch.setattr(pipeline, "paired_change", lambda *_: (change, 0.5))
   result = kq.quantize(model, inputs, config="w4a8", rounding="closed_form", finetune="bft")
   assert [len(x) for x in rounded] == [30, 40]
   trained, judging, until = tuned[0]
   assert trained is rounded[0] and len(judging[0]) == 10 and until is None
   assert not {x.tobytes() for x in trained} & {x.tobytes() for x in judging[0]}
-  assert [(len(x), until) for x, _, until in tuned[1:]] == [(40, 1)] * best
-  assert [kept for *_, kept in result.report.steps] == [bool(best)]
+  assert [(len(x), until) for x, _, until in tuned[1:]] == [(40, 1)] * kept
+  ((_, what, found),) = result.report.steps
+  assert found == kept and f"{change:+.2f} dB +- 0.50 on 10 held-back images" in what
 
 
 def test_training_that_does_harm_is_taken_back():

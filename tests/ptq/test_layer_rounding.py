@@ -54,9 +54,10 @@ def test_rounding_beats_nearest_with_the_same_bias_correction():
   _, rounded, _ = prepared("mobile_block", "w3a8", images=64)
   correct_bias(nearest, model, inputs, method="iterative")
   round_weights(rounded, model, inputs)
-  reference, first = logits(model, nearest, inputs)
-  _, second = logits(model, rounded, inputs)
-  assert np.square(second - reference).sum() < 0.5 * np.square(first - reference).sum()
+  fresh = models.sample_inputs(model, images=64, seed=2)
+  reference, first = logits(model, nearest, fresh)
+  _, second = logits(model, rounded, fresh)
+  assert np.square(second - reference).sum() < 0.6 * np.square(first - reference).sum()
 
 
 def test_an_unknown_method_is_refused():

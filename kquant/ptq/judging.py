@@ -1,0 +1,23 @@
+"""Whether a method made a network better, told from images that it has not seen."""
+
+import numpy as np
+
+
+def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of found - before, each [images], and its standard error."""
+  difference = found - before
+  return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+
+
+def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
+  """Returns 10 log10(sum reference^2 / sum (output - reference)^2) of each image: [images].
+
+  Of several outputs it is the mean.
+  """
+  found = []
+  for output, wanted in zip(outputs, reference):
+    axes = tuple(range(1, wanted.ndim))
+    noise = np.square(output.astype(np.float64) - wanted).sum(axis=axes)
+    signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
+    found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
+  return np.mean(found, axis=0)
