@@ -3,10 +3,13 @@
     result = kquant.quantize(model, calibration=images)
     tflite_export.export(result, "model.tflite", verify=images[:2])
 
-Public names are imported when they are first used, so that a script can set up TensorFlow first.
+Public names are imported when they are first used, so that a script can set up TensorFlow first. Model files
+with kquant's layers load with tf_keras' own `load_model` wherever kquant is imported.
 """
 
 import importlib
+
+from kquant import registration
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,8 @@ _HOMES = {
     "TrackOscillations": "kquant.qat.oscillation_control",
     "FreezeOscillations": "kquant.qat.oscillation_control",
     "DampenOscillations": "kquant.qat.oscillation_control",
+    "OscillatingFraction": "kquant.qat.metrics",
+    "FrozenFraction": "kquant.qat.metrics",
     "ReestimateBatchNorm": "kquant.qat.bn_reestimate",
     "reestimate_batch_norm": "kquant.qat.bn_reestimate",
     "FreezeBatchNorm": "kquant.qat.schedules",
@@ -53,9 +58,13 @@ def __getattr__(name: str):
   if name not in _HOMES:
     raise AttributeError(f"module 'kquant' has no attribute {name!r}")
   value = getattr(importlib.import_module(_HOMES[name]), name)
+  registration.register_layers()
   globals()[name] = value
   return value
 
 
 def __dir__() -> list[str]:
   return __all__
+
+
+registration.register_when_keras_is_imported()

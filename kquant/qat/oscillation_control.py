@@ -5,6 +5,7 @@ import tensorflow as tf
 from kquant.core.layers import LAYERS
 from kquant.qat import oscillation
 from kquant.qat.callback import TrainingCallback
+from kquant.qat.metrics import COUNTED, fraction, history_of
 from kquant.qmodel.layers import QuantizeWeights
 
 _NEVER = 2.0  # no frequency is above 1
@@ -15,7 +16,8 @@ class TrackOscillations(TrainingCallback):
 
   `logs["oscillating"]`: weights that are not frozen whose frequency is above `counted`;
   `logs["frozen"]`: those that are frozen; both 0..1, of all weights that are followed. They show in the
-  history, the progress bar and, where it stands behind this callback, TensorBoard.
+  history, the progress bar and, where it stands behind this callback, TensorBoard. As Keras metrics, in
+  the logs of every batch, they are `OscillatingFraction` and `FrozenFraction`.
 
   What is remembered (10 bytes a weight) are variables of the layers: checkpoints and saved models hold
   it. Integers are looked at after each batch, once for all layers; with `steps_per_execution` above 1
@@ -28,7 +30,7 @@ class TrackOscillations(TrainingCallback):
     counted: frequency above which a weight counts as oscillating (the paper's 0.005).
   """
 
-  def __init__(self, *, momentum: float = 0.001, bits: int = 4, counted: float = 0.005):
+  def __init__(self, *, momentum: float = 0.001, bits: int = 4, counted: float = COUNTED):
     super().__init__()
     if not 0 < momentum < 1:
       raise ValueError(f"{type(self).__name__}: momentum must be between 0 and 1, got {momentum}.")
@@ -44,6 +46,7 @@ class TrackOscillations(TrainingCallback):
         layer.track()
     if fresh:
       self.model.make_train_function(force=True)
+      self.model.make_test_function(force=True)
     self._follow = tf.function(self._follow_all, autograph=False)
     self._measure = tf.function(self._fractions, autograph=False)
 
@@ -65,18 +68,14 @@ class TrackOscillations(TrainingCallback):
   def _follow_all(self, threshold: tf.Tensor) -> None:
     for layer in self._followed:
       for name, integers in layer.latent_integers().items():
-        history = _history_of(layer, name)
+        history = history_of(layer, name)
         moved = oscillation.freeze(oscillation.follow(history, integers, self.momentum), threshold)
         fresh = oscillation.start(integers)
         for field, new, restarted in zip(history._fields, moved, fresh):
           layer.histories[name][field].assign(tf.where(layer.integers_settle, new, restarted))
 
   def _fractions(self) -> dict[str, tf.Tensor]:
-    histories = [_history_of(layer, name) for layer in self._followed for name in layer.histories]
-    total = float(sum(history.frozen.shape.num_elements() for history in histories))
-    count = lambda masks: tf.add_n([tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks]) / total
-    return {"oscillating": count([~h.frozen & (h.frequency > self.counted) for h in histories]),
-            "frozen": count([h.frozen for h in histories])}
+    return {field: fraction(self._followed, field, self.counted) for field in ("oscillating", "frozen")}
 
 
 class FreezeOscillations(TrackOscillations):
@@ -156,8 +155,3 @@ def dampening_of(layer: QuantizeWeights) -> tf.Tensor:
   """Returns the sum of `oscillation.dampening` over the quantized weights of a layer."""
   out_axes = LAYERS[type(layer.layer).__name__].out_axes
   return tf.add_n([oscillation.dampening(*grid, out_axes) for grid in layer.latent_grids().values()])
-
-
-def _history_of(layer: QuantizeWeights, name: str) -> oscillation.History:
-  variables = layer.histories[name]
-  return oscillation.History(*(variables[field].value() for field in oscillation.History._fields))

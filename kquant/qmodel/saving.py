@@ -11,8 +11,7 @@ from kquant.qmodel import layers  # noqa: F401  registers the layers, and with t
 def load_model(path: str | os.PathLike, *, compile: bool = False) -> keras.Model:
   """Returns the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
-  Keras' own load_model finds kquant's layers once they are registered, which this does: `import kquant`
-  alone does not, so as not to import TensorFlow.
+  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file.
 
   Args:
     compile: compiles it as it was, with the state of its optimizer, to train on.

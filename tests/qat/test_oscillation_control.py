@@ -223,3 +223,27 @@ def test_a_kernel_whose_batch_norm_learns_is_followed_when_that_is_frozen():
   assert not qmodel.get_layer("conv").histories["kernel"]["direction"].numpy().any()
   fit(qmodel, x, y, [kq.TrackOscillations(momentum=0.1), kq.FreezeBatchNorm(epochs=0)], epochs=2)
   assert qmodel.get_layer("conv").histories["kernel"]["direction"].numpy().any()
+
+
+def test_fractions_are_keras_metrics_too():
+  qmodel, x, y = quantized()
+  qmodel.compile(keras.optimizers.SGD(0.3, momentum=0.5), "mse", metrics=[
+      "mae", kq.OscillatingFraction(qmodel), kq.FrozenFraction(qmodel)])
+  assert qmodel.evaluate(x, y, verbose=0, return_dict=True)["oscillating"] == 0.0  # nothing is followed yet
+  batches = []
+  look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: batches.append(dict(logs)))
+  logs = qmodel.fit(x, y, batch_size=4, epochs=6, verbose=0, callbacks=[look, freezing()]).history
+  assert {"oscillating", "frozen", "mae"} <= set(batches[0])
+  found = qmodel.evaluate(x, y, verbose=0, return_dict=True)
+  assert found["frozen"] == pytest.approx(logs["frozen"][-1]) and found["frozen"] > 0
+  frozen = np.concatenate([h.ravel() for (_, _, field), h in histories(qmodel).items() if field == "frozen"])
+  assert float(kq.FrozenFraction(qmodel).result()) == pytest.approx(frozen.mean())
+
+
+def test_metrics_of_weights_are_saved_without_their_model(tmp_path):
+  qmodel, x, y = quantized()
+  qmodel.compile("sgd", "mse", metrics=[kq.OscillatingFraction(qmodel, counted=0.1)])
+  qmodel.fit(x, y, verbose=0)
+  qmodel.save(tmp_path / "m.keras")
+  loaded = kq.load_model(tmp_path / "m.keras", compile=True)
+  assert np.isnan(loaded.evaluate(x, y, verbose=0, return_dict=True)["oscillating"])

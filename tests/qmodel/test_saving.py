@@ -42,21 +42,27 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
   assert kq.finalize(loaded)[1] == kq.finalize(qmodel)[1]
 
 
-def test_another_process_needs_nothing_but_kquant(tmp_path):
+@pytest.mark.parametrize("imports", [
+    "import kquant, tf_keras", "import tf_keras, kquant", "import kquant; kquant.rewrite; import tf_keras"])
+def test_another_process_needs_nothing_but_kquant(imports, tmp_path):
   qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
   np.savez(tmp_path / "d.npz", x=x[:2], y=qmodel(x[:2]).numpy())
   for file in FORMATS:
     qmodel.save(tmp_path / file)
-  code = ("import sys, numpy, kquant as kq\n"
+  code = (f"{imports}\n"
+          "import sys, numpy\n"
           "data = numpy.load(sys.argv[1] + '/d.npz')\n"
           "for file in sys.argv[2:]:\n"
-          "  model = kq.load_model(sys.argv[1] + '/' + file)\n"
-          "  assert not numpy.abs(model(data['x']).numpy() - data['y']).max(), file\n"
-          "import tf_keras\n"
-          "model = tf_keras.models.load_model(sys.argv[1] + '/m.h5')\n"
-          "assert not numpy.abs(model(data['x']).numpy() - data['y']).max()\n")
+          "  for load in (tf_keras.models.load_model, kquant.load_model):\n"
+          "    found = load(sys.argv[1] + '/' + file)(data['x'])\n"
+          "    assert not numpy.abs(found.numpy() - data['y']).max(), file\n")
   done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *FORMATS], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_importing_kquant_imports_neither_tensorflow_nor_keras():
+  code = "import sys, kquant\nassert not {'tensorflow', 'tf_keras', 'numpy'} & set(sys.modules)"
+  subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("pair, how", zip(PAIRS, ("m.keras", "checkpoint", "m.h5", "m.keras", "checkpoint")))

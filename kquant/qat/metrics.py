@@ -1,0 +1,81 @@
+"""Keras metrics of oscillating weights: for `compile`, for TensorBoard, or by themselves."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.qat.oscillation import History
+from kquant.qmodel.layers import QuantizeWeights
+
+COUNTED = 0.005
+"""Frequency above which a weight counts as oscillating: that of Nagel et al. 2022."""
+
+
+def history_of(layer: QuantizeWeights, name: str) -> History:
+  """Returns what is remembered of the integers of a layer's weight, by its attribute."""
+  variables = layer.histories[name]
+  return History(*(variables[field].value() for field in History._fields))
+
+
+def fraction(layers: Iterable[QuantizeWeights], field: str, counted: float = COUNTED) -> tf.Tensor:
+  """Returns which part of all followed weights is "frozen", or "oscillating" and not frozen: 0..1.
+
+  Where none is followed it is 0.
+  """
+  histories = [history_of(layer, name) for layer in layers for name in layer.histories]
+  masks = [h.frozen if field == "frozen" else ~h.frozen & (h.frequency > counted) for h in histories]
+  found = sum(tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks)
+  return tf.constant(0.0) if not masks else found / float(sum(mask.shape.num_elements() for mask in masks))
+
+
+class _WeightFraction(keras.metrics.Metric):
+  """A metric that looks at a model's weights in place of its outputs.
+
+  It is read when Keras asks for it, and has the values that the last step of `TrackOscillations` or
+  `FreezeOscillations` left; without such a callback it is 0. A model that is loaded compiled has the
+  metric without its model: it is NaN until `compile` is called with a new one.
+
+  Args:
+    model: what is trained: what `insert_quantizers` returned, or a model around it.
+    counted: frequency above which a weight counts as oscillating.
+  """
+
+  field = ""
+
+  def __init__(self, model: keras.Model | None = None, *, counted: float = COUNTED, name: str | None = None,
+               dtype=None):
+    super().__init__(name=name or self.field, dtype=dtype)
+    self.counted = counted
+    self._find_layers = lambda: None if model is None else [  # in a lambda, or Keras would own the model
+        module for module in (model, *model.submodules) if isinstance(module, QuantizeWeights)]
+
+  def update_state(self, *_, **__) -> None:
+    """Does nothing: outputs tell nothing of it."""
+
+  def reset_state(self) -> None:
+    """Does nothing: the callback remembers."""
+
+  def result(self) -> tf.Tensor:
+    """Returns the fraction, 0..1."""
+    layers = self._find_layers()
+    return tf.constant(float("nan")) if layers is None else fraction(layers, self.field, self.counted)
+
+  def get_config(self) -> dict[str, Any]:
+    """Returns the arguments of the constructor but the model."""
+    return {**super().get_config(), "counted": self.counted}
+
+
+@keras.saving.register_keras_serializable("kquant")
+class OscillatingFraction(_WeightFraction):
+  """Part of the followed weights that oscillate more often than `counted` and are not frozen."""
+
+  field = "oscillating"
+
+
+@keras.saving.register_keras_serializable("kquant")
+class FrozenFraction(_WeightFraction):
+  """Part of the followed weights that `FreezeOscillations` has frozen."""
+
+  field = "frozen"
