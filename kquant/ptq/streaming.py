@@ -5,8 +5,10 @@ quantized and corrected. Only the integers of tensors that are still to be read 
 element at 8 bits, for all images; two more, for fixed-point values, where the float network runs beside it.
 """
 
+import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -62,10 +64,15 @@ class LayerTurn:
     self.images = stream.images
     self._stream = stream
     self._stage = stage
+    self._patch_means: np.ndarray | None = None
 
   def inputs(self) -> Iterator[tf.Tensor]:
-    """The layer's quantized inputs, a chunk of images at a time."""
-    return self._stream.inputs(self._stage, floating=False)
+    """The layer's quantized inputs, a chunk of images at a time; `image_means` notes them on the way."""
+    means = []
+    for inputs in self._stream.inputs(self._stage, floating=False):
+      means.append(self.patches.means(inputs))
+      yield inputs
+    self._patch_means = np.concatenate(means)
 
   def float_inputs(self) -> Iterator[tf.Tensor]:
     """The inputs that the layer has in the float network, the same chunks."""
@@ -77,8 +84,9 @@ class LayerTurn:
     ((name, grid),) = self.layer.weight_encodings().items()
     kernel = grid.dequantize(grid.quantize(self.layer.weight_values()[name]))
     matrix = self.patches.matrix(kernel).astype(np.float64)
-    means = np.concatenate([self.patches.means(inputs) for inputs in self.inputs()])
-    outputs = np.einsum("nbk,bko->nbo", means, matrix, optimize=True).reshape(len(means), -1)
+    if self._patch_means is None:
+      collections.deque(self.inputs(), maxlen=0)
+    outputs = np.einsum("nbk,bko->nbo", self._patch_means, matrix, optimize=True).reshape(self.images, -1)
     return outputs + self.layer.layer.bias.numpy()
 
 
@@ -118,6 +126,7 @@ class _Stream:
     self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
     self._floating: dict[Ref, np.ndarray] = dict(self._stored) if float_params is not None else {}
     self._grids: dict[Ref, Encoding] = {}
+    self._spare: list[np.ndarray] = []  # memory that is written again: fresh pages take longer than sums
     self.stages = self._plan(graph)
     self._last_read = {ref: index for index, stage in enumerate(self.stages) for ref in stage.sources}
 
@@ -165,8 +174,20 @@ class _Stream:
     self._grids[result] = grid
     index = self.stages.index(stage)
     for ref in [ref for ref in self._stored if self._last_read.get(ref, -1) <= index and ref != result]:
-      del self._stored[ref]
-      self._floating.pop(ref, None)
+      for values in (self._stored.pop(ref), self._floating.pop(ref, None)):
+        if values is not None and ref in self._grids:  # not the user's images
+          owner = values if values.base is None else values.base
+          self._spare.append(owner.reshape(-1).view(np.uint8))
+
+  def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array for results, in the smallest memory that is free and large enough."""
+    size = math.prod(shape) * dtype.itemsize
+    fitting = [i for i, spare in enumerate(self._spare) if size <= spare.size]
+    if not fitting:
+      self._spare.clear()
+      return np.empty(shape, dtype)
+    spare = self._spare.pop(min(fitting, key=lambda i: self._spare[i].size))
+    return spare[:size].view(dtype).reshape(shape)
 
   @contextlib.contextmanager
   def _float_weights(self, stage: _Stage) -> Iterator[None]:
@@ -204,7 +225,7 @@ class _Stream:
     results = None
     for part in chunks:
       found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
-      results = np.empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
+      results = self._empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
       results[part] = found
     return results
 
