@@ -51,7 +51,7 @@ CONFIGS = {"W8A8": Setting(8, 8), "W4A8": Setting(4, 8), "W4A4": Setting(4, 4),
            "W4A4, distilled": Setting(4, 4, distilled=True), "W4A4, ends W8A8": Setting(4, 4, ends=True),
            "W4A8, batch norm folded": Setting(4, 8, "fold"),
            "W4A8, batch norm in kernels": Setting(4, 8, "train")}
-METHODS = ("LSQ", "dampening", "dampening, ten times", "freezing")
+METHODS = ("LSQ", "dampening", "dampening, ten times", "freezing", "late freezing")
 
 
 def config_of(model, weights: int, activations: int, ends: bool):
@@ -183,8 +183,8 @@ def accuracy_row(name: str, data: pathlib.Path, epochs: int, learning_rate: floa
 def controls(method: str) -> list:
   """The callbacks of a method; all count weights above 0.005 with momentum 0.001, as the paper does."""
   import kquant as kq
-  if method == "freezing":
-    return [kq.FreezeOscillations(threshold=(0.1, 0.005))]
+  if method.endswith("freezing"):
+    return [kq.FreezeOscillations(threshold=(0.1, 0.005), begin=0.7 if method.startswith("late") else 0.25)]
   last = {"dampening": 0.1, "dampening, ten times": 1.0}
   return [kq.TrackOscillations(), *([kq.DampenOscillations(last=last[method])] if method in last else [])]
 
