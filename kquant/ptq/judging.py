@@ -1,6 +1,7 @@
 """Whether a method made a network better, told from images that it has not seen."""
 
 import numpy as np
+import scipy.special
 
 
 def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
@@ -20,4 +21,17 @@ def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.
     noise = np.square(output.astype(np.float64) - wanted).sum(axis=axes)
     signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
     found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
+  return np.mean(found, axis=0)
+
+
+def image_divergence(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
+  """Returns KL(softmax(reference) || softmax(output)) of each image, in nats: [images].
+
+  The mean over all that is not the last axis; of several outputs the mean.
+  """
+  found = []
+  for output, wanted in zip(outputs, reference):
+    mine, theirs = (scipy.special.log_softmax(x.astype(np.float64), -1) for x in (output, wanted))
+    divergence = (np.exp(theirs) * (theirs - mine)).sum(-1)
+    found.append(divergence.reshape(len(divergence), -1).mean(1))
   return np.mean(found, axis=0)

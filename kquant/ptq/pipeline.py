@@ -17,7 +17,7 @@ from kquant.ptq.bias_correction import (
   linear_params,
 )
 from kquant.ptq.finetuning import finetune, split_to_judge
-from kquant.ptq.judging import image_sqnr_db, paired_change
+from kquant.ptq.judging import image_divergence, image_sqnr_db, paired_change
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
@@ -31,6 +31,9 @@ from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 _TUNED_ELEMENTS = 2**33
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
+_QUALITY = {"relative_l2": (image_sqnr_db, "dB"), "kl": (lambda *both: -image_divergence(*both), "nats")}
+"""By the loss that was trained: an image's quality, the more the better, and its unit. Divergence leaves the
+level of logits free, SQNR does not (ResNet-8, w4a4: -4.4 dB while top-1 rose from 0.64 to 0.70)."""
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
@@ -104,13 +107,14 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   with report.stage("finetune_trial"):
     teacher = graph.to_model()
     trial = _rounded(graph.copy(), config, train, Report(), seed)
-    answer, reference = output_function(trial), network_outputs(teacher, judge)
-    before = image_sqnr_db(answer(judge), reference)
     settings = _settings(trial, config.finetune, len(train[0]))
+    quality, unit = _QUALITY[settings["output_loss"]]
+    answer, reference = output_function(trial), network_outputs(teacher, judge)
+    before = quality(answer(judge), reference)
     tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
-    change, error = paired_change(image_sqnr_db(answer(judge), reference), before)
+    change, error = paired_change(quality(answer(judge), reference), before)
   kept = change > error
-  what = (f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, best after "
+  what = (f"{change:+.2f} {unit} +- {error:.2f} on {len(judge[0])} held-back images, best after "
           f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
   report.add_step(config.finetune, what, kept=kept)
   qmodel = _rounded(graph, config, calibration, report, seed)

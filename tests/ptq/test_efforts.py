@@ -14,7 +14,7 @@ from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
 from kquant.ptq import efforts
 from kquant.ptq.efforts import with_effort
-from kquant.ptq.judging import image_sqnr_db, paired_change
+from kquant.ptq.judging import image_divergence, image_sqnr_db, paired_change
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize import standardize
@@ -33,6 +33,12 @@ def test_sqnr_of_an_image_by_hand():
   found = image_sqnr_db([reference + [[0.0, 0.5], [1.0, 0.0]]], [reference])
   np.testing.assert_allclose(found, [20.0, 20.0])  # 25 / 0.25, 100 / 1
   assert np.isfinite(image_sqnr_db([reference], [reference])).all()
+
+
+def test_divergence_of_an_image_by_hand():
+  reference, output = np.log([[[0.5, 0.5]], [[0.9, 0.1]]]), np.log([[[0.25, 0.75]], [[0.9, 0.1]]])
+  found = image_divergence([output + 7.0], [reference])  # the level does not matter
+  np.testing.assert_allclose(found, [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], atol=1e-12)
 
 
 def test_paired_change_by_hand():
