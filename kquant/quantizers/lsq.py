@@ -89,6 +89,8 @@ def _step(start: tf.Tensor, log_step: tf.Tensor, gradient_scale: tf.Tensor):
   scale = tf.cast(tf.maximum(scale, numerics.SMALLEST_WEIGHT_SCALE), tf.float32)
 
   def gradient(upstream):
-    return None, upstream * gradient_scale * scale / tf.reduce_mean(tf.square(scale)), None
+    scaled = upstream * gradient_scale
+    alone = scale.shape.num_elements() == 1
+    return None, scaled / scale if alone else scaled * scale / tf.reduce_mean(tf.square(scale)), None
 
   return scale, gradient

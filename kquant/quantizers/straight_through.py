@@ -49,10 +49,12 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
       limits = wide * (qmin - zero_of_x), wide * (qmax - zero_of_x)
       if taps is None:
         of_x, outside, ends = _split(x, upstream, *limits, bits, narrow)
+        times_scale = ends + tf.reduce_sum(of_x * (y - x)) if rounding_gradient else ends
       else:
-        of_x, outside, ends = _split_channels(x, upstream, y, *limits, taps)
-      inside = tf.reduce_sum(of_x * (y - x), taps) if rounding_gradient else 0.0
-      of_scale = tf.reshape(inside + ends, scale.shape) / scale
+        of_x, beyond = _split_channels(x, upstream, *limits)
+        outside = tf.reduce_sum(beyond, taps)
+        times_scale = tf.reduce_sum(upstream * y - of_x * x if rounding_gradient else beyond * y, taps)
+      of_scale = tf.reshape(times_scale, scale.shape) / scale
       of_zero_point = tf.reshape(-outside, scale.shape) * scale
       if on is not None:
         of_scale, of_zero_point = (tf.where(on, g, tf.zeros_like(g)) for g in (of_scale, of_zero_point))
@@ -81,11 +83,10 @@ def _split(x, upstream, low, high, bits, narrow):
   return inside, below + above, (low * below + high * above) / _SLACK
 
 
-def _split_channels(x, upstream, y, low, high, taps):
-  """`_split` for limits that broadcast over x; sums over the axes `taps`."""
+def _split_channels(x, upstream, low, high):
+  """Returns upstream inside [low, high] and outside, for limits that broadcast over x."""
   inside = upstream * tf.cast(tf.equal(tf.clip_by_value(x, low, high), x), upstream.dtype)
-  outside = upstream - inside
-  return inside, tf.reduce_sum(outside, taps), tf.reduce_sum(outside * y, taps)
+  return inside, upstream - inside
 
 
 @tf.custom_gradient
