@@ -5,9 +5,10 @@ import scipy.special
 
 
 def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of found - before, each [images], and its standard error."""
+  """Returns the mean of found - before, each [images], and its standard error: infinite for one image."""
   difference = found - before
-  return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+  error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
+  return float(difference.mean()), float(error)
 
 
 def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:

@@ -44,6 +44,7 @@ def test_divergence_of_an_image_by_hand():
 def test_paired_change_by_hand():
   change, error = paired_change(np.array([2.0, 4.0]), np.array([1.0, 1.0]))
   assert change == 2.0 and np.isclose(error, 1.0)  # differences 1 and 3: deviation sqrt(2), over sqrt(2)
+  assert paired_change(np.array([2.0]), np.array([1.0])) == (1.0, np.inf)
 
 
 def dictate(monkeypatch, *changes):
