@@ -58,7 +58,6 @@ def __getattr__(name: str):
   if name not in _HOMES:
     raise AttributeError(f"module 'kquant' has no attribute {name!r}")
   value = getattr(importlib.import_module(_HOMES[name]), name)
-  registration.register_layers()
   globals()[name] = value
   return value
 
@@ -67,4 +66,4 @@ def __dir__() -> list[str]:
   return __all__
 
 
-registration.register_when_keras_is_imported()
+registration.extend_look_up()

@@ -1,55 +1,56 @@
-"""Registers kquant's layers with tf_keras once both are imported, in either order.
+"""Lets tf_keras find kquant's layers in model files wherever kquant is imported.
 
-Keras finds a class in a model file only when the module that registers it is imported; `import kquant`
-alone must not import TensorFlow. So the import of tf_keras is waited for.
+Keras finds a class in a file only when the module that registers it is imported, and `import kquant` alone
+must not import TensorFlow. So Keras' look-up imports those modules when it is asked for one of ours, or for
+a model: in .keras files it asks for the layers only if it knows of them.
 """
 
+import functools
 import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
+import types
 
+_LOOK_UP = "tf_keras.src.saving.object_registration"
 _REGISTERING = ("kquant.core.capped_relu", "kquant.core.functions", "kquant.qmodel.layers",
                 "kquant.qmodel.folded_conv", "kquant.qat.metrics")
+_MODELS = ("Functional", "Sequential", "Model")  # beside those that users register, as package>name
 
 
-def register_layers() -> None:
-  """Registers kquant's layers, quantizers and QuantizeConfigs, where tf_keras is imported."""
-  if "tf_keras" in sys.modules:
-    for module in _REGISTERING:
-      importlib.import_module(module)
-
-
-def register_when_keras_is_imported() -> None:
-  """Registers them now, or when tf_keras is imported."""
-  if "tf_keras" in sys.modules:
-    register_layers()
+def extend_look_up() -> None:
+  """Extends Keras' look-up of registered classes, now or when tf_keras is imported."""
+  if _LOOK_UP in sys.modules:
+    _extend(sys.modules[_LOOK_UP])
   else:
-    sys.meta_path.insert(0, _KerasWatcher())
+    sys.meta_path.insert(0, _Watcher())
 
 
-class _KerasWatcher(importlib.abc.MetaPathFinder):
-  """Leaves the import of tf_keras to the finders behind it, and acts when it is over."""
+class _Watcher(importlib.abc.MetaPathFinder):
+  """Finds the module of the look-up as any finder would, and extends it once it is executed."""
 
   def find_spec(self, name, path=None, target=None):
-    """Returns the spec of tf_keras, nothing for all others."""
-    if name != "tf_keras":
-      return None
-    sys.meta_path.remove(self)
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
-      return spec
-    execute = spec.loader.exec_module
+    """Returns the spec of that module, nothing for all others."""
+    spec = importlib.machinery.PathFinder.find_spec(name, path) if name == _LOOK_UP else None
+    if spec is not None:
+      execute = spec.loader.exec_module
 
-    def execute_and_register(module):
-      execute(module)
-      if not _kquant_is_importing():  # then `kquant.__getattr__` registers, when that is over
-        register_layers()
+      def execute_and_extend(module):
+        execute(module)
+        _extend(module)
 
-    spec.loader.exec_module = execute_and_register
+      spec.loader.exec_module = execute_and_extend
     return spec
 
 
-def _kquant_is_importing() -> bool:
-  return any(getattr(module.__spec__, "_initializing", False) for name, module in list(sys.modules.items())
-             if name.startswith("kquant."))
+def _extend(module: types.ModuleType) -> None:
+  find = module.get_registered_object
+
+  @functools.wraps(find)
+  def get_registered_object(name, *args, **kwargs):
+    if isinstance(name, str) and (name in _MODELS or ">" in name):
+      for ours in _REGISTERING:
+        importlib.import_module(ours)
+    return find(name, *args, **kwargs)
+
+  module.get_registered_object = get_registered_object

@@ -21,7 +21,7 @@ ALLOWED = {
     "kquant.cli": {"kquant", "kquant.core", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
                    "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.api", "tflite_export"},
     "tflite_export": {"kquant.core"},
-    "kquant.registration": set(),  # imports by name what registers
+    "kquant.registration": set(),  # imports by name what Keras asks for
     "kquant": {"kquant.registration"},
 }
 

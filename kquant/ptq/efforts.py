@@ -3,8 +3,8 @@
 A quarter of the calibration images is held back. Method after method is added, quantized on the rest, and
 kept unless the outputs on the held-back images are worse by more than two standard errors of the paired
 difference; scaling, which may add operators to the file, only where they are better by more than one. Trials
-quantize on a part of the rest; what was kept is then run on all images. Scaling alone, which leaves the float
-network as it is, is not found again.
+quantize on a part of the rest; what was kept is then run on all images. Scaling alone is not found again:
+but for channels that never speak it leaves the float network as it is.
 """
 
 import dataclasses

@@ -31,9 +31,6 @@ from kquant.rewrites.moment_propagation import as_statistics, propagate_moments
 _TUNED_ELEMENTS = 2**33
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
-_QUALITY = {"relative_l2": (image_sqnr_db, "dB"), "kl": (lambda *both: -image_divergence(*both), "nats")}
-"""By the loss that was trained: an image's quality, the more the better, and its unit. Divergence leaves the
-level of logits free, SQNR does not (ResNet-8, w4a4: -4.4 dB while top-1 rose from 0.64 to 0.70)."""
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
@@ -108,11 +105,11 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     teacher = graph.to_model()
     trial = _rounded(graph.copy(), config, train, Report(), seed)
     settings = _settings(trial, config.finetune, len(train[0]))
-    quality, unit = _QUALITY[settings["output_loss"]]
+    unit = "nats" if settings["output_loss"] == "kl" else "dB"
     answer, reference = output_function(trial), network_outputs(teacher, judge)
-    before = quality(answer(judge), reference)
+    before = _quality(answer(judge), reference, unit)
     tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
-    change, error = paired_change(quality(answer(judge), reference), before)
+    change, error = paired_change(_quality(answer(judge), reference, unit), before)
   kept = change > error
   what = (f"{change:+.2f} {unit} +- {error:.2f} on {len(judge[0])} held-back images, best after "
           f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
@@ -122,6 +119,15 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     with report.stage("finetune"):
       finetune(qmodel, teacher, calibration, until=tuned.best_epoch, seed=seed, **settings)
   return qmodel
+
+
+def _quality(outputs: list[np.ndarray], reference: list[np.ndarray], unit: str) -> np.ndarray:
+  """Returns how good each image's outputs are, in the unit of what was trained: SQNR, or less divergence.
+
+  Divergence leaves the level of logits free, SQNR does not (ResNet-8, w4a4: -4.4 dB while top-1 rose from
+  0.64 to 0.70).
+  """
+  return image_sqnr_db(outputs, reference) if unit == "dB" else -image_divergence(outputs, reference)
 
 
 def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report, seed: int) -> keras.Model:
@@ -141,8 +147,9 @@ def _settings(qmodel: keras.Model, method: str, images: int) -> dict[str, Any]:
   elements = sum(math.prod(layer.get_output_at(0).shape[1:]) for layer in quantizers)
   epochs = min(max(_TUNED_ELEMENTS // (elements * images), _FEWEST_EPOCHS), _MOST_EPOCHS)
   few_bits = min(layer.quantizer.bits for layer in quantizers) < 8
+  classes = min(output.shape[-1] for output in qmodel.outputs)  # of one the divergence is always 0
   return {"method": method, "epochs": epochs, "learning_rate": 0.04 if few_bits else 0.01,
-          "output_loss": "kl" if few_bits else "relative_l2",
+          "output_loss": "kl" if few_bits and classes > 1 else "relative_l2",
           "learns": None if few_bits or method != "qft" else ("biases", "weight_scales", "activation_ranges")}
 
 

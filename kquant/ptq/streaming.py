@@ -3,6 +3,7 @@
 When a layer's turn comes, its inputs are what the network computes with everything before it
 quantized and corrected. Only the integers of tensors that are still to be read are kept: one byte an
 element at 8 bits, for all images; two more, for fixed-point values, where the float network runs beside it.
+Their memory is used again.
 """
 
 import collections
@@ -26,6 +27,8 @@ from kquant.rewrites.channel_statistics import run_nodes
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
+_MOST_SPACE = 4
+"""Times its size that a tensor may take up."""
 _FEWEST_TRACED = 5
 """Chunks from which on tracing a stage is faster than running its operators one by one."""
 
@@ -180,9 +183,9 @@ class _Stream:
           self._spare.append(owner.reshape(-1).view(np.uint8))
 
   def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns an array for results, in the smallest memory that is free and large enough."""
+    """Returns an array for results, in the smallest memory that is free and large enough, not much larger."""
     size = math.prod(shape) * dtype.itemsize
-    fitting = [i for i, spare in enumerate(self._spare) if size <= spare.size]
+    fitting = [i for i, spare in enumerate(self._spare) if size <= spare.size <= _MOST_SPACE * size]
     if not fitting:
       self._spare.clear()
       return np.empty(shape, dtype)

@@ -35,7 +35,9 @@ class _WeightFraction(keras.metrics.Metric):
 
   It is read when Keras asks for it, and has the values that the last step of `TrackOscillations` or
   `FreezeOscillations` left; without such a callback it is 0. A model that is loaded compiled has the
-  metric without its model: it is NaN until `compile` is called with a new one.
+  metric without its model: it is NaN until `compile` is called with a new one. For models of one output
+  that are trained with labels: of others Keras copies or leaves out what `compile` is given; there the logs
+  of the callback, which stand at the end of an epoch, say the same.
 
   Args:
     model: what is trained: what `insert_quantizers` returned, or a model around it.

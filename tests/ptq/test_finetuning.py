@@ -106,8 +106,11 @@ def test_a_run_until_the_best_epoch_gives_what_a_judged_run_keeps():
     kq.finetune(plain, folded, trained, epochs=4, until=5)
 
 
-@pytest.mark.parametrize("change, kept", [(0.6, True), (0.4, False)])
-def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(change, kept, monkeypatch):
+@pytest.mark.parametrize("preset, before, after, what_said, kept", [
+    ("w4a8", 10.0, 10.3, "+0.30 dB", True), ("w4a8", 10.0, 10.1, "+0.10 dB", False),
+    ("w4a4", 0.9, 0.6, "+0.30 nats", True), ("w4a4", 0.6, 0.9, "-0.30 nats", False)])
+def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(preset, before, after, what_said, kept,
+                                                                    monkeypatch):
   model = models.build("mobile_block")
   inputs, rounded, tuned = models.sample_inputs(model, images=40), [], []
   round_layers = pipeline.round_layers
@@ -122,15 +125,17 @@ def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(change, kept
 
   monkeypatch.setattr(pipeline, "round_layers", rounding)
   monkeypatch.setattr(pipeline, "finetune", tuning)
-  monkeypatch.setattr(pipeline, "paired_change", lambda *_: (change, 0.5))
-  result = kq.quantize(model, inputs, config="w4a8", rounding="closed_form", finetune="bft")
+  found = iter([np.full(10, before), after + np.linspace(-1.0, 1.0, 10)])  # the standard error is 0.21
+  monkeypatch.setattr(pipeline, "image_sqnr_db", lambda *_: next(found))
+  monkeypatch.setattr(pipeline, "image_divergence", lambda *_: next(found))
+  result = kq.quantize(model, inputs, config=preset, rounding="closed_form", finetune="bft")
   assert [len(x) for x in rounded] == [30, 40]
   trained, judging, until = tuned[0]
   assert trained is rounded[0] and len(judging[0]) == 10 and until is None
   assert not {x.tobytes() for x in trained} & {x.tobytes() for x in judging[0]}
   assert [(len(x), until) for x, _, until in tuned[1:]] == [(40, 1)] * kept
-  ((_, what, found),) = result.report.steps
-  assert found == kept and f"{change:+.2f} dB +- 0.50 on 10 held-back images" in what
+  ((_, what, keeping),) = result.report.steps
+  assert keeping == kept and f"{what_said} +- 0.21 on 10 held-back images" in what
 
 
 def test_training_that_does_harm_is_taken_back():

@@ -247,3 +247,14 @@ def test_metrics_of_weights_are_saved_without_their_model(tmp_path):
   qmodel.save(tmp_path / "m.keras")
   loaded = kq.load_model(tmp_path / "m.keras", compile=True)
   assert np.isnan(loaded.evaluate(x, y, verbose=0, return_dict=True)["oscillating"])
+
+
+def test_predictions_know_of_frozen_weights():
+  qmodel, x, y = quantized()
+  qmodel.compile(keras.optimizers.SGD(0.3, momentum=0.5), "mse")
+  qmodel.predict(x, verbose=0)  # traced before anything is frozen
+  logs = qmodel.fit(x, y, batch_size=4, epochs=6, verbose=0, callbacks=[freezing()]).history
+  for layer in wrappers(qmodel):
+    layer.layer.kernel.assign(layer.layer.kernel + 0.5)  # frozen integers stay whatever the floats do
+  assert logs["frozen"][-1] > 0
+  np.testing.assert_allclose(qmodel.predict(x, verbose=0), qmodel(x).numpy(), atol=1e-6)
