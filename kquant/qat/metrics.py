@@ -22,20 +22,21 @@ def history_of(layer: QuantizeWeights, name: str) -> History:
 def fraction(layers: Iterable[QuantizeWeights], field: str, counted: float = COUNTED) -> tf.Tensor:
   """Returns which part of all followed weights is "frozen", or "oscillating" and not frozen: 0..1.
 
-  Where none is followed it is 0.
+  Where none is followed it is NaN.
   """
   histories = [history_of(layer, name) for layer in layers for name in layer.histories]
   masks = [h.frozen if field == "frozen" else ~h.frozen & (h.frequency > counted) for h in histories]
-  found = sum(tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks)
-  return tf.constant(0.0) if not masks else found / float(sum(mask.shape.num_elements() for mask in masks))
+  found = sum((tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks), tf.constant(0.0))
+  total = float(sum(mask.shape.num_elements() for mask in masks))
+  return found / total if masks else tf.constant(float("nan"))
 
 
 class _WeightFraction(keras.metrics.Metric):
   """A metric that looks at a model's weights in place of its outputs.
 
   It is read when Keras asks for it, and has the values that the last step of `TrackOscillations` or
-  `FreezeOscillations` left; without such a callback it is 0. A model that is loaded compiled has the
-  metric without its model: it is NaN until `compile` is called with a new one. For models of one output
+  `FreezeOscillations` left; before there was such a callback it is NaN. A model that is loaded compiled has
+  the metric without its model: it is NaN until `compile` is called with a new one. For models of one output
   that are trained with labels: of others Keras copies or leaves out what `compile` is given; there the logs
   of the callback, which stand at the end of an epoch, say the same.
 
