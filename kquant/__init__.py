@@ -41,7 +41,7 @@ _HOMES = {
     "FreezeBatchNorm": "kquant.qat.schedules",
     "FreezeRanges": "kquant.qat.schedules",
     "DelayActivationQuantization": "kquant.qat.schedules",
-    "load_model": "kquant.qmodel.saving",
+    "load_model": "kquant.core.model_files",
     "QuantConfig": "kquant.core.spec",
     "Rule": "kquant.core.spec",
     "TensorSpec": "kquant.core.spec",

@@ -8,7 +8,6 @@ import zipfile
 import h5py
 import tf_keras as keras
 
-from kquant.core import capped_relu, functions  # noqa: F401  registers the layers that rewrites may leave
 from kquant.core.graph import Graph
 from kquant.core.report import first_line
 
@@ -18,11 +17,13 @@ _KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. 
 
 def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
                compile: bool = False) -> keras.Model:
-  """Returns the tf_keras model in a .h5 or .keras file or a SavedModel folder.
+  """Returns the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
+
+  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file.
 
   Args:
     input_shape: without batch; fixes an input whose shape is open.
-    compile: compiles it as it was when it was saved.
+    compile: compiles it as it was, with the state of its optimizer, to train on.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -17,7 +17,7 @@ from kquant.core import data
 from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import EFFORTS, QuantConfig
-from kquant.ptq.judging import image_sqnr_db, paired_change
+from kquant.ptq.judging import GAIN, HARM, image_sqnr_db, paired_change, told
 from kquant.ptq.pipeline import Calibrated, scaled
 from kquant.qmodel.outputs import network_outputs, output_function
 
@@ -29,7 +29,6 @@ images back itself."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
-_HARM, _GAIN = 2.0, 1.0  # standard errors
 
 
 def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.ndarray], report: Report, *,
@@ -90,9 +89,9 @@ def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images
     start, candidate = time.perf_counter(), dataclasses.replace(config, **step)
     found = quality(candidate)
     change, error = paired_change(found, best)
-    kept = change > _GAIN * error if "equalize" in step else change >= -_HARM * error
-    report.add_step(*step.values(), f"{change:+.2f} dB +- {error:.2f} on {len(judge[0])} held-back images, "
-                    f"{time.perf_counter() - start:.1f} s", kept=kept)
+    kept = change > GAIN * error if "equalize" in step else change >= -HARM * error
+    what = f"{told(change, error, 'dB', len(judge[0]))}, {time.perf_counter() - start:.1f} s"
+    report.add_step(*step.values(), what, kept=kept)
     if kept:
       config, best = candidate, found
   return config, networks[config.equalize].graph

@@ -3,12 +3,21 @@
 import numpy as np
 import scipy.special
 
+HARM, GAIN = 2.0, 1.0
+"""Standard errors of the paired difference: a method stays unless it is worse by so many, or, where it costs
+the user something, only if it is better by so many."""
+
 
 def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
   """Returns the mean of found - before, each [images], and its standard error: infinite for one image."""
   difference = found - before
   error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
   return float(difference.mean()), float(error)
+
+
+def told(change: float, error: float, unit: str, images: int) -> str:
+  """Returns what a report says of a `paired_change`."""
+  return f"{change:+.2f} {unit} +- {error:.2f} on {images} held-back images"
 
 
 def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from kquant.ptq.bias_correction import (
   linear_params,
 )
 from kquant.ptq.finetuning import finetune, split_to_judge
-from kquant.ptq.judging import image_divergence, image_sqnr_db, paired_change
+from kquant.ptq.judging import GAIN, image_divergence, image_sqnr_db, paired_change, told
 from kquant.ptq.layer_rounding import round_layers
 from kquant.qmodel.calibrate import Statistics, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
@@ -110,9 +110,9 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     before = _quality(answer(judge), reference, unit)
     tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
     change, error = paired_change(_quality(answer(judge), reference, unit), before)
-  kept = change > error
-  what = (f"{change:+.2f} {unit} +- {error:.2f} on {len(judge[0])} held-back images, best after "
-          f"{tuned.best_epoch} of {len(tuned.losses) - 1} epochs")
+  kept = change > GAIN * error
+  what = (f"{told(change, error, unit, len(judge[0]))}, best after {tuned.best_epoch} of "
+          f"{len(tuned.losses) - 1} epochs")
   report.add_step(config.finetune, what, kept=kept)
   qmodel = _rounded(graph, config, calibration, report, seed)
   if kept:

@@ -32,6 +32,13 @@ class TrainingCallback(keras.callbacks.Callback):
     """Counts."""
     self.step = self._first + batch + 1
 
+  def trace_anew(self) -> None:
+    """Has the functions of the model, and of those in it, traced anew: its layers compute otherwise now."""
+    for model in (self.model, *self.model.submodules):
+      if isinstance(model, keras.Model):
+        model.train_function = model.test_function = model.predict_function = None
+    self.model.make_train_function(force=True)
+
   @property
   def progress(self) -> float:
     """Part of the training that is over, 0..1.

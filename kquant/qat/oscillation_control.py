@@ -1,7 +1,6 @@
 """Callbacks against oscillating weights: TrackOscillations, FreezeOscillations, DampenOscillations."""
 
 import tensorflow as tf
-import tf_keras as keras
 
 from kquant.core.layers import LAYERS
 from kquant.qat import oscillation
@@ -46,16 +45,9 @@ class TrackOscillations(TrainingCallback):
       for layer in fresh:
         layer.track()
     if fresh:
-      self._trace_anew()
+      self.trace_anew()
     self._follow = tf.function(self._follow_all, autograph=False)
     self._measure = tf.function(self._fractions, autograph=False)
-
-  def _trace_anew(self) -> None:
-    """Has functions of the model, and of those in it, traced anew: the layers compute otherwise now."""
-    for model in (self.model, *self.model.submodules):
-      if isinstance(model, keras.Model):
-        model.train_function = model.test_function = model.predict_function = None
-    self.model.make_train_function(force=True)
 
   def on_train_batch_end(self, batch, logs=None):
     """Looks at the integers that the step has led to."""
@@ -141,8 +133,7 @@ class DampenOscillations(TrainingCallback):
       self._weight = tf.Variable(self.first, trainable=False, dtype=tf.float32)
     for layer in dampened:
       layer.add_loss(lambda layer=layer: self._weight * dampening_of(layer))
-    self.model.make_train_function(force=True)
-    self.model.make_test_function(force=True)
+    self.trace_anew()
 
   def on_train_batch_begin(self, batch, logs=None):
     """Sets the weight of the step."""

@@ -49,14 +49,18 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
 def test_another_process_needs_nothing_but_kquant(imports, tmp_path):
   qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
   np.savez(tmp_path / "d.npz", x=x[:2], y=qmodel(x[:2]).numpy())
-  file = "m.h5" if "os" in imports else "saved_model" if "tensorflow_model" in imports else "m.keras"
-  qmodel.save(tmp_path / file)
+  for file in FORMATS:
+    qmodel.save(tmp_path / file)
   code = (f"{imports}\n"
           "import sys, numpy\n"
           "data = numpy.load(sys.argv[1] + '/d.npz')\n"
-          "model = tf_keras.models.load_model(sys.argv[1] + '/' + sys.argv[2])\n"
-          "assert not numpy.abs(model(data['x']).numpy() - data['y']).max()\n")
-  done = subprocess.run([sys.executable, "-c", code, str(tmp_path), file], capture_output=True, text=True)
+          "def check(load):\n"
+          "  for file in sys.argv[2:]:\n"
+          "    found = load(sys.argv[1] + '/' + file)(data['x']).numpy()\n"
+          "    assert not numpy.abs(found - data['y']).max(), file\n"
+          "check(tf_keras.models.load_model)\n"  # before anything else of kquant is touched
+          "check(kquant.load_model)\n")
+  done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *FORMATS], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
 
 
