@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tf_keras as keras
+from threadpoolctl import threadpool_limits
 
 from kquant.core import data, keras_calls
 from kquant.core.encodings import Encoding
@@ -28,6 +29,8 @@ _DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 0.1, 0.02, 0.5
 """Of the Gram matrix, the first times inputs over images: with few images its small eigenvalues are chance.
 (w4a8, SQNR on new images, 0.05 throughout and this: MobileNetV2 8.0 and 8.3 dB, MobileNetV1 0.25 10.9 and
 11.2, ResNet-8 with 256 images 23.6 and 23.6.)"""
+_FEW_INPUTS = 640
+"""Up to so many the threads of BLAS wait for one another longer than they compute."""
 
 
 def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
@@ -66,8 +69,9 @@ def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarr
       continue
     ((name, grid),) = turn.layer.weight_encodings().items()
     halves = measure_moments(turn, generator)
-    kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
-                                 images=turn.images, method=method)
+    with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
+      kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
+                                   images=turn.images, method=method)
     turn.layer.set_scale(scale)
     turn.layer.set_integers(kernel)
     correct_mean(turn, statistics)
