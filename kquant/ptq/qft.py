@@ -4,9 +4,6 @@ Finkelstein et al. 2022, "QFT: Post-training quantization via fast joint finetun
 freedom". The student computes at first exactly what the quantized model computes. What it has learnt
 is written back as ranges, kernels that lie on their grids, and biases, so that `finalize` decides the same
 integers. With the biases alone it is BFT (Finkelstein et al. 2019).
-
-Cross-layer factors are no degrees of freedom of their own here: multiplying a channel's weight scale and
-bias by s, and dividing the weights that read it by s, is a move of scales, biases and weights.
 """
 
 from collections.abc import Sequence
@@ -17,6 +14,7 @@ import tf_keras as keras
 from kquant.core import numerics
 from kquant.core.graph import Graph
 from kquant.core.nodes import Node
+from kquant.ptq.cross_layer import CrossLayerFactors, TiedChannels, tied_channels
 from kquant.ptq.tuned_layers import TunedActivation, TunedLinear
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 
@@ -25,11 +23,12 @@ _FRACTION = 0.5
 with the first updates (W3A8, a digits network: 17.4 dB before, 19.7 after; with 1.0 nothing was gained)."""
 
 
-def student_of(qmodel: keras.Model, learns: Sequence[str]) -> keras.Model:
+def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[str]) -> keras.Model:
   """Returns a model that computes what qmodel does and whose trainable weights are what is learnt.
 
   Args:
     qmodel: calibrated.
+    float_model: that qmodel was made from, batch norms folded: says which channels cross-layer factors tie.
     learns: of `tuned_layers.DEGREES`.
 
   Raises:
@@ -46,7 +45,23 @@ def student_of(qmodel: keras.Model, learns: Sequence[str]) -> keras.Model:
     layer.cls = TunedActivation
     layer.config = {**layer.config, "learns": "activation_ranges" in learns}
     layer.params = {**layer.params, "range_ends": np.array(ends)}
-  return graph.to_model(f"{qmodel.name}_student")
+  student = graph.to_model(f"{qmodel.name}_student")
+  if "cross_layer_factors" in learns:
+    _tie(student, tied_channels(float_model))
+  return student
+
+
+def _tie(student: keras.Model, channels: TiedChannels) -> None:
+  """Gives the linear layers of a student the factors that their channels share."""
+  linear = [layer for layer in student.layers if isinstance(layer, TunedLinear)]
+  if not channels.count:
+    return
+  levels = min(numerics.grid_limits(layer.bits, narrow=True)[1] for layer in linear)
+  factors = CrossLayerFactors(channels.count, levels)
+  for layer in linear:
+    before, behind = channels.before[layer.name], channels.behind[layer.name]
+    if before.any() or behind.any():
+      layer.scale_channels(factors, before, behind)
 
 
 def _tune_linear(node: Node, live: dict, learns: Sequence[str]) -> None:
@@ -96,9 +111,10 @@ def write_back(student: keras.Model, qmodel: keras.Model) -> None:
 
 
 def _write_linear(layer: TunedLinear, wrapper: QuantizeWeights) -> None:
-  if "weight_scales" in layer.learns:
+  tied = layer.factors is not None
+  if tied or "weight_scales" in layer.learns:
     wrapper.set_scale(layer.scale().numpy())
-  if {"weights", "weight_scales"} & set(layer.learns):
+  if tied or {"weights", "weight_scales"} & set(layer.learns):
     wrapper.set_integers(layer.integers().numpy())
-  if "biases" in layer.learns:
+  if tied or "biases" in layer.learns:
     wrapper.layer.bias.assign(layer.bias())

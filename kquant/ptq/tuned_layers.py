@@ -2,20 +2,23 @@
 
 Every trained variable counts in quantization steps, so that one learning rate fits all of them. A kernel
 is held as V, in steps of its own scale: W = S round(V). This is QFT (Finkelstein et al. 2022) in the
-coordinates (V, S) instead of (S V, S): the integers stay where they are while their scale learns.
+coordinates (V, S) instead of (S V, S): the integers stay where they are while their scale learns. With
+cross-layer factors m of the channels before and behind, W = S m_behind round(V / m_before): a factor of an
+output channel moves its scale and bias, one of an input channel the integers that read it.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import keras_calls, numerics
+from kquant.core import keras_calls, layers, numerics
 from kquant.qmodel.layers import QuantizeActivation
 
-DEGREES = ("weights", "biases", "weight_scales", "activation_ranges")
+DEGREES = ("weights", "biases", "weight_scales", "activation_ranges", "cross_layer_factors")
 """What can be trained."""
 LARGEST_FACTOR = 16.0
 """No scale moves by more than this factor, up or down."""
@@ -75,7 +78,7 @@ def fake_quantize_range(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, *, bits: 
   return quantized(x, low, high)
 
 
-def _factor(steps: tf.Tensor, levels: int) -> tf.Tensor:
+def bounded_factor(steps: tf.Tensor, levels: int) -> tf.Tensor:
   """Returns exp(steps / levels), clamped: a change of the scale that moves the grid's end by `steps`."""
   bound = math.log(LARGEST_FACTOR) * levels
   return tf.exp(tf.clip_by_value(steps, -bound, bound) / levels)
@@ -87,7 +90,8 @@ class TunedLinear(keras.layers.Wrapper):
 
   `kernel_steps` is V; `scale_steps` and `bias_steps`, B, start at 0: S = kernel_scale exp(scale_steps /
   qmax), [channels] or [1]. `bias_unit` u is what one step of a weight adds to the output where its input
-  is at the end of its grid. The variables of the layer itself are left alone.
+  is at the end of its grid. The variables of the layer itself are left alone. `scale_channels` adds
+  cross-layer factors.
 
   Args:
     layer: the layer, with a bias.
@@ -102,6 +106,8 @@ class TunedLinear(keras.layers.Wrapper):
     super().__init__(layer, **{"name": layer.name, **kwargs})
     self.attribute, self.bits, self.learns = attribute, bits, tuple(learns)
     self.axis = None if axis is None else tuple(axis)
+    self.factors: keras.layers.Layer | None = None
+    self._of_scale = self._of_steps = self._behind = None
 
   def build(self, input_shape):
     """Builds the layer, and what is learnt beside its kernel."""
@@ -119,17 +125,43 @@ class TunedLinear(keras.layers.Wrapper):
     self.bias_steps = self.add_weight("bias_steps", bias.shape, initializer="zeros",
                                       trainable="biases" in self.learns)
 
+  def scale_channels(self, factors: keras.layers.Layer, before: np.ndarray, behind: np.ndarray) -> None:
+    """Has the channels scaled by factors that layers share.
+
+    Args:
+      factors: a `kquant.ptq.cross_layer.CrossLayerFactors`.
+      before, behind: numbers of the factors of the input channels and of the output channels.
+    """
+    facts = layers.facts_of(type(self.layer).__name__)
+    shape, (in_axis, *_) = getattr(self.layer, self.attribute).shape, facts.in_axes
+    self.factors, self._behind = factors, behind
+    up, down = numerics.along(behind, shape, facts.out_axes), numerics.along_inputs(before, shape, in_axis)
+    if self.axis is None:
+      self._of_scale, self._of_steps = None, (up, down)
+    elif in_axis in facts.out_axes:  # depthwise: both are factors of an output channel
+      self._of_scale, self._of_steps = (behind, np.repeat(before, len(behind) // len(before))), None
+    else:
+      self._of_scale, self._of_steps = (behind, np.zeros_like(behind)), (np.zeros_like(down), down)
+
+  def _scaled(self, values: tf.Tensor, numbers: tuple[np.ndarray, np.ndarray] | None) -> tf.Tensor:
+    """Returns values times the factors of the first numbers over those of the second."""
+    if self.factors is None or numbers is None:
+      return values
+    up, down = (tf.gather(self.factors.values(), which) for which in numbers)
+    return values * up / down
+
   def integers(self) -> tf.Tensor:
     """Returns the kernel's integers, float32."""
-    return round_steps(tf.convert_to_tensor(self.kernel_steps), self._qmax)
+    return round_steps(self._scaled(tf.convert_to_tensor(self.kernel_steps), self._of_steps), self._qmax)
 
   def scale(self) -> tf.Tensor:
     """Returns the kernel's scale, [channels] or [1]."""
-    return self.kernel_scale * _factor(self.scale_steps, self._qmax)
+    return self._scaled(self.kernel_scale * bounded_factor(self.scale_steps, self._qmax), self._of_scale)
 
   def bias(self) -> tf.Tensor:
     """Returns the bias, [channels]."""
-    return self.layer.bias + self.bias_unit * self.bias_steps
+    bias = self.layer.bias + self.bias_unit * self.bias_steps
+    return bias if self.factors is None else bias * tf.gather(self.factors.values(), self._behind)
 
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
@@ -175,7 +207,7 @@ class TunedActivation(QuantizeActivation):
 
   def limits(self) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (low, high) of the range."""
-    ends = self.range_ends * _factor(self.range_steps, 2**self.quantizer.bits - 1)
+    ends = self.range_ends * bounded_factor(self.range_steps, 2**self.quantizer.bits - 1)
     return ends[0], ends[1]
 
   @tf.autograph.experimental.do_not_convert

@@ -33,29 +33,31 @@ def moved(student, seed=0, steps=1.0):
     ("mobile_block", "w4a8"), ("convolutions", "w2a4"), ("nested_shared", "w4a8"), ("branches", "int8"),
     ("two_inputs", "int8_per_tensor"), ("conv_bn_relu", "int16x8")])
 def test_a_student_starts_as_the_quantized_model(name, preset):
-  qmodel, _, inputs = calibrated(name, preset)
-  for mine, theirs in zip(outputs(student_of(qmodel, DEGREES), inputs), outputs(qmodel, inputs), strict=True):
+  qmodel, folded, inputs = calibrated(name, preset)
+  student = student_of(qmodel, folded, DEGREES)
+  for mine, theirs in zip(outputs(student, inputs), outputs(qmodel, inputs), strict=True):
     np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_it_trains_what_was_asked_for():
-  qmodel, _, _ = calibrated("conv_bn_relu")
-  names = {degree: {v.name.split("/")[-1] for v in student_of(qmodel, (degree,)).trainable_variables}
+  qmodel, folded, _ = calibrated("conv_bn_relu")
+  names = {degree: {v.name.split("/")[-1] for v in student_of(qmodel, folded, (degree,)).trainable_variables}
            for degree in DEGREES}
   assert names == {"weights": {"kernel_steps:0"}, "biases": {"bias_steps:0"},
-                   "weight_scales": {"scale_steps:0"}, "activation_ranges": {"range_steps:0"}}
+                   "weight_scales": {"scale_steps:0"}, "activation_ranges": {"range_steps:0"},
+                   "cross_layer_factors": {"factor_steps:0"}}
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.97, 1.03])
 def test_integers_that_a_layer_holds_are_kept(scale):
   """Kernels on their grid, and kernels elsewhere between two integers."""
-  qmodel, _, inputs = calibrated("mobile_block")
+  qmodel, folded, inputs = calibrated("mobile_block")
   for layer in qmodel.layers:
     for name, grid in getattr(layer, "weight_encodings", dict)().items():
       kernel = getattr(layer.layer, name)
       kernel.assign(scale * grid.dequantize(grid.quantize(kernel.numpy())))
   before = kq.finalize(qmodel)[1]
-  write_back(student_of(qmodel, DEGREES), qmodel)
+  write_back(student_of(qmodel, folded, DEGREES), qmodel)
   after = kq.finalize(qmodel)[1]
   for key in before.integers:
     if key.endswith("kernel"):
@@ -64,22 +66,23 @@ def test_integers_that_a_layer_holds_are_kept(scale):
 
 @pytest.mark.parametrize("degree", DEGREES)
 def test_only_what_was_learnt_is_written_back(degree):
-  qmodel, _, _ = calibrated("mobile_block")
+  qmodel, folded, _ = calibrated("convolutions")
   before = {v.name: v.numpy() for v in qmodel.weights}
-  write_back(moved(student_of(qmodel, (degree,))), qmodel)
+  write_back(moved(student_of(qmodel, folded, (degree,))), qmodel)
   changed = {v.name for v in qmodel.weights if not np.array_equal(v, before[v.name])}
   endings = {"weights": ("kernel:0",), "biases": ("bias:0",), "activation_ranges": ("min:0", "max:0"),
-             "weight_scales": ("kernel:0", "kernel_min:0", "kernel_max:0")}[degree]
+             "weight_scales": ("kernel:0", "kernel_min:0", "kernel_max:0"),
+             "cross_layer_factors": ("kernel:0", "bias:0", "kernel_min:0", "kernel_max:0")}[degree]
   assert changed and all(name.endswith(endings) for name in changed), changed
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name, preset", [
     ("mobile_block", "w4a8"), ("nested_shared", "w3a4"), ("conv_bn_relu", "int8_per_tensor"),
-    ("conv_bn_relu", "int16x8")])
+    ("convolutions", "w4a8"), ("conv_bn_relu", "int16x8")])
 def test_the_quantized_model_computes_what_the_student_learnt(name, preset, seed):
-  qmodel, _, inputs = calibrated(name, preset)
-  student = moved(student_of(qmodel, DEGREES), seed)
+  qmodel, folded, inputs = calibrated(name, preset)
+  student = moved(student_of(qmodel, folded, DEGREES), seed)
   before = outputs(qmodel, inputs)
   write_back(student, qmodel)
   for mine, theirs, start in zip(outputs(student, inputs), outputs(qmodel, inputs), before):
@@ -89,8 +92,8 @@ def test_the_quantized_model_computes_what_the_student_learnt(name, preset, seed
 
 
 def test_the_kernels_that_come_back_are_the_integers_of_the_student():
-  qmodel, _, _ = calibrated("mobile_block")
-  student = moved(student_of(qmodel, DEGREES), steps=3.0)
+  qmodel, folded, _ = calibrated("mobile_block")
+  student = moved(student_of(qmodel, folded, DEGREES), steps=3.0)
   write_back(student, qmodel)
   encodings = kq.finalize(qmodel)[1]
   for layer in student.layers:
@@ -99,8 +102,8 @@ def test_the_kernels_that_come_back_are_the_integers_of_the_student():
 
 
 def test_real_zero_stays_on_the_grid_however_far_a_range_moves():
-  qmodel, _, _ = calibrated("branches")
-  student = student_of(qmodel, ("activation_ranges",))
+  qmodel, folded, _ = calibrated("branches")
+  student = student_of(qmodel, folded, ("activation_ranges",))
   for layer in student.layers:
     if isinstance(layer, TunedActivation) and layer.learns:
       layer.range_steps.assign([9e9, -9e9])
@@ -112,4 +115,4 @@ def test_real_zero_stays_on_the_grid_however_far_a_range_moves():
 def test_a_model_without_ranges_is_refused():
   folded = kq.rewrite(models.build("conv_bn_relu"), [kq.standardize, kq.fold_batch_norm])
   with pytest.raises(ValueError, match="kq.calibrate"):
-    student_of(kq.insert_quantizers(folded), DEGREES)
+    student_of(kq.insert_quantizers(folded), folded, DEGREES)
