@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core import keras_calls
 from kquant.core.graph import Graph
 from kquant.core.nodes import Ref
 from kquant.qmodel.layers import QuantizeActivation
@@ -49,14 +50,17 @@ def output_function(model: keras.Model) -> Callable[..., list[np.ndarray]]:
   layers = {layer.name: layer for layer in model.layers}
   wanted = answers(graph)
 
-  @tf.function(autograph=False, reduce_retracing=True)
+  specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in keras_calls.input_specs(model)]
+
+  @tf.function(autograph=False, input_signature=[specs])  # traced once, whatever the last batch is
   def run(arrays):
     values = dict(zip(graph.input_refs, arrays))
     run_nodes(graph.nodes, layers, values)
     return [values[ref] for ref in wanted]
 
   def outputs(images: list[np.ndarray], batch_size: int = 32) -> list[np.ndarray]:
-    parts = [run([tf.constant(array[start:start + batch_size]) for array in images])
+    parts = [run([tf.constant(array[start:start + batch_size], spec.dtype)
+                  for array, spec in zip(images, specs, strict=True)])
              for start in range(0, len(images[0]), batch_size)]
     return [np.concatenate(found) for found in zip(*parts)]
 
