@@ -79,9 +79,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
   if effort is not None:
-    config, graph = with_effort(config, effort, graph, calibration, report, said=list(said), seed=seed)
-  else:
-    graph = scaled(graph, config, calibration, report)
+    config = with_effort(config, effort, graph, calibration, report, said=list(said), seed=seed)
+  graph = scaled(graph, config, calibration, report)
   qmodel = quantized(graph, config, calibration, report, seed=seed)
   with report.stage("finalize"):
     final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))

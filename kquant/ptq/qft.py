@@ -32,7 +32,7 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
     learns: of `tuned_layers.DEGREES`.
 
   Raises:
-    ValueError: qmodel is not calibrated.
+    ValueError: qmodel is not calibrated, or was not made from float_model.
   """
   graph = Graph.from_model(qmodel)
   live = {layer.name: layer for layer in qmodel.layers}
@@ -54,6 +54,10 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
 def _tie(student: keras.Model, channels: TiedChannels) -> None:
   """Gives the linear layers of a student the factors that their channels share."""
   linear = [layer for layer in student.layers if isinstance(layer, TunedLinear)]
+  unknown = [layer.name for layer in linear if layer.name not in channels.before]
+  if unknown:
+    raise ValueError(f"finetune: float_model has no convolution or dense layer {unknown[0]!r}, qmodel has; "
+                     "expected the float model that qmodel was made from, its batch norms folded.")
   if not channels.count:
     return
   levels = min(numerics.grid_limits(layer.bits, narrow=True)[1] for layer in linear)

@@ -103,7 +103,7 @@ def test_without_grids_the_network_computes_the_same(name, preset, monkeypatch):
 
 
 def test_the_slope_of_a_factor_by_hand():
-  """Per tensor z = s_2 round(v_2 / m) s_1 round(v_1 m) x: straight through, each rounding has slope 1."""
+  """Per tensor z = s_2 round(v_2 / m) s_1 round(v_1 m) x: straight through, a rounding has slope 1."""
   image = keras.Input((1,), name="x")
   model = keras.Model(image, layers.Dense(1, name="b")(layers.ReLU()(layers.Dense(1, name="a")(image))))
   folded = kq.rewrite(model, [kq.standardize])
@@ -133,3 +133,11 @@ def test_fine_tuning_learns_factors():
   assert result.best_epoch
   changed = {v.name.split("/")[-1] for v in qmodel.weights if not np.array_equal(v, before[v.name])}
   assert {"kernel:0", "bias:0", "kernel_max:0"} <= changed and not {"min:0", "max:0"} & changed
+
+
+def test_the_float_model_of_another_network_is_refused():
+  model = models.build("sequence")
+  folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
+  qmodel = kq.calibrate(kq.insert_quantizers(folded), models.sample_inputs(model, 4))
+  with pytest.raises(ValueError, match="float_model has no .* layer 'causal', qmodel has"):
+    student_of(qmodel, residual(), FACTORS)

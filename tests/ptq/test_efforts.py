@@ -12,11 +12,12 @@ import tflite_export
 from kquant.core.graph import Graph
 from kquant.core.report import Report
 from kquant.core.spec import QuantConfig
-from kquant.ptq import efforts
+from kquant.ptq import efforts, pipeline
 from kquant.ptq.efforts import with_effort
 from kquant.ptq.judging import image_divergence, image_sqnr_db, paired_change
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.batch_norm import fold_batch_norm
+from kquant.rewrites.channel_statistics import measure_channels
 from kquant.rewrites.standardize import standardize
 from tests import models
 
@@ -73,15 +74,15 @@ def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, mon
 def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
   graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
   report = Report()
-  config, scaled_graph = with_effort(QuantConfig(), "balanced", graph, inputs, report)
+  config = with_effort(QuantConfig(), "balanced", graph, inputs, report)
   assert [(name, kept) for name, _, kept in report.steps] == [("joint", True), ("closed_form", True)]
-  assert (config.equalize, config.rounding) == ("joint", "closed_form") and scaled_graph is not graph
+  assert (config.equalize, config.rounding) == ("joint", "closed_form")
 
 
 def test_a_step_that_does_harm_is_left_out(monkeypatch):
   graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
   report = Report()
-  config, _ = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
+  config = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
   assert (config.bias, config.equalize, config.rounding, config.finetune) == (
       "iterative", "none", "closed_form", "qft")
   assert [(name, kept) for name, _, kept in report.steps] == [("closed_form", True), ("joint", False)]
@@ -89,17 +90,28 @@ def test_a_step_that_does_harm_is_left_out(monkeypatch):
   assert report.to_json()["steps"][1]["kept"] is False and "left out" in str(report)
 
 
+def test_what_was_kept_is_run_again_on_all_images(monkeypatch):
+  model = models.build("mobile_block")
+  inputs, seen = models.sample_inputs(model, images=40), []
+  monkeypatch.setattr(pipeline, "measure_channels", lambda graph, images, **more: (
+      seen.append(len(images[0])), measure_channels(graph, images, **more))[1])
+  monkeypatch.setattr(efforts, "_kept", lambda config, steps, *_: dataclasses.replace(
+      config, **{name: value for step in steps for name, value in step.items()}))
+  kquant.quantize(model, inputs, effort="balanced")
+  assert seen == [40]
+
+
 def test_what_the_user_says_stays():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   said = ["bias", "equalize"]
-  config, _ = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
+  config = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
   assert (config.bias, config.equalize, config.rounding) == ("local", "none", "closed_form")
 
 
 def test_few_images_keep_every_step_and_say_so():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   report = Report()
-  assert with_effort(QuantConfig(), "balanced", graph, inputs, report)[0].equalize == "joint"
+  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).equalize == "joint"
   assert "8 images are too few" in report.steps[0][1]
 
 
@@ -147,7 +159,7 @@ def test_a_trial_is_not_touched_by_the_one_before():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
   config = QuantConfig.preset("w4a8")
   rounded = dataclasses.replace(config, rounding="closed_form")
-  fresh, used = (efforts._Trials(graph, config, inputs) for _ in range(2))
+  fresh, used = (efforts._Trials(graph.copy(), config, inputs) for _ in range(2))
   nearest = dataclasses.replace(config, bias="iterative")
   first = used.outputs(nearest, inputs, 0)
   np.testing.assert_array_equal(used.outputs(rounded, inputs, 0), fresh.outputs(rounded, inputs, 0))
