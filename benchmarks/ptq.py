@@ -27,8 +27,13 @@ RESULTS = ROOT / "benchmarks" / "results.md"
 MODELS = {"v2": "mobilenet_v2_1.0_224", "v1": "mobilenet_v1_0.25_224", "resnet8": "resnet8_cifar10"}
 
 
-def images_of(name: str, data: pathlib.Path):
-  """Returns (calibration images, images to judge by, their labels) of a model of the shared data."""
+def images_of(name: str, data: pathlib.Path, *, drawn: bool = False):
+  """Returns (calibration images, images to judge by, their labels) of a model of the shared data.
+
+  Args:
+    drawn: the MobileNets are calibrated on 128 images drawn from all 500, in place of the first in label
+      order: those are animals, and most of the others are not.
+  """
   if name == "resnet8":
     with np.load(data / "cifar10.npz") as stored:
       return (stored["x_train"][:256].astype(np.float32), stored["x_test"].astype(np.float32),
@@ -36,6 +41,9 @@ def images_of(name: str, data: pathlib.Path):
   from kquant.core import images
   labels = images.read_labels(data / "imagenet")
   names = sorted(labels, key=labels.get)
+  if drawn:
+    chosen = np.random.default_rng(0).permutation(len(names))
+    names = [names[i] for i in [*sorted(chosen[:128]), *sorted(chosen[128:])]]
   x = images.load_images(data / "imagenet", height=224, width=224, preprocess="tf", names=names)
   return x[:128], x[128:], np.array([labels[n] for n in names[128:]])
 
