@@ -14,6 +14,7 @@ import tf_keras as keras
 from kquant.core.graph import Graph
 from kquant.core.nodes import Ref
 from kquant.ptq.tuned_layers import bounded_factor
+from kquant.rewrites.batch_norm import fold_batch_norm
 from kquant.rewrites.scale_groups import scale_groups
 from kquant.rewrites.standardize import standardize
 
@@ -34,12 +35,12 @@ class TiedChannels:
 
 
 def tied_channels(float_model: keras.Model) -> TiedChannels:
-  """Returns the factors that a float model's layers can have, batch norms folded.
+  """Returns the factors that a float model's layers can have once its batch norms are folded.
 
   The channels of a capped ReLU are left as they are: their caps would have to move with them, which takes an
   operator more in the file.
   """
-  graph = standardize(Graph.from_model(float_model))
+  graph = fold_batch_norm(standardize(Graph.from_model(float_model)))
   groups = scale_groups(graph)
   for node in graph.nodes:
     if node.kind == "CappedReLU" or (node.kind == "ReLU" and node.config.get("max_value") is not None):
@@ -54,24 +55,19 @@ def tied_channels(float_model: keras.Model) -> TiedChannels:
   return TiedChannels(int(free.sum()), before, {name: number[ids] for name, ids in behind.items()})
 
 
-@keras.saving.register_keras_serializable("kquant")
 class CrossLayerFactors(keras.layers.Layer):
   """Holds the factors of `TiedChannels`: exp(factor_steps / levels), 1 at the start.
 
   Args:
     count: of factors.
-    levels: largest integer of the kernels: one step moves a kernel's end by one integer.
+    levels: largest integer of the kernel with the fewest bits: one step moves its end by one integer.
   """
 
-  def __init__(self, count: int, levels: int, **kwargs):
-    super().__init__(**{"name": "cross_layer_factors", **kwargs})
-    self.count, self.levels = count, levels
+  def __init__(self, count: int, levels: int):
+    super().__init__(name="cross_layer_factors")
+    self.levels = levels
     self.factor_steps = self.add_weight("factor_steps", (count,), initializer="zeros")
 
   def values(self) -> tf.Tensor:
     """Returns the factors by number, [1 + count]: number 0 is 1."""
     return tf.concat([[1.0], bounded_factor(tf.convert_to_tensor(self.factor_steps), self.levels)], 0)
-
-  def get_config(self):
-    """Returns the arguments of the constructor."""
-    return {**super().get_config(), "count": self.count, "levels": self.levels}

@@ -67,7 +67,7 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
       without and with them: W4A4 0.745, 0.733; W4A8 biases and grids 0.939, 0.930; int8 with one scale a
       kernel 0.968, 0.970).
     learns: what is trained, of "weights", "biases", "weight_scales", "activation_ranges" and
-      "cross_layer_factors", in place of what the method trains.
+      "cross_layer_factors", in place of what the method trains. (Channels under a ReLU6 have no factor.)
     epochs: passes over the images that are not held back.
     learning_rate: of Adam at the start: quantization steps an update.
     augment: whether images are shifted by up to an eighth of their size and mirrored; None: where the
@@ -83,7 +83,8 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
     compared: features, feature_weight, output_loss, output_weight of `DistillationModel`.
 
   Raises:
-    ValueError: an unknown method, too few images, no calibration, or a checkpoint of another run.
+    ValueError: an unknown method, too few images, no calibration, nothing to learn, a float_model that
+      qmodel was not made from, or a checkpoint of another run.
   """
   learns = _degrees(method, learns)
   inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
@@ -100,6 +101,9 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
   batch_size = min(batch_size, len(train[0]))
   steps = len(train[0]) // batch_size
   student = student_of(qmodel, float_model, learns)
+  if not student.trainable_variables:
+    raise ValueError(f"finetune: {qmodel.name!r} has nothing to learn by learns={', '.join(learns)}; "
+                     "channels under a ReLU6 have no cross-layer factor. Name other degrees.")
   model = DistillationModel(student, float_model, **compared)
   schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, (epochs - 1) * steps), warmup_steps=steps,
                                                     warmup_target=learning_rate)

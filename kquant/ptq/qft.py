@@ -53,19 +53,22 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
 
 def _tie(student: keras.Model, channels: TiedChannels) -> None:
   """Gives the linear layers of a student the factors that their channels share."""
-  linear = [layer for layer in student.layers if isinstance(layer, TunedLinear)]
-  unknown = [layer.name for layer in linear if layer.name not in channels.before]
-  if unknown:
-    raise ValueError(f"finetune: float_model has no convolution or dense layer {unknown[0]!r}, qmodel has; "
-                     "expected the float model that qmodel was made from, its batch norms folded.")
-  if not channels.count:
-    return
-  levels = min(numerics.grid_limits(layer.bits, narrow=True)[1] for layer in linear)
-  factors = CrossLayerFactors(channels.count, levels)
-  for layer in linear:
-    before, behind = channels.before[layer.name], channels.behind[layer.name]
-    if before.any() or behind.any():
-      layer.scale_channels(factors, before, behind)
+  linear = {layer.name: layer for layer in student.layers if isinstance(layer, TunedLinear)}
+  for name in {**linear, **channels.before}:
+    if name not in linear or name not in channels.before or not _fits(linear[name], channels):
+      raise ValueError(f"finetune: layer {name!r} is not the same in float_model and in qmodel; expected the "
+                       "float model that qmodel was made from, and batch norms folded in both.")
+  tied = {name: layer for name, layer in linear.items()
+          if channels.before[name].any() or channels.behind[name].any()}
+  if tied:
+    levels = min(numerics.grid_limits(layer.bits, narrow=True)[1] for layer in tied.values())
+    factors = CrossLayerFactors(channels.count, levels)
+  for name, layer in tied.items():
+    layer.scale_channels(factors, channels.before[name], channels.behind[name])
+
+
+def _fits(layer: TunedLinear, channels: TiedChannels) -> bool:
+  return len(channels.behind[layer.name]) == layer.layer.bias.shape[0]
 
 
 def _tune_linear(node: Node, live: dict, learns: Sequence[str]) -> None:

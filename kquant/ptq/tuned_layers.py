@@ -21,7 +21,7 @@ from kquant.qmodel.layers import QuantizeActivation
 DEGREES = ("weights", "biases", "weight_scales", "activation_ranges", "cross_layer_factors")
 """What can be trained."""
 LARGEST_FACTOR = 16.0
-"""No scale moves by more than this factor, up or down."""
+"""No factor, of a scale or of a channel, goes beyond this, up or down."""
 
 
 def round_steps(steps: tf.Tensor, qmax: int) -> tf.Tensor:
@@ -126,7 +126,7 @@ class TunedLinear(keras.layers.Wrapper):
                                       trainable="biases" in self.learns)
 
   def scale_channels(self, factors: keras.layers.Layer, before: np.ndarray, behind: np.ndarray) -> None:
-    """Has the channels scaled by factors that layers share.
+    """Has the channels scaled by factors that layers share; `get_config` does not tell of them.
 
     Args:
       factors: a `kquant.ptq.cross_layer.CrossLayerFactors`.

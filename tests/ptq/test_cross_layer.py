@@ -83,12 +83,19 @@ def test_a_depthwise_kernel_keeps_its_integers():
   np.testing.assert_allclose(layer.scale(), [1.5, 0.5, 1.0, 3.0])
 
 
+def called_twice():
+  image = keras.Input((6, 6, 2), name="image")
+  shared = layers.Conv2D(3, 3, padding="same", activation="relu", name="shared")
+  x = shared(shared(layers.Conv2D(3, 1, activation="relu", name="stem")(image)))
+  return keras.Model(image, layers.Dense(2, name="out")(layers.GlobalAveragePooling2D()(x)))
+
+
 @pytest.mark.parametrize("preset", ["int8", "int8_per_tensor"])
-@pytest.mark.parametrize("name", ["convolutions", "sequence", "two_inputs", "conv_bn_relu"])
+@pytest.mark.parametrize("name", ["convolutions", "sequence", "two_inputs", "conv_bn_relu", "called_twice"])
 def test_without_grids_the_network_computes_the_same(name, preset, monkeypatch):
   monkeypatch.setattr(tuned_layers, "round_steps", lambda steps, qmax: steps)
   monkeypatch.setattr(tuned_layers, "fake_quantize_range", lambda x, *_, **__: x)
-  model = models.build(name)
+  model = called_twice() if name == "called_twice" else models.build(name)
   inputs = models.sample_inputs(model, 4)
   folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
   student = student_of(kq.calibrate(kq.insert_quantizers(folded, preset), inputs), folded, FACTORS)
@@ -135,9 +142,24 @@ def test_fine_tuning_learns_factors():
   assert {"kernel:0", "bias:0", "kernel_max:0"} <= changed and not {"min:0", "max:0"} & changed
 
 
-def test_the_float_model_of_another_network_is_refused():
-  model = models.build("sequence")
-  folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
-  qmodel = kq.calibrate(kq.insert_quantizers(folded), models.sample_inputs(model, 4))
-  with pytest.raises(ValueError, match="float_model has no .* layer 'causal', qmodel has"):
-    student_of(qmodel, residual(), FACTORS)
+def test_batch_norms_of_the_float_model_need_not_be_folded():
+  model = models.build("conv_bn_relu")
+  assert tied_channels(model).count == tied_channels(kq.rewrite(model, [kq.fold_batch_norm])).count == 8
+
+
+@pytest.mark.parametrize("name, width", [("other", 3), ("first", 4)])
+def test_the_float_model_of_another_network_is_refused(name, width):
+  image = keras.Input((6, 6, 2), name="image")
+  other = keras.Model(image, layers.Conv2D(width, 1, name=name)(image))
+  model = keras.Model(image, layers.Conv2D(3, 1, name="first")(image))
+  qmodel = kq.calibrate(kq.insert_quantizers(model), models.sample_inputs(model, 4))
+  with pytest.raises(ValueError, match="layer 'first' is not the same in float_model and in"):
+    student_of(qmodel, other, FACTORS)
+
+
+def test_a_network_without_factors_has_nothing_to_learn():
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, 8)
+  qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
+  with pytest.raises(ValueError, match="nothing to learn by learns=cross_layer_factors; channels under"):
+    kq.finetune(qmodel, model, inputs, learns=FACTORS)

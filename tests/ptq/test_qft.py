@@ -48,10 +48,11 @@ def test_it_trains_what_was_asked_for():
                    "cross_layer_factors": {"factor_steps:0"}}
 
 
+@pytest.mark.parametrize("name", ["mobile_block", "convolutions"])
 @pytest.mark.parametrize("scale", [1.0, 0.97, 1.03])
-def test_integers_that_a_layer_holds_are_kept(scale):
+def test_integers_that_a_layer_holds_are_kept(scale, name):
   """Kernels on their grid, and kernels elsewhere between two integers."""
-  qmodel, folded, inputs = calibrated("mobile_block")
+  qmodel, folded, inputs = calibrated(name)
   for layer in qmodel.layers:
     for name, grid in getattr(layer, "weight_encodings", dict)().items():
       kernel = getattr(layer.layer, name)
@@ -91,8 +92,9 @@ def test_the_quantized_model_computes_what_the_student_learnt(name, preset, seed
     assert (np.abs(start - theirs) > step).mean() > 0.3
 
 
-def test_the_kernels_that_come_back_are_the_integers_of_the_student():
-  qmodel, folded, _ = calibrated("mobile_block")
+@pytest.mark.parametrize("name", ["mobile_block", "convolutions"])
+def test_the_kernels_that_come_back_are_the_integers_of_the_student(name):
+  qmodel, folded, _ = calibrated(name)
   student = moved(student_of(qmodel, folded, DEGREES), steps=3.0)
   write_back(student, qmodel)
   encodings = kq.finalize(qmodel)[1]
