@@ -28,6 +28,11 @@ class InputSpec:
   shape: tuple[int | None, ...]
   dtype: str = "float32"
 
+  @property
+  def batch(self) -> tf.TensorSpec:
+    """A batch of any size of it, as functions are traced for."""
+    return tf.TensorSpec((None, *self.shape), self.dtype)
+
 
 def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
             where: str = "calibration") -> Iterator[list[np.ndarray]]:

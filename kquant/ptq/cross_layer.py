@@ -15,7 +15,7 @@ from kquant.core.graph import Graph
 from kquant.core.nodes import Ref
 from kquant.ptq.tuned_layers import bounded_factor
 from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.scale_groups import scale_groups
+from kquant.rewrites.scale_groups import cap_of, scale_groups
 from kquant.rewrites.standardize import standardize
 
 
@@ -42,17 +42,14 @@ def tied_channels(float_model: keras.Model) -> TiedChannels:
   """
   graph = fold_batch_norm(standardize(Graph.from_model(float_model)))
   groups = scale_groups(graph)
-  for node in graph.nodes:
-    if node.kind == "CappedReLU" or (node.kind == "ReLU" and node.config.get("max_value") is not None):
+  for node in graph.find("ReLU", "CappedReLU"):
+    if cap_of(node) is not None:
       groups.free[groups.index[Ref(node)]] = False
   linear = {node.layer.name: node for node in graph.nodes if node.facts.role == "linear"}
   behind = {name: groups.index[Ref(node)] for name, node in linear.items()}
-  made = np.zeros(groups.count, bool)
-  made[np.concatenate([np.zeros(0, int), *behind.values()])] = True
-  free = groups.free & made
-  number = np.where(free, np.cumsum(free), 0)
+  number = np.where(groups.free, np.cumsum(groups.free), 0)
   before = {name: number[groups.index[node.inputs[0]]] for name, node in linear.items()}
-  return TiedChannels(int(free.sum()), before, {name: number[ids] for name, ids in behind.items()})
+  return TiedChannels(int(groups.free.sum()), before, {name: number[ids] for name, ids in behind.items()})
 
 
 class CrossLayerFactors(keras.layers.Layer):

@@ -65,7 +65,7 @@ def _parts(count: int, step: int, border: int) -> list[slice]:
 def _positions(turn: LayerTurn) -> int:
   """Output positions to look at in each image."""
   inputs = min(turn.patches.inputs, LARGEST_GRAM)
-  wanted = max(min(max(_FEWEST_ROWS, _ROWS_OF_FEW * inputs), _MANY_ROWS), _ROWS_OF_MANY * inputs)
+  wanted = max(int(np.clip(_ROWS_OF_FEW * inputs, _FEWEST_ROWS, _MANY_ROWS)), _ROWS_OF_MANY * inputs)
   return min(turn.patches.positions, math.ceil(wanted / turn.images))
 
 

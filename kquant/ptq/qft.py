@@ -28,7 +28,7 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
 
   Args:
     qmodel: calibrated.
-    float_model: that qmodel was made from, batch norms folded: says which channels cross-layer factors tie.
+    float_model: that qmodel was made from, batch norms folded or not: says which channels share factors.
     learns: of `tuned_layers.DEGREES`.
 
   Raises:

@@ -111,8 +111,7 @@ def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator], specs
              for side in (seen.linear_inputs, seen.linear_outputs)]
     return [estimators[name].measure(_as_one(tensors)) for name, tensors in sharing.items()], means
 
-  arrays = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
-  return step.get_concrete_function(arrays, tf.TensorSpec((), tf.int32)), names
+  return step.get_concrete_function([spec.batch for spec in specs], tf.TensorSpec((), tf.int32)), names
 
 
 def _as_one(tensors: list[tf.Tensor]) -> tf.Tensor:

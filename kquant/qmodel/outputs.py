@@ -48,11 +48,10 @@ def output_function(model: keras.Model) -> Callable[..., list[np.ndarray]]:
   """
   graph = Graph.from_model(model)
   layers = {layer.name: layer for layer in model.layers}
-  wanted = answers(graph)
+  wanted, specs = answers(graph), keras_calls.input_specs(model)
 
-  specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in keras_calls.input_specs(model)]
-
-  @tf.function(autograph=False, input_signature=[specs])  # traced once, whatever the last batch is
+  # One trace, whatever the size of the last batch.
+  @tf.function(autograph=False, input_signature=[[spec.batch for spec in specs]])
   def run(arrays):
     values = dict(zip(graph.input_refs, arrays))
     run_nodes(graph.nodes, layers, values)

@@ -159,8 +159,7 @@ def _measuring_step(graph: Graph, model: keras.Model, refs: list[Ref], linear: l
       measured.update(_slope_moments(linear, of_kernels, of_biases))
     return measured
 
-  arrays = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs]
-  return step.get_concrete_function(arrays, tf.TensorSpec((2,), tf.int32))
+  return step.get_concrete_function([spec.batch for spec in specs], tf.TensorSpec((2,), tf.int32))
 
 
 def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],

@@ -19,6 +19,7 @@ from kquant.core.layers import UnsupportedLayerError
 from kquant.core.nodes import Node, Ref
 from kquant.rewrites.channel_statistics import ChannelStatistics
 from kquant.rewrites.moments import clipped_normal
+from kquant.rewrites.scale_groups import cap_of
 
 REACH = 6.0
 """Deviations from the mean that a normal channel is taken to reach (Nagel et al. 2021, section 3.1)."""
@@ -133,7 +134,7 @@ def _linear(node: Node, x: Moments) -> Moments:
 
 
 def _cap(node: Node) -> np.ndarray | float:
-  cap = node.layer.params["caps"] if node.kind == "CappedReLU" else node.config.get("max_value")
+  cap = cap_of(node)
   return np.inf if cap is None else np.asarray(cap, np.float64)
 
 

@@ -249,8 +249,13 @@ def _scale_linear(layer: LayerDef, before: np.ndarray, behind: np.ndarray) -> No
                   "bias": (layer.params["bias"] * behind).astype(np.float32)}
 
 
+def cap_of(node: Node) -> np.ndarray | float | None:
+  """Returns where a ReLU or CappedReLU ends, for all channels or [channels]; None where it does not."""
+  return node.layer.params["caps"] if node.kind == "CappedReLU" else node.config.get("max_value")
+
+
 def _scale_cap(graph: Graph, node: Node, scale: np.ndarray) -> None:
-  cap = node.layer.params["caps"] if node.kind == "CappedReLU" else node.config.get("max_value")
+  cap = cap_of(node)
   if cap is None or (scale == 1).all():
     return
   layer = graph.new_layer(CappedReLU, node.layer_name, params={"caps": np.float32(cap * scale)})

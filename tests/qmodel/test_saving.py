@@ -45,6 +45,7 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
 @pytest.mark.parametrize("imports, first, load", [
     ("import kquant, tf_keras", 0, "tf_keras.models"), ("import tf_keras, kquant", 1, "tf_keras.models"),
     ("import kquant.core.graph, tf_keras", 2, "tf_keras.models"), ("import kquant, tf_keras", 1, "kquant"),
+    ("import kquant; kquant.rewrite; import tf_keras", 0, "tf_keras.models"),
     ("import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'; import kquant, tensorflow, tf_keras", 2,
      "tf_keras.models"),
     ("import kquant, tensorflow_model_optimization, tf_keras", 2, "kquant")])
@@ -62,6 +63,7 @@ def test_another_process_needs_nothing_but_kquant(imports, first, load, tmp_path
           "    found = load(sys.argv[1] + '/' + file)(data['x']).numpy()\n"
           "    assert not numpy.abs(found - data['y']).max(), file\n"
           f"check({load}.load_model)\n"
+          "check(tf_keras.models.load_model)\n"
           "check(kquant.load_model)\n")
   files = [*FORMATS[first:], *FORMATS[:first]]
   done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *files], capture_output=True, text=True)
