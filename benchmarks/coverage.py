@@ -29,7 +29,7 @@ def measure(name: str, folder: str) -> tuple:
 
   import kquant
   import tflite_export
-  from kquant.core.layers import UnsupportedLayerError
+  from kquant.core.errors import UnsupportedLayerError
   from tests.models import randomized
   backend.clear_session()
   shape = (SIZES[name], SIZES[name], 3)

@@ -28,12 +28,12 @@ ROWS = {  # name: (method, cap, high-bias absorption)
 
 def rewritten(model, calibration: np.ndarray, row: tuple | None, preset: str):
   """Returns (the scaled float model, seconds, predicted dB or "")."""
-  from kquant.core.graph import Graph
-  from kquant.rewrites.absorb_bias import absorb_bias
-  from kquant.rewrites.batch_norm import fold_batch_norm
-  from kquant.rewrites.channel_statistics import measure_channels
-  from kquant.rewrites.dead_channels import prune_dead_channels
-  from kquant.rewrites.standardize import standardize
+  from kquant.graph.graph import Graph
+  from kquant.rewrites.folding.batch_norm import fold_batch_norm
+  from kquant.rewrites.scaling.absorb_bias import absorb_bias
+  from kquant.rewrites.scaling.channel_statistics import measure_channels
+  from kquant.rewrites.scaling.dead_channels import prune_dead_channels
+  from kquant.rewrites.standardize.standardize import standardize
   graph = Graph.from_model(model)
   standardize(graph)
   fold_batch_norm(graph)
@@ -52,7 +52,7 @@ def rewritten(model, calibration: np.ndarray, row: tuple | None, preset: str):
 def predicted_gain(graph, method: str, cap: str, preset: str, channels) -> str:
   """Scales the graph; returns what its noise model says of it."""
   from kquant.core.spec import QuantConfig
-  from kquant.rewrites.equalize import equalize
+  from kquant.rewrites.scaling.equalize import equalize
   equalize(graph, method=method, cap=cap, config=QuantConfig.preset(preset), guard=False, statistics=channels)
   return next((edit.what.split()[3] for edit in graph.edits if edit.what.startswith("predicted")), "")
 
@@ -64,8 +64,8 @@ def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> li
   import kquant
   from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
-  from tflite_export.lower import lower
-  from tflite_export.writer import to_bytes
+  from tflite_export.file.writer import to_bytes
+  from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data)
   reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)

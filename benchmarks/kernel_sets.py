@@ -49,10 +49,10 @@ def exported(model, calibration: list, x: list, folder: str) -> tuple[bytes, lis
 
 def measure(data: bytes, inputs: list[np.ndarray]) -> list[str]:
   """Returns the cells of one file: for each pair of sets the rate and the LSB, outputs and all tensors."""
-  from tflite_export.reader import from_bytes
-  from tflite_export.runtime import KERNELS, Runtime
-  from tflite_export.simulate import simulate
-  from tflite_export.writer import to_bytes
+  from tflite_export.file.reader import from_bytes
+  from tflite_export.file.writer import to_bytes
+  from tflite_export.proof.runtime import KERNELS, Runtime
+  from tflite_export.proof.simulate import simulate
   program = from_bytes(data)
   simulate(program, inputs, mode="reference")  # a softmax that would end the process is an error here
   quantized = {name for name, tensor in program.tensors.items() if tensor.dtype == "int8"}

@@ -21,7 +21,7 @@ def measure(name: str, folder: str) -> tuple[str, str, str]:
 
   import kquant
   import tflite_export
-  from kquant.core.layers import UnsupportedLayerError
+  from kquant.core.errors import UnsupportedLayerError
   from tests import layer_cases
   from tests.models import randomized
   backend.clear_session()

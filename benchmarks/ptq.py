@@ -50,7 +50,7 @@ def images_of(name: str, data: pathlib.Path, *, drawn: bool = False):
 
 def load(name: str, data: pathlib.Path):
   """Returns the float model."""
-  from kquant.core.model_files import load_model
+  from kquant.graph.model_files import load_model
   return load_model(data / "models" / f"{MODELS[name]}.h5")
 
 
@@ -115,8 +115,8 @@ def judge(contents: bytes, x: np.ndarray, labels: np.ndarray, reference: np.ndar
   """Top-1, agreement and SQNR of a file at the input of its softmax, and its float operators."""
   from kquant.cli.evaluation import scores_tensor
   from kquant.core import metrics
-  from tflite_export.reader import float_operators, from_bytes
-  from tflite_export.runtime import Runtime
+  from tflite_export.file.reader import float_operators, from_bytes
+  from tflite_export.proof.runtime import Runtime
   program = from_bytes(contents)
   name = scores_tensor(program)
   grid, out = (program.tensors[n] for n in (program.inputs[0], name))
@@ -131,7 +131,7 @@ def judge(contents: bytes, x: np.ndarray, labels: np.ndarray, reference: np.ndar
 
 def latency(first: bytes, second: bytes, runs: int = 300) -> tuple[float, float]:
   """Median milliseconds of one image on one thread, the two files in turn."""
-  from tflite_export.runtime import Runtime
+  from tflite_export.proof.runtime import Runtime
   runtimes = [Runtime(contents) for contents in (first, second)]
   inputs = [[np.zeros(r.inputs[0]["shape"], np.int8)] for r in runtimes]
   times = [[], []]

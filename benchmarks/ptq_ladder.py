@@ -78,8 +78,8 @@ def found_by(result, preset: str, x, labels, reference) -> dict:
 
   from kquant.core import metrics
   from kquant.qmodel.outputs import network_outputs
-  from tflite_export.lower import lower
-  from tflite_export.writer import to_bytes
+  from tflite_export.file.writer import to_bytes
+  from tflite_export.lowering.lower import lower
   if preset.endswith("a8") or preset.startswith("int"):
     return {**judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference), "in": "file"}
   (scores,) = network_outputs(result.qmodel, [x])

@@ -57,7 +57,7 @@ METHODS = ("LSQ", "dampening", "dampening, ten times", "freezing", "late freezin
 def config_of(model, weights: int, activations: int, ends: bool):
   """LSQ throughout, from ranges of least squared error; `ends`: input, first and last layer at 8 bits."""
   import kquant as kq
-  from kquant.core.graph import Graph
+  from kquant.graph.graph import Graph
 
   def rule(weights, activations, **where):
     return kq.Rule(

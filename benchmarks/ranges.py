@@ -51,8 +51,8 @@ def compare(name: str, preset: str, data: pathlib.Path, rows: list[tuple[str, st
   import kquant
   from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
-  from tflite_export.lower import lower
-  from tflite_export.writer import to_bytes
+  from tflite_export.file.writer import to_bytes
+  from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data)
   reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)

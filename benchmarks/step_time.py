@@ -25,7 +25,7 @@ def build(name: str, data: pathlib.Path):
   """Returns (float model, images of one batch); MobileNet with random weights, whose time is the same."""
   import tf_keras as keras
 
-  from kquant.core.model_files import load_model
+  from kquant.graph.model_files import load_model
   rng = np.random.default_rng(0)
   if name == "resnet8":
     return (load_model(data / "models" / "resnet8_cifar10.h5"),

@@ -8,7 +8,7 @@ import numpy as np
 import kquant as kq
 import tflite_export
 from kquant.cli.demo import digits, train_digits
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 model = train_digits()
 (images, _), (test_images, test_labels) = digits()

@@ -11,7 +11,7 @@ import tf_keras as keras
 import kquant as kq
 import tflite_export
 from kquant.cli.demo import digits, train_digits
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 EPOCHS = 12
 

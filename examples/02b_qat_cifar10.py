@@ -14,8 +14,8 @@ import tf_keras as keras
 
 import kquant as kq
 import tflite_export
-from kquant.core.model_files import load_model
-from tflite_export.runtime import Runtime
+from kquant.graph.model_files import load_model
+from tflite_export.proof.runtime import Runtime
 
 
 def main(model_path: str, data_path: str, epochs: str = "10") -> None:

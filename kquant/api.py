@@ -5,19 +5,19 @@ from typing import Any
 
 import tf_keras as keras
 
-from kquant.core import keras_calls
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
-from kquant.core.graph import Graph
 from kquant.core.input_range import InputRange
-from kquant.core.report import Report
+from kquant.core.records import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
-from kquant.ptq.efforts import with_effort
-from kquant.ptq.pipeline import quantized, scaled
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
 from kquant.qmodel.finalize import finalize_with_edits
-from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize.standardize import standardize
+from kquant.search.efforts import with_effort
+from kquant.search.pipeline import quantized, scaled
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ import pytest
 import kquant as kq
 import tflite_export
 from tests import models
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 
 @pytest.mark.parametrize("name", models.ZOO)

@@ -7,10 +7,10 @@ from tf_keras import layers
 
 import kquant as kq
 import tflite_export
-from kquant.core.capped_relu import CappedReLU
-from kquant.core.graph import Graph
-from kquant.rewrites.scale_groups import scale_channels, scale_groups
-from kquant.rewrites.standardize import standardize
+from kquant.graph.capped_relu import CappedReLU
+from kquant.graph.graph import Graph
+from kquant.rewrites.scaling.scale_groups import scale_channels, scale_groups
+from kquant.rewrites.standardize.standardize import standardize
 from tests import models
 
 IMAGE = (8, 8, 3)
@@ -91,7 +91,7 @@ def test_equalized_zoo_is_exact(name, equalize, tmp_path):
   inputs = models.sample_inputs(model, images=16)
   result = kq.quantize(model, inputs, config="int8_per_tensor", equalize=equalize)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:2] for x in inputs], certify=True)
-  assert not [line for line in tflite_export.certificate.inexact_operators(written.certificate)]
+  assert not [line for line in tflite_export.proof.certificate.inexact_operators(written.certificate)]
 
 
 def test_int16_activations_keep_their_caps(tmp_path):

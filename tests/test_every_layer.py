@@ -7,7 +7,7 @@ import pytest
 
 import kquant as kq
 import tflite_export
-from kquant.core.layers import UnsupportedLayerError
+from kquant.core.errors import UnsupportedLayerError
 from tests import layer_cases
 from tests.models import randomized
 

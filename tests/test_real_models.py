@@ -7,8 +7,8 @@ import kquant as kq
 import tflite_export
 from kquant.cli.evaluation import evaluate
 from kquant.core import images
-from kquant.core.model_files import load_model
-from tflite_export.lower import lower
+from kquant.graph.model_files import load_model
+from tflite_export.lowering.lower import lower
 
 
 class Arrays:

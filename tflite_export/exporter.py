@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import data, keras_calls
+from kquant.core import data
 from kquant.core.encodings import Encodings
-from tflite_export import certificate as certificates
-from tflite_export import metadata, verifier
-from tflite_export.batch import with_batch
-from tflite_export.certificate import inexact_operators
-from tflite_export.lower import lower, with_border
-from tflite_export.program import IntProgram
-from tflite_export.program_check import check
-from tflite_export.verifier import Verification, VerificationError
-from tflite_export.writer import to_bytes
+from kquant.graph import keras_calls
+from tflite_export.file import metadata
+from tflite_export.file.writer import to_bytes
+from tflite_export.lowering.lower import lower, with_border
+from tflite_export.program.batch import with_batch
+from tflite_export.program.check import check
+from tflite_export.program.program import IntProgram
+from tflite_export.proof import certificate as certificates
+from tflite_export.proof import verifier
+from tflite_export.proof.certificate import inexact_operators
+from tflite_export.proof.verifier import Verification, VerificationError
 
 
 @dataclasses.dataclass

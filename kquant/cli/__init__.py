@@ -34,7 +34,9 @@ with without_native_messages():
 
   tf.config.list_physical_devices()  # a machine without a GPU says so here
 
-  from tflite_export import program, runtime, writer
+  from tflite_export.file import writer
+  from tflite_export.program import program
+  from tflite_export.proof import runtime
 
   _grid = {"shape": (1, 1), "dtype": "int8", "scale": 1.0, "zero_point": 0}
   _smallest = program.IntProgram({name: program.IntTensor(name, **_grid) for name in "xy"},

@@ -9,14 +9,14 @@ from absl import flags
 
 from kquant.cli import without_native_messages
 from kquant.core.encodings import Encodings
-from tflite_export import verifier
-from tflite_export.converter import convert, differences
 from tflite_export.exporter import Exported
-from tflite_export.lower import lower
-from tflite_export.reader import from_bytes
-from tflite_export.simulate import simulate
-from tflite_export.verifier import VerificationError
-from tflite_export.writer import to_bytes
+from tflite_export.file.reader import from_bytes
+from tflite_export.file.writer import to_bytes
+from tflite_export.lowering.lower import lower
+from tflite_export.proof import verifier
+from tflite_export.proof.converter import convert, differences
+from tflite_export.proof.simulate import simulate
+from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()

@@ -15,12 +15,12 @@ import numpy as np
 from absl import flags
 
 from kquant.cli import flags as shared
-from kquant.core.report import text_table
-from tflite_export.memory import ALIGNMENT, activation_memory
-from tflite_export.program import IntOp, IntProgram
-from tflite_export.reader import from_bytes
-from tflite_export.runtime import Runtime
-from tflite_export.writer import to_bytes
+from kquant.core.text import text_table
+from tflite_export.file.reader import from_bytes
+from tflite_export.file.writer import to_bytes
+from tflite_export.program.memory import ALIGNMENT, activation_memory
+from tflite_export.program.program import IntOp, IntProgram
+from tflite_export.proof.runtime import Runtime
 
 FLAGS = flags.FLAGS
 WARM_UP_RUNS = 5

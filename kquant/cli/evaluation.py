@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from kquant.cli.sources import Source
 from kquant.core import metrics, numerics
-from kquant.core.graph import Graph
-from kquant.rewrites.standardize import standardize
-from tflite_export.program import IntProgram
-from tflite_export.runtime import Runtime
-from tflite_export.writer import to_bytes
+from kquant.graph.graph import Graph
+from kquant.rewrites.standardize.standardize import standardize
+from tflite_export.file.writer import to_bytes
+from tflite_export.program.program import IntProgram
+from tflite_export.proof.runtime import Runtime
 
 IMAGES_AT_ONCE = 64
 

@@ -9,12 +9,12 @@ from absl import flags
 
 from kquant.cli import backends, running
 from kquant.cli import flags as shared
-from kquant.core import keras_calls
 from kquant.core.encodings import Encodings
-from kquant.core.model_files import load_model
-from kquant.core.report import text_table
-from tflite_export.c_array import to_c_source
+from kquant.core.text import text_table
+from kquant.graph import keras_calls
+from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
+from tflite_export.file.c_array import to_c_source
 
 FLAGS = flags.FLAGS
 

@@ -18,7 +18,7 @@ from kquant.core.spec import (
     QuantConfig,
 )
 from kquant.core.target import target
-from tflite_export.verifier import VerificationError
+from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help shows the flags below as the script's own

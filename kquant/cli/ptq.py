@@ -17,14 +17,15 @@ from kquant.cli import backends, demo, evaluation
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Source, open_source
-from kquant.core import keras_calls
 from kquant.core.data import InputSpec, choose
-from kquant.core.model_files import load_model
-from kquant.core.report import Report, text_table
+from kquant.core.records import Report
 from kquant.core.spec import QuantConfig
-from tflite_export.c_array import to_c_source
+from kquant.core.text import text_table
+from kquant.graph import keras_calls
+from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
-from tflite_export.lower import lower
+from tflite_export.file.c_array import to_c_source
+from tflite_export.lowering.lower import lower
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2

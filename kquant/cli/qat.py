@@ -14,14 +14,16 @@ from absl import flags
 from kquant.cli import evaluation
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
-from kquant.core import keras_calls, metrics
+from kquant.core import metrics
 from kquant.core.data import InputSpec, choose
-from kquant.core.graph import Graph
-from kquant.core.model_files import load_model
-from kquant.core.report import Report, text_table
+from kquant.core.records import Report
 from kquant.core.spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, QuantConfig, Rule
 from kquant.core.target import target
-from kquant.ptq.bias_correction import correct_bias
+from kquant.core.text import text_table
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.model_files import load_model
+from kquant.ptq.layerwise.bias_correction import correct_bias
 from kquant.qat.bn_reestimate import ReestimateBatchNorm
 from kquant.qat.oscillation_control import FreezeOscillations
 from kquant.qat.schedules import FreezeBatchNorm
@@ -31,9 +33,9 @@ from kquant.qmodel.finalize import finalize
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.insert import insert_quantizers
 from kquant.qmodel.outputs import network_outputs
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.standardize.standardize import standardize
 from tflite_export.exporter import Exported, export
-from tflite_export.lower import lower
+from tflite_export.lowering.lower import lower
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2

@@ -14,15 +14,16 @@ from kquant.cli import flags as shared
 from kquant.cli import running
 from kquant.core.data import InputSpec
 from kquant.core.encodings import Encodings
-from kquant.core.model_files import load_model
-from kquant.core.report import text_table
-from tflite_export import metadata, verifier
-from tflite_export.batch import with_batch
-from tflite_export.certificate import certify, inexact_operators
-from tflite_export.lower import lower, with_border
-from tflite_export.program import IntProgram
-from tflite_export.reader import from_bytes
-from tflite_export.verifier import Verification, VerificationError
+from kquant.core.text import text_table
+from kquant.graph.model_files import load_model
+from tflite_export.file import metadata
+from tflite_export.file.reader import from_bytes
+from tflite_export.lowering.lower import lower, with_border
+from tflite_export.program.batch import with_batch
+from tflite_export.program.program import IntProgram
+from tflite_export.proof import verifier
+from tflite_export.proof.certificate import certify, inexact_operators
+from tflite_export.proof.verifier import Verification, VerificationError
 
 FLAGS = flags.FLAGS
 PROBLEMS_SHOWN = 20

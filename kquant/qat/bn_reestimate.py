@@ -9,7 +9,8 @@ import tf_keras as keras
 from tf_keras import layers
 from tqdm import tqdm
 
-from kquant.core import data, keras_calls
+from kquant.core import data
+from kquant.graph import keras_calls
 from kquant.qmodel.folded_conv import FoldedConv
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
-from kquant.core.graph import Graph
-from kquant.core.nodes import LayerDef, Node, Ref
 from kquant.core.spec import TensorSpec
-from kquant.rewrites.affine import affine_of
-from kquant.rewrites.batch_norm import fold_batch_norm, normalized_axes
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.rewrites.folding.affine import affine_of
+from kquant.rewrites.folding.batch_norm import fold_batch_norm, normalized_axes
 
 LEARNING_MODES = ("train", "absorb")
 

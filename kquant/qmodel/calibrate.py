@@ -9,8 +9,9 @@ import tensorflow as tf
 import tf_keras as keras
 from tqdm import tqdm
 
-from kquant.core import data, keras_calls
+from kquant.core import data
 from kquant.core.input_range import InputRange
+from kquant.graph import keras_calls
 from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeActivation
 from kquant.qmodel.observation import observing

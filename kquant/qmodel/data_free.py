@@ -3,12 +3,12 @@
 import numpy as np
 import tf_keras as keras
 
-from kquant.core.graph import Graph
 from kquant.core.input_range import InputRange
+from kquant.graph.graph import Graph
 from kquant.qmodel.finalize import remove_activation_quantizers, unwrap_weights
 from kquant.ranges.base import Estimator
 from kquant.ranges.extrema import MinMax
-from kquant.rewrites.moment_propagation import propagate_moments
+from kquant.rewrites.scaling.moment_propagation import propagate_moments
 
 
 def known_without_data(qmodel: keras.Model, known: InputRange | None

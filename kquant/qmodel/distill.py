@@ -11,13 +11,13 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import keras_calls
-from kquant.core.graph import Graph
-from kquant.core.nodes import Ref
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Ref
 from kquant.qmodel.outputs import answers, with_quantizer
-from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.channel_statistics import run_nodes
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.scaling.channel_statistics import run_nodes
+from kquant.rewrites.standardize.standardize import standardize
 
 _POOLS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
           "tf.math.reduce_mean", "AveragePooling2D", "Flatten", "Reshape")

@@ -11,11 +11,13 @@ import dataclasses
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import keras_calls, numerics
+from kquant.core import numerics
 from kquant.core.encodings import Encoding, Encodings
-from kquant.core.graph import Edit, Graph
-from kquant.core.nodes import LayerDef, Node, Ref
+from kquant.core.records import Edit
 from kquant.core.target import LITERT, PACKED_BITS, Target
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot

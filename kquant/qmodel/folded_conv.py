@@ -5,8 +5,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import keras_calls, numerics
-from kquant.core.layers import LAYERS
+from kquant.core import numerics
+from kquant.graph import keras_calls
+from kquant.graph.layers import LAYERS
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.qmodel.observation import observer
 

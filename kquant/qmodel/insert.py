@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kquant.core.graph import Graph
-from kquant.core.nodes import LayerDef, Ref
 from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.batch_norm_modes import (
-    check_absorbable,
-    folded_kernel,
-    put_back_batch_norms,
-    take_out_batch_norms,
+  check_absorbable,
+  folded_kernel,
+  put_back_batch_norms,
+  take_out_batch_norms,
 )
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
@@ -21,8 +21,8 @@ from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
-from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize.standardize import standardize
 
 
 def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,

@@ -6,8 +6,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import keras_calls, numerics
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
+from kquant.graph import keras_calls
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
 from kquant.qmodel.observation import observer
 from kquant.quantizers import base

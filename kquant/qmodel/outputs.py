@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import keras_calls
-from kquant.core.graph import Graph
-from kquant.core.nodes import Ref
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Ref
 from kquant.qmodel.layers import QuantizeActivation
-from kquant.rewrites.channel_statistics import before_saturation, run_nodes
+from kquant.rewrites.scaling.channel_statistics import before_saturation, run_nodes
 
 
 def answers(graph: Graph) -> list[Ref]:

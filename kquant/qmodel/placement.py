@@ -10,17 +10,17 @@ import dataclasses
 import numpy as np
 import tf_keras as keras
 
-from kquant.core import layers as facts_table
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
-from kquant.core.graph import Graph
-from kquant.core.layers import UnsupportedLayerError
-from kquant.core.nodes import Node, Ref
+from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
+from kquant.graph import layers as facts_table
+from kquant.graph.graph import Graph
+from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.refusals import refusal_of
-from kquant.rewrites.grid_classes import fuses_into_reader, grid_classes
-from kquant.rewrites.operators import BINARY_OPERATORS
+from kquant.rewrites.standardize.operators import BINARY_OPERATORS
 
 _TAKEN_APART = (
     "Activation", "Attention", "Average", "AveragePooling3D", "Conv1DTranspose", "Cropping3D",

@@ -6,17 +6,18 @@ import numpy as np
 import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
 
-from kquant.core import keras_calls, numerics
+from kquant.core import numerics
 from kquant.core.encodings import Encoding
-from kquant.core.graph import Graph
-from kquant.core.layers import UnsupportedLayerError
-from kquant.core.nodes import LayerDef, Ref
+from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.insert import insert_activation, wrap
 from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.standardize.standardize import standardize
 
 # A quantizer, and its variables by name.
 State = tuple[Quantizer, dict[str, np.ndarray]]

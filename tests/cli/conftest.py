@@ -13,7 +13,7 @@ import kquant as kq
 import tflite_export
 from kquant.cli import flags as shared
 from kquant.cli import ptq
-from kquant.core.model_files import load_model
+from kquant.graph.model_files import load_model
 from tests import models
 
 CLASSES = 4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kquant.cli import benchmark
-from tflite_export import writer
-from tflite_export.program import IntOp, IntProgram, IntTensor
+from tflite_export.file import writer
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 
 @pytest.fixture

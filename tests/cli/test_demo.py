@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from kquant.cli import demo
-from kquant.core.graph import Graph
+from kquant.graph.graph import Graph
 
 
 def test_digits_are_split_the_same_way_for_a_seed():

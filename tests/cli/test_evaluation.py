@@ -9,9 +9,9 @@ import kquant as kq
 from kquant.cli import evaluation
 from kquant.cli.evaluation import before_softmax, class_labels, evaluate, scores_tensor
 from tests import models
-from tflite_export.lower import lower
-from tflite_export.runtime import Runtime
-from tflite_export.writer import to_bytes
+from tflite_export.file.writer import to_bytes
+from tflite_export.lowering.lower import lower
+from tflite_export.proof.runtime import Runtime
 
 
 class Arrays:

@@ -11,9 +11,9 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.cli import export, verify
-from tflite_export.c_array import to_c_source
-from tflite_export.reader import from_bytes
-from tflite_export.runtime import Runtime
+from tflite_export.file.c_array import to_c_source
+from tflite_export.file.reader import from_bytes
+from tflite_export.proof.runtime import Runtime
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 from kquant.cli import flags as shared
 from kquant.cli import ptq  # noqa: F401  defines the flags
-from tflite_export.verifier import VerificationError
+from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 

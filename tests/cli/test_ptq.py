@@ -14,14 +14,14 @@ import tf_keras as keras
 import kquant as kq
 from kquant.cli import backends, export
 from kquant.core.data import choose
-from kquant.core.model_files import load_model
+from kquant.graph.model_files import load_model
 from tests import models
 from tflite_export import exporter
-from tflite_export.c_array import to_c_source
-from tflite_export.lower import lower
-from tflite_export.reader import from_bytes
-from tflite_export.runtime import Runtime
-from tflite_export.writer import to_bytes
+from tflite_export.file.c_array import to_c_source
+from tflite_export.file.reader import from_bytes
+from tflite_export.file.writer import to_bytes
+from tflite_export.lowering.lower import lower
+from tflite_export.proof.runtime import Runtime
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kquant.cli import qat
 from kquant.core.encodings import Encodings
-from kquant.core.model_files import load_model
+from kquant.graph.model_files import load_model
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import kquant as kq
 import tflite_export
 from kquant.cli import verify
-from kquant.core.model_files import load_model
-from tflite_export.reader import from_bytes
+from kquant.graph.model_files import load_model
+from tflite_export.file.reader import from_bytes
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_one_flipped_bit_is_caught(checked, finalised, tmp_path, what, field, wo
 def test_an_operator_is_compared_with_the_model(checked, finalised, tmp_path):
   program = from_bytes(finalised.tflite.read_bytes())
   program.ops[0].options["fused_activation_function"] = "RELU6"
-  (tmp_path / "m.tflite").write_bytes(tflite_export.writer.to_bytes(program))
+  (tmp_path / "m.tflite").write_bytes(tflite_export.file.writer.to_bytes(program))
   code, _, err = checked(tmp_path / "m.tflite", with_model=True)
   assert code == 1 and "option fused_activation_function is 'RELU6'" in err
 

@@ -3,8 +3,8 @@
 import pytest
 
 from kquant.core.encodings import Encoding
-from kquant.core.layers import LAYERS
 from kquant.core.target import LITERT, TARGETS, target
+from kquant.graph.layers import LAYERS
 
 
 def test_targets_are_found_by_their_name():

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
-from kquant.core.keras_calls import call_with
+from kquant.graph.keras_calls import call_with
 from kquant.qat.bn_reestimate import reestimate_batch_norm
 from tests import models
 

@@ -8,13 +8,13 @@ from tf_keras import layers
 import kquant as kq
 import tflite_export
 from kquant.core.encodings import Encoding
-from kquant.core.graph import Graph
 from kquant.core.metrics import sqnr_db
+from kquant.graph.graph import Graph
 from kquant.qmodel.batch_norm_modes import scaled_integers, take_out_batch_norms
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeWeights
 from tests import models
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 MODES = ("fold", "train", "absorb")
 

@@ -7,9 +7,9 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
-from kquant.core.graph import Graph
+from kquant.graph.graph import Graph
 from kquant.qmodel.distill import DistillationModel, find_features, kl_divergence, relative_l2
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.standardize.standardize import standardize
 from tests import models
 
 

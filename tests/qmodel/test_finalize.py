@@ -10,10 +10,10 @@ from tf_keras import layers
 
 import kquant as kq
 import tflite_export
-from kquant.core.graph import Graph
-from kquant.core.layers import LAYERS
-from kquant.core.nodes import Ref
 from kquant.core.target import LITERT
+from kquant.graph.graph import Graph
+from kquant.graph.layers import LAYERS
+from kquant.graph.nodes import Ref
 from kquant.qmodel.finalize import finalize_with_edits
 from tests import models
 

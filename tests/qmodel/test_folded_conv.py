@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tf_keras import layers
 
-from kquant.core.keras_calls import call_with
+from kquant.graph.keras_calls import call_with
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.observation import observing

@@ -9,8 +9,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 import kquant as kq
-from kquant.core.layers import LAYERS
 from kquant.core.target import LITERT
+from kquant.graph.layers import LAYERS
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.observation import observing

@@ -5,13 +5,14 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
-from kquant.core.graph import Graph
-from kquant.core.layers import LAYERS, UnsupportedLayerError
+from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, Rule, TensorSpec
 from kquant.core.target import LITERT
+from kquant.graph.graph import Graph
+from kquant.graph.layers import LAYERS
 from kquant.qmodel.placement import REMEDIES, place
-from kquant.rewrites.batch_norm import fold_batch_norm
-from kquant.rewrites.standardize import standardize
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize.standardize import standardize
 
 
 def image(shape=(8, 8, 4)):

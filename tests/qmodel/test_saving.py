@@ -44,7 +44,7 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
 
 @pytest.mark.parametrize("imports, first, load", [
     ("import kquant, tf_keras", 0, "tf_keras.models"), ("import tf_keras, kquant", 1, "tf_keras.models"),
-    ("import kquant.core.graph, tf_keras", 2, "tf_keras.models"), ("import kquant, tf_keras", 1, "kquant"),
+    ("import kquant.graph.graph, tf_keras", 2, "tf_keras.models"), ("import kquant, tf_keras", 1, "kquant"),
     ("import kquant; kquant.rewrite; import tf_keras", 0, "tf_keras.models"),
     ("import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'; import kquant, tensorflow, tf_keras", 2,
      "tf_keras.models"),

@@ -8,11 +8,11 @@ from tf_keras import layers
 
 import kquant as kq
 import tflite_export
-from kquant.core.layers import UnsupportedLayerError
+from kquant.core.errors import UnsupportedLayerError
 from kquant.qmodel.configs import KernelQuantizeConfig, OutputQuantizeConfig
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.quantizers import LSQQuantizer, MovingAverageQuantizer
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 annotate = tfmot.quantization.keras.quantize_annotate_layer
 

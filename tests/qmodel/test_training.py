@@ -10,7 +10,7 @@ import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.qmodel.layers import QuantizeActivation
 from tests import models
-from tflite_export.runtime import Runtime
+from tflite_export.proof.runtime import Runtime
 
 FOLD = [kq.standardize, kq.fold_batch_norm]
 # {(weights, activations): what a step of training moves besides kernels and biases}.

@@ -22,10 +22,10 @@ import tf_keras as keras
 import kquant as kq
 import tflite_export
 from tests.tflite_export.random_models import Recipe, Step, build, inputs_of, recipes
-from tflite_export.batch import batch_of, is_dynamic, whole_batches
-from tflite_export.certificate import KERNEL_SETS
-from tflite_export.runtime import Runtime
-from tflite_export.simulate import simulate
+from tflite_export.program.batch import batch_of, is_dynamic, whole_batches
+from tflite_export.proof.certificate import KERNEL_SETS
+from tflite_export.proof.runtime import Runtime
+from tflite_export.proof.simulate import simulate
 
 BLOCK = 100
 """Cases of one process: TensorFlow's memory grows with every model."""

@@ -15,12 +15,12 @@ import numpy as np
 
 from tests.tflite_export.random_draws import Case
 from tests.tflite_export.random_operators import KINDS, random_case
+from tflite_export.file.writer import to_bytes
 from tflite_export.kernels import KERNELS, linear, multipliers
 from tflite_export.kernels.call import Call
 from tflite_export.kernels.delegation import MODES, RULES, arithmetic_of
-from tflite_export.runtime import Runtime
-from tflite_export.simulate import not_simulated, simulate
-from tflite_export.writer import to_bytes
+from tflite_export.proof.runtime import Runtime
+from tflite_export.proof.simulate import not_simulated, simulate
 
 CANDIDATES = (multipliers.multiply_double, multipliers.multiply_double_up, multipliers.multiply_once,
               multipliers.multiply_exact, multipliers.multiply_float)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.tflite_export.random_draws import SIGMOID_GRID, TANH_GRID, Case, Draw
-from tflite_export.program import IntOp
+from tflite_export.program.program import IntOp
 
 
 class Chain(Draw):

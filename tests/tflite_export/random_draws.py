@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from tflite_export.int16 import version_of
-from tflite_export.program import IntOp, IntProgram, IntTensor
+from tflite_export.program.int16 import version_of
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 ACTIVATIONS = ("NONE", "RELU", "RELU6", "RELU_N1_TO_1")
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33)

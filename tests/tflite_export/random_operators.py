@@ -16,8 +16,8 @@ from tests.tflite_export.random_draws import (
   Draw,
   draw_windows,
 )
-from tflite_export.int16 import VERSIONS
-from tflite_export.program_check import INT4_KERNELS
+from tflite_export.program.check import INT4_KERNELS
+from tflite_export.program.int16 import VERSIONS
 
 # --- weighted operators ----------------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ import tflite_export
 from kquant.core.encodings import Encodings
 from tests import models
 from tests.tflite_export.operator_fuzz import delegates
+from tflite_export.file.reader import from_bytes
+from tflite_export.file.writer import to_bytes
 from tflite_export.kernels.delegation import MODES
-from tflite_export.program import IntOp, IntProgram, IntTensor
-from tflite_export.reader import from_bytes
-from tflite_export.runtime import Runtime
-from tflite_export.simulate import simulate
-from tflite_export.writer import to_bytes
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.proof.runtime import Runtime
+from tflite_export.proof.simulate import simulate
 
 
 def program_of(op: IntOp, *tensors: IntTensor) -> IntProgram:

@@ -13,8 +13,8 @@ import kquant as kq
 import tflite_export
 from tests import models
 from tflite_export import VerificationError, exporter
-from tflite_export.reader import from_bytes
-from tflite_export.runtime import Runtime
+from tflite_export.file.reader import from_bytes
+from tflite_export.proof.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_older_file_is_replaced(result, tmp_path):
 def test_without_images_constants_are_compared_and_nothing_runs(result, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("the runtime was used")
-  monkeypatch.setattr("tflite_export.verifier.Runtime", fail)
+  monkeypatch.setattr("tflite_export.proof.verifier.Runtime", fail)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=None)
   assert written.verification.ok and written.verification.images == 0
   assert written.verification.weights_equal and written.verification.layers == {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tflite_export.kernels.multipliers import round_away
-from tflite_export.program import IntOp, IntTensor
+from tflite_export.program.program import IntOp, IntTensor
 
 _BOUNDS = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
 """Clamps of an activation, real values."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from tflite_export.kernels.call import scale_of, swing_of
 from tflite_export.kernels.delegation import Tensors, arithmetic_of
-from tflite_export.program import IntOp, IntTensor
-from tflite_export.program_check import INT4_KERNELS, SUM_LIMITS
+from tflite_export.program.check import INT4_KERNELS, SUM_LIMITS
+from tflite_export.program.program import IntOp, IntTensor
 
 _INT16_ROOM = 2**15 - 2**8
 """A result further than this from its zero point overflows the int16 of vector code."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tflite_export.program import IntOp, IntTensor
+from tflite_export.program.program import IntOp, IntTensor
 
 MODES = ("xnnpack", "reference")
 """What a simulation can follow; `Runtime(kernels=mode)` runs the same."""

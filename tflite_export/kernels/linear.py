@@ -27,7 +27,7 @@ from tflite_export.kernels.multipliers import (
   wrap_int32,
 )
 from tflite_export.kernels.windows import Windows, padding_before, windows_of
-from tflite_export.program import IntTensor
+from tflite_export.program.program import IntTensor
 
 _FLOAT32_EXACT = 2**24
 _DEPTHWISE_TAPS = 25

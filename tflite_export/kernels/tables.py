@@ -9,11 +9,11 @@ import functools
 
 import numpy as np
 
+from tflite_export.file.writer import to_bytes
 from tflite_export.kernels.call import Call, all_codes, by_code, centred, finish, scale_of, zero_point_of
 from tflite_export.kernels.multipliers import multiply_double, quantize_multiplier, shift_away, shift_up
-from tflite_export.program import IntOp, IntProgram, IntTensor
-from tflite_export.runtime import Runtime
-from tflite_export.writer import to_bytes
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.proof.runtime import Runtime
 
 _DELEGATE_BITS = 8
 _GATE_SCALE = np.float32(3 / 32768)

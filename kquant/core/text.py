@@ -1,0 +1,23 @@
+"""Text for people: tables of rows, the first line of an error."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, or its class where it has none."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Returns rows under a header, columns padded to their widest cell, numbers to the right."""
+  cells = [[str(cell) for cell in row] for row in [header, *rows]]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+  numeric = [bool(rows) and all(_is_number(row[i]) for row in cells[1:]) for i in range(len(header))]
+  lines = ["  ".join(cell.rjust(width) if right else cell.ljust(width)
+                     for cell, width, right in zip(row, widths, numeric)).rstrip() for row in cells]
+  return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _is_number(text: str) -> bool:
+  return text.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit()

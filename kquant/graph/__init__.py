@@ -1,0 +1,1 @@
+"""A model as a graph of layer calls: read, edited, run, replayed."""

@@ -1,0 +1,204 @@
+"""Graph: a Keras model as calls of layers, for passes to edit.
+
+The graph holds copies of the weights: no variable is shared with the user's model, and nothing is
+written to it.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.core.records import Edit, Skip
+from kquant.graph import keras_calls
+from kquant.graph.nodes import LayerDef, Node, Ref
+
+
+class Graph:
+  """The calls of a model in topological order.
+
+  Attributes:
+    nodes: in an order that depends on the structure alone (depth first from the outputs).
+    inputs, outputs: the model's nests with Refs as leaves.
+    output_names: how the user of the model knows its flat outputs; rewrites do not change them.
+    edits, skips: what passes did and what they could not do, with the reason.
+    pass_name: the pass at work.
+  """
+
+  def __init__(self, *, name: str, nodes: list[Node], inputs: Any, outputs: Any):
+    self.name = name
+    self.nodes = nodes
+    self.inputs = inputs
+    self.outputs = outputs
+    self.output_names: list[str] = []
+    self.edits: list[Edit] = []
+    self.skips: list[Skip] = []
+    self.pass_name = ""
+    self._readers: dict[Ref, list[Node]] = {}
+    self.normalize()
+
+  # --- reading -------------------------------------------------------------------------------
+
+  @classmethod
+  def from_model(cls, model: keras.Model) -> "Graph":
+    """Reads a built functional or Sequential tf_keras model.
+
+    Raises:
+      TypeError: not a tf_keras functional model (Keras 3, subclassed).
+      ValueError: not built, or it holds what a rebuild would lose (add_loss, add_metric).
+    """
+    nodes, inputs, outputs = keras_calls.read(model)
+    graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
+    _, graph.output_names = keras_calls.signature_names(model)
+    return graph
+
+  @property
+  def input_refs(self) -> list[Ref]:
+    """The model's inputs, flat."""
+    return tf.nest.flatten(self.inputs)
+
+  @property
+  def output_refs(self) -> list[Ref]:
+    """The model's outputs, flat."""
+    return tf.nest.flatten(self.outputs)
+
+  def find(self, *kinds: str) -> list[Node]:
+    """Returns the nodes of those kinds, in topological order, as a list that edits do not disturb."""
+    return [node for node in self.nodes if node.kind in kinds]
+
+  def readers(self, ref: Ref) -> list[Node]:
+    """Returns the nodes that read a tensor, one entry a use."""
+    return self._readers.get(ref, [])
+
+  def is_private(self, ref: Ref) -> bool:
+    """Whether exactly one call reads the tensor and it is no output of the model."""
+    return len(self.readers(ref)) == 1 and ref not in self.output_refs
+
+  def calls(self, layer: LayerDef) -> list[Node]:
+    """Returns every call of a layer."""
+    return [node for node in self.nodes if node.layer is layer]
+
+  # --- editing -------------------------------------------------------------------------------
+
+  def edit(self, node: Node, what: str) -> None:
+    """Records what the pass at work did to a node."""
+    self.edits.append(Edit(node.name, self.pass_name, what))
+
+  def skip(self, node: Node, reason: str) -> None:
+    """Records that the pass at work left a node alone, and why."""
+    self.skips.append(Skip(node.name, self.pass_name, reason))
+
+  def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
+                params: dict[str, np.ndarray] | None = None) -> LayerDef:
+    """Returns a LayerDef of a Keras class whose config is completed by the class's defaults."""
+    full = cls(**{**(config or {}), "name": name}).get_config()
+    return LayerDef(name, cls, full, dict(params or {}))
+
+  def add_node(self, layer: LayerDef, args: tuple, shape: tuple, *,
+               kwargs: dict[str, Any] | None = None) -> Ref:
+    """Adds one call with one output and returns its tensor; `normalize` sets its place."""
+    node = Node(layer.name, layer, args, dict(kwargs or {}), [tuple(shape)])
+    self.nodes.append(node)
+    self._note_reader(node)
+    return Ref(node)
+
+  def insert_after(self, ref: Ref, layer: LayerDef, *, kwargs: dict[str, Any] | None = None) -> Ref:
+    """Calls a layer of unchanged shape on a tensor; all that read the tensor read the result."""
+    new = self.add_node(layer, (ref,), ref.shape, kwargs=kwargs)
+    self.redirect(ref, new)
+    return new
+
+  def redirect(self, old: Ref, new: Ref, *, only: Callable[[Node], bool] | None = None) -> None:
+    """Lets the readers of `old` (those that `only` accepts) read `new` instead.
+
+    The model's outputs follow only when every reader does. What makes `new` goes on reading `old`.
+    """
+    swap = lambda leaf: new if isinstance(leaf, Ref) and leaf == old else leaf
+    for node in dict.fromkeys(self.readers(old)):
+      if node is not new.node and (only is None or only(node)):
+        self._forget_reader(node)
+        node.args, node.kwargs = tf.nest.map_structure(swap, (node.args, node.kwargs))
+        self._note_reader(node)
+    if only is None:
+      self.outputs = tf.nest.map_structure(swap, self.outputs)
+
+  def remove(self, node: Node) -> None:
+    """Removes a call with one input: its readers read that input."""
+    (source,) = node.inputs
+    self.drop(node)
+    self.redirect(Ref(node), source)
+
+  def drop(self, node: Node) -> None:
+    """Takes a call out of the graph; its readers must have been redirected."""
+    self._forget_reader(node)
+    self.nodes.remove(node)
+
+  def recall(self, node: Node, layer: LayerDef, args: tuple) -> None:
+    """Lets a node call another layer on other arguments; the shape of its output stays."""
+    self._forget_reader(node)
+    node.layer, node.args, node.kwargs = layer, args, {}
+    self._note_reader(node)
+
+  def normalize(self) -> None:
+    """Sorts the nodes depth first from the outputs, drops unread ones, and names the calls anew."""
+    order: dict[Node, None] = {ref.node: None for ref in self.input_refs}
+    for output in self.output_refs:
+      stack = [(output.node, False)]
+      while stack:
+        node, ready = stack.pop()
+        if node in order:
+          continue
+        if ready:
+          order[node] = None
+          continue
+        stack.append((node, True))
+        stack.extend((ref.node, False) for ref in reversed(node.inputs))
+    self.nodes = list(order)
+    self._readers = {}
+    seen: dict[LayerDef, int] = {}
+    for node in self.nodes:
+      self._note_reader(node)
+      count = seen[node.layer] = seen.get(node.layer, -1) + 1
+      node.name = node.layer.name if count == 0 else f"{node.layer.name}@{count}"
+
+  def _note_reader(self, node: Node) -> None:
+    for ref in node.inputs:
+      self._readers.setdefault(ref, []).append(node)
+
+  def _forget_reader(self, node: Node) -> None:
+    for ref in node.inputs:
+      self._readers[ref].remove(node)
+
+  def copy(self) -> "Graph":
+    """Returns a graph of its own; weights are shared until a pass replaces them."""
+    layers: dict[LayerDef, LayerDef] = {}
+    nodes: dict[Node, Node] = {}
+
+    def moved(tree: Any) -> Any:
+      return tf.nest.map_structure(
+          lambda leaf: Ref(nodes[leaf.node], leaf.index) if isinstance(leaf, Ref) else leaf, tree)
+
+    for node in self.nodes:
+      if node.layer not in layers:
+        layers[node.layer] = dataclasses.replace(
+            node.layer, config=copy.deepcopy(node.layer.config), params=dict(node.layer.params))
+      nodes[node] = Node(node.name, layers[node.layer], moved(node.args), moved(node.kwargs),
+                         list(node.shapes))
+    twin = Graph(name=self.name, nodes=list(nodes.values()), inputs=moved(self.inputs),
+                 outputs=moved(self.outputs))
+    twin.output_names = list(self.output_names)
+    twin.edits, twin.skips = list(self.edits), list(self.skips)
+    return twin
+
+  # --- writing -------------------------------------------------------------------------------
+
+  def to_model(self, name: str | None = None) -> keras.Model:
+    """Builds a new tf_keras model by replaying every call on fresh layers with these weights."""
+    self.normalize()
+    model = keras_calls.replay(self.nodes, self.inputs, self.outputs, name=name or self.name)
+    keras_calls.name_outputs(model, self.output_names)
+    return model

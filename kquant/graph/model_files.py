@@ -1,0 +1,112 @@
+"""Model files: .h5, .keras and SavedModel folders that hold a tf_keras model."""
+
+import json
+import os
+import pathlib
+import zipfile
+
+import h5py
+import tf_keras as keras
+
+from kquant.core.text import first_line
+from kquant.graph.graph import Graph
+
+_KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. Rebuild the model with "
+            "TF_USE_LEGACY_KERAS=1 and tf_keras, load its weights and save it again.")
+
+
+def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
+               compile: bool = False) -> keras.Model:
+  """Returns the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
+
+  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file.
+
+  Args:
+    input_shape: without batch; fixes an input whose shape is open.
+    compile: compiles it as it was, with the state of its optimizer, to train on.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file holds no tf_keras model; each message names the remedy.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"There is no model {path}; check the path.")
+  _check_format(path)
+  try:
+    model = keras.models.load_model(path, compile=compile)
+  except (ValueError, TypeError, OSError) as error:
+    reason = f"Unknown layer {name!r}" if (name := _unknown_class(path)) else (
+        first_line(error).rstrip("."))
+    raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
+                     "from Python, where they are registered: kquant.quantize(model, images).") from error
+  return model if input_shape is None else with_input_shape(model, input_shape)
+
+
+def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
+  """Returns the model rebuilt for a fixed input shape, without batch.
+
+  Raises:
+    ValueError: several inputs, or the shape does not fit the model's.
+  """
+  graph = Graph.from_model(model)
+  if len(graph.input_refs) != 1:
+    raise ValueError(f"Model {model.name!r} has {len(graph.input_refs)} inputs; an input shape can be "
+                     "given for one.")
+  (ref,) = graph.input_refs
+  own = ref.shape[1:]
+  if len(own) != len(shape) or any(n not in (None, m) for n, m in zip(own, shape)):
+    raise ValueError(f"Input shape {shape} does not fit the model's, {own}.")
+  ref.node.layer.config = {**ref.node.config, "batch_input_shape": (ref.shape[0], *shape)}
+  return graph.to_model()
+
+
+def _unknown_class(path: pathlib.Path) -> str | None:
+  """Returns a class in a .keras file that Keras does not know: its own error does not name it."""
+  if not zipfile.is_zipfile(path):
+    return None
+  with zipfile.ZipFile(path) as archive:
+    stack = [json.loads(archive.read("config.json"))]
+  while stack:
+    config = stack.pop()
+    if isinstance(config, dict):
+      stack.extend(config.values())
+      name, package = config.get("registered_name"), str(config.get("module")).split(".")[0]
+      if name and package not in ("keras", "tf_keras") and not keras.utils.get_registered_object(name):
+        return config["class_name"]
+    elif isinstance(config, list):
+      stack.extend(config)
+  return None
+
+
+def _check_format(path: pathlib.Path) -> None:
+  """Raises ValueError for what load_model would fail on without a helpful word."""
+  if path.is_dir():
+    if not (path / "saved_model.pb").exists():
+      raise ValueError(f"{path} is a folder without a saved_model.pb; expected a SavedModel.")
+    if not (path / "keras_metadata.pb").exists():
+      raise ValueError(f"{path} is a SavedModel without a Keras model in it (no keras_metadata.pb); save "
+                       "it with tf_keras: model.save(path, save_format='tf').")
+    return
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+      if damaged := archive.testzip():
+        raise ValueError(f"{path} is damaged (checksum of {damaged}); save or copy it again.")
+      if "metadata.json" not in names or "config.json" not in names:
+        raise ValueError(f"{path} is a zip file but no .keras model; expected .h5, .keras or a SavedModel.")
+      version = json.loads(archive.read("metadata.json")).get("keras_version", "")
+  elif h5py.is_hdf5(path):
+    try:
+      with h5py.File(path, "r") as file:
+        attributes = dict(file.attrs)
+    except OSError as error:
+      raise ValueError(f"{path} is damaged ({error}); save or copy it again.") from error
+    if "model_config" not in attributes:
+      raise ValueError(f"{path} holds weights but no model; save the whole model: model.save(path).")
+    version = attributes.get("keras_version", "")
+    version = version.decode() if isinstance(version, bytes) else str(version)
+  else:
+    raise ValueError(f"{path} is no model file; expected .h5, .keras or a SavedModel folder.")
+  if version.startswith("3."):
+    raise ValueError(_KERAS_3.format(path=path, version=version))

@@ -1,0 +1,1 @@
+"""Fine-tuning of a quantized model against its float model."""

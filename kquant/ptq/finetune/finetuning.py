@@ -1,0 +1,283 @@
+"""finetune(): trains a calibrated quantized model against its float model on a few unlabelled images."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tqdm import tqdm
+
+from kquant.core import data
+from kquant.graph import keras_calls
+from kquant.ptq.finetune.qft import student_of, write_back
+from kquant.ptq.finetune.tuned_layers import DEGREES
+from kquant.qmodel.distill import DistillationModel
+
+_RECORD = "finetuning.json"
+METHODS: dict[str, tuple[str, ...]] = {
+    "bft": ("biases",), "qft": tuple(degree for degree in DEGREES if degree != "cross_layer_factors")}
+"""What each method trains."""
+
+
+@dataclasses.dataclass
+class Finetuning:
+  """What `finetune` did.
+
+  Attributes:
+    qmodel: the model that was given, trained.
+    losses: on the held-back images; the first before training, then one an epoch.
+    best_epoch: whose weights were kept; 0 where no epoch was better than none, and qmodel is unchanged.
+  """
+
+  qmodel: keras.Model
+  losses: list[float]
+  best_epoch: int
+
+
+def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, method: str = "qft",
+             learns: Sequence[str] | None = None, epochs: int = 30, learning_rate: float = 0.01,
+             batch_size: int = 16, augment: bool | None = None, held_back: float = data.HELD_BACK,
+             validation: Any = None, until: int | None = None, seed: int = 0,
+             callbacks: Sequence[keras.callbacks.Callback] = (),
+             checkpoint: str | os.PathLike | None = None, **compared: Any) -> Finetuning:
+  """Trains a calibrated quantized model, in place, to answer as its float model does.
+
+  A seeded part of the images is held back; after each epoch the loss on it is taken, and the weights of
+  the epoch where it was least are kept, or those of the start. Adam, its rate rising for an epoch, then
+  falling to 0 along a cosine.
+  Under the `tf.distribute` strategy in whose scope it is called each batch is shared by the replicas.
+
+  Behind `round_weights` leave the weights out of `learns` where activations have 8 bits: a few hundred
+  images do not improve on its integers. (ResNet-8, 256 images, W4A8: agreement with float 0.927, then 0.938
+  by biases and grids, 0.928 by everything; W4A4: 0.692, 0.744, 0.753.)
+
+  Args:
+    qmodel: what `insert_quantizers` returned, calibrated, its biases corrected.
+    float_model: the rewritten float model that `insert_quantizers` was given.
+    images: unlabelled inputs, as `calibrate` takes them; a hundred or more.
+    method: "bft", biases alone (Finkelstein et al. 2019): the kernels stay as they are; or "qft", also
+      weights and the scales of weights and activations (Finkelstein et al. 2022). The paper's cross-layer
+      factors are left to `learns`: behind `equalize` they brought nothing (ResNet-8, agreement with float
+      without and with them: W4A4 0.745, 0.733; W4A8 biases and grids 0.939, 0.930; int8 with one scale a
+      kernel 0.968, 0.970).
+    learns: what is trained, of "weights", "biases", "weight_scales", "activation_ranges" and
+      "cross_layer_factors", in place of what the method trains. (Channels under a ReLU6 have no factor.)
+    epochs: passes over the images that are not held back.
+    learning_rate: of Adam at the start: quantization steps an update.
+    augment: whether images are shifted by up to an eighth of their size and mirrored; None: where the
+      model has one input and that is an image of 16 x 16 or more.
+    held_back: fraction of the images to judge by.
+    validation: inputs to judge by, in place of a part of the images. `round_weights` must not have seen them:
+      on its own images the start looks better than it is, and training seems to do harm.
+    until: the epoch whose weights are kept, of those that the learning rate is laid out for: nothing is held
+      back or judged. For a run on all images of what a judged run found.
+    callbacks: Keras callbacks; the logs have "loss" and "val_loss".
+    checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
+      goes on where an earlier one was stopped, to the same weights.
+    compared: features, feature_weight, output_loss, output_weight of `DistillationModel`.
+
+  Raises:
+    ValueError: an unknown method, too few images, no calibration, nothing to learn, a float_model that
+      qmodel was not made from, or a checkpoint of another run.
+  """
+  learns = _degrees(method, learns)
+  inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
+  if until is not None:
+    if checkpoint or validation is not None or not 0 < until <= epochs:
+      raise ValueError(f"finetune: until={until} of {epochs} epochs; expected one of them, and neither "
+                       "validation= nor checkpoint=.")
+    train, judge = inputs, None
+  elif validation is None:
+    train, judge = split_to_judge(inputs, held_back, seed=seed)
+  else:
+    train, judge = inputs, data.gather(validation, keras_calls.input_specs(qmodel), where="validation")
+  augment = _can_augment(inputs) if augment is None else augment
+  batch_size = min(batch_size, len(train[0]))
+  steps = len(train[0]) // batch_size
+  student = student_of(qmodel, float_model, learns)
+  if not student.trainable_variables:
+    raise ValueError(f"finetune: {qmodel.name!r} has nothing to learn by learns={', '.join(learns)}; "
+                     "channels under a ReLU6 have no cross-layer factor. Name other degrees.")
+  model = DistillationModel(student, float_model, **compared)
+  schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, (epochs - 1) * steps), warmup_steps=steps,
+                                                    warmup_target=learning_rate)
+  model.compile(keras.optimizers.Adam(schedule, epsilon=1e-12, jit_compile=False))
+  if judge is None:
+    model.fit(_batches(train, range(until), batch_size, seed, augment), epochs=until, steps_per_epoch=steps,
+              verbose=0, callbacks=[_Progress(steps), *callbacks])
+    write_back(student, qmodel)
+    return Finetuning(qmodel, [], until)
+  keeper = _Keeper(model, checkpoint, _fingerprint(
+      [*train, *judge, *qmodel.get_weights(), *model.teacher.get_weights()],
+      (learns, epochs, learning_rate, batch_size, augment, seed, sorted(compared.items()))))
+  judged = tf.data.Dataset.from_tensor_slices(_packed(judge)).batch(batch_size)
+  if not keeper.losses:
+    keeper.note(model.evaluate(judged, verbose=0))
+  first = len(keeper.losses) - 1
+  model.fit(_batches(train, range(first, epochs), batch_size, seed, augment), validation_data=judged,
+            epochs=epochs, initial_epoch=first, steps_per_epoch=steps, verbose=0,
+            callbacks=[keeper, _Progress(steps), *callbacks])
+  best = keeper.restore_best()
+  if best:
+    write_back(student, qmodel)
+  return Finetuning(qmodel, keeper.losses, best)
+
+
+def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:
+  if method not in METHODS:
+    raise ValueError(f"finetune: method must be one of {', '.join(METHODS)}, got {method!r}.")
+  learns = METHODS[method] if learns is None else learns
+  if not learns or isinstance(learns, str) or not set(learns) <= set(DEGREES):
+    raise ValueError(f"finetune: learns must name some of {', '.join(DEGREES)}, got {learns!r}.")
+  return tuple(degree for degree in DEGREES if degree in learns)
+
+
+def split_to_judge(inputs: list[np.ndarray], held_back: float = data.HELD_BACK, *,
+                   seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Returns (inputs to train on, a fraction of them to judge by).
+
+  Raises:
+    ValueError: there are too few.
+  """
+  count = len(inputs[0])
+  if not 0 < round(count * held_back) < count:
+    raise ValueError(f"finetune: expected images to train on and to judge by, got {count} of which "
+                     f"{held_back} are held back; give a hundred or more, and a held_back between 0 and 1.")
+  return data.hold_back(inputs, held_back, seed=seed)
+
+
+def _packed(arrays: list[np.ndarray]):
+  """One input by itself, several as a tuple: of a tuple alone Keras would take the second for labels."""
+  return arrays[0] if len(arrays) == 1 else (tuple(arrays),)
+
+
+def _batches(inputs: list[np.ndarray], epochs: range, batch_size: int, seed: int,
+             augment: bool) -> tf.data.Dataset:
+  """Yields whole batches; order and shifts depend on the seed and the epoch, not on earlier epochs."""
+  count = len(inputs[0])
+  whole = count // batch_size * batch_size
+  arrays = [tf.constant(x) for x in inputs]
+
+  def order(epoch):
+    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+    places = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seeds)[:whole]
+    return tf.data.Dataset.from_tensor_slices((places, epoch * count + places))
+
+  def sample(place, number):
+    chosen = [tf.gather(x, place) for x in arrays]
+    return _packed([_shifted(x, tf.stack([tf.constant(seed, tf.int64), number])) for x in chosen]
+                   if augment else chosen)
+
+  epochs = tf.data.Dataset.range(epochs.start, epochs.stop)
+  samples = epochs.flat_map(order).map(sample, num_parallel_calls=2, deterministic=True)
+  return samples.batch(batch_size, drop_remainder=True).prefetch(1)
+
+
+def _can_augment(inputs: list[np.ndarray]) -> bool:
+  return len(inputs) == 1 and inputs[0].ndim == 4 and min(inputs[0].shape[1:3]) >= 16
+
+
+def _shifted(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """Returns an image [h, w, channels] shifted by up to an eighth, its borders reflected, or mirrored."""
+  height, width, _ = shape = image.shape
+  padded = tf.pad(image, [[height // 8] * 2, [width // 8] * 2, [0, 0]], "REFLECT")
+  cropped = tf.image.stateless_random_crop(padded, shape, seed)
+  return tf.image.stateless_random_flip_left_right(cropped, seed + 1)
+
+
+def _fingerprint(arrays: list[np.ndarray], settings: tuple) -> str:
+  """Returns a hash of what a run depends on."""
+  digest = hashlib.sha256(repr(settings).encode())
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+class _Keeper(keras.callbacks.Callback):
+  """Notes the loss on held-back images and the best weights; writes a checkpoint after each epoch.
+
+  The checkpoint holds what is trained, the optimizer and the best weights; the losses are beside it in JSON.
+  """
+
+  def __init__(self, model: DistillationModel, folder: str | os.PathLike | None, fingerprint: str):
+    super().__init__()
+    self.losses: list[float] = []
+    self._trained = list(model.trainable_variables)
+    self._best = [tf.Variable(variable, trainable=False) for variable in self._trained]
+    model.optimizer.build(self._trained)
+    self._state = tf.train.Checkpoint(trained=self._trained, best=self._best, optimizer=model.optimizer)
+    self._folder = None if folder is None else pathlib.Path(folder)
+    self._fingerprint = fingerprint
+    if self._folder is not None and (self._folder / _RECORD).exists():
+      self._resume()
+
+  def _resume(self) -> None:
+    record = json.loads((self._folder / _RECORD).read_text())
+    if record["run"] != self._fingerprint:
+      raise ValueError(f"finetune: {self._folder} holds a run on other images, from other weights or with "
+                       "other settings; expected the same, so give another folder or remove it.")
+    self._state.read(str(self._folder / record["state"])).assert_consumed()
+    self.losses = record["losses"]
+
+  def _save(self) -> None:
+    """Writes the state of this epoch, then the record that names it, then forgets the state before."""
+    state = f"epoch-{len(self.losses) - 1}"
+    self._state.write(str(self._folder / state))
+    record = self._folder / f".{_RECORD}.tmp"
+    record.write_text(json.dumps({"run": self._fingerprint, "losses": self.losses, "state": state}))
+    os.replace(record, self._folder / _RECORD)
+    for path in self._folder.glob("epoch-*"):
+      if path.name.split(".")[0] != state:
+        path.unlink()
+
+  def note(self, loss: float) -> None:
+    """Notes the loss of the weights as they are now."""
+    if math.isfinite(loss) and loss < min(self.losses, default=math.inf):
+      for best, variable in zip(self._best, self._trained):
+        best.assign(variable)
+    self.losses.append(loss)
+
+  def on_epoch_end(self, epoch, logs=None):
+    """Notes the epoch and writes the checkpoint."""
+    self.note(logs["val_loss"])
+    if self._folder is not None:
+      self._save()
+
+  def restore_best(self) -> int:
+    """Gives the weights their best values; returns the epoch they are of, 0 for the start."""
+    for best, variable in zip(self._best, self._trained):
+      variable.assign(best)
+    return int(np.nanargmin(self.losses))
+
+
+class _Progress(keras.callbacks.Callback):
+  """A bar of training steps with the loss on held-back images, from the second second on."""
+
+  def __init__(self, steps: int):
+    super().__init__()
+    self._steps = steps
+
+  def on_train_begin(self, logs=None):
+    """Starts the bar."""
+    epochs = self.params["epochs"]
+    self._bar = tqdm(desc="fine-tune", unit=" steps", total=epochs * self._steps, delay=2.0, disable=None)
+
+  def on_train_batch_end(self, batch, logs=None):
+    """Moves the bar."""
+    self._bar.update()
+
+  def on_epoch_end(self, epoch, logs=None):
+    """Shows the loss on held-back images, where there are any."""
+    if "val_loss" in logs:
+      self._bar.set_postfix(held_back=f"{logs['val_loss']:.4f}", refresh=False)
+
+  def on_train_end(self, logs=None):
+    """Ends the bar."""
+    self._bar.close()

@@ -1,0 +1,1 @@
+"""Methods that change one layer after the other: rounding, bias correction."""

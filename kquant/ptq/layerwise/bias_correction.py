@@ -1,0 +1,168 @@
+"""Bias correction: the mean error that rounding a kernel makes is taken out of the bias.
+
+Rounding leaves E[dy_o] = sum over taps and inputs of dW[.., i, o] E[x_i] at output o; with few weights
+an output (9 in a depthwise kernel) and inputs of one sign it does not average out (Finkelstein et al.
+2019, "Fighting Quantization Bias With Bias"; Nagel et al. 2019, section 4.2).
+"""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import data, numerics
+from kquant.core.input_range import InputRange
+from kquant.core.spec import BIAS_CORRECTIONS
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.layers import LAYERS, LayerFacts
+from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
+from kquant.qmodel.calibrate import Statistics, observe
+from kquant.qmodel.data_free import known_without_data
+from kquant.qmodel.layers import QuantizeWeights
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize.standardize import standardize
+
+
+def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerFacts) -> np.ndarray:
+  """Returns the mean output error of each channel, float64 [out channels].
+
+  Args:
+    kernel_error: quantized less float kernel, Keras layout.
+    input_mean: mean of the input over images and positions, [in channels].
+    facts: which axes of the kernel are inputs and outputs.
+
+  Zero padding is not accounted for: at a border fewer taps see the mean.
+  """
+  spread = numerics.along_inputs(input_mean, kernel_error.shape, facts.in_axes[0])
+  taps = tuple(i for i in range(kernel_error.ndim) if i not in facts.out_axes)
+  return (kernel_error.astype(np.float64) * spread).sum(axis=taps).reshape(-1)
+
+
+def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any = None, *,
+                 method: str = "local", shrink: bool = True) -> keras.Model:
+  """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
+
+  Args:
+    qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
+    float_model: the float model that it was made from, batch norms folded or not.
+    calibration: inputs, as `calibrate` takes them.
+    method: "local": each layer's own shift, from the float network's input means; "analytic": the same
+      with the means that batch norms knew, for which calibration is an InputRange or None; "iterative":
+      layer after layer, with all before it quantized and corrected. A second call gives the same biases.
+    shrink: for "iterative": take out of each mean error what chance gives with so few images; False leaves
+      no mean error on the calibration images.
+
+  Raises:
+    ValueError: an unknown method, or a float_model that qmodel was not made from.
+  """
+  if method not in BIAS_CORRECTIONS[1:]:
+    raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
+  float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
+  for wrapper in _wrapped_layers(qmodel, float_params):
+    wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
+  if method == "analytic":
+    correct_analytic_shift(qmodel, float_params, calibration)
+  elif method == "local":
+    correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
+  else:
+    images = data.gather(calibration, keras_calls.input_specs(qmodel))
+    correct_iteratively(qmodel, float_params, observe(qmodel, images), images, shrink=shrink)
+  return qmodel
+
+
+def linear_params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
+  """Returns {layer: its float weights by name} of a standardized float graph."""
+  return {node.layer.name: node.layer.params for node in graph.nodes if node.facts.role == "linear"}
+
+
+def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                        statistics: Statistics) -> None:
+  """Sets each bias to the float one less the shift that its layer's rounding makes.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel.
+  """
+  for wrapper in _wrapped_layers(qmodel, float_params):
+    facts, params = LAYERS[type(wrapper.layer).__name__], float_params[wrapper.name]
+    ((name, grid),) = wrapper.weight_encodings().items()
+    rounded = grid.dequantize(grid.quantize(wrapper.weight_values()[name]))
+    error = rounded.astype(np.float64) - params[name]
+    shift = output_shift(error, statistics.input_means[wrapper.name], facts)
+    wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
+
+
+def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                           known: Any = None) -> None:
+  """`correct_local_shift` with the means of inputs that batch norms knew (Nagel et al. 2019, section 4.2.1).
+
+  Args:
+    known: InputRange of the inputs; with anything else a layer of whose input no batch norm tells keeps its
+      bias.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel, or no layer knows of a batch norm.
+  """
+  _, means = known_without_data(qmodel, known if isinstance(known, InputRange) else None)
+  correct_local_shift(qmodel, float_params, Statistics({}, means, {}))
+
+
+def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
+                        statistics: Statistics, images: list[np.ndarray], *,
+                        shrink: bool = True) -> list[str]:
+  """Sets each bias so that its layer's mean output is the float network's, layer after layer.
+
+  b -= mean(y_quantized - y_float) before the activation, with all layers before it quantized and
+  corrected (Finkelstein et al. 2019, IBC): correcting all layers at once by their total shifts would
+  count each shift again in every layer behind it.
+
+  Args:
+    images: the calibration inputs, one array [n, ...] a model input.
+
+  Returns:
+    Names of shared layers, which have one bias for several means and are corrected locally instead.
+
+  Raises:
+    ValueError: float_params lack a layer of qmodel.
+  """
+  correct_local_shift(qmodel, float_params, statistics)
+  shared = []
+  for turn in layer_turns(qmodel, images):
+    if turn.shared:
+      shared.append(turn.layer.name)
+      continue
+    correct_mean(turn, statistics, shrink=shrink)
+  return list(dict.fromkeys(shared))
+
+
+def correct_mean(turn: LayerTurn, statistics: Statistics, *, shrink: bool = True) -> None:
+  """Takes the mean error of a layer's outputs, as its weights are now, out of its bias."""
+  bias = turn.layer.layer.bias
+  errors = turn.image_means() - statistics.output_means[turn.layer.name]
+  mean = shrunk_mean(errors) if shrink else errors.mean(axis=0)
+  bias.assign((bias.numpy() - mean).astype(np.float32))
+
+
+def shrunk_mean(errors: np.ndarray) -> np.ndarray:
+  """Returns the mean over images of errors [images, channels], less what chance alone would give.
+
+  Empirical Bayes: the true means of a layer's channels have variance tau^2 = E[d^2] - E[se^2], se the
+  standard error of each mean d; the posterior mean is d tau^2 / (tau^2 + se^2).
+  """
+  mean = errors.mean(axis=0)
+  error = errors.var(axis=0) / max(len(errors) - 1, 1)
+  spread = max((mean**2).mean() - error.mean(), 0.0)
+  return mean * spread / np.maximum(spread + error, 1e-30)
+
+
+def _wrapped_layers(qmodel: keras.Model,
+                    float_params: dict[str, dict[str, np.ndarray]]) -> list[QuantizeWeights]:
+  wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
+  for wrapper in wrappers:
+    if wrapper.name not in float_params:
+      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
+                       "model that insert_quantizers was given.")
+    if wrapper.layer.bias is None:
+      raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
+                       "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
+  return wrappers

@@ -1,0 +1,276 @@
+"""One pass through the quantized network, layer by layer, for methods that change a layer in turn.
+
+When a layer's turn comes, its inputs are what the network computes with everything before it
+quantized and corrected. Only the integers of tensors that are still to be read are kept: one byte an
+element at 8 bits, for all images; two more, for fixed-point values, where the float network runs beside it.
+Their memory is used again.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tqdm import tqdm
+
+from kquant.core.encodings import Encoding
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+from kquant.ptq.layerwise.patches import Patches
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.observation import observing
+from kquant.rewrites.scaling.channel_statistics import run_nodes
+
+_CHUNK_ELEMENTS = 2**22
+"""As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
+_MOST_SPACE = 4
+"""Times its size that a tensor may take up."""
+_FEWEST_TRACED = 5
+"""Chunks from which on tracing a stage is faster than running its operators one by one."""
+
+
+@dataclasses.dataclass
+class _Stage:
+  """From stored tensors to the next tensor that is stored.
+
+  Attributes:
+    nodes: calls to run, in order; the last is the quantizer.
+    sources: stored tensors that they read.
+    linear: the one call of a QuantizeWeights layer among them, or None.
+  """
+
+  nodes: list[Node]
+  sources: list[Ref]
+  linear: Node | None
+
+
+class LayerTurn:
+  """A linear layer whose turn it is, with what reaches it.
+
+  Attributes:
+    layer: the QuantizeWeights layer; what is changed in it is what the rest of the pass computes with.
+    shared: whether other calls use the layer too.
+    patches: how its inputs and its kernel make a matrix product.
+    images: number of images that pass.
+  """
+
+  def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, *, shared: bool):
+    self.layer = layer
+    self.shared = shared
+    inner, shape = layer.layer, stage.linear.inputs[0].shape[1:]
+    kernel = getattr(inner, next(iter(layer.weight_encodings())))
+    self.patches = Patches(type(inner).__name__, inner.get_config(), kernel.shape, shape)
+    self.images = stream.images
+    self._stream = stream
+    self._stage = stage
+    self._patch_means: np.ndarray | None = None
+
+  def inputs(self) -> Iterator[tf.Tensor]:
+    """The layer's quantized inputs, a chunk of images at a time; `image_means` notes them on the way."""
+    means = []
+    for inputs in self._stream.inputs(self._stage, floating=False):
+      means.append(self.patches.means(inputs))
+      yield inputs
+    self._patch_means = np.concatenate(means)
+
+  def float_inputs(self) -> Iterator[tf.Tensor]:
+    """The inputs that the layer has in the float network, the same chunks."""
+    return self._stream.inputs(self._stage, floating=True)
+
+  def image_means(self) -> np.ndarray:
+    """Mean over positions of the outputs before the activation, as its weights are now: float64
+    [images, channels]."""
+    ((name, grid),) = self.layer.weight_encodings().items()
+    kernel = grid.dequantize(grid.quantize(self.layer.weight_values()[name]))
+    matrix = self.patches.matrix(kernel).astype(np.float64)
+    if self._patch_means is None:
+      collections.deque(self.inputs(), maxlen=0)
+    outputs = np.einsum("nbk,bko->nbo", self._patch_means, matrix, optimize=True).reshape(self.images, -1)
+    return outputs + self.layer.layer.bias.numpy()
+
+
+def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
+                float_params: dict[str, dict[str, np.ndarray]] | None = None) -> Iterator[LayerTurn]:
+  """Yields the linear layers of a calibrated model in topological order, each on its quantized prefix.
+
+  Args:
+    qmodel: calibrated; layers may be changed when they are yielded.
+    images: float inputs [n, ...], one array a model input.
+    float_params: {layer: its float weights by name}, where turns need their float inputs.
+
+  Raises:
+    ValueError: a batch norm is left in a layer of qmodel: its weights then are not those that are rounded.
+  """
+  graph = Graph.from_model(qmodel)
+  for node in graph.nodes:
+    if issubclass(node.layer.cls, QuantizeWeights) and node.layer.cls is not QuantizeWeights:
+      raise ValueError(f"Layer {node.name!r} still has its batch norm; insert the quantizers with "
+                       "batch_norm='fold' before methods that change weights layer after layer.")
+  stream = _Stream(graph, qmodel, images, float_params)
+  for stage in tqdm(stream.stages, desc="layers", unit="", delay=2.0, disable=None):
+    if stage.linear is not None:
+      layer = stream.layers[stage.linear.layer.name]
+      yield LayerTurn(stream, stage, layer, shared=len(graph.calls(stage.linear.layer)) > 1)
+    stream.advance(stage)
+
+
+class _Stream:
+  """Stored integers of the tensors that are still to be read, and their float values if need be."""
+
+  def __init__(self, graph: Graph, qmodel: keras.Model, images: list[np.ndarray],
+               float_params: dict[str, dict[str, np.ndarray]] | None):
+    self.layers = {layer.name: layer for layer in qmodel.layers}
+    self.images = len(images[0])
+    self._float_params = float_params
+    self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
+    self._floating: dict[Ref, np.ndarray] = dict(self._stored) if float_params is not None else {}
+    self._grids: dict[Ref, Encoding] = {}
+    self._spare: list[np.ndarray] = []  # memory that is written again: fresh pages take longer than sums
+    self.stages = self._plan(graph)
+    self._last_read = {ref: index for index, stage in enumerate(self.stages) for ref in stage.sources}
+
+  def _plan(self, graph: Graph) -> list[_Stage]:
+    stored, stages = set(graph.input_refs), []
+    for node in graph.nodes:
+      if node.layer.cls is QuantizeActivation:
+        stages.append(_stage_of(node, stored))
+        stored.add(Ref(node))
+    return stages
+
+  def inputs(self, stage: _Stage, *, floating: bool) -> Iterator[tf.Tensor]:
+    """The input of a stage's linear layer, some images at a time."""
+    (wanted,) = stage.linear.inputs
+    between = stage.nodes[:stage.nodes.index(stage.linear)]
+    for part in self._chunks(stage):
+      values = {ref: _dequantized(*self._load(ref, part, floating)) for ref in stage.sources}
+      run_nodes(between, self.layers, values)
+      yield values[wanted]
+
+  def _chunks(self, stage: _Stage) -> list[slice]:
+    """Cuts the images into chunks of bounded size."""
+    shapes = [ref.shape for ref in stage.sources] + [shape for node in stage.nodes for shape in node.shapes]
+    largest = max(int(np.prod([n or 1 for n in shape[1:]])) for shape in shapes)
+    step = max(1, _CHUNK_ELEMENTS // largest)
+    return [slice(start, min(start + step, self.images)) for start in range(0, self.images, step)]
+
+  def _load(self, ref: Ref, part: slice, floating: bool) -> tuple[np.ndarray, np.float32, np.float32]:
+    """Returns (stored, scale, zero point) of some images: the tensor is (stored - zero point) * scale."""
+    if ref not in self._grids:
+      return self._stored[ref][part], np.float32(1), np.float32(0)
+    grid = self._grids[ref]
+    if floating:
+      return self._floating[ref][part], _float_step(grid), np.float32(0)
+    return self._stored[ref][part], grid.scale[0], np.float32(grid.zero_point[0])
+
+  def advance(self, stage: _Stage) -> None:
+    """Stores the stage's result and forgets what no later stage reads."""
+    result = Ref(stage.nodes[-1])
+    grid = self.layers[result.node.layer.name].encoding()
+    if self._float_params is not None:
+      with self._float_weights(stage):
+        self._floating[result] = self._run(stage, _fixed_point(grid), floating=True)
+    self._stored[result] = self._run(stage, _integers(grid), floating=False)
+    self._grids[result] = grid
+    index = self.stages.index(stage)
+    for ref in [ref for ref in self._stored if self._last_read.get(ref, -1) <= index and ref != result]:
+      for values in (self._stored.pop(ref), self._floating.pop(ref, None)):
+        if values is not None and ref in self._grids:  # not the user's images
+          owner = values if values.base is None else values.base
+          self._spare.append(owner.reshape(-1).view(np.uint8))
+
+  def _empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array for results, in the smallest memory that is free and large enough, not much larger."""
+    size = math.prod(shape) * dtype.itemsize
+    fitting = [i for i, spare in enumerate(self._spare) if size <= spare.size <= _MOST_SPACE * size]
+    if not fitting:
+      self._spare.clear()
+      return np.empty(shape, dtype)
+    spare = self._spare.pop(min(fitting, key=lambda i: self._spare[i].size))
+    return spare[:size].view(dtype).reshape(shape)
+
+  @contextlib.contextmanager
+  def _float_weights(self, stage: _Stage) -> Iterator[None]:
+    """Puts the float weights into a stage's linear layer for a while."""
+    if stage.linear is None:
+      yield
+      return
+    layer = self.layers[stage.linear.layer.name].layer
+    params = self._float_params[layer.name]
+    kept = {name: getattr(layer, name).numpy() for name in params}
+    try:
+      for name, value in params.items():
+        getattr(layer, name).assign(value)
+      yield
+    finally:
+      for name, value in kept.items():
+        getattr(layer, name).assign(value)
+
+  def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
+    """Computes what a stage's quantizer reads and stores it for all images."""
+    *nodes, last = stage.nodes
+
+    def compute(loaded):
+      values = {ref: _dequantized(*stored) for ref, stored in zip(stage.sources, loaded)}
+      with observing() if floating else contextlib.nullcontext():
+        run_nodes(nodes, self.layers, values)
+      return store(values[last.inputs[0]])
+
+    chunks = self._chunks(stage)
+    if len(chunks) >= _FEWEST_TRACED:
+      specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
+                tf.TensorSpec((), tf.float32)]
+               for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
+      compute = tf.function(compute, autograph=False, input_signature=[specs])
+    results = None
+    for part in chunks:
+      found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+      results = self._empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
+      results[part] = found
+    return results
+
+
+def _dequantized(stored, scale, zero_point) -> tf.Tensor:
+  return (tf.cast(stored, tf.float32) - zero_point) * scale
+
+
+def _integers(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Values -> their integers on a grid, as `numerics.fake_quantize` rounds them."""
+  qmin, qmax = grid.limits
+  scale, zero_point = tf.constant(grid.scale[0]), float(grid.zero_point[0])  # eager: divided by, not folded
+
+  dtype = tf.int8 if grid.bits <= 8 else tf.int16
+  return lambda values: tf.cast(tf.clip_by_value(tf.round(values / scale) + zero_point, qmin, qmax), dtype)
+
+
+def _float_step(grid: Encoding) -> np.float32:
+  """The step in which float values are stored as int16: 1/64 of an 8-bit one, 4 times its range."""
+  return np.float32(grid.scale[0] * 2.0 ** (grid.bits - 14))
+
+
+def _fixed_point(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Float values -> int16 multiples of `_float_step`."""
+  step = tf.constant(_float_step(grid))
+  return lambda values: tf.cast(tf.clip_by_value(tf.round(values / step), -32767.0, 32767.0), tf.int16)
+
+
+def _stage_of(last: Node, stored: set[Ref]) -> _Stage:
+  """Everything between the stored tensors and a quantizer."""
+  order: dict[Node, None] = {}
+  sources: dict[Ref, None] = {}
+
+  def visit(node: Node) -> None:
+    for ref in node.inputs:
+      if ref in stored:
+        sources[ref] = None
+      elif ref.node not in order:
+        visit(ref.node)
+    order[node] = None
+
+  visit(last)
+  linear = [node for node in order if node.layer.cls is QuantizeWeights]
+  assert len(linear) <= 1, f"{last!r} has {linear} before it"
+  return _Stage(list(order), list(sources), linear[0] if linear else None)

@@ -1,0 +1,1 @@
+"""Folds batch norms and other per-channel affine functions."""

@@ -1,0 +1,1 @@
+"""Cross-layer scaling: which channels scale together, and by how much."""

@@ -1,0 +1,1 @@
+"""Brings a float graph to the layers that placement and lowering know."""

@@ -1,0 +1,55 @@
+"""Short ways to add calls to a graph: for passes that write one layer as several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+from kquant.rewrites.standardize.operators import operator_layer
+
+
+def add_layer(graph: Graph, cls: type, name: str, config: dict[str, Any], inputs: Ref | list[Ref],
+              shape: Sequence[int | None], params: dict[str, np.ndarray] | None = None) -> Ref:
+  """Calls a new layer on a tensor or a list of them; `shape` is that of the result, with the batch."""
+  return graph.add_node(graph.new_layer(cls, name, config, params), (inputs,), tuple(shape))
+
+
+def add_reshape(graph: Graph, name: str, source: Ref, shape: Sequence[int]) -> Ref:
+  """Reshapes a tensor to `shape`, given without the batch."""
+  shape = tuple(int(n) for n in shape)
+  return add_layer(graph, keras.layers.Reshape, name, {"target_shape": shape}, source,
+                   (source.shape[0], *shape))
+
+
+def add_permute(graph: Graph, name: str, source: Ref, dims: Sequence[int]) -> Ref:
+  """Transposes a tensor; `dims` as for keras.layers.Permute: 1 is the first axis behind the batch."""
+  shape = (source.shape[0], *(source.shape[axis] for axis in dims))
+  return add_layer(graph, keras.layers.Permute, name, {"dims": tuple(dims)}, source, shape)
+
+
+def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Ref], shape: Sequence[int | None],
+                 **options: Any) -> Ref:
+  """Calls a TensorFlow function such as "linalg.matmul" on tensors, the options by keyword."""
+  return graph.add_node(operator_layer(name, symbol), tuple(sources), tuple(shape), kwargs=options)
+
+
+def add_matmul(graph: Graph, name: str, first: Ref, second: Ref, *, transpose_b: bool = False) -> Ref:
+  """Multiplies two stacks of matrices of one rank and one number of matrices."""
+  columns = second.shape[-2] if transpose_b else second.shape[-1]
+  return add_operator(graph, name, "linalg.matmul", (first, second), (*first.shape[:-1], columns),
+                      transpose_b=transpose_b)
+
+
+def replace(graph: Graph, node: Node, result: Ref, what: str) -> None:
+  """Lets what reads a call read `result` instead, records what was done, and drops the call."""
+  graph.redirect(Ref(node), result)
+  graph.edit(node, what)
+  graph.drop(node)
+
+
+def is_fixed(*refs: Ref) -> bool:
+  """Whether all axes of the tensors but the batch have a size."""
+  return all(None not in ref.shape[1:] for ref in refs)

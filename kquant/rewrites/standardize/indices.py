@@ -1,0 +1,29 @@
+"""Embedding: its indices come from an input of the model, which is made an int32 input."""
+
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+
+_CASTS = ("tf.cast", "tf.dtypes.cast")
+
+
+def take_integer_indices(graph: Graph, node: Node) -> None:
+  """Lets an Embedding read its input without casts between, and the input hold int32."""
+  if node.kind != "Embedding":
+    return
+  (source,) = node.inputs
+  while source.node.kind in _CASTS:
+    source = source.node.inputs[0]
+  if source.node.kind != "InputLayer":
+    return
+  graph.redirect(node.inputs[0], source, only=lambda reader: reader is node)
+  if source.node.config["dtype"] == "int32" or not _holds_indices(graph, source):
+    return
+  layer = source.node.layer
+  layer.config = {**layer.config, "dtype": "int32"}
+  graph.edit(source.node, "made an int32 input: it holds the indices of an Embedding")
+
+
+def _holds_indices(graph: Graph, source: Ref) -> bool:
+  """Whether Embeddings alone read an input, casts between left aside."""
+  return all(reader.kind == "Embedding" or reader.kind in _CASTS and _holds_indices(graph, Ref(reader))
+             for reader in graph.readers(source)) and source not in graph.output_refs

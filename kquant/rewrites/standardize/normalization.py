@@ -1,0 +1,119 @@
+"""LayerNormalization, GroupNormalization and UnitNormalization as operators on rows of c elements.
+
+y = d / sqrt(mean(d^2) + epsilon t^2) with d = t (x - mean): any t > 0 gives the same y. Here t is about
+1 / (max - min) of the row, so that rows of any deviation use all of the 8-bit grid of d; what t itself
+loses by rounding cancels. No row is scaled up as if its max - min were below 1/64 of the largest in its
+image. The sum of squares is a matrix product of each row with itself: exact terms, rounded once. (A
+table of squares rounds each of them to 1/255 of the largest.)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.graph.functions import ShiftedPower
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+from kquant.rewrites.folding.affine import affine_layer
+from kquant.rewrites.standardize.building import (
+  add_layer,
+  add_matmul,
+  add_operator,
+  add_permute,
+  add_reshape,
+  is_fixed,
+  replace,
+)
+
+_SMALLEST_SQUARE = 1e-12  # what keras.layers.UnitNormalization keeps a sum of squares above
+_FLATTEST = 1 / 64  # max - min of a row that is still scaled up, over the largest in its image
+
+
+def split_normalization(graph: Graph, node: Node) -> None:
+  """Writes a normalization over the last axis, or over groups of channels, as operators of rows."""
+  if node.kind not in ("LayerNormalization", "GroupNormalization", "UnitNormalization"):
+    return
+  (source,), rank = node.inputs, len(node.shapes[0])
+  axis = (np.atleast_1d(node.config["axis"]) % rank).tolist()
+  if axis != [rank - 1] or not is_fixed(source):
+    return
+  name = node.layer_name
+  if node.kind == "UnitNormalization":
+    result = _to_unit_length(graph, name, source, {"offset": _SMALLEST_SQUARE, "exponent": -0.5})
+  elif node.kind == "GroupNormalization":
+    result = _grouped(graph, node, source)
+  else:
+    result = _normalized(graph, name, source, node.config["epsilon"])
+  params, ones = node.layer.params, np.ones(source.shape[-1])
+  if params:
+    scale, shift = params.get("gamma", ones), params.get("beta", 0 * ones)
+    result = graph.add_node(affine_layer(graph, f"{name}/affine", scale, shift), (result,), source.shape)
+  replace(graph, node, result, "split into mean, products and a table of 1 / deviation")
+
+
+def _normalized(graph: Graph, name: str, source: Ref, epsilon: float) -> Ref:
+  """Each row of the last axis, centred, over the root of its mean square + epsilon."""
+  *_, size = source.shape
+  per_row = (*source.shape[:-1], 1)
+  centred = _centred(graph, name, source, per_row)
+  scale = _row_scale(graph, name, centred, per_row, epsilon)
+  scaled = add_layer(graph, keras.layers.Multiply, f"{name}/scaled", {}, [centred, scale], source.shape)
+  raised = _function(graph, f"{name}/epsilon", scale, factor=size * float(epsilon), exponent=2.0)
+  return _to_unit_length(graph, name, scaled, {"factor": float(np.sqrt(size)), "exponent": -0.5}, raised)
+
+
+def _centred(graph: Graph, name: str, source: Ref, per_row: tuple) -> Ref:
+  mean = _reduce(graph, f"{name}/mean", "mean", source, per_row)
+  return add_layer(graph, keras.layers.Subtract, f"{name}/centred", {}, [source, mean], source.shape)
+
+
+def _row_scale(graph: Graph, name: str, centred: Ref, per_row: tuple, epsilon: float) -> Ref:
+  """Returns t: 1 / (max - min + sqrt(epsilon)) of each row."""
+  ends = [_reduce(graph, f"{name}/{end}", end, centred, per_row) for end in ("max", "min")]
+  width = add_layer(graph, keras.layers.Subtract, f"{name}/width", {}, ends, per_row)
+  if len(per_row) > 2:
+    widest = _reduce(graph, f"{name}/widest", "max", width, (per_row[0], *(1 for _ in per_row[1:])),
+                     axis=list(range(1, len(per_row))))
+    floor = _function(graph, f"{name}/floor", widest, factor=_FLATTEST)
+    width = add_layer(graph, keras.layers.Maximum, f"{name}/widened", {}, [width, floor], per_row)
+  return _function(graph, f"{name}/scale", width, offset=float(np.sqrt(epsilon)), exponent=-1.0)
+
+
+def _to_unit_length(graph: Graph, name: str, source: Ref, function: dict[str, float],
+                    raised: Ref | None = None) -> Ref:
+  """Multiplies each row by a function of its sum of squares, `raised` added."""
+  *lead, size = source.shape[1:]
+  per_row = (source.shape[0], *lead, 1)
+  rows = add_reshape(graph, f"{name}/rows", source, (int(np.prod(lead, dtype=int)), 1, size))
+  squares = add_matmul(graph, f"{name}/squares", rows, rows, transpose_b=True)
+  squares = add_reshape(graph, f"{name}/power", squares, per_row[1:])
+  if raised is not None:
+    squares = add_layer(graph, keras.layers.Add, f"{name}/raised", {}, [squares, raised], per_row)
+  factor = _function(graph, f"{name}/factor", squares, **function)
+  return add_layer(graph, keras.layers.Multiply, f"{name}/normalized", {}, [source, factor], source.shape)
+
+
+def _reduce(graph: Graph, name: str, what: str, source: Ref, shape: tuple,
+            axis: Sequence[int] | None = None) -> Ref:
+  return add_operator(graph, name, f"math.reduce_{what}", (source,), shape,
+                      axis=axis or [len(source.shape) - 1], keepdims=True)
+
+
+def _function(graph: Graph, name: str, source: Ref, **numbers: float) -> Ref:
+  return add_layer(graph, ShiftedPower, name, numbers, source, source.shape)
+
+
+def _grouped(graph: Graph, node: Node, source: Ref) -> Ref:
+  """Brings each group of channels into one row, normalizes the rows, and brings them back."""
+  *_, channels = source.shape
+  name, groups = node.layer_name, node.config["groups"]
+  groups = channels if groups == -1 else groups
+  positions = int(np.prod(source.shape[1:-1], dtype=int))
+  split = add_reshape(graph, f"{name}/split", source, (positions, groups, channels // groups))
+  rows = add_permute(graph, f"{name}/by_group", split, (2, 1, 3))
+  rows = add_reshape(graph, f"{name}/groups", rows, (groups, positions * channels // groups))
+  rows = _normalized(graph, name, rows, node.config["epsilon"])
+  rows = add_reshape(graph, f"{name}/joined", rows, (groups, positions, channels // groups))
+  rows = add_permute(graph, f"{name}/by_position", rows, (2, 1, 3))
+  return add_reshape(graph, f"{name}/back", rows, source.shape[1:])

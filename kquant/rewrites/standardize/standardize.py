@@ -1,0 +1,137 @@
+"""Brings a graph to the few forms that placement and lowering know; the function stays the same.
+
+Fused activations become layers, SeparableConv becomes depthwise and pointwise, operators written as
+`x + y`, `x * c` or tf.nn.relu become layers, every linear layer has a bias, what does nothing at
+inference goes, and a ZeroPadding2D that equals the convolution's own "same" padding is left to it.
+"""
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.passes import graph_pass
+from kquant.rewrites.standardize.attention import split_attention
+from kquant.rewrites.standardize.copies import join_copies
+from kquant.rewrites.standardize.dimensions import change_dimensions
+from kquant.rewrites.standardize.indices import take_integer_indices
+from kquant.rewrites.standardize.normalization import split_normalization
+from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
+from kquant.rewrites.standardize.shape_operators import name_shape_operator
+
+
+@graph_pass
+def standardize(graph: Graph) -> None:
+  """Splits, renames and drops layers as the module says; the output is unchanged."""
+  for node in list(graph.nodes):
+    change_dimensions(graph, node)
+    split_attention(graph, node)
+    split_normalization(graph, node)
+    take_integer_indices(graph, node)
+    join_copies(graph, node)
+  graph.normalize()
+  for node in list(graph.nodes):
+    if node.kind == "SeparableConv2D":
+      _split_separable(graph, node)
+  for node in list(graph.nodes):
+    _split_activation(graph, node)
+  for node in list(graph.nodes):
+    name_operator(graph, node)
+    name_activation(graph, node)
+    name_scaling(graph, node)
+    name_shape_operator(graph, node)
+  for node in list(graph.nodes):
+    if node.facts.role == "identity" or node.kind == "Requantize":
+      graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
+      graph.remove(node)
+  for node in graph.nodes:
+    if node.facts.role == "linear" and "bias" not in node.layer.params:
+      _give_bias(node.layer)
+  for node in graph.find("Add", "Multiply"):
+    _split_nary(graph, node)
+  for node in graph.find("Conv2D", "DepthwiseConv2D"):
+    _absorb_padding(graph, node)
+
+
+def _split_separable(graph: Graph, node: Node) -> None:
+  """Depthwise without bias ("name/depthwise"), then a 1x1 convolution that keeps the name."""
+  config, layer = node.config, node.layer
+  common = {"data_format": config["data_format"], "dtype": config["dtype"], "use_bias": False}
+  depthwise = graph.new_layer(
+      keras.layers.DepthwiseConv2D, f"{layer.name}/depthwise",
+      {**common, "kernel_size": config["kernel_size"], "strides": config["strides"],
+       "padding": config["padding"], "dilation_rate": config["dilation_rate"],
+       "depth_multiplier": config["depth_multiplier"]},
+      {"depthwise_kernel": layer.params["depthwise_kernel"]})
+  pointwise = graph.new_layer(
+      keras.layers.Conv2D, layer.name,
+      {**common, "filters": config["filters"], "kernel_size": 1, "use_bias": config["use_bias"],
+       "activation": config["activation"]},
+      {"kernel": layer.params["pointwise_kernel"],
+       **({"bias": layer.params["bias"]} if config["use_bias"] else {})})
+  for call in graph.calls(layer):
+    channels = layer.params["pointwise_kernel"].shape[-2]
+    middle = graph.add_node(depthwise, call.args, (*call.shapes[0][:-1], channels))
+    graph.redirect(Ref(call), graph.add_node(pointwise, (middle,), call.shapes[0]))
+    graph.edit(call, "split into depthwise and pointwise")
+    graph.drop(call)
+  graph.normalize()
+
+
+def _split_activation(graph: Graph, node: Node) -> None:
+  """Conv2D(activation="relu") becomes Conv2D and an activation layer behind it."""
+  if node.facts.role != "linear" or node.config.get("activation") in (None, "linear"):
+    return
+  layer, activation = node.layer, node.config["activation"]
+  if isinstance(activation, dict):
+    return  # an activation object of the user's; refused by name when quantizers are placed
+  layer.config = {**layer.config, "activation": "linear"}
+  for call in graph.calls(layer):
+    behind = graph.new_layer(keras.layers.Activation, f"{call.layer_name}/{activation}",
+                             {"activation": "linear"})
+    behind.config = {**behind.config, "activation": activation}
+    graph.insert_after(Ref(call), behind)
+    graph.edit(call, f"activation {activation!r} split off")
+
+
+def _give_bias(layer: LayerDef) -> None:
+  """A bias of zeros: the integer operators have one, and bias correction needs it."""
+  kernel = layer.params[layer.facts.kernel]
+  outputs = int(np.prod([kernel.shape[axis] for axis in layer.facts.out_axes]))
+  layer.config = {**layer.config, "use_bias": True}
+  layer.params = {**layer.params, "bias": np.zeros(outputs, np.float32)}
+
+
+def _split_nary(graph: Graph, node: Node) -> None:
+  """Add([a, b, c]) becomes Add([Add([a, b]), c]): the runtime's operator takes two."""
+  first, *others, last = node.inputs
+  for index, other in enumerate(others):
+    layer = graph.new_layer(node.layer.cls, f"{node.layer_name}/{index + 1}")
+    shape = node.layer.cls().compute_output_shape([first.shape, other.shape])
+    first = graph.add_node(layer, ([first, other],), shape)
+  if others:
+    graph.recall(node, node.layer, ([first, last],))
+
+
+def _absorb_padding(graph: Graph, node: Node) -> None:
+  """ZeroPadding2D then a "valid" convolution: "same" where TensorFlow would pad just as much."""
+  (source,) = node.inputs
+  padding = source.node
+  if (padding.kind != "ZeroPadding2D" or node.config["padding"] != "valid"
+      or len(graph.calls(node.layer)) > 1 or not graph.is_private(source)):
+    return
+  size = padding.inputs[0].shape[1:3]
+  if None in size or any(
+      tuple(pads) != _same_padding(n, k, s, d) for pads, n, k, s, d in
+      zip(padding.config["padding"], size, node.config["kernel_size"], node.config["strides"],
+          node.config["dilation_rate"])):
+    return
+  node.layer.config = {**node.config, "padding": "same"}
+  graph.edit(padding, f"left to the \"same\" padding of {node.name!r}")
+  graph.remove(padding)
+
+
+def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+  reach = (kernel - 1) * dilation + 1
+  total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+  return total // 2, total - total // 2

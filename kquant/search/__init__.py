@@ -1,0 +1,1 @@
+"""Tries methods on held-back images and keeps those that help."""

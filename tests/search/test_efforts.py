@@ -1,0 +1,200 @@
+"""Efforts: what is tried, what is kept, and what the report says of it."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import kquant
+import tflite_export
+from kquant.core.records import Report
+from kquant.core.spec import QuantConfig
+from kquant.graph.graph import Graph
+from kquant.qmodel.outputs import network_outputs
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.scaling.channel_statistics import measure_channels
+from kquant.rewrites.standardize.standardize import standardize
+from kquant.search import efforts, pipeline
+from kquant.search.efforts import with_effort
+from kquant.search.trials import image_divergence, image_sqnr_db, paired_change
+from tests import models
+
+
+def folded(name):
+  graph = Graph.from_model(models.build(name))
+  standardize(graph)
+  fold_batch_norm(graph)
+  return graph
+
+
+def test_sqnr_of_an_image_by_hand():
+  reference = np.array([[3.0, 4.0], [10.0, 0.0]])
+  found = image_sqnr_db([reference + [[0.0, 0.5], [1.0, 0.0]]], [reference])
+  np.testing.assert_allclose(found, [20.0, 20.0])  # 25 / 0.25, 100 / 1
+  assert np.isfinite(image_sqnr_db([reference], [reference])).all()
+
+
+def test_divergence_of_an_image_by_hand():
+  reference, output = np.log([[[0.5, 0.5]], [[0.9, 0.1]]]), np.log([[[0.25, 0.75]], [[0.9, 0.1]]])
+  found = image_divergence([output + 7.0], [reference])  # the level does not matter
+  np.testing.assert_allclose(found, [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], atol=1e-12)
+
+
+def test_paired_change_by_hand():
+  change, error = paired_change(np.array([2.0, 4.0]), np.array([1.0, 1.0]))
+  assert change == 2.0 and np.isclose(error, 1.0)  # differences 1 and 3: deviation sqrt(2), over sqrt(2)
+  assert paired_change(np.array([2.0]), np.array([1.0])) == (1.0, np.inf)
+
+
+def dictate(monkeypatch, *changes):
+  """Lets trials find 20 dB, then (mean, half width) dB more each, on 10 images; returns graph and images."""
+  found = [np.full(10, 20.0)]
+  for mean, width in changes:
+    found.append(found[-1] + np.linspace(mean - width, mean + width, 10))
+  qualities = iter(found)
+  monkeypatch.setattr(efforts, "_Trials", lambda graph, *_: types.SimpleNamespace(
+      outputs=lambda *_: [], graph=graph))
+  monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
+  return folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+
+
+@pytest.mark.parametrize("rounding, joint, kept", [
+    ((0.0, 1.0), (0.1, 1.0), [True, False]),  # one that brings nothing stays if it costs nothing
+    ((-0.3, 1.0), (0.3, 1.0), [True, True]),  # the standard error is 0.21 dB
+    ((-0.5, 1.0), (0.1, 1.0), [False, False])])
+def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, monkeypatch):
+  graph, inputs = dictate(monkeypatch, rounding, joint)
+  report = Report()
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, report)
+  assert [keeping for _, _, keeping in report.steps] == kept
+
+
+def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
+  graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
+  report = Report()
+  config = with_effort(QuantConfig(), "balanced", graph, inputs, report)
+  assert [(name, kept) for name, _, kept in report.steps] == [("joint", True), ("closed_form", True)]
+  assert (config.equalize, config.rounding) == ("joint", "closed_form")
+
+
+def test_a_step_that_does_harm_is_left_out(monkeypatch):
+  graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
+  report = Report()
+  config = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
+  assert (config.bias, config.equalize, config.rounding, config.finetune) == (
+      "iterative", "none", "closed_form", "qft")
+  assert [(name, kept) for name, _, kept in report.steps] == [("closed_form", True), ("joint", False)]
+  assert "-9.00 dB" in report.steps[1][1] and "10 held-back images" in report.steps[1][1]
+  assert report.to_json()["steps"][1]["kept"] is False and "left out" in str(report)
+
+
+def test_what_was_kept_is_run_again_on_all_images(monkeypatch):
+  model = models.build("mobile_block")
+  inputs, seen = models.sample_inputs(model, images=40), []
+  monkeypatch.setattr(pipeline, "measure_channels", lambda graph, images, **more: (
+      seen.append(len(images[0])), measure_channels(graph, images, **more))[1])
+  monkeypatch.setattr(efforts, "_kept", lambda config, steps, *_: dataclasses.replace(
+      config, **{name: value for step in steps for name, value in step.items()}))
+  kquant.quantize(model, inputs, effort="balanced")
+  assert seen == [40]
+
+
+def test_what_the_user_says_stays():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
+  said = ["bias", "equalize"]
+  config = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
+  assert (config.bias, config.equalize, config.rounding) == ("local", "none", "closed_form")
+
+
+def test_few_images_keep_every_step_and_say_so():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
+  report = Report()
+  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).equalize == "joint"
+  assert "8 images are too few" in report.steps[0][1]
+
+
+def test_the_graph_is_not_changed_by_trying():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  before = network_outputs(graph.to_model(), inputs)
+  kernels = {node.name: node.layer.params for node in graph.nodes}
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert all(node.layer.params is kernels[node.name] for node in graph.nodes)
+  np.testing.assert_array_equal(network_outputs(graph.to_model(), inputs)[0], before[0])
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("config", ["int8", "w4a8"])
+def test_efforts_end_in_exact_files(effort, config, tmp_path):
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=48)
+  result = kquant.quantize(model, inputs, config=config, effort=effort)
+  written = tflite_export.export(result, tmp_path / "m.tflite", verify=[inputs[0][:2]], certify=True)
+  assert written.verification.max_lsb <= 1
+  tried = {"int8": ["joint", "closed_form"], "w4a8": ["closed_form", "joint"]}[config]
+  tried = [] if effort == "fast" else tried
+  assert [name for name, _, _ in result.report.steps] == tried
+
+
+def test_unknown_efforts_and_missing_images_are_refused():
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=4)
+  with pytest.raises(ValueError, match="effort must be one of fast, balanced, best, got 'more'"):
+    kquant.quantize(model, inputs, effort="more")
+  with pytest.raises(ValueError, match="need calibration images"):
+    kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")
+
+
+def test_each_scaling_is_found_and_calibrated_once(monkeypatch):
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  found, calibrated = [], efforts.Calibrated
+  monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, *rest: (
+      found.append(config.equalize), calibrated(graph, config, *rest))[1])
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert found == ["none", "joint"]
+
+
+def test_a_trial_is_not_touched_by_the_one_before():
+  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
+  config = QuantConfig.preset("w4a8")
+  rounded = dataclasses.replace(config, rounding="closed_form")
+  fresh, used = (efforts._Trials(graph.copy(), config, inputs) for _ in range(2))
+  nearest = dataclasses.replace(config, bias="iterative")
+  first = used.outputs(nearest, inputs, 0)
+  np.testing.assert_array_equal(used.outputs(rounded, inputs, 0), fresh.outputs(rounded, inputs, 0))
+  np.testing.assert_array_equal(used.outputs(nearest, inputs, 0), first)
+
+
+def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):
+  graph = folded("mobile_block")
+  inputs = models.sample_inputs(models.build("mobile_block"), images=120)
+  seen, judged, calibrated, output_function = [], [], efforts.Calibrated, efforts.output_function
+  monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, images, report: (
+      seen.append(images[0]), calibrated(graph, config, images, report))[1])
+
+  def watched(model):
+    return lambda images: (judged.append(images[0]), output_function(model)(images))[1]
+
+  monkeypatch.setattr(efforts, "output_function", watched)
+  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
+  assert [len(x) for x in seen] == [64] * 2 and [len(x) for x in judged] == [30] * 3
+  both = {x.tobytes() for x in seen[0]} & {x.tobytes() for x in judged[0]}
+  assert not both and all((x == seen[0]).all() for x in seen)
+
+
+def test_outputs_of_a_quantized_model_without_softmax_are_rounded():
+  x = keras.Input((4,))
+  model = keras.Model(x, keras.layers.Dense(3, name="dense")(x))
+  inputs = [np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)]
+  qmodel = kquant.calibrate(kquant.insert_quantizers(model), inputs)
+  (found,) = network_outputs(qmodel, inputs)
+  np.testing.assert_allclose(found, qmodel.predict(inputs[0], verbose=0), atol=1e-6)
+
+
+def test_outputs_are_taken_before_the_softmax():
+  model = models.build("mobile_block")
+  inputs = models.sample_inputs(model, images=4)
+  (found,) = network_outputs(model, inputs)
+  probe = keras.Model(model.input, model.get_layer("logits").output)
+  np.testing.assert_allclose(found, probe.predict(inputs[0], verbose=0), rtol=1e-4, atol=1e-5)

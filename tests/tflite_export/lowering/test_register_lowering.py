@@ -1,0 +1,80 @@
+"""A layer of the user's own becomes integer operators through one call."""
+
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras import layers
+
+import kquant as kq
+import tflite_export
+from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.layers import LAYERS
+from kquant.graph.nodes import Ref
+from tests import models
+from tflite_export.lowering.lower import LOWERINGS
+
+
+@keras.saving.register_keras_serializable("tests")
+class Cube(layers.Layer):
+  def call(self, x):
+    return x**3
+
+
+@keras.saving.register_keras_serializable("tests")
+class Turn(layers.Layer):
+  """Swaps height and width."""
+
+  def call(self, x):
+    return tf.transpose(x, [0, 2, 1, 3])
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_before():
+  kept = dict(LAYERS), dict(LOWERINGS)
+  yield
+  for table, before in zip((LAYERS, LOWERINGS), kept):
+    table.clear()
+    table.update(before)
+
+
+def model_with(layer):
+  image = keras.Input((6, 4, 3), name="image")
+  x = layers.Conv2D(4, 3, name="conv")(image)
+  return models.randomized(keras.Model(image, layers.Conv2D(2, 1, name="out")(layer(x))))
+
+
+def exported(model, tmp_path):
+  (x,) = models.sample_inputs(model)
+  return tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:4])
+
+
+def test_an_unregistered_layer_is_refused_by_name():
+  with pytest.raises(UnsupportedLayerError, match="'cube'"):
+    kq.quantize(model_with(Cube(name="cube")), models.sample_inputs(model_with(Cube()))[0])
+
+
+def test_a_function_of_one_element_needs_no_code(tmp_path):
+  tflite_export.register_lowering(Cube)
+  written = exported(model_with(Cube()), tmp_path)
+  assert written.program.operator_counts()["GATHER"] == 1
+  assert written.verification.max_lsb <= 1
+
+
+def test_a_layer_that_moves_integers_gives_its_operator(tmp_path):
+  def lower_turn(lowering, node):
+    order = lowering.constant(f"{node.name}/perm", [0, 2, 1, 3])
+    lowering.add(node, "TRANSPOSE", [*lowering.inputs(node), order], [lowering.activation(Ref(node))],
+                 version=2)
+
+  tflite_export.register_lowering(Turn, lower_turn, role="move")
+  written = exported(model_with(Turn(name="turn")), tmp_path)
+  tensors = written.program.tensors
+  assert tensors["turn"].scale == tensors["conv"].scale
+  assert written.verification.ok
+
+
+def test_errors_name_the_role_and_the_class():
+  with pytest.raises(ValueError, match="role must be own, move or average, got 'linear'"):
+    tflite_export.register_lowering(Cube, role="linear")
+  with pytest.raises(ValueError, match="Conv2D is a layer of Keras"):
+    tflite_export.register_lowering(layers.Conv2D)

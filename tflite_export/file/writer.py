@@ -1,0 +1,252 @@
+"""IntProgram -> the bytes of a .tflite file, with the official schema classes.
+
+The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
+empty) or metadata entry, one signature "serving_default" with the names that the program gives its
+inputs and outputs. The writer writes what it gets and never changes an integer: whether a program obeys the
+rules of the runtimes is the question of `program_check.check`, asked before. What it writes,
+`reader` reads back with code of its own.
+"""
+
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
+
+SCHEMA_VERSION = 3
+FILE_IDENTIFIER = b"TFL3"
+SIGNATURE_KEY = "serving_default"
+CONSTANT_ALIGNMENT = 16
+"""Bytes. Microcontrollers read constants in place with vector loads, which fault otherwise."""
+
+_LAST_DEPRECATED_CODE = 127
+_TABLE_BYTES = 1024
+"""Room for the tables of one tensor or operator; more than they need."""
+
+_TENSOR_TYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "int4": schema.TensorType.INT4,
+    "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "uint8": schema.TensorType.UINT8,
+}
+
+# Every operator the writer knows and its options table; None where the schema has none.
+_OPTIONS = {
+    "ADD": "AddOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
+    "CAST": "CastOptions",
+    "CONCATENATION": "ConcatenationOptions",
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "DEPTH_TO_SPACE": "DepthToSpaceOptions",
+    "DEQUANTIZE": "DequantizeOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GATHER": "GatherOptions",
+    "HARD_SWISH": "HardSwishOptions",
+    "LEAKY_RELU": "LeakyReluOptions",
+    "LOGISTIC": None,
+    "MAXIMUM": "MaximumMinimumOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "MEAN": "ReducerOptions",
+    "MINIMUM": "MaximumMinimumOptions",
+    "MIRROR_PAD": "MirrorPadOptions",
+    "MUL": "MulOptions",
+    "PAD": "PadOptions",
+    "PRELU": None,
+    "QUANTIZE": "QuantizeOptions",
+    "REDUCE_MAX": "ReducerOptions",
+    "REDUCE_MIN": "ReducerOptions",
+    "RELU": None,
+    "RELU6": None,
+    "RESHAPE": "ReshapeOptions",
+    "RESIZE_BILINEAR": "ResizeBilinearOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
+    "SOFTMAX": "SoftmaxOptions",
+    "SPACE_TO_DEPTH": "SpaceToDepthOptions",
+    "SPLIT": "SplitOptions",
+    "STRIDED_SLICE": "StridedSliceOptions",
+    "SUB": "SubOptions",
+    "TANH": None,
+    "TRANSPOSE": "TransposeOptions",
+    "TRANSPOSE_CONV": "TransposeConvOptions",
+}
+
+# Option fields that the program holds by name.
+_ENUMS = {
+    "mode": {"REFLECT": schema.MirrorPadMode.REFLECT, "SYMMETRIC": schema.MirrorPadMode.SYMMETRIC},
+    "padding": {"SAME": schema.Padding.SAME, "VALID": schema.Padding.VALID},
+    "fused_activation_function": {
+        "NONE": schema.ActivationFunctionType.NONE,
+        "RELU": schema.ActivationFunctionType.RELU,
+        "RELU6": schema.ActivationFunctionType.RELU6,
+        "RELU_N1_TO_1": schema.ActivationFunctionType.RELU_N1_TO_1,
+    },
+}
+
+
+def to_bytes(program: IntProgram) -> bytes:
+  """Returns `program` as a .tflite file; equal programs give equal bytes.
+
+  Tensors and operators keep their order; constants start at multiples of 16 bytes; an input "" is
+  written as absent. Export calls `program_check.check` first: this function takes any program, so
+  that one read back from a file, or one that breaks a rule on purpose, can be written too.
+
+  Raises:
+    ValueError: an operator, option or tensor type that this writer does not know, or a name that is
+      no tensor of the program.
+  """
+  model = _model(program)
+  builder = flatbuffers.Builder(_expected_size(program))
+  builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
+  return bytes(memoryview(builder.Bytes)[builder.Head():])
+
+
+def _expected_size(program: IntProgram) -> int:
+  """Returns about how many bytes the file has; growing the builder later would copy it all."""
+  arrays = [array for tensor in program.tensors.values()
+            for array in (tensor.data, tensor.scale, tensor.zero_point) if array is not None]
+  tables = len(program.tensors) + len(program.ops) + 1
+  return sum(array.nbytes for array in arrays) + tables * _TABLE_BYTES
+
+
+def _model(program: IntProgram) -> schema.ModelT:
+  """Returns the whole file as schema objects."""
+  index = {name: i for i, name in enumerate(program.tensors)}
+  codes: dict[tuple[str, int], int] = {}
+  buffers = [schema.BufferT()]
+  tensors = [_tensor(tensor, buffers) for tensor in program.tensors.values()]
+  operators = [_operator(op, index, codes) for op in program.ops]
+  subgraph = schema.SubGraphT(
+      tensors=tensors, inputs=_indices(program.inputs, index, where="Graph inputs"),
+      outputs=_indices(program.outputs, index, where="Graph outputs"), operators=operators,
+      name="main")
+  metadata = [_metadata(name, content, buffers) for name, content in program.metadata.items()]
+  return schema.ModelT(
+      version=SCHEMA_VERSION, operatorCodes=[_operator_code(*code) for code in codes],
+      subgraphs=[subgraph], description=program.description, buffers=buffers,
+      signatureDefs=[_signature(program, index)], metadata=metadata or None)
+
+
+def _indices(names: list[str], index: dict[str, int], *, where: str) -> np.ndarray:
+  """Returns the tensor indices of `names`, int32; -1 for "", an input that is absent."""
+  for name in names:
+    if name and name not in index:
+      raise ValueError(f"{where}: expected tensors of the program, got {name!r}.")
+  return np.array([index[name] if name else -1 for name in names], np.int32)
+
+
+def _signature(program: IntProgram, index: dict[str, int]) -> schema.SignatureDefT:
+  """Returns the signature: each graph input and output under its name."""
+  inputs, outputs = ([schema.TensorMapT(name=name, tensorIndex=index[tensor])
+                      for name, tensor in names.items()] for names in program.signature)
+  return schema.SignatureDefT(inputs=inputs, outputs=outputs, signatureKey=SIGNATURE_KEY, subgraphIndex=0)
+
+
+def _metadata(name: str, content: bytes, buffers: list[schema.BufferT]) -> schema.MetadataT:
+  """Returns the metadata entry; appends its buffer to `buffers`."""
+  buffers.append(_ConstantBufferT(data=np.frombuffer(content, np.uint8)))
+  return schema.MetadataT(name=name, buffer=len(buffers) - 1)
+
+
+class _ConstantBufferT(schema.BufferT):
+  """A buffer whose data starts at a multiple of CONSTANT_ALIGNMENT bytes of the file."""
+
+  def Pack(self, builder):
+    """Writes padding (a flatbuffer grows backwards), then the buffer as the schema does."""
+    builder.Prep(CONSTANT_ALIGNMENT, self.data.nbytes)
+    return super().Pack(builder)
+
+
+def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
+  """Returns the schema tensor; appends the buffer of a constant to `buffers`."""
+  if tensor.dtype not in _TENSOR_TYPES:
+    raise ValueError(f"Tensor {tensor.name!r}: expected a dtype of {', '.join(_TENSOR_TYPES)}, "
+                     f"got {tensor.dtype!r}.")
+  buffer = 0
+  if tensor.data is not None:
+    buffer = len(buffers)
+    data = _packed(tensor) if tensor.dtype == "int4" else np.ascontiguousarray(tensor.data).reshape(-1)
+    buffers.append(_ConstantBufferT(data=data.view(np.uint8)))
+  signature = np.array([-1, *tensor.shape[1:]], np.int32) if tensor.open_batch else None
+  return schema.TensorT(
+      shape=np.array(tensor.shape, np.int32), shapeSignature=signature, hasRank=True,
+      type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, quantization=_quantization(tensor))
+
+
+def _packed(tensor: IntTensor) -> np.ndarray:
+  """Returns int4 values as uint8 [ceil(n / 2)]: two's complement, the earlier one in the low nibble."""
+  values = tensor.data.reshape(-1)
+  if values.size and (values.min() < -8 or values.max() > 7):
+    raise ValueError(f"Tensor {tensor.name!r}: expected int4 values in [-8, 7], got "
+                     f"[{values.min()}, {values.max()}].")
+  nibbles = np.append(values, np.zeros(values.size % 2, np.int8)).view(np.uint8) & 0xF
+  return nibbles[::2] | nibbles[1::2] << 4
+
+
+def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:
+  """Returns scale (float32 [n]), zero_point (int64 [n]) and channel axis; None if not quantized."""
+  if tensor.scale is None:
+    return None
+  return schema.QuantizationParametersT(
+      scale=tensor.scale, zeroPoint=tensor.zero_point, quantizedDimension=tensor.axis or 0)
+
+
+def _operator(op: IntOp, index: dict[str, int], codes: dict) -> schema.OperatorT:
+  """Returns the schema operator; enters its (kind, version) in `codes`, {code: position}."""
+  if op.kind not in _OPTIONS:
+    raise ValueError(f"Layer {op.source!r}: expected an operator the writer knows, got "
+                     f"{op.kind!r}; known are {', '.join(_OPTIONS)}.")
+  where = f"{op.kind} of layer {op.source!r}"
+  options_name = _OPTIONS[op.kind]
+  options_type = getattr(schema.BuiltinOptions, options_name or "NONE")
+  return schema.OperatorT(
+      opcodeIndex=codes.setdefault((op.kind, op.version), len(codes)),
+      inputs=_indices(op.inputs, index, where=where),
+      outputs=_indices(op.outputs, index, where=where),
+      builtinOptionsType=options_type, builtinOptions=_options_table(op, options_name))
+
+
+def _operator_code(kind: str, version: int) -> schema.OperatorCodeT:
+  """Returns the operator code; old readers look at the deprecated field, which holds up to 127."""
+  code = getattr(schema.BuiltinOperator, kind)
+  return schema.OperatorCodeT(builtinCode=code, version=version,
+                              deprecatedBuiltinCode=min(code, _LAST_DEPRECATED_CODE))
+
+
+def _options_table(op: IntOp, options_name: str | None) -> Any:
+  """Returns the options object of `op`: the fields that op.options names, defaults elsewhere."""
+  table = getattr(schema, options_name + "T")() if options_name else None
+  fields = vars(table) if table else {}
+  for name, value in op.options.items():
+    first, *others = name.split("_")
+    field = first + "".join(part.capitalize() for part in others)
+    if field not in fields:
+      raise ValueError(f"{op.kind} of layer {op.source!r}: expected only options that "
+                       f"{options_name or 'an operator without options'} has, got {name!r}.")
+    setattr(table, field, _option_value(op, name, value, default=fields[field]))
+  return table
+
+
+def _option_value(op: IntOp, name: str, value: Any, *, default: Any) -> Any:
+  """Returns `value` as the schema holds it; refuses what the file could not give back unchanged."""
+  if name in _ENUMS:
+    choices = _ENUMS[name]
+    fits, expected = isinstance(value, str) and value in choices, "one of " + ", ".join(choices)
+  elif isinstance(default, bool):
+    fits, expected = isinstance(value, (bool, np.bool_)), "True or False"
+  elif isinstance(default, float):
+    fits, expected = float(np.float32(value)) == value, "a float32 number, float(np.float32(x)),"
+  else:
+    fits, expected = np.array_equal(np.asarray(value, np.int32), value), "int32 integers"
+  if not fits:
+    raise ValueError(f"{op.kind} of layer {op.source!r}: expected {expected} for option {name!r}, "
+                     f"got {value!r}.")
+  if name in _ENUMS:
+    return choices[value]
+  return np.asarray(value, np.int32) if default is None else type(default)(value)

@@ -1,0 +1,1 @@
+"""Finalized Keras model and Encodings -> integer program."""

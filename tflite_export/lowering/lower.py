@@ -1,0 +1,114 @@
+"""Finalised Keras model + Encodings -> IntProgram.
+
+Nothing is decided here. A tensor that has an encoding is a tensor of the program under its key; a
+call whose output has none is fused with the ReLU that reads it.
+"""
+
+import dataclasses
+import importlib.metadata
+
+import tf_keras as keras
+
+from kquant.core.encodings import Encodings
+from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.graph import Graph
+from kquant.graph.layers import LAYERS, LayerFacts
+from kquant.graph.nodes import Node, Ref, kind_of_class
+from tflite_export.lowering import elementwise, linear, pooling, shapes
+from tflite_export.lowering.lowering import Lower, Lowering
+from tflite_export.program.program import IntOp, IntProgram, IntTensor
+
+
+def _input(lowering: Lowering, node: Node) -> None:
+  if Ref(node).is_integer:
+    lowering.indices(Ref(node))
+  else:
+    lowering.activation(Ref(node))
+
+
+LOWERINGS: dict[str, Lower] = {
+    "InputLayer": _input, **linear.LOWERINGS, **pooling.LOWERINGS, **shapes.LOWERINGS,
+    **elementwise.LOWERINGS}
+
+
+def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_table, *,
+                      role: str = "own") -> None:
+  """Lets a layer class of yours be quantized and lowered.
+
+  Args:
+    layer_class: a Keras layer with `get_config`, registered with Keras if models are to be saved.
+    lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
+      computes any function of one element as a table of 256 integers.
+    role: what the layer does to grids, as in `kquant.graph.layers`: "own", "move" or "average".
+
+  Raises:
+    ValueError: another role, or a class of Keras' own.
+  """
+  if role not in ("own", "move", "average"):
+    raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
+  kind = kind_of_class(layer_class)
+  if kind == layer_class.__name__:
+    raise ValueError(f"register_lowering: {kind} is a layer of Keras; register classes of your own.")
+  LAYERS[kind] = LayerFacts(role)
+  LOWERINGS[kind] = lower_call
+
+
+def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
+  """Returns the integer program of a finalised model; its borders have the type of its activations.
+
+  Raises:
+    UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
+  """
+  lowering = Lowering(Graph.from_model(model), encodings)
+  for node in lowering.graph.nodes:
+    if node in lowering.fused:
+      continue
+    if node.kind not in LOWERINGS:
+      raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) has no integer operator; replace it.")
+    LOWERINGS[node.kind](lowering, node)
+  program = lowering.program
+  program.inputs = [ref.key for ref in lowering.graph.input_refs]
+  program.outputs = [ref.key for ref in lowering.graph.output_refs]
+  program.input_names, program.output_names = encodings.input_names, encodings.output_names
+  program.description = f"kquant {importlib.metadata.version('kquant')}"
+  return program
+
+
+def with_border(program: IntProgram, io: str) -> IntProgram:
+  """Returns the program with int8 (int16 for 16-bit activations), uint8 or float32 borders.
+
+  "int8" is the program as it is; indices stay int32 under every io.
+
+  Raises:
+    ValueError: another io, or uint8 for 16-bit activations.
+  """
+  if io == "int8":
+    return program
+  if io not in ("uint8", "float32"):
+    raise ValueError(f"io must be int8, uint8 or float32, got {io!r}.")
+  wide = [name for name in (*program.inputs, *program.outputs) if program.tensors[name].dtype == "int16"]
+  if io == "uint8" and wide:
+    raise ValueError(f"io 'uint8': tensor {wide[0]!r} has 16-bit activations; use 'int8', which leaves them "
+                     "int16, or 'float32'.")
+  bordered = dataclasses.replace(program, tensors=dict(program.tensors), ops=list(program.ops))
+  inward, outward = ("QUANTIZE", "DEQUANTIZE") if io == "float32" else ("QUANTIZE", "QUANTIZE")
+  versions = {"QUANTIZE": 2 if io == "uint8" else 1, "DEQUANTIZE": 2}
+  entries = {name: _border_tensor(bordered, name, io) for name in program.inputs
+             if program.tensors[name].scale is not None}
+  exits = {name: _border_tensor(bordered, name, io) for name in dict.fromkeys(program.outputs)}
+  bordered.inputs = [entries.get(name, name) for name in program.inputs]
+  bordered.outputs = [exits[name] for name in program.outputs]
+  bordered.ops[:0] = [IntOp(inward, [outer], [inner], {}, versions[inward], inner, f"{io} input")
+                      for inner, outer in entries.items()]
+  bordered.ops += [IntOp(outward, [inner], [outer], {}, versions[outward], inner, f"{io} output")
+                   for inner, outer in exits.items()]
+  return bordered
+
+
+def _border_tensor(program: IntProgram, name: str, io: str) -> str:
+  inner = program.tensors[name]
+  grid = (None, None) if io == "float32" else (inner.scale, inner.zero_point + 128)
+  label = f"{name}/{io}"
+  if label in program.tensors:  # an input that is an output too
+    label = f"{name}/output/{io}"
+  return program.add_tensor(IntTensor(label, inner.shape, io, *grid))

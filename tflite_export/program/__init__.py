@@ -1,0 +1,1 @@
+"""The integer program, and the rules that it must obey."""

@@ -1,0 +1,184 @@
+"""The certificate: what a file computes, element by element, against this package's own arithmetic.
+
+The integer simulator runs free from the inputs and every tensor is compared with LiteRT's, for each set
+of kernels; single operators are compared on inputs that sit on rounding ties (`ties`). With it go the
+proof that no accumulator can overflow and the versions it all holds for.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_export.file.reader import from_bytes
+from tflite_export.file.writer import to_bytes
+from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches, with_batch
+from tflite_export.program.check import ACCUMULATOR_LIMIT, WEIGHTED, accumulator_bounds, accumulator_limit
+from tflite_export.program.program import IntProgram
+from tflite_export.proof.runtime import Runtime
+from tflite_export.proof.simulate import not_simulated, simulate
+from tflite_export.proof.ties import Probe, runs_as_in_file, tie_probes
+
+FORMAT = "kquant certificate"
+FORMAT_VERSION = 1
+KERNEL_SETS = ("xnnpack", "reference")
+_PACKAGES = ("kquant", "ai-edge-litert", "numpy")
+
+
+def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[str] = KERNEL_SETS,
+            random_images: int = 2, ties: bool = True, seed: int = 0) -> dict[str, Any]:
+  """Returns the certificate of a file, ready for JSON.
+
+  Args:
+    data: the bytes of the .tflite file.
+    inputs: real inputs, one array [n, ...] for each input of the file, of its type.
+    kernel_sets: which to compare with, "xnnpack" (the default interpreter) and "reference".
+    random_images: as many inputs drawn over the whole type are compared as well.
+    ties: also compare single operators on inputs built to sit on rounding ties.
+    seed: of the random inputs and of those on ties.
+
+  Raises:
+    ValueError: not a TFLite file, or inputs of other shapes or types.
+  """
+  program = from_bytes(data)
+  rng = np.random.default_rng(seed)
+  drawn = [_random_like(array, random_images, rng) for array in inputs]
+  kinds = {"real": list(inputs), "random": drawn} if random_images else {"real": list(inputs)}
+  probes = tie_probes(program, rng) if ties else []
+  certificate = {
+      "format": FORMAT, "version": FORMAT_VERSION,
+      "file": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+      "versions": {"python": platform.python_version(), "machine": platform.machine(),
+                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      "batch": DYNAMIC if is_dynamic(program) else batch_of(program),
+      "inputs": {name: len(arrays[0]) for name, arrays in kinds.items()},
+      "kernel_sets": {name: {**_compare(program, kinds, name), "ties": _compare_ties(program, probes, name)}
+                      for name in kernel_sets},
+      "accumulators": accumulator_bound(program),
+      "largest_bias": _largest_bias(program),
+  }
+  certificate["exact"] = not inexact_operators(certificate) and not any(
+      result["not_simulated"] for result in certificate["kernel_sets"].values())
+  return certificate
+
+
+def inexact_operators(certificate: dict[str, Any]) -> list[str]:
+  """Returns a line for each operator kind that differs, and for an accumulator that can overflow.
+
+  SOFTMAX alone may differ, by 1 LSB: its float32 exponentials are the library's.
+  """
+  lines = [f"an accumulator can reach {certificate['accumulators']['bound']} in layer "
+           f"{certificate['accumulators']['layer']!r}"] if not certificate["accumulators"]["proved"] else []
+  for kernels, result in certificate["kernel_sets"].items():
+    for where, rows in (("", result["operators"]), (" on rounding ties", result["ties"]["operators"])):
+      lines += [f"{kernels} kernels: {kind} differs{where} in {row['mismatching']} of {row['elements']} "
+                f"elements, by up to {row['max_lsb']} LSB" for kind, row in rows.items()
+                if row["max_lsb"] > (1 if kind == "SOFTMAX" else 0)]
+  return lines
+
+
+def accumulator_bound(program: IntProgram) -> dict[str, Any]:
+  """Returns the |accumulator| that an input can bring nearest to its limit, its layer, and that limit.
+
+  Per output channel: |q_b| + max|q_x - z_x| * sum|q_w| <= bound. The limit is that of int32 (of 16 times
+  less in dense layers of int4, of int64 products over int16).
+  """
+  worst = {"bound": 0, "layer": "", "limit": ACCUMULATOR_LIMIT}
+  for op in program.ops:
+    if op.kind in WEIGHTED:
+      places, channel_axis = WEIGHTED[op.kind]
+      x, kernel, bias = (program.tensors[op.inputs[place]] for place in places)
+      bound = int(accumulator_bounds(x, kernel, bias, channel_axis=channel_axis).max())
+      limit = accumulator_limit(op, x, kernel)
+      if bound * worst["limit"] > worst["bound"] * limit:
+        worst = {"bound": bound, "layer": op.outputs[0], "limit": limit}
+  return {**worst, "proved": worst["bound"] < worst["limit"]}
+
+
+def _largest_bias(program: IntProgram) -> dict[str, Any]:
+  biases = {name: int(np.abs(program.tensors[name].data.astype(np.int64)).max())
+            for op in program.ops if op.kind in WEIGHTED for name in [op.inputs[WEIGHTED[op.kind][0][2]]]}
+  name = max(biases, key=biases.get, default="")
+  return {"value": biases.get(name, 0), "tensor": name}
+
+
+def _random_like(array: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+  """Inputs over the whole 8-bit type; over the range of the real ones for floats and for indices."""
+  shape = (count, *array.shape[1:])
+  if array.dtype.kind == "f":
+    return rng.uniform(array.min(), array.max(), shape).astype(array.dtype)
+  if array.dtype == np.int32:
+    return rng.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
+  limits = np.iinfo(array.dtype)
+  return rng.integers(limits.min, limits.max, shape, dtype=array.dtype, endpoint=True)
+
+
+def _compare(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str) -> dict[str, Any]:
+  """Returns {operators: {kind: {elements, mismatching, max_lsb}}, not_simulated: [...]}.
+
+  A file of open batch is compared as it is and resized.
+  """
+  missing = not_simulated(program, mode=kernels)
+  if missing:
+    return {"operators": {}, "not_simulated": missing}
+  rows: dict[str, dict[str, int]] = {}
+  for batch in (1, RESIZED) if is_dynamic(program) else (None,):
+    left_out = _compare_batch(program, batch, list(kinds.values()), kernels, rows)
+    missing = missing or left_out
+  return {"operators": dict(sorted(rows.items())), "not_simulated": missing}
+
+
+def _compare_batch(program: IntProgram, batch: int | None, kinds: list[list[np.ndarray]], kernels: str,
+                   rows: dict[str, dict[str, int]]) -> list[str]:
+  """Adds the elements of every operator to the rows; returns what is not simulated."""
+  sized, missing = program if batch is None else with_batch(program, batch), []
+  kinds = [[whole_batches(array, batch_of(sized)) for array in inputs] for inputs in kinds]
+  try:
+    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
+  except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
+    missing, program, sized = [str(error)], _before_softmax(program), _before_softmax(sized)
+    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
+  made = {name: op.kind for op in program.ops for name in op.outputs}
+  runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels, batch=batch)
+  for inputs, values in zip(kinds, simulated):
+    for (name, kind), computed in zip(made.items(), runtime.run_many(inputs)):
+      _count(rows, kind, computed, values[name])
+  return missing
+
+
+def _compare_ties(program: IntProgram, probes: list[Probe], kernels: str) -> dict[str, Any]:
+  """Returns {operators: as `_compare`, left_out: {kind: operators that other kernels run when alone}}."""
+  rows: dict[str, dict[str, int]] = {}
+  left_out: dict[str, int] = {}
+  for probe in probes:
+    if not_simulated(probe.program, mode=kernels) or not runs_as_in_file(probe, program, kernels):
+      left_out[probe.op.kind] = left_out.get(probe.op.kind, 0) + 1
+      continue
+    values = simulate(probe.program, probe.inputs, mode=kernels)
+    (computed,) = Runtime(to_bytes(probe.program), kernels=kernels).run_many(probe.inputs)
+    _count(rows, probe.op.kind, computed, values[probe.program.outputs[0]])
+  return {"operators": dict(sorted(rows.items())), "left_out": dict(sorted(left_out.items()))}
+
+
+def _count(rows: dict[str, dict[str, int]], kind: str, computed: np.ndarray, expected: np.ndarray) -> None:
+  """Adds the elements of one tensor to the row of its operator's kind."""
+  difference = np.abs(computed.astype(np.float64) - expected)
+  row = rows.setdefault(kind, {"elements": 0, "mismatching": 0, "max_lsb": 0})
+  row["elements"] += difference.size
+  row["mismatching"] += int(np.count_nonzero(difference))
+  row["max_lsb"] = max(row["max_lsb"], int(np.ceil(difference.max(initial=0))))
+
+
+def _before_softmax(program: IntProgram) -> IntProgram:
+  """The program without its SOFTMAX operators and all that follows them."""
+  lost, ops = set(), []
+  for op in program.ops:
+    if op.kind == "SOFTMAX" or lost.intersection(op.inputs):
+      lost.update(op.outputs)
+    else:
+      ops.append(op)
+  return dataclasses.replace(program, ops=ops, outputs=[name for op in ops for name in op.outputs])
