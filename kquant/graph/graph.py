@@ -17,6 +17,9 @@ from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls
 from kquant.graph.nodes import LayerDef, Node, Ref
 
+NOTES = "graph_notes"
+"""Key in the config of the one layer that carries the notes of a graph from model to model and into files."""
+
 
 class Graph:
   """The calls of a model in topological order.
@@ -54,7 +57,15 @@ class Graph:
     nodes, inputs, outputs = keras_calls.read(model)
     graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
     _, graph.output_names = keras_calls.signature_names(model)
+    for layer in graph.layers:
+      if NOTES in layer.config:
+        graph._take_notes(layer.config[NOTES])
     return graph
+
+  @property
+  def layers(self) -> list[LayerDef]:
+    """The layers that are called, each once, in the order of their first call."""
+    return list({node.layer: None for node in self.nodes})
 
   @property
   def input_refs(self) -> list[Ref]:
@@ -196,9 +207,30 @@ class Graph:
 
   # --- writing -------------------------------------------------------------------------------
 
+  def notes(self) -> dict[str, Any]:
+    """Returns what Keras layers have no place for, ready for JSON: names of outputs, moments of layers."""
+    moments = {layer.name: [values.tolist() for values in layer.output_moments]
+               for layer in self.layers if layer.output_moments is not None}
+    return {"output_names": list(self.output_names), "output_moments": moments}
+
+  def _take_notes(self, notes: dict[str, Any]) -> None:
+    """Takes over what `notes` returned of the graph that a model, perhaps out of a file, was made of."""
+    self.output_names = list(notes.get("output_names", self.output_names))
+    moments = notes.get("output_moments", {})
+    for layer in self.layers:
+      if layer.name in moments:
+        mean, deviation = moments[layer.name]
+        layer.output_moments = np.asarray(mean, np.float64), np.asarray(deviation, np.float64)
+
   def to_model(self, name: str | None = None) -> keras.Model:
-    """Builds a new tf_keras model by replaying every call on fresh layers with these weights."""
+    """Builds a new tf_keras model by replaying every call on fresh layers with these weights.
+
+    A layer whose config has the key NOTES carries the `notes` of the graph, into files too.
+    """
     self.normalize()
+    for layer in self.layers:
+      if NOTES in layer.config:
+        layer.config = {**layer.config, NOTES: self.notes()}
     model = keras_calls.replay(self.nodes, self.inputs, self.outputs, name=name or self.name)
     keras_calls.name_outputs(model, self.output_names)
     return model

@@ -54,8 +54,6 @@ def finalize_with_edits(qmodel: keras.Model,
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
   graph.normalize()
-  graph.output_names = [ref.key if name in members else name  # a file of a qmodel lost its names
-                        for ref, name in zip(graph.output_refs, graph.output_names)]
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
   _raise_small_output_scales(graph, grids, members, kernels, target)
   for ref, grid in _with_moved(graph, grids).items():

@@ -6,7 +6,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.spec import QuantConfig, TensorSpec
-from kquant.graph.graph import Graph
+from kquant.graph.graph import NOTES, Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.batch_norm_modes import (
   check_absorbable,
@@ -103,9 +103,11 @@ def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | Non
   if group.fixed is not None:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
+  carrier = {} if any(NOTES in layer.config for layer in graph.layers) else {NOTES: {}}
   layer = graph.new_layer(QuantizeActivation, group.name,
                           {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
-                           "float_in_training": fixed is not None and _ends_model(graph, group.sources[0])})
+                           "float_in_training": fixed is not None and _ends_model(graph, group.sources[0]),
+                           **carrier})
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}

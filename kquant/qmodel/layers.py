@@ -1,5 +1,6 @@
 """The two layers of a quantized Keras model: QuantizeWeights (wrapper), QuantizeActivation (node)."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import tf_keras as keras
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls
+from kquant.graph.graph import NOTES
 from kquant.qmodel import configs  # registers KernelQuantizeConfig
 from kquant.qmodel.observation import observer
 from kquant.quantizers import base
@@ -34,15 +36,17 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
     float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
+    graph_notes: what the model's graph knows beside its layers (`Graph.notes`); one layer of a model has it.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               float_in_training: bool = False, **kwargs):
+               float_in_training: bool = False, graph_notes: dict[str, Any] | None = None, **kwargs):
     super().__init__(**kwargs)
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
+    self._graph_notes = None if graph_notes is None else json.dumps(graph_notes)  # Keras would track a dict
 
   def build(self, input_shape):
     """Adds the quantizer's variables and the switch."""
@@ -85,9 +89,10 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
 
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
+    notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training}
+            "float_in_training": self.float_in_training, **notes}
 
 
 @keras.saving.register_keras_serializable("kquant")

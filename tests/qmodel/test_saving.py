@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import kquant as kq
+from kquant.graph.graph import Graph
 from tests import models
 from tests.qmodel.test_training import PAIRS, calibrated, config_of
 
@@ -131,3 +132,24 @@ def test_float_models_load_too(tmp_path):
   model.save(tmp_path / "m.h5")
   (x,) = models.sample_inputs(model, images=2)
   np.testing.assert_array_equal(kq.load_model(tmp_path / "m.h5")(x).numpy(), model(x).numpy())
+
+
+@pytest.mark.parametrize("how", FORMATS)
+def test_a_loaded_model_knows_what_batch_norms_knew_and_the_names_of_its_outputs(how, tmp_path):
+  model = models.build("two_inputs")
+  x = keras.layers.BatchNormalization(name="bn")(model.get_layer("conv").output)
+  outputs = [keras.layers.Dense(2, name="two")(keras.layers.Flatten()(keras.layers.ReLU(name="relu")(x))),
+             model.output["score"]]
+  model = models.randomized(keras.Model(model.input, outputs))
+  known = kq.InputRange(-1, 1)
+  qmodel = kq.insert_quantizers(model)
+  qmodel.save(tmp_path / how)
+  loaded = kq.load_model(tmp_path / how)
+  for either in (qmodel, loaded):
+    kq.calibrate(either, models.sample_inputs(model))
+    kq.correct_bias(either, model, known, method="analytic")  # from the moments of the batch norm
+  first, second = kq.finalize(qmodel)[1], kq.finalize(loaded)[1]
+  models.assert_same_encodings(first, second)
+  assert first.output_names == second.output_names == model.output_names
+  assert Graph.from_model(loaded).notes() == Graph.from_model(qmodel).notes()
+  assert Graph.from_model(loaded).notes()["output_moments"].keys() == {"conv", "bn"}
