@@ -152,7 +152,8 @@ def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.n
            images: list[np.ndarray]) -> dict[str, Any]:
   """Trains qmodel in place; returns {name: values, one an epoch}."""
   trainer = DistillationModel(qmodel, model, output_loss="kl") if FLAGS.distill else qmodel
-  batches = Batches(keras_calls.signature_names(qmodel)[0], x, y)
+  batches = Batches(dict(zip(keras_calls.signature_names(qmodel)[0], x)), y, batch_size=FLAGS.batch_size,
+                    seed=FLAGS.seed)
   schedule = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, FLAGS.epochs * batches.steps)
   trainer.compile(keras.optimizers.Adam(schedule, jit_compile=False),
                   keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(qmodel)),
@@ -175,10 +176,10 @@ def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.n
 class Batches(keras.callbacks.Callback):
   """Shuffled batches whose order depends on seed and epoch alone: a resumed training sees the same."""
 
-  def __init__(self, names: list[str], x: list[np.ndarray], y: np.ndarray):
+  def __init__(self, x: dict[str, np.ndarray], y: np.ndarray, *, batch_size: int, seed: int):
     super().__init__()
-    self._names, self._x, self._y, self._epoch = names, x, y, 0
-    self.steps = len(y) // FLAGS.batch_size
+    self._x, self._y, self._batch_size, self._seed, self._epoch = x, y, batch_size, seed, 0
+    self.steps = len(y) // batch_size
 
   def on_epoch_begin(self, epoch, logs=None):
     """Starts the epoch's order."""
@@ -186,16 +187,15 @@ class Batches(keras.callbacks.Callback):
 
   def dataset(self) -> tf.data.Dataset:
     """Returns the batches of one epoch, of the one at work when they are asked for."""
-    x = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype)
-         for name, array in zip(self._names, self._x)}
+    x = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in self._x.items()}
     signature = x, tf.TensorSpec((None,), tf.int64)
     epoch = tf.data.Dataset.from_generator(self._one_epoch, output_signature=signature)
     return epoch.apply(tf.data.experimental.assert_cardinality(self.steps))
 
   def _one_epoch(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    order = np.random.default_rng((FLAGS.seed, self._epoch)).permutation(len(self._y))
-    for chosen in order[:self.steps * FLAGS.batch_size].reshape(self.steps, -1):
-      yield {name: array[chosen] for name, array in zip(self._names, self._x)}, self._y[chosen]
+    order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._y))
+    for chosen in order[:self.steps * self._batch_size].reshape(self.steps, -1):
+      yield {name: array[chosen] for name, array in self._x.items()}, self._y[chosen]
 
 
 class EventLog(keras.callbacks.Callback):
