@@ -81,6 +81,17 @@ def test_importing_kquant_does_not_import_tensorflow():
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_importing_the_scripts_changes_nothing_of_the_process():
+  code = """
+import os, sys
+before = os.environ.copy(), [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)]
+import kquant.cli.benchmark, kquant.cli.export, kquant.cli.ptq, kquant.cli.qat, kquant.cli.verify
+after = os.environ.copy(), [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)]
+sys.exit(before != after or "tensorflow" in sys.modules)
+"""
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_unknown_name_is_an_attribute_error():
   try:
     kquant.no_such_name  # noqa: B018

@@ -7,7 +7,7 @@ import numpy as np
 import tf_keras as keras
 from absl import flags
 
-from kquant.cli import without_native_messages
+from kquant.cli.native_messages import without_native_messages
 from kquant.core.encodings import Encodings
 from tflite_export.exporter import Exported
 from tflite_export.file.reader import from_bytes

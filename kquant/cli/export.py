@@ -3,61 +3,18 @@
 `kquant.cli.ptq --save_model=m.keras --encodings=m.json` and `kquant.finalize` make the two.
 """
 
-import pathlib
-
-from absl import flags
-
-from kquant.cli import backends, running
 from kquant.cli import flags as shared
-from kquant.core.encodings import Encodings
-from kquant.core.text import text_table
-from kquant.graph import keras_calls
-from kquant.graph.model_files import load_model
-from tflite_export.exporter import Exported, export
-from tflite_export.file.c_array import to_c_source
-
-FLAGS = flags.FLAGS
 
 shared.define_path("model", "finalised tf_keras model: .h5, .keras or a SavedModel folder")
 shared.define_path("output", "the .tflite file to write")
 shared.define_file_flags()
-running.define_run_flags()
+shared.define_run_flags()
 
 
 def main() -> None:
   """Runs what the flags say."""
-  shared.require("model", "encodings", "output")
-  backends.check_flags()
-  shared.check_outputs("output", "certificate", "c_array", reads=("model", "encodings", "data"))
-  model, encodings = load_model(FLAGS.model), Encodings.load(FLAGS.encodings)
-  keras_calls.check_model(model)
-  specs = keras_calls.input_specs(model)
-  missing = [spec.name for spec in specs if spec.name not in encodings and not spec.dtype.startswith("int")]
-  if missing:
-    raise ValueError(f"{FLAGS.encodings} has no grid for the model's input {missing[0]!r}; expected the "
-                     f"encodings that were saved with {FLAGS.model}.")
-  inputs, said = running.inputs_to_run(specs, [encodings.grids.get(spec.name) for spec in specs])
-  second = backends.converted(model, encodings, inputs)
-  written = export((model, encodings), FLAGS.output, verify=inputs, io=FLAGS.io, batch=shared.batch(),
-                   certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
-  converter_rows = backends.put_in_place(written, second)
-  if FLAGS.certificate:
-    shared.write_json(FLAGS.certificate, written.certificate)
-  if FLAGS.c_array:
-    shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
-  print(_table(written, said, converter_rows))
-
-
-def _table(written: Exported, said: str, converter_rows: list[tuple[str, str]]) -> str:
-  counts = written.program.operator_counts()
-  return text_table(("result", ""), [
-      ("bytes", f"{written.bytes:,}"),
-      ("operators", ", ".join(f"{kind} {count}" for kind, count in counts.items())),
-      ("verified", "integers, grids and biases equal; each operator within "
-                   f"{written.verification.max_lsb} LSB of its Keras layer on {said}"),
-      *running.certificate_rows(written.certificate),
-      *converter_rows,
-      ("file", written.path)])
+  from kquant.cli.commands import export  # imports TensorFlow, which --help and a wrong flag do without
+  export.run()
 
 
 if __name__ == "__main__":

@@ -9,19 +9,22 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.spec import (
-    BIAS_CORRECTIONS,
-    EFFORTS,
-    EQUALIZATIONS,
-    FINETUNINGS,
-    ROUNDINGS,
-    QuantConfig,
+  ACTIVATION_QUANTIZERS,
+  BIAS_CORRECTIONS,
+  EFFORTS,
+  EQUALIZATIONS,
+  FINETUNINGS,
+  ROUNDINGS,
+  WEIGHT_QUANTIZERS,
+  QuantConfig,
 )
 from kquant.core.target import target
-from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help shows the flags below as the script's own
+TRAINED_QUANTIZERS = tuple(name for name in WEIGHT_QUANTIZERS if name in ACTIVATION_QUANTIZERS)
 
 
 def define_path(name: str, text: str, *, ending: str = "") -> None:
@@ -119,6 +122,16 @@ def define_file_flags() -> None:
   define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
               ending=".json")
   define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c")
+
+
+def define_run_flags() -> None:
+  """--data, --data_samples, --preprocess, --seed."""
+  define_path("data", "inputs to run the file on, as for --calibration of kquant.cli.ptq: a folder of "
+                             "images, .npz or .npy; random ones where it is left out")
+  if not is_defined("data_samples"):
+    flags.DEFINE_integer("data_samples", 4, "how many of --data to run on, the first ones", lower_bound=1)
+  define_preprocess()
+  define_seed()
 
 
 def batch() -> int | str:
@@ -220,6 +233,9 @@ def run(main: Callable[[], None]) -> None:
       _leave(2, f"Unexpected argument {argv[1]!r}; flags look like --model=PATH.")
     if logging.get_verbosity() < logging.DEBUG:
       warnings.simplefilter("ignore")  # of the packages below
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    import_tensorflow_quietly()
+    from tflite_export.proof.verifier import VerificationError
     try:
       main()
     except VerificationError as error:

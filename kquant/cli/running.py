@@ -6,24 +6,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from kquant.cli import flags as shared
 from kquant.cli.sources import open_source
 from kquant.core.data import InputSpec
 from kquant.core.encodings import Encoding
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # --help shows the flags below as the script's own
 RANDOM_INPUTS = 2
-
-
-def define_run_flags() -> None:
-  """--data, --data_samples, --preprocess, --seed."""
-  shared.define_path("data", "inputs to run the file on, as for --calibration of kquant.cli.ptq: a folder of "
-                             "images, .npz or .npy; random ones where it is left out")
-  if not shared.is_defined("data_samples"):
-    flags.DEFINE_integer("data_samples", 4, "how many of --data to run on, the first ones", lower_bound=1)
-  shared.define_preprocess()
-  shared.define_seed()
 
 
 def inputs_to_run(specs: Sequence[InputSpec],

@@ -4,97 +4,20 @@ With --model, the finalised Keras model, every operator is compared too, field b
 computes. Exit code 1 and a last line that says what differs; 0 and a last line "verified" where nothing does.
 """
 
-import pathlib
-from typing import Any
-
-import tf_keras as keras
-from absl import flags
-
 from kquant.cli import flags as shared
-from kquant.cli import running
-from kquant.core.data import InputSpec
-from kquant.core.encodings import Encodings
-from kquant.core.text import text_table
-from kquant.graph.model_files import load_model
-from tflite_export.file import metadata
-from tflite_export.file.reader import from_bytes
-from tflite_export.lowering.lower import lower, with_border
-from tflite_export.program.batch import with_batch
-from tflite_export.program.program import IntProgram
-from tflite_export.proof import verifier
-from tflite_export.proof.certificate import certify, inexact_operators
-from tflite_export.proof.verifier import Verification, VerificationError
-
-FLAGS = flags.FLAGS
-PROBLEMS_SHOWN = 20
 
 shared.define_path("tflite", "the .tflite file")
 shared.define_path("model", "the finalised tf_keras model it was made of: .h5, .keras or a SavedModel folder")
 shared.define_path("encodings", "JSON file of the grids, the integers in the .npz beside it", ending=".json")
 shared.define_path("certificate", "JSON file to write: every tensor compared with our own integer arithmetic",
                    ending=".json")
-running.define_run_flags()
+shared.define_run_flags()
 
 
 def main() -> None:
   """Runs what the flags say."""
-  shared.require("tflite", "encodings")
-  shared.check_outputs("certificate", reads=("tflite", "model", "encodings", "data"))
-  encodings = Encodings.load(FLAGS.encodings)
-  model = None if FLAGS.model is None else load_model(FLAGS.model)
-  data = pathlib.Path(FLAGS.tflite).read_bytes()
-  try:
-    stored = from_bytes(data)
-    grids = [None if stored.tensors[name].dtype == "int32" else verifier.input_grid(stored, encodings, name)
-             for name in stored.inputs]
-  except ValueError as error:
-    raise VerificationError(f"{FLAGS.tflite}: {error}") from error
-  specs = [InputSpec(name.removesuffix(f"/{stored.tensors[name].dtype}"), stored.tensors[name].shape[1:],
-                     "float32" if grid else "int32") for name, grid in zip(stored.inputs, grids)]
-  images, said = running.inputs_to_run(specs, grids)
-  found = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
-                          images=None if model is None else images)
-  certificate, problems = None, found.problems
-  if not problems:
-    certificate = certify(data, verifier.border_inputs(stored, encodings, images), seed=FLAGS.seed)
-    problems = inexact_operators(certificate)
-    if FLAGS.certificate:
-      shared.write_json(FLAGS.certificate, certificate)
-  _tell(found, certificate, problems, said)
-
-
-def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgram) -> IntProgram | None:
-  """The program of the model with the file's border and batch; None without a model.
-
-  The version in the description is the writer's own; metadata are compared where the file has them and
-  --preprocess says what they should be.
-  """
-  if model is None:
-    return None
-  first = stored.tensors[stored.inputs[0]]
-  types = [stored.tensors[name].dtype for name in (*stored.inputs, *stored.outputs)]
-  border = next((dtype for dtype in types if dtype in ("uint8", "float32")), "int8")
-  batch = None if first.open_batch else first.shape[0]
-  program = with_batch(with_border(lower(model, encodings), border), batch)
-  program.description, program.metadata = stored.description, stored.metadata
-  if FLAGS.preprocess != "none" and metadata.ENTRY in stored.metadata:
-    program.metadata = {**stored.metadata,
-                        metadata.ENTRY: metadata.image_metadata(program, FLAGS.preprocess)}
-  return program
-
-
-def _tell(found: Verification, certificate: dict[str, Any] | None, problems: list[str], said: str) -> None:
-  """Prints what was compared; raises VerificationError where something differs."""
-  if problems:
-    print("\n".join(problems[:PROBLEMS_SHOWN]))
-    more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-    raise VerificationError(f"{FLAGS.tflite}: {problems[0]}{more}")
-  operators = (f"each within {found.max_lsb} LSB of its Keras layer on {said}" if FLAGS.model
-               else "not compared; give --model")
-  print(text_table(("result", ""), [
-      ("integers", "every weight, bias, scale and zero point of the encodings equal"),
-      ("operators", operators), ("run on", said), *running.certificate_rows(certificate)]))
-  print(f"verified: {FLAGS.tflite}")
+  from kquant.cli.commands import verify  # imports TensorFlow, which --help and a wrong flag do without
+  verify.run()
 
 
 if __name__ == "__main__":

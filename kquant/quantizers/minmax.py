@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import numerics
+from kquant.core import fake_quantization
 from kquant.core.encodings import Encoding
 from kquant.quantizers.base import Quantizer, Variables
 from kquant.quantizers.straight_through import onto_grid
@@ -46,6 +46,6 @@ class MinMaxQuantizer(Quantizer):
 
   def _grid(self, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if self.symmetric:
-      scale = numerics.symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)
+      scale = fake_quantization.symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)
       return scale, tf.zeros_like(scale)
-    return numerics.affine_grid_tf(low, high, self.bits)
+    return fake_quantization.affine_grid_tf(low, high, self.bits)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from kquant.core import numerics
+from kquant.core import fake_quantization, numerics
 
 _SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however its scale was rounded
 
@@ -40,7 +40,7 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
   @tf.custom_gradient
   def apply(x, scale, zero_point):
     scale_of_x, zero_of_x = (tf.reshape(v, shape) for v in (scale, zero_point))
-    rounded = numerics.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
+    rounded = fake_quantization.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
                                      dtype=tf.float64 if narrow else tf.float32)
     y = switched(on, rounded, x)
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.cli import qat
+from kquant.cli.commands import qat as commands
 from kquant.core.encodings import Encodings
 from kquant.graph.model_files import load_model
 
@@ -90,7 +91,7 @@ def test_a_killed_training_goes_on_to_the_same_integers(flags, invoke, refused, 
   assert run("whole")[0] == 0
   kill = lambda self, epoch, logs=None: (_ for _ in ()).throw(KeyboardInterrupt()) if epoch == 2 else None
   with monkeypatch.context() as patched:
-    patched.setattr(qat.EventLog, "on_epoch_end", kill)
+    patched.setattr(commands.EventLog, "on_epoch_end", kill)
     assert run("killed", f"--log_dir={tmp_path / 'logs'}")[0] == 130
   refused(*train, f"--checkpoint={tmp_path / 'killed'}", main=qat.main,
           words=["holds a training", "--resume"])

@@ -238,7 +238,7 @@ def _dequantized(stored, scale, zero_point) -> tf.Tensor:
 
 
 def _integers(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Values -> their integers on a grid, as `numerics.fake_quantize` rounds them."""
+  """Values -> their integers on a grid, as `fake_quantization.fake_quantize` rounds them."""
   qmin, qmax = grid.limits
   scale, zero_point = tf.constant(grid.scale[0]), float(grid.zero_point[0])  # eager: divided by, not folded
 

@@ -1,0 +1,200 @@
+"""What kquant.cli.ptq does: float Keras model in, verified full-integer .tflite out."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from kquant import api
+from kquant.cli import backends, demo, evaluation
+from kquant.cli import flags as shared
+from kquant.cli.running import certificate_rows
+from kquant.cli.sources import Source, open_source
+from kquant.core.data import InputSpec, choose
+from kquant.core.records import Report
+from kquant.core.spec import QuantConfig
+from kquant.core.text import text_table
+from kquant.graph import keras_calls
+from kquant.graph.model_files import load_model
+from tflite_export.exporter import Exported, export
+from tflite_export.file.c_array import to_c_source
+from tflite_export.lowering.lower import lower
+
+FLAGS = flags.FLAGS
+VERIFY_IMAGES = 2
+
+
+def run() -> None:
+  """Runs what the flags say."""
+  _check_flags()
+  config = shared.preset()
+  if FLAGS.model is None:
+    _demo(config)
+    return
+  report = Report()
+  with report.stage("load"):
+    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    inputs = _fixed_inputs(model)
+    calibration = open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
+    chosen = choose(len(calibration), FLAGS.calibration_samples, order=FLAGS.calibration_order,
+                    seed=FLAGS.seed)
+    images = calibration.load(chosen)
+    judged = None
+    if FLAGS.eval is not None:
+      judged = _held_back(inputs, calibration, chosen)
+      evaluation.class_labels(model, judged[0])  # a mistake in them is told before the work
+  _run(model, images, config, report, FLAGS.output, judged)
+
+
+def _check_flags() -> None:
+  """Raises ValueError for flags that do not go together."""
+  if FLAGS.model is None:
+    for name in ("calibration", "calibration_order", "preprocess", "eval", "input_shape"):
+      if FLAGS[name].value != FLAGS[name].default:
+        raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
+                         "the demo.")
+  else:
+    shared.require("model", "calibration", "output")
+  backends.check_flags()
+  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
+                       "c_array")
+
+
+def _fixed_inputs(model) -> list[InputSpec]:
+  """The model's inputs; ValueError where a shape is open."""
+  keras_calls.check_model(model)
+  inputs = keras_calls.input_specs(model)
+  for spec in inputs:
+    if None in spec.shape:
+      remedy = "rebuild it with a fixed one" if len(inputs) > 1 else "give --input_shape=H,W,C"
+      raise ValueError(f"The model's input {spec.name!r} has the open shape {spec.shape}; {remedy}.")
+  return inputs
+
+
+def _held_back(inputs: Sequence[InputSpec], calibration: Source,
+               chosen: np.ndarray) -> tuple[Source, np.ndarray]:
+  """The evaluation source and its samples, those used for calibration left out."""
+  if not os.path.exists(FLAGS.eval) or not os.path.samefile(FLAGS.eval, FLAGS.calibration):
+    source = open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
+    return source, np.arange(len(source))
+  rest = np.setdiff1d(np.arange(len(calibration)), chosen)
+  if not len(rest):
+    raise ValueError(f"--eval names the calibration data and all {len(chosen)} samples were used to "
+                     "calibrate; lower --calibration_samples.")
+  print(f"--eval names the calibration data: its {len(chosen)} calibration images are left out.")
+  return calibration, rest
+
+
+def _demo(config: QuantConfig) -> None:
+  """Trains the digits network, then the same run as for any model."""
+  report = Report()
+  with report.stage("load"):
+    model = demo.train_digits(FLAGS.seed)
+    (x, _), (x_test, y_test) = demo.digits(FLAGS.seed)
+  print(f"Trained a {len(model.layers)}-layer network on scikit-learn's digits "
+        f"in {report.seconds['load']:.1f} s.")
+  with tempfile.TemporaryDirectory() as folder:
+    held_back = pathlib.Path(folder) / "digits.npz"
+    np.savez(held_back, x=x_test, y=y_test)
+    source = open_source(str(held_back), keras_calls.input_specs(model))
+    output = FLAGS.output or os.path.join(folder, "digits.tflite")
+    _run(model, [x[:FLAGS.calibration_samples]], config, report, output, (source, np.arange(len(source))))
+
+
+def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, output: str,
+         judged: tuple[Source, np.ndarray] | None) -> None:
+  """Quantizes, exports, judges; writes the files and prints the table."""
+  result = api.quantize(model, images, config=config, effort=FLAGS.effort, equalize=FLAGS.equalize,
+                        rounding=FLAGS.rounding, bias=FLAGS.bias, finetune=FLAGS.finetune, seed=FLAGS.seed)
+  few = [array[:VERIFY_IMAGES] for array in images]
+  second = backends.converted(result.model, result.encodings, few)
+  written = export(result, output, verify=few, io=FLAGS.io, batch=shared.batch(),
+                   certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+  converter_rows = backends.put_in_place(written, second)
+  seconds = {**report.seconds, **result.report.seconds, **written.seconds}
+  summary = {
+      "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
+      "operators": written.program.operator_counts(),
+      "float_operators": written.verification.float_operators,
+      "skipped": result.report.to_json()["skipped"], "edits": result.report.to_json()["edits"],
+      "steps": result.report.to_json()["steps"],
+      "verify": written.verification.to_json(),
+  }
+  if judged is not None:
+    with report.stage("eval"):
+      program = lower(result.model, result.encodings)
+      summary["eval"] = evaluation.evaluate(model, program, *judged)
+    seconds["eval"] = report.seconds["eval"]
+  seconds["total"] = sum(seconds.values())
+  summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+  if FLAGS.encodings:
+    result.encodings.save(FLAGS.encodings)
+  if FLAGS.save_model:
+    result.model.save(FLAGS.save_model)
+  if FLAGS.c_array:
+    shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
+  if FLAGS.save_qmodel:
+    result.qmodel.save(FLAGS.save_qmodel)
+  if FLAGS.certificate:
+    shared.write_json(FLAGS.certificate, written.certificate)
+  if FLAGS.summary:
+    shared.write_json(FLAGS.summary, summary)
+  print(_table(summary, written, result.report, converter_rows))
+  if judged is not None and (hint := _hint(summary["eval"])):
+    print(hint)
+
+
+def _table(summary: dict[str, Any], written: Exported, report: Report,
+           converter_rows: list[tuple[str, str]]) -> str:
+  """The run on one page."""
+  found = written.verification
+  rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
+  if "eval" in summary:
+    rows += _eval_rows(summary["eval"])
+  rows += [
+      ("bytes", f"{summary['bytes']:,}"),
+      ("operators", ", ".join(f"{kind} {count}" for kind, count in summary["operators"].items())),
+      ("float operators", ", ".join(summary["float_operators"]) or "none"),
+      ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
+                   f"Keras layer on {found.images} images"),
+      *certificate_rows(written.certificate),
+      *converter_rows,
+      ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
+      ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
+  ]
+  lines = [text_table(("result", ""), rows)]
+  if report.steps:
+    lines.append(report.step_table())
+  if report.skips:
+    lines.append(text_table(("layer", "pass", "not done because"),
+                            [(s.layer, s.pass_name, s.reason) for s in report.skips]))
+  return "\n\n".join(lines)
+
+
+def _hint(judged: dict[str, Any]) -> str:
+  """What to look at where the float model itself knows nothing of the images."""
+  right = judged["float"]["top1"]
+  if right is None or right >= 0.02 or judged["images"] < 50:
+    return ""
+  return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what it "
+          "was trained with, and do the labels count its classes from 0?")
+
+
+def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
+  missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
+
+  def percent(value: float | None) -> str:
+    return missing if value is None else f"{100 * value:.2f} %"
+
+  return [
+      ("images judged", f"{judged['images']:,}"),
+      ("float top-1", percent(judged["float"]["top1"])),
+      ("integer top-1", percent(judged["quantized"]["top1"])),
+      ("agreement", percent(judged["agreement"])),
+      ("output SQNR", "-" if judged["sqnr_db"] is None else f"{judged['sqnr_db']:.1f} dB"),
+      ("tied outputs", missing if judged["tied"] is None else str(judged["tied"])),
+  ]

@@ -1,0 +1,249 @@
+"""What kquant.cli.qat does: quantization-aware training of a classifier, labelled images in, .tflite out."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+from kquant.cli import evaluation
+from kquant.cli import flags as shared
+from kquant.cli.sources import Source, open_source
+from kquant.core import metrics
+from kquant.core.data import InputSpec, choose
+from kquant.core.records import Report
+from kquant.core.spec import QuantConfig, Rule
+from kquant.core.target import target
+from kquant.core.text import text_table
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.model_files import load_model
+from kquant.ptq.layerwise.bias_correction import correct_bias
+from kquant.qat.bn_reestimate import ReestimateBatchNorm
+from kquant.qat.oscillation_control import FreezeOscillations
+from kquant.qat.schedules import FreezeBatchNorm
+from kquant.qmodel.calibrate import calibrate
+from kquant.qmodel.distill import DistillationModel
+from kquant.qmodel.finalize import finalize
+from kquant.qmodel.folded_conv import FoldedConv
+from kquant.qmodel.insert import insert_quantizers
+from kquant.qmodel.outputs import network_outputs
+from kquant.rewrites.standardize.standardize import standardize
+from tflite_export.exporter import Exported, export
+from tflite_export.lowering.lower import lower
+
+FLAGS = flags.FLAGS
+VERIFY_IMAGES = 2
+
+
+def run() -> None:
+  """Runs what the flags say."""
+  shared.require("model", "train")
+  config = _config()
+  _check_folders()
+  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel",
+                       reads=("model", "train", "calibration", "eval"))
+  keras.utils.set_random_seed(FLAGS.seed)
+  report = Report()
+  with report.stage("load"):
+    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    inputs = keras_calls.input_specs(model)
+    x, y = _labelled(model, inputs)
+    judged = None if FLAGS.eval is None else open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
+  with report.stage("quantize"):
+    images = _calibration_images(inputs, x)
+    qmodel = calibrate(insert_quantizers(model, config, batch_norm=FLAGS.batch_norm), images)
+    if FLAGS.batch_norm == "fold":
+      correct_bias(qmodel, model, images)
+  with report.stage("train"):
+    logs = _train(model, qmodel, x, y, images)
+  _finish(model, qmodel, config, images, logs, judged, report)
+
+
+def _config() -> QuantConfig:
+  """The config of --preset and --quantizer; ValueError for an --output that no file can be."""
+  config = QuantConfig.preset(FLAGS.preset)
+  config = config.with_quantizers(weights=FLAGS.quantizer, activations=FLAGS.quantizer)
+  if FLAGS.output and not _fits_a_file(config):
+    raise ValueError(f"--preset={FLAGS.preset}: no .tflite operator takes activations of fewer than 8 bits; "
+                     "this is simulation only and there is no file to write. Leave --output out, or choose a "
+                     "preset that ends in a8, such as w4a8.")
+  return dataclasses.replace(config, rules=tuple(_with_mse_range(rule) for rule in config.rules))
+
+
+def _fits_a_file(config: QuantConfig) -> bool:
+  return all(rule.activations.bits in target(config.target).activation_bits for rule in config.rules)
+
+
+def _with_mse_range(rule: Rule) -> Rule:
+  """Narrow weight grids start from the range of least squared error, as the presets' activations do."""
+  if rule.weights.bits > 4:
+    return rule
+  return dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range="mse"))
+
+
+def _check_folders() -> None:
+  if FLAGS.resume and not (FLAGS.checkpoint and _has_checkpoint()):
+    raise ValueError("--resume: there is no training to go on with; expected --checkpoint to name the folder "
+                     "of one.")
+  if FLAGS.checkpoint and _has_checkpoint() and not FLAGS.resume:
+    raise ValueError(f"--checkpoint={FLAGS.checkpoint} holds a training; add --resume to go on with it, or "
+                     "name another folder.")
+
+
+def _has_checkpoint() -> bool:
+  return any(pathlib.Path(FLAGS.checkpoint).rglob("checkpoint"))
+
+
+def _labelled(model: keras.Model, inputs: list[InputSpec]) -> tuple[list[np.ndarray], np.ndarray]:
+  """Returns (inputs, class indices) of --train."""
+  source = open_source(FLAGS.train, inputs, preprocess=FLAGS.preprocess)
+  labels = evaluation.class_labels(model, source, flag="--train")
+  if labels is None:
+    raise ValueError(f"--train={FLAGS.train} has no labels, or the model's output is not [batch, classes]; "
+                     "expected y in the .npz, labels.csv in the folder. Other models are trained from Python "
+                     "(docs/qat.md).")
+  if len(labels) < FLAGS.batch_size:
+    raise ValueError(f"--train={FLAGS.train} has {len(labels)} samples, fewer than --batch_size="
+                     f"{FLAGS.batch_size}; lower it.")
+  return source.load(np.arange(len(source))), labels
+
+
+def _calibration_images(inputs: list[InputSpec], x: list[np.ndarray]) -> list[np.ndarray]:
+  """A seeded random sample of --calibration, or of the training images."""
+  source = FLAGS.calibration and open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
+  chosen = choose(len(source) if source else len(x[0]), FLAGS.calibration_samples, order="random",
+                  seed=FLAGS.seed)
+  return source.load(chosen) if source else [array[chosen] for array in x]
+
+
+def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.ndarray,
+           images: list[np.ndarray]) -> dict[str, Any]:
+  """Trains qmodel in place; returns {name: values, one an epoch}."""
+  trainer = DistillationModel(qmodel, model, output_loss="kl") if FLAGS.distill else qmodel
+  batches = Batches(dict(zip(keras_calls.signature_names(qmodel)[0], x)), y, batch_size=FLAGS.batch_size,
+                    seed=FLAGS.seed)
+  schedule = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, FLAGS.epochs * batches.steps)
+  trainer.compile(keras.optimizers.Adam(schedule, jit_compile=False),
+                  keras.losses.SparseCategoricalCrossentropy(from_logits=not _ends_in_softmax(qmodel)),
+                  metrics=["accuracy"])
+  callbacks = [batches]
+  if any(isinstance(layer, FoldedConv) for layer in qmodel.layers):
+    callbacks.append(FreezeBatchNorm(epochs=FLAGS.epochs // 2))
+  if any(isinstance(layer, keras.layers.BatchNormalization) for layer in qmodel.layers):
+    callbacks.append(ReestimateBatchNorm(images))
+  if FLAGS.freeze_oscillations:
+    callbacks.append(FreezeOscillations())
+  if FLAGS.log_dir:
+    callbacks.append(EventLog(FLAGS.log_dir))
+  if FLAGS.checkpoint:
+    callbacks.append(keras.callbacks.BackupAndRestore(FLAGS.checkpoint, delete_checkpoint=False))
+  return trainer.fit(batches.dataset(), epochs=FLAGS.epochs, callbacks=callbacks,
+                     verbose=1 if sys.stdout.isatty() else 2).history
+
+
+class Batches(keras.callbacks.Callback):
+  """Shuffled batches whose order depends on seed and epoch alone: a resumed training sees the same."""
+
+  def __init__(self, x: dict[str, np.ndarray], y: np.ndarray, *, batch_size: int, seed: int):
+    super().__init__()
+    self._x, self._y, self._batch_size, self._seed, self._epoch = x, y, batch_size, seed, 0
+    self.steps = len(y) // batch_size
+
+  def on_epoch_begin(self, epoch, logs=None):
+    """Starts the epoch's order."""
+    self._epoch = epoch
+
+  def dataset(self) -> tf.data.Dataset:
+    """Returns the batches of one epoch, of the one at work when they are asked for."""
+    x = {name: tf.TensorSpec((None, *array.shape[1:]), array.dtype) for name, array in self._x.items()}
+    signature = x, tf.TensorSpec((None,), tf.int64)
+    epoch = tf.data.Dataset.from_generator(self._one_epoch, output_signature=signature)
+    return epoch.apply(tf.data.experimental.assert_cardinality(self.steps))
+
+  def _one_epoch(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._y))
+    for chosen in order[:self.steps * self._batch_size].reshape(self.steps, -1):
+      yield {name: array[chosen] for name, array in self._x.items()}, self._y[chosen]
+
+
+class EventLog(keras.callbacks.Callback):
+  """Writes what each epoch logs as scalars that TensorBoard reads; needs no package of its own."""
+
+  def __init__(self, folder: str):
+    super().__init__()
+    self._writer = tf.summary.create_file_writer(folder)
+
+  def on_epoch_end(self, epoch, logs=None):
+    """Writes one epoch."""
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+    with self._writer.as_default():
+      for name, value in (logs or {}).items():
+        tf.summary.write(f"epoch_{name}", tf.constant(float(value)), step=epoch, metadata=metadata)
+    self._writer.flush()
+
+
+def _finish(model: keras.Model, qmodel: keras.Model, config: QuantConfig, images: list[np.ndarray],
+            logs: dict[str, Any], judged: Source | None, report: Report) -> None:
+  """Exports and judges; writes the files and prints the table."""
+  summary: dict[str, Any] = {"preset": FLAGS.preset, "quantizer": FLAGS.quantizer, "history": {
+      name: [float(value) for value in values] for name, values in logs.items()}}
+  final, encodings = finalize(qmodel, target=target(config.target))
+  written = None
+  if FLAGS.output:
+    written = export((final, encodings), FLAGS.output, verify=[array[:VERIFY_IMAGES] for array in images],
+                     preprocess=FLAGS.preprocess)
+    summary.update(bytes=written.bytes, verify=written.verification.to_json())
+  if judged is not None:
+    with report.stage("eval"):
+      summary["simulation"] = _simulated(model, qmodel, judged)
+      if _fits_a_file(config):
+        summary["eval"] = evaluation.evaluate(model, lower(final, encodings), judged, np.arange(len(judged)))
+  summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
+  if FLAGS.encodings:
+    encodings.save(FLAGS.encodings)
+  for path, saved in ((FLAGS.save_model, final), (FLAGS.save_qmodel, qmodel)):
+    if path:
+      saved.save(path)
+  if FLAGS.summary:
+    shared.write_json(FLAGS.summary, summary)
+  print(text_table(("result", ""), _rows(summary, written)))
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+  return bool(standardize(Graph.from_model(model)).find("Softmax"))
+
+
+def _simulated(model: keras.Model, qmodel: keras.Model, source: Source) -> dict[str, float | None]:
+  """Returns {"top1", "agreement"} of the trained model with its quantizers, before a final softmax."""
+  x = source.load(np.arange(len(source)))
+  scores = network_outputs(qmodel, x)[0]
+  reference = evaluation.before_softmax(model).predict(x if x[1:] else x[0], verbose=0)
+  labels = evaluation.class_labels(model, source)
+  return {"top1": None if labels is None else metrics.top1(scores, labels),
+          "agreement": metrics.agreement(scores, reference)}
+
+
+def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, str]]:
+  percent = lambda value: "- (no labels)" if value is None else f"{100 * value:.2f} %"
+  history = summary["history"]
+  rows = [("epochs", str(len(history["loss"]))), ("loss", f"{history['loss'][-1]:.4f}")]
+  rows += [(name, percent(history[name][-1])) for name in ("oscillating", "frozen") if name in history]
+  if "simulation" in summary:
+    rows += [("simulation top-1", percent(summary["simulation"]["top1"])),
+             ("simulation agreement", percent(summary["simulation"]["agreement"]))]
+  if "eval" in summary:
+    rows += [("float top-1", percent(summary["eval"]["float"]["top1"])),
+             ("integer top-1", percent(summary["eval"]["quantized"]["top1"])),
+             ("agreement", percent(summary["eval"]["agreement"]))]
+  if written is not None:
+    rows += [("bytes", f"{written.bytes:,}"),
+             ("verified", f"integers, grids and biases equal; each operator within "
+                          f"{written.verification.max_lsb} LSB of its Keras layer")]
+  return rows
