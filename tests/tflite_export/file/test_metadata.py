@@ -128,7 +128,7 @@ def test_names_survive_files_of_the_steps(tmp_path):
   again = lower(keras.models.load_model(tmp_path / "m.keras"), loaded)
   assert to_bytes(again) == to_bytes(lower(result.model, result.encodings))
   _, encodings = kq.finalize(keras.models.load_model(tmp_path / "q.keras"))
-  assert encodings.output_names == ["out/sigmoid"]  # a .keras file keeps the layer's name alone
+  assert encodings.output_names == ["out"]
 
 
 def test_description_says_who_wrote_the_file(tmp_path):
