@@ -1,6 +1,6 @@
 """Kinds that scale and shift channels, by statistics or by constants."""
 
-from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 
 ALIASES = {name: "BatchNormalization" for name in (
     "BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization")}
@@ -14,8 +14,6 @@ KINDS: dict[str, LayerFacts] = {
     "LayerNormalization": _NORMALIZATION,
     "GroupNormalization": _NORMALIZATION,
     "UnitNormalization": _NORMALIZATION,
-    "SpectralNormalization": refused("wraps a layer for training",
-                                     "use the trained layer (its .layer) itself"),
     "Normalization": taken_apart(),
     "Rescaling": taken_apart(),
     "LayerScale": taken_apart(),  # ConvNeXt's

@@ -18,13 +18,15 @@ from kquant.graph.kinds import (
   moving,
   normalizing,
   pooling,
-  stepping,
+  recurrent,
+  wrapping,
 )
 from kquant.graph.kinds.record import LayerFacts
 
 LAYERS: dict[str, LayerFacts] = {
     **inputs.KINDS, **linear.KINDS, **activations.KINDS, **arithmetic.KINDS, **pooling.KINDS, **moving.KINDS,
-    **normalizing.KINDS, **attending.KINDS, **identity.KINDS, **stepping.KINDS}
+    **normalizing.KINDS, **attending.KINDS, **identity.KINDS, **recurrent.KINDS,
+    **wrapping.KINDS}
 """{kind: its record}. Read it with `facts_of`, add to it with `register`."""
 
 OPAQUE = LayerFacts("opaque")
