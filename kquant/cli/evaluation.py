@@ -88,7 +88,7 @@ def before_softmax(model: keras.Model) -> keras.Model:
   graph = Graph.from_model(model)
   standardize(graph)
   first = graph.output_refs[0]
-  graph.outputs = first.node.inputs[0] if first.node.kind == "Softmax" else first
+  graph.outputs = first.node.inputs[0] if first.node.facts.takes_scores else first
   return graph.to_model()
 
 

@@ -15,13 +15,14 @@ class Target:
   """The limits of one runtime.
 
   Attributes:
-    fixed: {layer kind: the only output grid of 8 bits its kernel takes}.
+    fixed: {name: a grid of 8 bits that is the only output grid a kernel takes}: "unit" over 0..1 (softmax,
+      sigmoid), "signed_unit" over -1..1 (tanh). Layer kinds say which is theirs.
     fixed_16: the same of 16 bits.
     relu_caps: caps of a ReLU that a fused activation can clamp at, beside the end of the grid.
     activation_bits: widths an activation tensor can have in the file.
     weight_bits: widths a weight can have.
-    packed_kinds: layer kinds whose kernels of at most 4 bits are stored as INT4, two integers a byte; all
-      others lie in int8 tensors.
+    packs: whether kernels of at most 4 bits are stored as INT4, two integers a byte, where the operator
+      takes them; all others lie in int8 tensors.
     packed_activation_bits: the widest activations beside which they are: over int16 LiteRT takes the bytes
       of a packed depthwise kernel for int8 weights, without an error.
     largest_bias, largest_bias_16: |bias integer| stays below it, with 8- and 16-bit activations. (A kernel
@@ -39,7 +40,7 @@ class Target:
   relu_caps: tuple[float | None, ...] = (None, 6.0)
   activation_bits: tuple[int, ...] = (8, 16)
   weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-  packed_kinds: tuple[str, ...] = ("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense")
+  packs: bool = True
   packed_activation_bits: int = 8
   largest_bias: int = 2**30
   largest_bias_16: int = 2**32
@@ -48,15 +49,15 @@ class Target:
   largest_packed_accumulator: int = 2**27
   largest_multiplier: float = 256.0
 
-  def fixed_grid(self, kind: str, bits: int) -> Encoding | None:
-    """Returns the only output grid that the kernel of a layer kind takes; None where it takes any."""
-    return (self.fixed_16 if bits == 16 else self.fixed).get(kind)
+  def fixed_grid(self, name: str, bits: int) -> Encoding | None:
+    """Returns the fixed grid of that name with so many bits; None for the name "": the kernel takes any."""
+    return (self.fixed_16 if bits == 16 else self.fixed).get(name)
 
-  def accumulator_limits(self, kind: str, kernel: Encoding, bits: int) -> tuple[int, int]:
-    """Returns what |bias| and |accumulator| of a layer kind stay below, with activations of `bits` bits."""
+  def accumulator_limits(self, is_dense: bool, kernel: Encoding, bits: int) -> tuple[int, int]:
+    """Returns what |bias| and |accumulator| of a layer stay below, with activations of `bits` bits."""
     if bits == 16:
       return self.largest_bias_16, self.largest_accumulator_16
-    if kind == "Dense" and kernel.bits <= PACKED_BITS:
+    if is_dense and kernel.bits <= PACKED_BITS:
       return self.largest_packed_accumulator // 2, self.largest_packed_accumulator
     return self.largest_bias, self.largest_accumulator
 
@@ -67,10 +68,9 @@ def _grid(scale: float, zero_point: int, bits: int = 8) -> Encoding:
 
 LITERT = Target(
     name="litert",
-    fixed={"Softmax": _grid(1 / 256, -128), "Sigmoid": _grid(1 / 256, -128),
-           "Tanh": _grid(1 / 128, 0)},
-    fixed_16=dict.fromkeys(("Softmax", "Sigmoid", "Tanh"), _grid(1 / 32768, 0, 16)))
-LITERT_UNPACKED = dataclasses.replace(LITERT, name="litert_unpacked", packed_kinds=())
+    fixed={"unit": _grid(1 / 256, -128), "signed_unit": _grid(1 / 128, 0)},
+    fixed_16=dict.fromkeys(("unit", "signed_unit"), _grid(1 / 32768, 0, 16)))
+LITERT_UNPACKED = dataclasses.replace(LITERT, name="litert_unpacked", packs=False)
 """LiteRT, every kernel in an int8 tensor: larger files that run faster where the delegate has no INT4.
 
 MobileNetV2 at 224 pixels, w4a8, one thread on x86 (LiteRT 2.3): 2,264,464 bytes and 9.9 ms packed,

@@ -81,6 +81,10 @@ class Graph:
     """Returns the nodes of those kinds, in topological order, as a list that edits do not disturb."""
     return [node for node in self.nodes if node.kind in kinds]
 
+  def of_role(self, role: str) -> list[Node]:
+    """Returns the nodes whose kind has that role, in topological order, as a list of its own."""
+    return [node for node in self.nodes if node.facts.role == role]
+
   def readers(self, ref: Ref) -> list[Node]:
     """Returns the nodes that read a tensor, one entry a use."""
     return self._readers.get(ref, [])

@@ -40,7 +40,7 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.
   layers: dict[LayerDef, keras.layers.Layer] = {}
   values: dict[Ref, Any] = {}
   for node in nodes:
-    if node.kind == "InputLayer":
+    if node.facts.role == "input":
       results = [_input_tensor(node.layer)]
     else:
       if node.layer not in layers:

@@ -6,17 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph import layers as facts_table
-from kquant.graph.layers import LayerFacts
-
-
-def kind_of_class(cls: type) -> str:
-  """Returns the name LAYERS uses for a class: a user's own bears its module, even if it borrows a name."""
-  if cls.__module__.split(".")[0] not in ("tf_keras", "keras", "kquant"):
-    return f"{cls.__module__}.{cls.__name__}"
-  if cls.__name__ in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
-    return "BatchNormalization"
-  return cls.__name__
+from kquant.graph.kinds.record import LayerFacts
+from kquant.graph.kinds.table import facts_of, kind_of, kind_of_class
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,13 +28,13 @@ class LayerDef:
 
   @property
   def kind(self) -> str:
-    """The key of this layer in LAYERS."""
-    return facts_table.kind_of(kind_of_class(self.cls), self.config)
+    """The kind of this layer: the key of its record."""
+    return kind_of(kind_of_class(self.cls), self.config)
 
   @property
   def facts(self) -> LayerFacts:
     """What kquant knows of this layer."""
-    return facts_table.facts_of(self.kind)
+    return facts_of(self.kind)
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,7 +57,7 @@ class Node:
 
   @property
   def kind(self) -> str:
-    """The key of its layer in LAYERS."""
+    """The kind of its layer."""
     return self.layer.kind
 
   @property
@@ -96,6 +87,25 @@ class Node:
     return [leaf for leaf in tf.nest.flatten((self.args, list(self.kwargs.values())))
             if isinstance(leaf, Ref)]
 
+  @property
+  def outputs(self) -> list["Ref"]:
+    """The tensors it makes, flat."""
+    return [Ref(self, index) for index in range(len(self.shapes))]
+
+  @property
+  def operands(self) -> list["Ref | np.ndarray"]:
+    """The tensors it reads and the constants beside them, flat, in call order."""
+    leaves = tf.nest.flatten((self.args, list(self.kwargs.values())))
+    return [leaf if isinstance(leaf, Ref) else np.asarray(leaf) for leaf in leaves
+            if not isinstance(leaf, str | None)]
+
+  def compute(self, values: np.ndarray) -> np.ndarray:
+    """Returns what its layer, which has no weights, makes of an array in the place of the tensor it reads."""
+    layer = self.layer.cls.from_config(dict(self.config))
+    args, kwargs = tf.nest.map_structure(
+        lambda leaf: tf.constant(values) if isinstance(leaf, Ref) else leaf, (self.args, self.kwargs))
+    return np.asarray(layer(*args, **kwargs))
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
@@ -112,7 +122,7 @@ class Ref:
   @property
   def is_integer(self) -> bool:
     """Whether it is an input of the model that holds integers as they are, on no grid."""
-    return self.node.kind == "InputLayer" and tf.as_dtype(self.node.config["dtype"]).is_integer
+    return self.node.facts.role == "input" and tf.as_dtype(self.node.config["dtype"]).is_integer
 
   @property
   def shape(self) -> tuple[int | None, ...]:

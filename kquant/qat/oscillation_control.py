@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qat import oscillation
 from kquant.qat.callback import TrainingCallback
 from kquant.qat.metrics import COUNTED, fraction, history_of

@@ -29,7 +29,7 @@ def take_out_batch_norms(graph: Graph, mode: str) -> dict[LayerDef, LayerDef]:
   """
   if mode not in LEARNING_MODES:
     raise ValueError(f"insert_quantizers: batch_norm must be 'fold', 'train' or 'absorb', got {mode!r}.")
-  found = [node for node in graph.find("BatchNormalization") if _is_learnable(graph, node)]
+  found = [node for node in graph.of_role("affine") if _is_learnable(graph, node)]
   fold_batch_norm(graph, keep=found)
   taken = {}
   for node in found:
@@ -79,7 +79,7 @@ def absorb_batch_norms(graph: Graph, kernels: dict[LayerDef, Encoding]) -> None:
     graph: of a quantized model whose kernels were taken out of their wrappers.
     kernels: {linear layer: grid of its kernel}; those with a batch norm behind get the new grid.
   """
-  for node in graph.find("BatchNormalization"):
+  for node in graph.of_role("affine"):
     if (linear := node.inputs[0].node.layer) not in kernels:
       continue
     scale, shift = affine_of(node.layer)

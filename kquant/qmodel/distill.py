@@ -19,9 +19,6 @@ from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.scaling.channel_statistics import run_nodes
 from kquant.rewrites.standardize.standardize import standardize
 
-_POOLS = ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
-          "tf.math.reduce_mean", "AveragePooling2D", "Flatten", "Reshape")
-
 
 def relative_l2(target: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
   """Returns ||prediction - target||^2 / ||target||^2 of each sample, [batch]."""
@@ -172,9 +169,9 @@ def find_features(graph: Graph) -> Ref | None:
       return None
     node = node.inputs[0].node
   ref = node.inputs[0]
-  while ref.node.kind in _POOLS or ref.node.facts.role == "move" and len(ref.node.inputs) == 1:
+  while ref.node.facts.pools or ref.node.facts.role == "move" and len(ref.node.inputs) == 1:
     ref = ref.node.inputs[0]
-  return None if ref.node.kind == "InputLayer" else ref
+  return None if ref.node.facts.role == "input" else ref
 
 
 def _float_graph(model: keras.Model) -> Graph:

@@ -22,8 +22,6 @@ from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
-_SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
-
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
@@ -60,11 +58,11 @@ def finalize_with_edits(qmodel: keras.Model,
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, grid in kernels.items():
     _snap_layer(graph, layer, _with_storage(graph, layer, grid, grids, target), grids, encodings, target)
-  for node in graph.find("tf.math.add", "tf.math.subtract", "tf.math.multiply"):
+  for node in [node for node in graph.nodes if node.facts.takes_constant]:
     _snap_constant(graph, node, encodings)
-  for layer in {node.layer: None for node in graph.find("PReLU")}:
+  for layer in {node.layer: None for node in graph.nodes if node.facts.slopes}:
     _snap_alpha(layer, encodings)
-  for node in graph.find("CappedReLU"):
+  for node in [node for node in graph.nodes if node.facts.caps]:
     _snap_caps(node, encodings)
   model = graph.to_model()
   encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
@@ -122,12 +120,12 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
   for _ in range(2):
     inputs = _with_moved(graph, grids)
     for node in graph.nodes:
-      if node.layer not in kernels and node.kind not in (*_SUMS, "Multiply"):
+      if node.layer not in kernels and not node.facts.arithmetic:
         continue
       scales = [inputs[ref].scale for ref in node.inputs]
       if node.layer in kernels:
         scales = [numerics.bias_scale(scales[0], kernels[node.layer].scale)]
-      elif node.kind == "Multiply":
+      elif node.facts.arithmetic == "product":
         scales = [np.multiply(*scales)]
       smallest = 2.0 * float(np.max(np.concatenate(scales))) / target.largest_multiplier
       output = Ref(node) if Ref(node) in grids else Ref(graph.readers(Ref(node))[0])
@@ -141,11 +139,11 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
 def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
                   target: Target) -> Encoding:
   """Returns the grid of a kernel, packed where its bits, its activations and the target allow it."""
-  if grid.bits > PACKED_BITS or not target.packed_kinds:
+  if grid.bits > PACKED_BITS or not target.packs:
     return grid
   call = graph.calls(layer)[0]
   input_bits, reason = grids[call.inputs[0]].bits, ""
-  if layer.kind not in target.packed_kinds:
+  if not layer.facts.packs:
     reason = f"the operator of {layer.kind} takes no INT4 kernel"
   elif input_bits > target.packed_activation_bits:
     reason = f"an operator over {input_bits}-bit activations takes no INT4 kernel"
@@ -187,7 +185,8 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
   |bias| / (s_x s_w) and |q_b| + max|q_x - z_x| sum|q_w| stay below the target's limits.
   """
   magnitude = np.abs(bias.astype(np.float64))
-  largest_bias, largest_accumulator = target.accumulator_limits(layer.kind, grid, inputs[0].bits)
+  is_dense = layer.facts.spatial == 0
+  largest_bias, largest_accumulator = target.accumulator_limits(is_dense, grid, inputs[0].bits)
   needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in inputs], axis=0)
   taps = tuple(i for i in range(kernel.ndim) if i not in layer.facts.out_axes)
   total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)

@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from kquant.core import numerics
 from kquant.graph import keras_calls
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.qmodel.observation import observer
 

@@ -160,5 +160,5 @@ def _are_scores(graph: Graph, ref: Ref) -> bool:
     return True
   readers = graph.readers(ref)
   return bool(readers) and all(
-      node.kind == "Softmax" or (node.facts.role == "move" and _are_scores(graph, Ref(node)))
+      node.facts.takes_scores or (node.facts.role == "move" and _are_scores(graph, Ref(node)))
       for node in readers)

@@ -15,19 +15,11 @@ from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
-from kquant.graph import layers as facts_table
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_classes
 from kquant.graph.nodes import Node, Ref
-from kquant.qmodel.refusals import refusal_of
-from kquant.rewrites.standardize.operators import BINARY_OPERATORS
 
-_TAKEN_APART = (
-    "Activation", "Attention", "Average", "AveragePooling3D", "Conv1DTranspose", "Cropping3D",
-    "DepthwiseConv1D", "Dot", "EinsumDense", "GlobalAveragePooling3D", "GlobalMaxPooling3D",
-    "GroupNormalization", "LayerNormalization", "MaxPooling3D", "MultiHeadAttention", "Normalization",
-    "RepeatVector", "Rescaling", "Resizing", "SeparableConv1D", "SeparableConv2D", "UnitNormalization",
-    "UpSampling1D", "UpSampling3D", "ZeroPadding3D")
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
     "identity": "drop it first: kq.rewrite(model, [kq.standardize])",
@@ -71,8 +63,8 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     rule = config.rule(*_rule_subject(graph, sources[0]))
-    bits = rule.activations.bits
-    fixed = limits.fixed_grid(sources[0].node.kind, bits) or _grid_of_table(sources, rule.activations)
+    fixed = limits.fixed_grid(sources[0].node.facts.fixed_grid, rule.activations.bits)
+    fixed = fixed or _grid_of_table(sources, rule.activations)
     groups.append(GridGroup(sources, averages, rule.activations, fixed))
   _check_widths(groups)
   return groups
@@ -80,9 +72,10 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
 
 def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
-  if len(sources) > 1 or sources[0].node.kind != "Embedding":
+  node = sources[0].node
+  if len(sources) > 1 or not node.facts.table:
     return None
-  table = sources[0].node.layer.params["embeddings"]
+  table = node.layer.params[node.facts.table]
   if spec.symmetric:
     return Encoding(numerics.symmetric_grid(np.abs(table).max(), spec.bits), np.zeros(1, np.int64), spec.bits)
   return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
@@ -100,50 +93,46 @@ def _check_widths(groups: list[GridGroup]) -> None:
 
 def check_supported(node: Node) -> None:
   """Raises UnsupportedLayerError unless placement and lowering know what the layer does."""
-  role, config = node.facts.role, node.config
-  reason = remedy = ""
-  if node.kind == "InputLayer" and config["dtype"] == "string":
-    reason, remedy = "holds strings", "turn text into indices before the model and give it those"
-  elif role == "opaque" and (refusal := refusal_of(node.kind)):
+  facts = node.facts
+  refusal = (facts.refusal or (facts.refused_form and facts.refused_form(node)) or _refusal_of_role(node)
+             or _refusal_of_config(node))
+  if refusal:
     reason, remedy = refusal
-  elif len(node.inputs) != 1 and node.kind.startswith("tf.") and (
-      node.kind in BINARY_OPERATORS or node.facts.unary):
-    reason, remedy = "combines tensors of different ranks", "reshape them to the same rank first"
-  elif role == "opaque":
-    reason = "has no integer form"
-    remedy = (f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
-              f"by supported layers: {', '.join(_supported_layers())}")
-  elif node.kind == "Embedding" and config["mask_zero"]:
-    reason, remedy = "masks index 0", "use mask_zero=False and let the model learn the padding's row"
-  elif node.kind == "Embedding" and not node.inputs[0].is_integer:
-    reason, remedy = "looks up indices that are computed or numbers too", "make them an input of their own"
-  elif node.kind != "Embedding" and any(ref.is_integer for ref in node.inputs):
-    reason, remedy = "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
-  elif role in REMEDIES:
-    reason, remedy = "must not be left at this point", REMEDIES[role]
-  elif config.get("data_format") == "channels_first":
-    reason, remedy = "is channels_first", "build the model with channels_last"
-  elif config.get("output_padding") is not None:
-    reason, remedy = "has an output_padding", "leave it out and pad or crop behind the layer"
-  elif node.kind == "Conv2DTranspose" and max(config["dilation_rate"]) > 1:
-    reason, remedy = "is dilated, which its operator is not", "use a dilation_rate of 1"
-  elif node.kind == "ReLU" and (config["threshold"] or config["negative_slope"]):
-    reason, remedy = "has a threshold or a capped negative slope", "use a plain ReLU or LeakyReLU"
-  elif node.kind == "Softmax" and config["axis"] not in (-1, len(node.shapes[0]) - 1):
-    reason, remedy = f"works along axis {config['axis']}", "move that axis to the end"
-  elif config.get("activation") not in (None, "linear", "sigmoid", "tanh") and not node.facts.unary:
-    reason = f"has the activation {config['activation']!r}, which has no integer form"
-    remedy = "use relu, relu6, leaky_relu, sigmoid, tanh or softmax"
-  if reason:
     raise UnsupportedLayerError(
         f"Layer {node.name!r} ({node.kind}) {reason}; {remedy}.")
 
 
+def _refusal_of_role(node: Node) -> tuple[str, str] | None:
+  """Returns (reason, remedy) of a layer whose role, or whose place in the graph, has no integer form."""
+  role = node.facts.role
+  if role == "opaque":
+    return ("has no integer form",
+            f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
+            f"by supported layers: {', '.join(_supported_layers())}")
+  if not node.facts.table and any(ref.is_integer for ref in node.inputs):
+    return "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
+  if role in REMEDIES:
+    return "must not be left at this point", REMEDIES[role]
+  return None
+
+
+def _refusal_of_config(node: Node) -> tuple[str, str] | None:
+  """Returns (reason, remedy) of a layer in a form that no kind has."""
+  config = node.config
+  if config.get("data_format") == "channels_first":
+    return "is channels_first", "build the model with channels_last"
+  if config.get("output_padding") is not None:
+    return "has an output_padding", "leave it out and pad or crop behind the layer"
+  if config.get("activation") not in (None, "linear", "sigmoid", "tanh") and not node.facts.unary:
+    return (f"has the activation {config['activation']!r}, which has no integer form",
+            "use relu, relu6, leaky_relu, sigmoid, tanh or softmax")
+  return None
+
+
 def _supported_layers() -> list[str]:
   """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
-  kinds = [kind for kind, facts in facts_table.LAYERS.items()
-           if hasattr(keras.layers, kind) and facts.role not in ("input", "identity")]
-  return sorted({*kinds, *_TAKEN_APART})
+  return sorted(kind for kind, facts in LAYERS.items() if hasattr(keras.layers, kind)
+                and (facts.taken_apart or facts.role not in ("input", "identity", "opaque")))
 
 
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:
@@ -157,10 +146,10 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
     if len(sources) == 1:
       continue
     for ref in sources:
-      kind, cap = ref.node.kind, ref.node.config.get("max_value")
-      if kind in limits.fixed:
-        reason = f"{kind} has a fixed grid and shares a tensor with {sources[0].node.name!r}"
-      elif kind == "ReLU" and cap not in limits.relu_caps:
+      facts, cap = ref.node.facts, ref.node.config.get("max_value")
+      if facts.fixed_grid:
+        reason = f"{ref.node.kind} has a fixed grid and shares a tensor with {sources[0].node.name!r}"
+      elif facts.role == "relu" and cap not in limits.relu_caps:
         reason = f"no fused activation clamps at {cap}"
       else:
         continue

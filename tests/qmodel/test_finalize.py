@@ -12,7 +12,6 @@ import kquant as kq
 import tflite_export
 from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS
 from kquant.graph.nodes import Ref
 from kquant.qmodel.finalize import finalize_with_edits
 from tests import models
@@ -56,7 +55,7 @@ def test_final_model_has_layers_of_keras_only(case):
   _, _, final, _ = case
   for layer in final.layers:
     assert type(layer).__module__.split(".")[0] in ("tf_keras", "keras"), layer.name
-  assert {node.kind for node in Graph.from_model(final).nodes} <= set(LAYERS)
+  assert all(node.facts.role != "opaque" for node in Graph.from_model(final).nodes)
 
 
 def test_kernels_of_the_final_model_are_their_integers_bit_for_bit(case):
@@ -102,8 +101,8 @@ def test_moved_tensors_have_the_grid_of_what_they_move(case):
     if node.facts.role in ("move", "average"):
       for ref in node.inputs:
         assert encodings[ref.key] == encodings[node.name], node.name
-    elif node.kind in LITERT.fixed:
-      assert encodings[node.name] == LITERT.fixed[node.kind]
+    elif node.facts.fixed_grid:
+      assert encodings[node.name] == LITERT.fixed[node.facts.fixed_grid]
 
 
 def test_final_model_computes_nearly_what_the_float_model_does(case):

@@ -8,7 +8,7 @@ from tf_keras import layers
 import kquant as kq
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core.target import LITERT
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.ranges.weights import weight_range
 from tests import models

@@ -10,7 +10,7 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.core.target import LITERT
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.observation import observing
@@ -207,7 +207,7 @@ FIXED = {"Softmax": (1 / 256, -128), "Sigmoid": (1 / 256, -128), "Tanh": (1 / 12
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_fixed_grid_is_exact_and_needs_no_calibration(kind):
-  low, high = LITERT.fixed[kind].range
+  low, high = LITERT.fixed[LAYERS[kind].fixed_grid].range
   layer = activation(low=None, fixed=(float(low[0]), float(high[0])))
   encoding = layer.encoding()
   assert (float(encoding.scale[0]), int(encoding.zero_point[0])) == FIXED[kind]
@@ -216,8 +216,8 @@ def test_fixed_grid_is_exact_and_needs_no_calibration(kind):
 
 
 def test_every_fixed_grid_of_the_target_is_pinned():
-  assert {kind: (float(grid.scale[0]), int(grid.zero_point[0])) for kind, grid in LITERT.fixed.items()
-          } == FIXED
+  grids = {kind: LITERT.fixed[facts.fixed_grid] for kind, facts in LAYERS.items() if facts.fixed_grid}
+  assert {kind: (float(grid.scale[0]), int(grid.zero_point[0])) for kind, grid in grids.items()} == FIXED
 
 
 # --- switching without a new trace -----------------------------------------------------------------

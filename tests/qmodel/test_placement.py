@@ -9,7 +9,7 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, Rule, TensorSpec
 from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.placement import REMEDIES, place
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -180,7 +180,7 @@ def test_layers_of_fixed_grid_get_it_and_others_none(kind, layer):
   x = image()
   _, groups = placed(x, layer(conv("a")(x)))
   fixed = {group.sources[0].key: group.fixed for group in groups}
-  assert fixed == {"image": None, "a": None, "fixed": LITERT.fixed[kind]}
+  assert fixed == {"image": None, "a": None, "fixed": LITERT.fixed[LAYERS[kind].fixed_grid]}
 
 
 def test_pools_behind_a_sigmoid_are_on_its_fixed_grid():
@@ -197,7 +197,7 @@ def test_sigmoid_into_a_concatenation_is_requantized_with_a_reason():
   graph, groups = placed(x, y)
   assert sources(groups) == {("image",), ("gate",), ("a", "gate/requantize")}
   fixed = {group.sources[0].key: group.fixed for group in groups}
-  assert fixed == {"image": None, "a": None, "gate": LITERT.fixed["Sigmoid"]}
+  assert fixed == {"image": None, "a": None, "gate": LITERT.fixed["unit"]}
   (edit,) = [edit for edit in graph.edits if "requantized" in edit.what]
   assert edit.layer == "gate" and "Sigmoid has a fixed grid" in edit.what and "'a'" in edit.what
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.quantizers import MinMaxQuantizer
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Node, Ref
 from tflite_export.lowering.lowering import Lower, Lowering, clamp
 from tflite_export.program.program import IntTensor

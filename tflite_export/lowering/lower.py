@@ -12,8 +12,9 @@ import tf_keras as keras
 from kquant.core.encodings import Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS, LayerFacts
-from kquant.graph.nodes import Node, Ref, kind_of_class
+from kquant.graph.kinds.record import LayerFacts
+from kquant.graph.kinds.table import kind_of_class, register
+from kquant.graph.nodes import Node, Ref
 from tflite_export.lowering import elementwise, linear, pooling, shapes
 from tflite_export.lowering.lowering import Lower, Lowering
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
@@ -39,7 +40,7 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
     layer_class: a Keras layer with `get_config`, registered with Keras if models are to be saved.
     lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
       computes any function of one element as a table of 256 integers.
-    role: what the layer does to grids, as in `kquant.graph.layers`: "own", "move" or "average".
+    role: what the layer does to grids, as in `kquant.graph.kinds.record`: "own", "move" or "average".
 
   Raises:
     ValueError: another role, or a class of Keras' own.
@@ -47,9 +48,7 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
   if role not in ("own", "move", "average"):
     raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
   kind = kind_of_class(layer_class)
-  if kind == layer_class.__name__:
-    raise ValueError(f"register_lowering: {kind} is a layer of Keras; register classes of your own.")
-  LAYERS[kind] = LayerFacts(role)
+  register(kind, LayerFacts(role))
   LOWERINGS[kind] = lower_call
 
 

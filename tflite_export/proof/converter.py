@@ -28,8 +28,6 @@ from tflite_export.program.program import IntProgram, IntTensor
 from tflite_export.proof.runtime import Runtime
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_ONE_SCALE = ("Dense", "Conv1D", "Conv2DTranspose")
-"""Layers whose kernel the converter moves about behind its fake-quantizer, and then fails on channels."""
 _CLOSE = 1e-6
 """Relative: a scale that the converter computed of the ends of a range lies this near to the chosen one."""
 
@@ -75,11 +73,13 @@ def differences(data: bytes, other: bytes, inputs: list[np.ndarray], kernels: st
 
 
 def _check_supported(node: Node, encodings: Encodings) -> None:
-  key = f"{node.layer.name}/kernel"
-  if node.kind in _ONE_SCALE and key in encodings and encodings[key].axis is not None:
+  key, facts = f"{node.layer.name}/kernel", node.facts
+  # The converter moves other kernels about behind their fake-quantizer, and then fails on channels.
+  stays = facts.spatial == 2 and not facts.transposed
+  if not stays and key in encodings and encodings[key].axis is not None:
     raise UnsupportedLayerError(
         f"Layer {node.name!r} ({node.kind}): the converter fails on a scale a channel there. Quantize with "
-        f"the preset {'int8_tflm' if node.kind == 'Dense' else 'int8_per_tensor'}.")
+        f"the preset {'int8_tflm' if facts.spatial == 0 else 'int8_per_tensor'}.")
 
 
 # --- fake quantization -----------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def _fake_quantized(graph: Graph, model: keras.Model, encodings: Encodings) -> C
   def run(*inputs):
     values = {ref: held(ref, value) for ref, value in zip(graph.input_refs, inputs)}
     for node in graph.nodes:
-      if node.kind != "InputLayer":
+      if node.facts.role != "input":
         layer = layers[node.layer.name]
         with _fake_quantized_kernel(layer, node, encodings):
           outputs = keras_calls.call_node(layer, node, values.__getitem__)

@@ -182,7 +182,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   graph = Graph.from_model(model)
   inputs = border_inputs(stored, encodings, images)
   watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
-             and node.kind != "InputLayer"]
+             and node.facts.role != "input"]
   names = [ref.key for ref in watched]
   probe = Runtime(to_bytes(stored.with_outputs([*names, *stored.outputs])))
   results = probe.run_many(inputs)
@@ -257,7 +257,7 @@ def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
     for ref in _refs(node):
       if ref.key not in encodings and not ref.is_integer:
         continue
-      if node.kind == "InputLayer":
+      if node.facts.role == "input":
         given.integers[ref] = free.integers[ref] = integers[ref.key]
         continue
       free.integers[ref] = free.compute(ref)

@@ -217,7 +217,7 @@ def _finish(model: keras.Model, qmodel: keras.Model, config: QuantConfig, images
 
 
 def _ends_in_softmax(model: keras.Model) -> bool:
-  return bool(standardize(Graph.from_model(model)).find("Softmax"))
+  return any(node.facts.takes_scores for node in standardize(Graph.from_model(model)).nodes)
 
 
 def _simulated(model: keras.Model, qmodel: keras.Model, source: Source) -> dict[str, float | None]:

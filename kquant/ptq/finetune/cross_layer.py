@@ -12,10 +12,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.calls import cap_of
 from kquant.graph.nodes import Ref
 from kquant.ptq.finetune.tuned_layers import bounded_factor
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.scaling.scale_groups import cap_of, scale_groups
+from kquant.rewrites.scaling.scale_groups import scale_groups
 from kquant.rewrites.standardize.standardize import standardize
 
 
@@ -42,7 +43,7 @@ def tied_channels(float_model: keras.Model) -> TiedChannels:
   """
   graph = fold_batch_norm(standardize(Graph.from_model(float_model)))
   groups = scale_groups(graph)
-  for node in graph.find("ReLU", "CappedReLU"):
+  for node in graph.of_role("relu"):
     if cap_of(node) is not None:
       groups.free[groups.index[Ref(node)]] = False
   linear = {node.layer.name: node for node in graph.nodes if node.facts.role == "linear"}

@@ -16,7 +16,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core import fake_quantization, numerics
-from kquant.graph import keras_calls, layers
+from kquant.graph import keras_calls
+from kquant.graph.kinds.table import facts_of
 from kquant.qmodel.layers import QuantizeActivation
 
 DEGREES = ("weights", "biases", "weight_scales", "activation_ranges", "cross_layer_factors")
@@ -133,7 +134,7 @@ class TunedLinear(keras.layers.Wrapper):
       factors: a `kquant.ptq.finetune.cross_layer.CrossLayerFactors`.
       before, behind: numbers of the factors of the input channels and of the output channels.
     """
-    facts = layers.facts_of(type(self.layer).__name__)
+    facts = facts_of(type(self.layer).__name__)
     shape, (in_axis, *_) = getattr(self.layer, self.attribute).shape, facts.in_axes
     self.factors, self._behind = factors, behind
     up, down = numerics.along(behind, shape, facts.out_axes), numerics.along_inputs(before, shape, in_axis)

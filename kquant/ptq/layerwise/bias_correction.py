@@ -15,7 +15,8 @@ from kquant.core.input_range import InputRange
 from kquant.core.spec import BIAS_CORRECTIONS
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS, LayerFacts
+from kquant.graph.kinds.record import LayerFacts
+from kquant.graph.kinds.table import LAYERS
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data

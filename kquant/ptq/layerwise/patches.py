@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import facts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Patches:
 
   def __init__(self, kind: str, config: dict[str, Any], kernel_shape: tuple[int, ...],
                input_shape: tuple[int, ...]):
-    self._kind, self._kernel_shape, self._channels = kind, tuple(kernel_shape), input_shape[-1]
-    spatial = LAYERS[kind].spatial
-    self._axes = [_axis(kind, config, i, input_shape[i]) for i in range(spatial)]
+    self._facts, self._kernel_shape, self._channels = facts_of(kind), tuple(kernel_shape), input_shape[-1]
+    spatial, transposed = self._facts.spatial, self._facts.transposed
+    self._axes = [_axis(transposed, config, i, input_shape[i]) for i in range(spatial)]
     taps = math.prod(axis.taps for axis in self._axes)
-    if kind == "DepthwiseConv2D":
+    if self._facts.depthwise:
       self.blocks, self.inputs = self._channels, taps
     else:
       self.blocks = config.get("groups", 1)
@@ -72,13 +72,13 @@ class Patches:
 
   def matrix(self, kernel: np.ndarray) -> np.ndarray:
     """Returns a kernel in Keras layout as [blocks, inputs, outputs]."""
-    if self._kind == "Conv2DTranspose":
+    if self._facts.transposed:
       return np.swapaxes(kernel[::-1, ::-1], 2, 3).reshape(1, self.inputs, self.outputs)
     return np.moveaxis(kernel.reshape(self.inputs, self.blocks, self.outputs), 1, 0)
 
   def kernel(self, matrix: np.ndarray) -> np.ndarray:
     """Returns [blocks, inputs, outputs] as a kernel in Keras layout."""
-    if self._kind == "Conv2DTranspose":
+    if self._facts.transposed:
       height, width, outputs, channels = self._kernel_shape
       return np.swapaxes(matrix.reshape(height, width, channels, outputs), 2, 3)[::-1, ::-1]
     return np.moveaxis(matrix, 0, 1).reshape(self._kernel_shape)
@@ -121,7 +121,7 @@ class Patches:
 
   def _blocked(self, rows: tf.Tensor) -> tf.Tensor:
     """[rows, taps, channels] -> [blocks, rows, inputs]."""
-    if self._kind == "DepthwiseConv2D":
+    if self._facts.depthwise:
       return tf.transpose(rows, [2, 0, 1])
     if self.blocks == 1:
       return tf.reshape(rows, [1, -1, self.inputs])
@@ -147,10 +147,10 @@ class Patches:
     return x if not np.any(pads) else tf.pad(x, [(0, 0), *pads, (0, 0)])
 
 
-def _axis(kind: str, config: dict[str, Any], number: int, length: int) -> _Axis:
+def _axis(transposed: bool, config: dict[str, Any], number: int, length: int) -> _Axis:
   taps, stride, dilation = (config[name][number] for name in ("kernel_size", "strides", "dilation_rate"))
   reach = (taps - 1) * dilation + 1
-  if kind == "Conv2DTranspose":
+  if transposed:
     same = config["padding"] == "same"
     outputs = length * stride if same else (length - 1) * stride + max(taps, stride)
     cut = max(taps - stride, 0) // 2 if same else 0

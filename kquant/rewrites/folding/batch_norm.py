@@ -22,8 +22,6 @@ from kquant.rewrites.folding.affine import (
   set_affine,
 )
 
-_MAX_POOLS = ("MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D")
-_RECTIFIERS = ("ReLU", "LeakyReLU")
 Moments = tuple[np.ndarray, np.ndarray]
 
 
@@ -38,7 +36,7 @@ def fold_batch_norm(graph: Graph, *, keep: Collection[Node] = ()) -> None:
   Args:
     keep: batch norms that stay.
   """
-  for bn in graph.find("BatchNormalization"):
+  for bn in graph.of_role("affine"):
     if bn in keep:
       continue
     if (axis := normalized_axes(bn)) != [len(bn.shapes[0]) - 1]:
@@ -70,12 +68,12 @@ def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndar
     return f"{node.name!r} has other readers"
   if node.facts.role == "linear":
     return _producer_obstacle(graph, node)
-  if node.kind == "Concatenate" and node.config["axis"] in (-1, len(ref.shape) - 1):
+  if node.facts.joins and node.config["axis"] in (-1, len(ref.shape) - 1):
     return next(filter(None, (_backward_obstacle(graph, part, scale[where], shift[where])
                               for part, where in _slices(node))), None)
-  if node.kind == "Multiply" and not shift.any():
+  if node.facts.arithmetic == "product" and not shift.any():
     return None if _scalable_factor(graph, node, scale) else f"no factor of {node.name!r} can be scaled"
-  if node.kind in _RECTIFIERS:
+  if node.facts.rectifier:
     return (_rectifier_obstacle(graph, node, scale, shift)
             or _backward_obstacle(graph, node.inputs[0], scale, shift))
   obstacle = _pass_obstacle(node, scale)
@@ -111,15 +109,15 @@ def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarra
     bias = node.layer.params.get("bias", np.zeros(len(scale)))
     _set_linear(node.layer, kernel * numerics.along(scale, kernel.shape, facts.out_axes),
                 bias * scale + shift)
-  elif node.kind in _RECTIFIERS:
+  elif node.facts.rectifier:
     if node.config.get("max_value") is not None:
       node.layer.config = {**node.config, "max_value": float(node.config["max_value"] * scale[0])}
     _absorb_backward(graph, node.inputs[0], scale, shift, None)
-  elif node.kind == "Concatenate":
+  elif node.facts.joins:
     for part, where in _slices(node):
       _absorb_backward(graph, part, scale[where], shift[where],
                        moments and (moments[0][where], moments[1][where]))
-  elif node.kind == "Multiply":
+  elif node.facts.arithmetic == "product":
     _absorb_backward(graph, _scalable_factor(graph, node, scale), scale, shift, None)
   else:
     _absorb_backward(graph, node.inputs[0], _to_input_channels(node, scale), _to_input_channels(node, shift),
@@ -154,7 +152,7 @@ def _pass_obstacle(node: Node, scale: np.ndarray) -> str | None:
   """Returns why an affine function of the channels does not commute with a layer, or None."""
   if node.config.get("padding") == "same":
     return f"{node.name!r} pads"
-  if node.kind in _MAX_POOLS:
+  if node.facts.takes_maximum:
     return None if (scale > 0).all() else f"{node.name!r} takes a maximum and a scale is not positive"
   if not node.facts.pointwise:
     return f"{node.name!r} ({node.kind}) is not linear"
@@ -184,7 +182,7 @@ def _forward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray) -> str | None:
   if node.facts.role == "linear":
     if len(graph.calls(node.layer)) > 1:
       return f"{node.name!r} is shared"
-    if node.kind == "Conv2DTranspose":
+    if node.facts.transposed:
       return f"{node.name!r} is transposed: a shift is not uniform behind it"
     if node.config.get("padding", "valid") != "valid" and max(node.config["kernel_size"]) > 1:
       return f"{node.name!r} pads"

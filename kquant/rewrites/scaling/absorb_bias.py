@@ -70,7 +70,7 @@ def _obstacle(graph: Graph, node: Node) -> str | None:
       return f"{reader.name!r} ({reader.kind}) reads it"
     if len(graph.calls(reader.layer)) > 1:
       return f"{reader.name!r} is shared"
-    if reader.kind == "Conv2DTranspose":
+    if reader.facts.transposed:
       return f"{reader.name!r} is transposed: a shift is not uniform behind it"
     if reader.config.get("padding", "valid") != "valid" and max(reader.config["kernel_size"]) > 1:
       return f"{reader.name!r} pads"
@@ -83,8 +83,8 @@ def _absorb(graph: Graph, node: Node, relu: Node, absorbed: np.ndarray) -> None:
   for layer in (node.layer, relu.layer):
     if layer.output_moments is not None:
       layer.output_moments = layer.output_moments[0] - absorbed, layer.output_moments[1]
-  if relu.kind == "CappedReLU":
-    relu.layer.params = {"caps": (relu.layer.params["caps"] - absorbed).astype(np.float32)}
+  if caps := relu.facts.caps:
+    relu.layer.params = {caps: (relu.layer.params[caps] - absorbed).astype(np.float32)}
   for reader in graph.readers(Ref(relu)):
     facts, kernel = reader.facts, reader.layer.params[reader.facts.kernel].astype(np.float64)
     spread = numerics.along_inputs(absorbed, kernel.shape, facts.in_axes[0])

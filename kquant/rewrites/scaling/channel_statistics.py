@@ -21,7 +21,6 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
-_SATURATING = ("Softmax", "Sigmoid", "Tanh")
 
 
 @dataclasses.dataclass
@@ -179,14 +178,14 @@ def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],
 def run_nodes(nodes: list[Node], layers: dict[str, keras.layers.Layer], values: dict[Ref, Any]) -> None:
   """Runs calls in their order on live layers; adds each result to `values`, which holds the inputs."""
   for node in nodes:
-    if node.kind != "InputLayer":
+    if node.facts.role != "input":
       results = keras_calls.call_node(layers[node.layer.name], node, values.__getitem__)
       values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
 
 
 def before_saturation(ref: Ref) -> Ref:
   """An output of the model as the noise is counted: the input of a closing softmax or sigmoid."""
-  return ref.node.inputs[0] if ref.node.kind in _SATURATING else ref
+  return ref.node.inputs[0] if ref.node.facts.role == "fixed" else ref
 
 
 def _signs(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,7 @@ def kernel_extent(node: Node, groups: ScaleGroups) -> KernelExtent:
 
 def flat_kernel(kernel: np.ndarray, node: Node) -> np.ndarray:
   """A kernel whose spatial axes have length 1 as [inputs of one output, outputs]."""
-  if node.kind == "DepthwiseConv2D":
+  if node.facts.depthwise:
     return kernel.reshape(1, -1)
   matrix = kernel.reshape(kernel.shape[node.facts.spatial:])
   return matrix.T if node.facts.out_axes[0] < node.facts.in_axes[0] else matrix

@@ -120,7 +120,7 @@ def _fix_rounded_kernels(graph: Graph, groups: ScaleGroups, config: QuantConfig)
     if _relative_rounding_error(node, spec) < _ON_GRID:
       if not spec.per_channel:
         groups.free[groups.index[Ref(node)]] = False
-      if not spec.per_channel or node.kind != "DepthwiseConv2D":
+      if not spec.per_channel or not node.facts.depthwise:
         groups.free[groups.index[node.inputs[0]]] = False
         graph.skip(node, "its weights lie on the grid already; its inputs are not scaled")
 
@@ -156,7 +156,7 @@ def _bounds(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | N
 
 
 def _capped(graph: Graph) -> list[Node]:
-  return [node for node in graph.find("ReLU") if node.config.get("max_value") is not None]
+  return [node for node in graph.of_role("relu") if node.config.get("max_value") is not None]
 
 
 def _joint(noise: NoiseModel, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -215,7 +215,7 @@ def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
     readers = graph.readers(Ref(node))
     if len(readers) == 1 and readers[0].facts.role == "relu":
       readers = graph.readers(Ref(readers[0]))
-    if readers and all(reader.kind == "DepthwiseConv2D" for reader in readers):
+    if readers and all(reader.facts.depthwise for reader in readers):
       graph.skip(node, "per-channel weights into a depthwise layer: scales change its activations alone")
       helpless.append(node.name)
   if helpless:
@@ -230,8 +230,8 @@ def _drop_caps(graph: Graph) -> None:
 
 
 def _cap_by_range(graph: Graph) -> None:
-  for node in graph.find("CappedReLU"):
-    highest = float(node.layer.params["caps"].max())
+  for node in [node for node in graph.nodes if node.facts.caps]:
+    highest = float(node.layer.params[node.facts.caps].max())
     graph.recall(node, graph.new_layer(keras.layers.ReLU, node.layer_name, {"max_value": highest}),
                  (node.inputs[0],))
 
@@ -245,6 +245,5 @@ def _report(graph: Graph, groups: ScaleGroups, scale: np.ndarray, method: str) -
         (reader, *_) = graph.readers(Ref(node))
         cap = ""
         if reader.facts.role == "relu":
-          own_caps = reader.kind == "CappedReLU"
-          cap = "; one cap a channel" if own_caps else f"; cap {reader.config.get('max_value')}"
+          cap = "; one cap a channel" if reader.facts.caps else f"; cap {reader.config.get('max_value')}"
         graph.edit(node, f"channels scaled by {own.min():.3g} to {own.max():.3g} ({method}){cap}")

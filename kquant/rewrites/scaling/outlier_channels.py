@@ -13,11 +13,6 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node
 from kquant.graph.passes import graph_pass
 
-_SPLITTABLE = ("Conv1D", "Conv2D", "Dense")
-_PASSING = ("ReLU", "LeakyReLU", "MaxPooling2D", "AveragePooling2D", "ZeroPadding2D",
-            "GlobalAveragePooling2D", "GlobalMaxPooling2D", "UpSampling2D")
-_SIZE = {"Conv1D": "filters", "Conv2D": "filters", "Dense": "units"}
-
 
 @graph_pass
 def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) -> None:
@@ -36,7 +31,7 @@ def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) 
   if not 0 < ratio <= 1:
     raise ValueError(f"split_outlier_channels: ratio must be above 0 and at most 1, got {ratio}.")
   for reader in graph.nodes:
-    if reader.kind in _SPLITTABLE and len(graph.calls(reader.layer)) == 1 and not _is_grouped(reader):
+    if reader.facts.size and len(graph.calls(reader.layer)) == 1 and not _is_grouped(reader):
       path = _path_from_producer(graph, reader)
       if path is None:
         graph.skip(reader, "what it reads is not made for it alone by a convolution or dense layer")
@@ -57,9 +52,9 @@ def _path_from_producer(graph: Graph, reader: Node) -> list[Node] | None:
   ref = reader.inputs[0]
   while graph.is_private(ref) and len(graph.calls(ref.node.layer)) == 1:
     path.insert(0, ref.node)
-    if ref.node.kind in _SPLITTABLE:
+    if ref.node.facts.size:
       return path
-    if ref.node.kind not in _PASSING:
+    if not ref.node.facts.passes_copies:
       return None
     (ref,) = ref.node.inputs
   return None
@@ -98,4 +93,4 @@ def _repeat_outputs(producer: Node, sources: list[int]) -> None:
     layer.output_moments = tuple(values[sources] for values in layer.output_moments)
   kernel = np.take(layer.params[facts.kernel], sources, facts.out_axes[0])
   layer.params = {**layer.params, facts.kernel: kernel, "bias": layer.params["bias"][sources]}
-  layer.config = {**layer.config, _SIZE[producer.kind]: len(sources)}
+  layer.config = {**layer.config, facts.size: len(sources)}

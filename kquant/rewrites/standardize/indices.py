@@ -8,12 +8,12 @@ _CASTS = ("tf.cast", "tf.dtypes.cast")
 
 def take_integer_indices(graph: Graph, node: Node) -> None:
   """Lets an Embedding read its input without casts between, and the input hold int32."""
-  if node.kind != "Embedding":
+  if not node.facts.table:
     return
   (source,) = node.inputs
   while source.node.kind in _CASTS:
     source = source.node.inputs[0]
-  if source.node.kind != "InputLayer":
+  if source.node.facts.role != "input":
     return
   graph.redirect(node.inputs[0], source, only=lambda reader: reader is node)
   if source.node.config["dtype"] == "int32" or not _holds_indices(graph, source):
@@ -25,5 +25,5 @@ def take_integer_indices(graph: Graph, node: Node) -> None:
 
 def _holds_indices(graph: Graph, source: Ref) -> bool:
   """Whether Embeddings alone read an input, casts between left aside."""
-  return all(reader.kind == "Embedding" or reader.kind in _CASTS and _holds_indices(graph, Ref(reader))
+  return all(reader.facts.table or reader.kind in _CASTS and _holds_indices(graph, Ref(reader))
              for reader in graph.readers(source)) and source not in graph.output_refs

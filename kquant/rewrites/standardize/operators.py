@@ -38,7 +38,7 @@ def name_activation(graph: Graph, node: Node) -> None:
   elif isinstance(activation, str) and activation in _ACTIVATIONS:
     cls, config = _ACTIVATIONS[activation]
     _become(graph, node, graph.new_layer(cls, node.layer.name, config))
-  elif node.kind == "ReLU" and node.config.get("negative_slope") and _is_plain_leaky(node.config):
+  elif node.facts.role == "relu" and node.config.get("negative_slope") and _is_plain_leaky(node.config):
     _become(graph, node, graph.new_layer(keras.layers.LeakyReLU, node.layer.name,
                                          {"alpha": float(node.config["negative_slope"])}))
   elif node.kind == "tf.nn.softmax" and node.argument(1, "axis", -1) in (-1, None):
@@ -137,13 +137,6 @@ def _become(graph: Graph, node: Node, layer: LayerDef, args: tuple = ()) -> None
   graph.recall(node, layer, args or (tensors[0] if len(tensors) == 1 else tensors,))
 
 
-BINARY_OPERATORS = {
-    "tf.__operators__.add": "add", "tf.math.add": "add", "tf.add": "add",
-    "tf.math.subtract": "subtract", "tf.subtract": "subtract",
-    "tf.math.multiply": "multiply", "tf.multiply": "multiply",
-    "tf.math.truediv": "divide", "tf.math.divide": "divide", "tf.divide": "divide",
-    "tf.math.negative": "negative",
-}
 _BINARY_LAYERS = {"add": keras.layers.Add, "subtract": keras.layers.Subtract,
                   "multiply": keras.layers.Multiply}
 
@@ -153,8 +146,8 @@ def name_operator(graph: Graph, node: Node) -> None:
 
   Any other constant stays an operand of tf.math.add, tf.math.subtract or tf.math.multiply.
   """
-  operator = BINARY_OPERATORS.get(node.kind)
-  if operator is None:
+  operator = node.facts.operator
+  if not operator:
     return
   left, right = (*node.args, *node.kwargs.values(), None)[:2]
   if operator == "negative":

@@ -41,16 +41,18 @@ def standardize(graph: Graph) -> None:
     name_scaling(graph, node)
     name_shape_operator(graph, node)
   for node in list(graph.nodes):
-    if node.facts.role == "identity" or node.kind == "Requantize":
+    if node.facts.role == "identity" or node.facts.requantizes:
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
       graph.remove(node)
   for node in graph.nodes:
     if node.facts.role == "linear" and "bias" not in node.layer.params:
       _give_bias(node.layer)
-  for node in graph.find("Add", "Multiply"):
-    _split_nary(graph, node)
-  for node in graph.find("Conv2D", "DepthwiseConv2D"):
-    _absorb_padding(graph, node)
+  for node in list(graph.nodes):
+    if node.facts.arithmetic and len(node.inputs) > 2:
+      _split_nary(graph, node)
+  for node in graph.of_role("linear"):
+    if node.facts.spatial == 2 and not node.facts.transposed:
+      _absorb_padding(graph, node)
 
 
 def _split_separable(graph: Graph, node: Node) -> None:
@@ -109,15 +111,14 @@ def _split_nary(graph: Graph, node: Node) -> None:
     layer = graph.new_layer(node.layer.cls, f"{node.layer_name}/{index + 1}")
     shape = node.layer.cls().compute_output_shape([first.shape, other.shape])
     first = graph.add_node(layer, ([first, other],), shape)
-  if others:
-    graph.recall(node, node.layer, ([first, last],))
+  graph.recall(node, node.layer, ([first, last],))
 
 
 def _absorb_padding(graph: Graph, node: Node) -> None:
   """ZeroPadding2D then a "valid" convolution: "same" where TensorFlow would pad just as much."""
   (source,) = node.inputs
   padding = source.node
-  if (padding.kind != "ZeroPadding2D" or node.config["padding"] != "valid"
+  if (not padding.facts.pads or node.config["padding"] != "valid"
       or len(graph.calls(node.layer)) > 1 or not graph.is_private(source)):
     return
   size = padding.inputs[0].shape[1:3]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kquant as kq
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.ptq.layerwise.bias_correction import output_shift
 from tests import models
 

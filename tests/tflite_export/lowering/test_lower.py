@@ -11,7 +11,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from tflite_export.lowering.lower import LOWERINGS, lower, with_border
 from tflite_export.program.check import check
@@ -30,7 +30,8 @@ def encode(model, *, kernels=None, grids=None):
       refs = [Ref(node, index) for index in range(len(node.shapes))]
       encodings.grids.update({ref.key: encodings[node.inputs[0].key] for ref in refs})
     elif not (node.facts.absorbs_relu and readers == ["ReLU"] and Ref(node) not in graph.output_refs):
-      encodings.grids[node.name] = LITERT.fixed.get(node.kind, Encoding([0.25 * (number + 1)], [-number]))
+      free = Encoding([0.25 * (number + 1)], [-number])
+      encodings.grids[node.name] = LITERT.fixed.get(node.facts.fixed_grid, free)
     if node.name in grids:
       encodings.grids[node.name] = grids[node.name]
     if node.facts.role == "linear":
@@ -280,7 +281,7 @@ NOT_LOWERED = set()
 
 
 def test_every_kind_that_placement_quantizes_has_a_lowering():
-  quantized = {kind for kind, facts in LAYERS.items() if facts.role not in ("identity", "affine")}
+  quantized = {kind for kind, facts in LAYERS.items() if facts.role not in ("identity", "affine", "opaque")}
   assert quantized - set(LOWERINGS) == NOT_LOWERED
   assert set(LOWERINGS) <= quantized
 

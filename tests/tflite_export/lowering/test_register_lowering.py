@@ -8,7 +8,7 @@ from tf_keras import layers
 import kquant as kq
 import tflite_export
 from kquant.core.errors import UnsupportedLayerError
-from kquant.graph.layers import LAYERS
+from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from tests import models
 from tflite_export.lowering.lower import LOWERINGS

@@ -1,4 +1,4 @@
-"""The table of layers: kinds, and rows that agree with the Keras classes they describe."""
+"""The table of kinds: how a kind is found, and records that agree with the Keras classes they describe."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from tf_keras.src.applications import convnext
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
-from kquant.graph.layers import LAYERS, OPAQUE, facts_of, kind_of
+from kquant.graph.kinds.record import LayerFacts
+from kquant.graph.kinds.table import LAYERS, OPAQUE, facts_of, kind_of, register
 from kquant.graph.nodes import LayerDef
 
 
@@ -59,8 +60,22 @@ def test_a_user_class_that_borrows_a_name_is_opaque():
 
 
 def test_unknown_kinds_are_opaque():
-  assert facts_of("LSTM") is OPAQUE and OPAQUE.role == "opaque"
-  assert facts_of("UpSampling2DBicubic") is OPAQUE and facts_of("Activation:relu") is OPAQUE
+  assert facts_of("Unheard") is OPAQUE and OPAQUE.role == "opaque"
+  for kind in ("LSTM", "UpSampling2DBicubic", "Activation:relu", "Resizing:area"):
+    assert facts_of(kind).role == "opaque"
+
+
+def test_the_record_of_a_class_speaks_for_forms_without_one():
+  assert facts_of("Resizing:area") is LAYERS["Resizing"] is not LAYERS["Resizing:nearest"]
+
+
+def test_a_kind_of_the_users_is_added_and_none_of_keras_is_changed(monkeypatch):
+  monkeypatch.setattr("kquant.graph.kinds.table.LAYERS", dict(LAYERS))
+  register("my.Turn", LayerFacts("move"))
+  assert facts_of("my.Turn") == LayerFacts("move")
+  for kind in ("Conv2D", "Unheard", "tf.math.add"):
+    with pytest.raises(ValueError, match=f"{kind} is a layer of Keras"):
+      register(kind, LayerFacts("move"))
 
 
 def test_the_error_is_a_value_error():

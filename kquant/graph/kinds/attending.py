@@ -1,0 +1,19 @@
+"""Kinds that multiply tensors as matrices: attention, and products along axes that are named."""
+
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+
+_ATTENTION = taken_apart(Refusal(
+    "is used with a mask, a shape that is open, or other than its plain form",
+    "call it without masks on [batch, positions, features] of fixed size, without returned scores"))
+
+KINDS: dict[str, LayerFacts] = {
+    "tf.linalg.matmul": LayerFacts("own", absorbs_relu=True),
+    "MultiHeadAttention": _ATTENTION,
+    "Attention": _ATTENTION,
+    "AdditiveAttention": refused("adds every query to every key", "use Attention or MultiHeadAttention"),
+    "Dot": taken_apart(),
+    "EinsumDense": taken_apart(Refusal(
+        "has an equation that is no Dense layer, or an open shape",
+        "contract the last axes of the input with the first of the kernel, as in abc,cd->abd")),
+    "tf.einsum": refused("has no integer operator", "write it as tf.matmul, tf.transpose and tf.reshape"),
+}

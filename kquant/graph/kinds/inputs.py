@@ -1,0 +1,36 @@
+"""Kinds where data enter a model: inputs, tables of indices, and preprocessing of raw features."""
+
+from kquant.graph.kinds import scale_rules
+from kquant.graph.kinds.calls import Call
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused
+
+
+def _strings(call: Call) -> Refusal | None:
+  if call.config["dtype"] == "string":
+    return Refusal("holds strings", "turn text into indices before the model and give it those")
+  return None
+
+
+def _other_lookup(call: Call) -> Refusal | None:
+  if call.config["mask_zero"]:
+    return Refusal("masks index 0", "use mask_zero=False and let the model learn the padding's row")
+  if not call.inputs[0].is_integer:
+    return Refusal("looks up indices that are computed or numbers too", "make them an input of their own")
+  return None
+
+
+_LOOKUP = refused("turns raw features into numbers, which the integer file leaves to the application",
+                  "apply it to the data before the model and give the model its result as input")
+
+KINDS: dict[str, LayerFacts] = {
+    "InputLayer": LayerFacts("input", scale_rule=scale_rules.model_input, refused_form=_strings),
+    "Embedding": LayerFacts("own", table="embeddings", refused_form=_other_lookup),
+    "CategoryEncoding": _LOOKUP,
+    "DenseFeatures": _LOOKUP,
+    "Discretization": _LOOKUP,
+    "HashedCrossing": _LOOKUP,
+    "Hashing": _LOOKUP,
+    "IntegerLookup": _LOOKUP,
+    "StringLookup": _LOOKUP,
+    "TextVectorization": _LOOKUP,
+}

@@ -1,0 +1,43 @@
+"""Kinds with a kernel: convolutions and dense layers."""
+
+from kquant.graph.kinds import moment_rules, scale_rules
+from kquant.graph.kinds.calls import Call
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+
+
+def _linear(kernel: str, out_axes: tuple[int, ...], in_axes: tuple[int, ...], **facts) -> LayerFacts:
+  return LayerFacts("linear", kernel, out_axes, in_axes, absorbs_relu=True, scale_rule=scale_rules.begin,
+                    moment_rule=moment_rules.linear, **facts)
+
+
+def _dilated(call: Call) -> Refusal | None:
+  if max(call.config["dilation_rate"]) > 1:
+    return Refusal("is dilated, which its operator is not", "use a dilation_rate of 1")
+  return None
+
+
+_THREE_DIMENSIONS = refused("has three spatial dimensions, for which the runtime has no int8 kernel",
+                            "split it into Conv2D over two axes and Conv1D over the third (a (2+1)D "
+                            "convolution)")
+_LOCAL = refused("has weights of its own at every position", "use Conv1D or Conv2D, or Flatten and Dense")
+
+KINDS: dict[str, LayerFacts] = {
+    # kernel [k, in / groups, out]
+    "Conv1D": _linear("kernel", (2,), (1,), spatial=1, packs=True, size="filters"),
+    # kernel [h, w, in / groups, out]
+    "Conv2D": _linear("kernel", (3,), (2,), spatial=2, packs=True, size="filters"),
+    # kernel [h, w, in, multiplier]; output channel = in * multipliers + multiplier
+    "DepthwiseConv2D": _linear("depthwise_kernel", (2, 3), (2,), spatial=2, packs=True, depthwise=True),
+    # kernel [h, w, out, in]
+    "Conv2DTranspose": _linear("kernel", (2,), (3,), spatial=2, transposed=True, refused_form=_dilated),
+    # kernel [in, out]
+    "Dense": _linear("kernel", (1,), (0,), packs=True, size="units"),
+    "Conv1DTranspose": taken_apart(),
+    "DepthwiseConv1D": taken_apart(),
+    "SeparableConv1D": taken_apart(),
+    "SeparableConv2D": taken_apart(),
+    "Conv3D": _THREE_DIMENSIONS,
+    "Conv3DTranspose": _THREE_DIMENSIONS,
+    "LocallyConnected1D": _LOCAL,
+    "LocallyConnected2D": _LOCAL,
+}

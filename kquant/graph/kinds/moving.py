@@ -1,0 +1,75 @@
+"""Kinds that cut, join, copy and rearrange elements, and resizing."""
+
+from typing import Any
+
+from kquant.graph.kinds import moment_rules, scale_rules
+from kquant.graph.kinds.record import LayerFacts, refused, taken_apart
+
+
+def _up_sampling_kind(config: dict[str, Any]) -> str:
+  """One that interpolates has a kind of its own."""
+  interpolation = config.get("interpolation", "nearest")
+  return "UpSampling2D" + (str(interpolation).capitalize() if interpolation != "nearest" else "")
+
+
+def _resizing_kind(config: dict[str, Any]) -> str:
+  """The class and how it interpolates."""
+  return f"Resizing:{config['interpolation']}"
+
+
+KIND_BY_CONFIG = {"UpSampling2D": _up_sampling_kind, "Resizing": _resizing_kind}
+"""{class that holds several kinds: a function that returns the kind for a config}."""
+
+
+def _per_channel(role: str, **facts) -> LayerFacts:
+  """Each output channel holds values of the input channel of that number."""
+  return LayerFacts(role, pointwise=True, scale_rule=scale_rules.keep, moment_rule=moment_rules.keep, **facts)
+
+
+def _padding(**facts) -> LayerFacts:
+  return LayerFacts("move", pads=True, scale_rule=scale_rules.keep, moment_rule=moment_rules.pad, **facts)
+
+
+_MOVE = LayerFacts("move")
+_RESIZES = refused("resizes in a way no integer operator does",
+                   "use interpolation nearest or bilinear, without antialias and crop_to_aspect_ratio")
+_COPIES = refused("moves elements by amounts that are computed, or moves the batch",
+                  "give constant amounts, for a tensor of fixed shape, and leave the batch axis alone")
+_CROPS = refused("crops or resizes as the input's size demands", "use Cropping2D or Resizing")
+
+KINDS: dict[str, LayerFacts] = {
+    "ZeroPadding1D": _padding(),
+    "ZeroPadding2D": _padding(passes_copies=True),
+    "ZeroPadding3D": taken_apart(),
+    "Cropping1D": _per_channel("move"),
+    "Cropping2D": _per_channel("move"),
+    "Cropping3D": taken_apart(),
+    "CenterCrop": _CROPS,
+    "RandomCrop": _CROPS,
+    "UpSampling1D": LayerFacts("opaque", taken_apart=True, scale_rule=scale_rules.keep),
+    "UpSampling2D": _per_channel("move", passes_copies=True),
+    "UpSampling2DBilinear": _per_channel("average"),
+    "UpSampling2DBicubic": _RESIZES,
+    "UpSampling3D": taken_apart(),
+    "Resizing": taken_apart(_RESIZES.refusal),
+    "Resizing:nearest": _per_channel("move"),
+    "Resizing:bilinear": _per_channel("average"),
+    "Flatten": _per_channel("move"),
+    "Reshape": _per_channel("move"),
+    "Permute": LayerFacts("move", scale_rule=scale_rules.permute, moment_rule=moment_rules.permute),
+    "Concatenate": LayerFacts("move", joins=True, scale_rule=scale_rules.concatenate,
+                              moment_rule=moment_rules.concatenate),
+    "RepeatVector": taken_apart(),
+    "tf.__operators__.getitem": _MOVE,
+    "tf.split": LayerFacts("move", scale_rule=scale_rules.split),
+    "tf.unstack": _MOVE,
+    "tf.stack": _MOVE,
+    "tf.nn.depth_to_space": _MOVE,
+    "tf.nn.space_to_depth": _MOVE,
+    "tf.compat.v1.pad": _MOVE,
+    "tf.image.resize": _RESIZES,
+    "tf.tile": _COPIES,
+    "tf.roll": _COPIES,
+    "tf.gather": _COPIES,
+    "tf.compat.v1.gather": _COPIES,
+}

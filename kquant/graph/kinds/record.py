@@ -1,0 +1,124 @@
+"""LayerFacts: the record of a layer kind."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kquant.graph.kinds import scale_rules
+from kquant.graph.kinds.calls import Call
+from kquant.graph.kinds.moment_rules import MomentRule
+from kquant.graph.kinds.scale_rules import ScaleRule
+
+
+class Refusal(NamedTuple):
+  """Why a layer has no integer form, and what to build instead. Both continue "Layer 'name' (Kind) "."""
+
+  reason: str
+  remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFacts:
+  """What kquant knows of one layer kind.
+
+  Attributes:
+    role: what the layer does to grids:
+      "input"     a model input
+      "linear"    kernel, bias; an output grid of its own
+      "affine"    per-channel scale and shift (batch norm)
+      "relu"      clamps; fuses into what produces its input
+      "own"       an output grid of its own, no kernel (Add, LeakyReLU, global average)
+      "fixed"     the runtime fixes the output grid (softmax)
+      "move"      moves integers: input and output share one grid
+      "average"   input and output share one grid, values are averaged and rounded
+      "identity"  does nothing at inference; `standardize` drops it
+      "opaque"    no integer form as it stands: `standardize` writes it as other layers, or it is refused
+    kernel: name of the kernel variable; "" where there is none.
+    out_axes, in_axes: channel axes of the kernel, ascending; row-major over out_axes is the output
+      channel.
+    spatial: number of spatial axes that a convolution or pooling slides over; a linear kind with none is a
+      matrix product (dense).
+    absorbs_relu: a following ReLU may be fused into it, as an activation of the operator or as the ends
+      of its output grid.
+    pointwise: commutes with a per-channel scale and shift of its input (no padding involved).
+    unary: a function of each element alone that a table of 256 integers computes.
+
+    transposed: a convolution that spreads each input over several outputs.
+    depthwise: a convolution that makes each output channel of one input channel.
+    packs: its operator takes a kernel of at most 4 bits stored as INT4, two integers a byte.
+    size: config entry that counts its output channels, where channels can be added one by one.
+
+    arithmetic: "sum" of tensors, or of one and a constant, or "product" of tensors, computed by one operator.
+    takes_constant: a call may have a constant as one operand.
+    operator: what a TensorFlow function of two operands, one of them maybe a constant, computes: "add",
+      "subtract", "multiply", "divide", or "negative" of one; `standardize` writes it as a layer.
+
+    takes_maximum: takes maxima over positions: commutes with a shift and a positive scale of each channel.
+    rectifier: k f(x) = f(k x) for k > 0, where its config's cap, if any, is scaled too.
+    joins: puts its inputs side by side along the axis that its config names.
+    pads: puts zeros around its input.
+    pools: makes one value of each channel, or fewer, as the mean over positions.
+    passes_copies: does the same to each channel, however many there are: a copy of an input channel is a
+      copy of the output channel.
+    requantizes: puts its input on a grid of its own and does nothing else.
+    takes_scores: its input are the scores (logits) of classes.
+
+    fixed_grid: name of the only output grid that its operator takes, a key of `Target.fixed`; "" for any.
+    caps: name of the variable with one cap a channel of a ReLU.
+    slopes: name of the variable with the slopes below 0.
+    table: name of the variable whose rows are looked up by an integer input.
+
+    scale_rule: ties the channels of a call that must be scaled together.
+    moment_rule: moments of a call's output from those of its inputs; None where they are not known.
+    refusal: reason and remedy of a kind, or of the forms of it that `standardize` leaves; None where it is
+      just unknown or has an integer form.
+    refused_form: returns the refusal of a call that has no integer form though its kind has one.
+    taken_apart: `standardize` writes it as other layers.
+  """
+
+  role: str
+  kernel: str = ""
+  out_axes: tuple[int, ...] = ()
+  in_axes: tuple[int, ...] = ()
+  spatial: int = 0
+  absorbs_relu: bool = False
+  pointwise: bool = False
+  unary: bool = False
+  transposed: bool = False
+  depthwise: bool = False
+  packs: bool = False
+  size: str = ""
+  arithmetic: str = ""
+  takes_constant: bool = False
+  operator: str = ""
+  takes_maximum: bool = False
+  rectifier: bool = False
+  joins: bool = False
+  pads: bool = False
+  pools: bool = False
+  passes_copies: bool = False
+  requantizes: bool = False
+  takes_scores: bool = False
+  fixed_grid: str = ""
+  caps: str = ""
+  slopes: str = ""
+  table: str = ""
+  scale_rule: ScaleRule = scale_rules.stop
+  moment_rule: MomentRule | None = None
+  refusal: Refusal | None = None
+  refused_form: Callable[[Call], Refusal | None] | None = None
+  taken_apart: bool = False
+
+
+def taken_apart(refusal: Refusal | None = None) -> LayerFacts:
+  """Returns the record of a kind that `standardize` writes as other layers.
+
+  Args:
+    refusal: of the forms that it leaves.
+  """
+  return LayerFacts("opaque", taken_apart=True, refusal=refusal)
+
+
+def refused(reason: str, remedy: str) -> LayerFacts:
+  """Returns the record of a kind that has no integer form."""
+  return LayerFacts("opaque", refusal=Refusal(reason, remedy))
