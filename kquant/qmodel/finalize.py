@@ -17,8 +17,9 @@ from kquant.core.records import Edit
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
+from kquant.qmodel.constants import snap_constants
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
@@ -58,12 +59,7 @@ def finalize_with_edits(qmodel: keras.Model,
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, grid in kernels.items():
     _snap_layer(graph, layer, _with_storage(graph, layer, grid, grids, target), grids, encodings, target)
-  for node in [node for node in graph.nodes if node.facts.takes_constant]:
-    _snap_constant(graph, node, encodings)
-  for layer in {node.layer: None for node in graph.nodes if node.facts.slopes}:
-    _snap_alpha(layer, encodings)
-  for node in [node for node in graph.nodes if node.facts.caps]:
-    _snap_caps(node, encodings)
+  snap_constants(graph, encodings)
   model = graph.to_model()
   encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
   return model, encodings, graph.edits
@@ -199,46 +195,3 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
     needed = np.atleast_1d(needed.max())
   scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
   return dataclasses.replace(grid, scale=scale)
-
-
-def _snap_constant(graph: Graph, node: Node, encodings: Encodings) -> None:
-  """Puts the constant operand of an elementwise call on a grid of its own, as wide as the result's.
-
-  Of 8 bits, or of 16 and then symmetric.
-  """
-  args = [*node.args, *node.kwargs.values()]  # in a model read from disk the constant is a keyword
-  (position,) = (i for i, value in enumerate(args) if not isinstance(value, Ref))
-  constant = np.asarray(args[position], np.float32)
-  if encodings[node.inputs[0].key].bits == 16:
-    grid = Encoding(numerics.symmetric_grid(np.abs(constant).max(), 16), np.zeros(1, np.int64), 16)
-  else:
-    grid = Encoding(*numerics.affine_grid(constant.min(), constant.max(), 8))
-  integers = grid.quantize(constant)
-  key = f"{node.name}/constant"
-  encodings.grids[key], encodings.integers[key] = grid, integers.astype(f"int{grid.bits}")
-  args[position] = grid.dequantize(integers)
-  graph.recall(node, node.layer, tuple(args))
-
-
-def _snap_caps(node: Node, encodings: Encodings) -> None:
-  """Puts the caps of a CappedReLU on the grid of its output: there the clamp is exact.
-
-  Where all caps lie at or beyond the grid's end, that end is the clamp and no integers are kept.
-  """
-  grid, key = encodings[Ref(node).key], f"{node.name}/caps"
-  integers = grid.quantize(node.layer.params["caps"])
-  node.layer.params = {"caps": grid.dequantize(integers)}
-  if (integers == grid.limits[1]).all():
-    return
-  encodings.grids[key] = grid
-  encodings.integers[key] = integers.astype(np.int8 if grid.bits <= 8 else np.int16)
-
-
-def _snap_alpha(layer: LayerDef, encodings: Encodings) -> None:
-  """Puts the slopes of a PReLU on one symmetric int8 grid."""
-  alpha = layer.params["alpha"]
-  grid = Encoding(numerics.symmetric_grid(np.abs(alpha).max(), 8), np.zeros(1, np.int64), narrow=True)
-  integers = grid.quantize(alpha)
-  key = f"{layer.name}/alpha"
-  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
-  layer.params = {**layer.params, "alpha": grid.dequantize(integers)}

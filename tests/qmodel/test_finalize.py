@@ -92,7 +92,8 @@ def test_every_tensor_but_those_inside_a_fused_operator_has_a_grid(case):
     assert (node.name in encodings) != fused or Ref(node) in graph.output_refs, node.name
     keys.update(Ref(node, index).key for index in range(len(node.shapes)))
   assert set(encodings.grids) - set(encodings.integers) <= keys
-  assert {key.rsplit("/", 1)[-1] for key in encodings.integers} <= {"kernel", "bias", "constant", "alpha"}
+  assert {key.rsplit("/", 1)[-1] for key in encodings.integers} <= {
+      "kernel", "bias", "constant", "alpha", "table"}
 
 
 def test_moved_tensors_have_the_grid_of_what_they_move(case):

@@ -3,10 +3,8 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from kquant.core.encodings import Encoding
-from kquant.graph import keras_calls
+from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Node, Ref
 from tflite_export.lowering.lowering import Lower, Lowering, clamp
@@ -71,19 +69,18 @@ def lower_table(lowering: Lowering, node: Node) -> None:
   """Any function of one element: its 256 integers are gathered by the input's, which count from 0.
 
   CAST to int32, ADD 128, GATHER: integer moves, the same in every kernel set. With 16-bit activations
-  the table has 65,536 integers.
+  the table has 65,536 integers. `finalize` has made the table.
+
+  Raises:
+    UnsupportedLayerError: the encodings hold no table of the layer.
   """
   (source,) = lowering.inputs(node)
   output = lowering.saturating_output(node)
-  made = lowering.program.tensors[output]
-  first, last = lowering.encodings[source].limits
-  grid, shape = Encoding(made.scale, made.zero_point, 16 if made.dtype == "int16" else 8), made.shape
-  reals = lowering.encodings[source].dequantize(np.arange(first, last + 1))
-  table = lowering.program.add_tensor(IntTensor(
-      f"{node.name}/table", reals.shape, lowering.program.tensors[output].dtype, grid.scale, grid.zero_point,
-      data=grid.quantize(_evaluate(node, reals))))
+  shape = lowering.program.tensors[output].shape
+  table = _table(lowering, node)
   signed, counted = (lowering.program.add_tensor(IntTensor(f"{node.name}/{name}", shape, "int32"))
                      for name in ("signed", "index"))
+  first, _ = lowering.encodings[source].limits
   offset = lowering.constant(f"{node.name}/offset", [-first])
   lowering.add(node, "CAST", [source], [signed])
   lowering.add(node, "ADD", [signed, offset], [counted], fused_activation_function="NONE")
@@ -92,19 +89,18 @@ def lower_table(lowering: Lowering, node: Node) -> None:
 
 def _embedding(lowering: Lowering, node: Node) -> None:
   """GATHER of rows of the table, whose integers lie on the output's grid."""
-  output, rows = lowering.activation(Ref(node)), node.layer.params["embeddings"]
-  grid = lowering.encodings[Ref(node).key]
-  table = lowering.program.add_tensor(IntTensor(
-      f"{node.name}/table", rows.shape, "int8", grid.scale, grid.zero_point,
-      data=grid.quantize(rows).astype(np.int8)))
-  lowering.add(node, "GATHER", [table, *lowering.inputs(node)], [output], axis=0)
+  output = lowering.activation(Ref(node))
+  lowering.add(node, "GATHER", [_table(lowering, node), *lowering.inputs(node)], [output], axis=0)
 
 
-def _evaluate(node: Node, reals: np.ndarray) -> np.ndarray:
-  """Runs the Keras layer on a list of numbers; where it is undefined (log of 0) the result is 0."""
-  layer = node.layer.cls.from_config(node.config)
-  (values,) = keras_calls.call_node(layer, node, lambda ref: tf.constant(reals))
-  return np.nan_to_num(np.asarray(values, np.float64), posinf=np.inf, neginf=-np.inf)
+def _table(lowering: Lowering, node: Node) -> str:
+  key = f"{node.name}/table"
+  if key not in lowering.encodings:
+    raise UnsupportedLayerError(
+        f"Layer {node.name!r} ({node.kind}) has no table in the encodings; finalize the quantized model "
+        "again, and register a layer of your own that a table computes with register_lowering(..., "
+        "elementwise=True) before it is quantized.")
+  return lowering.integers(key)
 
 
 def _matmul(lowering: Lowering, node: Node) -> None:

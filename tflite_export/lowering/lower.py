@@ -1,7 +1,10 @@
 """Finalised Keras model + Encodings -> IntProgram.
 
-Nothing is decided here. A tensor that has an encoding is a tensor of the program under its key; a
-call whose output has none is fused with the ReLU that reads it.
+No number on a grid is decided here: kernels, biases, operands, slopes, caps and tables come from the
+Encodings as integers, and a tensor that has an encoding is a tensor of the program under its key. What
+lowering writes beside them are shapes, axes and paddings, and settings of the layer: the slope of a
+LeakyReLU, rounded to the float32 that its operator holds. A call whose output has no encoding is fused with
+the ReLU that reads it.
 """
 
 import dataclasses
@@ -15,7 +18,9 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.record import LayerFacts
 from kquant.graph.kinds.table import kind_of_class, register
 from kquant.graph.nodes import Node, Ref
-from tflite_export.lowering import elementwise, linear, pooling, shapes
+from tflite_export.lowering import elementwise as elementwise_layers
+from tflite_export.lowering import linear, pooling, shapes
+from tflite_export.lowering.elementwise import lower_table
 from tflite_export.lowering.lowering import Lower, Lowering
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
@@ -29,11 +34,11 @@ def _input(lowering: Lowering, node: Node) -> None:
 
 LOWERINGS: dict[str, Lower] = {
     "InputLayer": _input, **linear.LOWERINGS, **pooling.LOWERINGS, **shapes.LOWERINGS,
-    **elementwise.LOWERINGS}
+    **elementwise_layers.LOWERINGS}
 
 
-def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_table, *,
-                      role: str = "own") -> None:
+def register_lowering(layer_class: type, lower_call: Lower = lower_table, *,
+                      role: str = "own", elementwise: bool | None = None) -> None:
   """Lets a layer class of yours be quantized and lowered.
 
   Args:
@@ -41,6 +46,8 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
     lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
       computes any function of one element as a table of 256 integers.
     role: what the layer does to grids, as in `kquant.graph.kinds.record`: "own", "move" or "average".
+    elementwise: the layer is a function of each element alone, whose table `finalize` makes; None: where
+      `lower_call` is the default, which places that table.
 
   Raises:
     ValueError: another role, or a class of Keras' own.
@@ -48,7 +55,8 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
   if role not in ("own", "move", "average"):
     raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
   kind = kind_of_class(layer_class)
-  register(kind, LayerFacts(role))
+  unary = lower_call is lower_table if elementwise is None else elementwise
+  register(kind, LayerFacts(role, unary=unary))
   LOWERINGS[kind] = lower_call
 
 

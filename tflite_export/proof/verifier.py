@@ -27,6 +27,9 @@ LARGEST_LAYER_LSB = {8: 1, 16: 4}
 LARGEST_COARSE_LSB = {8: 1, 16: 256}
 """Of operators whose inner numbers are coarser than int16: 256 steps are one step of 8 bits."""
 _COARSE = ("RESIZE_BILINEAR", "SOFTMAX")
+LEAST_POWER_16 = 2
+"""SOFTMAX over int16 looks exp up in a table of steps of 2^-15 that ends at e^-10, 1.5 steps: no class counts
+for less than this, however small its score."""
 
 # How the integers of a Keras kernel lie in the file, by operator.
 _FILE_LAYOUT = {
@@ -189,12 +192,24 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   integers = dict(zip(names, results))
   for ref, image in zip(graph.input_refs, images):
     integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
-  coarse = {name for op in stored.ops if op.kind in _COARSE for name in op.outputs}
+  coarse = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in _COARSE for name in op.outputs}
   _compare_layers(graph, model, encodings, integers, coarse, found)
   for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
     outputs = Runtime(data, batch=batch).run_many(inputs)
     _compare_outputs(graph, stored, encodings, integers, outputs, found)
   found.images = len(images[0])
+
+
+def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
+  """Returns how far an output of a coarse operator may be from its layer.
+
+  Over int16 each of n classes adds up to LEAST_POWER_16 steps too much to the sum of a SOFTMAX, which is at
+  least 1: every probability may be off by as many steps, beside the coarseness of the tables.
+  """
+  output = program.tensors[op.outputs[0]]
+  wide = output.dtype == "int16"
+  classes = output.shape[-1] if wide and op.kind == "SOFTMAX" else 0
+  return LARGEST_COARSE_LSB[16 if wide else 8] + classes * LEAST_POWER_16
 
 
 def _compare_outputs(graph: Graph, stored: IntProgram, encodings: Encodings,
@@ -249,7 +264,7 @@ def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.nda
 
 
 def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
-                    integers: dict[str, np.ndarray], coarse: set[str], found: Verification) -> None:
+                    integers: dict[str, np.ndarray], coarse: dict[str, int], found: Verification) -> None:
   """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
   given = _Simulation(graph, model, encodings)
   free = _Simulation(graph, model, encodings)
@@ -264,8 +279,7 @@ def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
       difference = int(np.abs(given.compute(ref) - integers[ref.key].astype(np.int64)).max(initial=0))
       given.integers[ref] = integers[ref.key].astype(np.int64)
       found.layers[ref.key] = difference
-      largest = LARGEST_COARSE_LSB if ref.key in coarse else LARGEST_LAYER_LSB
-      if difference > largest[encodings[ref.key].bits]:
+      if difference > coarse.get(ref.key, LARGEST_LAYER_LSB[encodings[ref.key].bits]):
         found.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
   found.max_lsb = max(found.layers.values(), default=0)
   found.output_max_lsb = max(int(np.abs(free.integers[ref] - given.integers[ref]).max(initial=0))

@@ -13,6 +13,7 @@ from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
+from kquant.qmodel.constants import enter_tables
 from tflite_export.lowering.lower import LOWERINGS, lower, with_border
 from tflite_export.program.check import check
 
@@ -43,6 +44,7 @@ def encode(model, *, kernels=None, grids=None):
       encodings.grids[f"{node.name}/constant"] = Encoding([0.5], [3])
       shape = next(np.shape(value) for value in node.args if not isinstance(value, Ref))
       encodings.integers[f"{node.name}/constant"] = np.ones(shape, np.int8)
+  enter_tables(graph, encodings)
   return encodings
 
 

@@ -11,6 +11,7 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from tests import models
+from tflite_export.lowering.elementwise import lower_table
 from tflite_export.lowering.lower import LOWERINGS
 
 
@@ -78,3 +79,14 @@ def test_errors_name_the_role_and_the_class():
     tflite_export.register_lowering(Cube, role="linear")
   with pytest.raises(ValueError, match="Conv2D is a layer of Keras"):
     tflite_export.register_lowering(layers.Conv2D)
+
+
+def test_a_lowering_of_ones_own_may_use_the_table_where_the_layer_is_said_to_be_elementwise(tmp_path):
+  def lower_cube(lowering, node):
+    lower_table(lowering, node)
+
+  tflite_export.register_lowering(Cube, lower_cube, elementwise=True)
+  assert exported(model_with(Cube(name="cube")), tmp_path).verification.ok
+  tflite_export.register_lowering(Cube, lower_cube)
+  with pytest.raises(UnsupportedLayerError, match="'cube' .* has no table .*elementwise=True"):
+    exported(model_with(Cube(name="cube")), tmp_path)
