@@ -34,15 +34,17 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
     float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
+    rule: where the rule applies that decided; for `kquant.describe`.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               float_in_training: bool = False, **kwargs):
+               float_in_training: bool = False, rule: str = "", **kwargs):
     super().__init__(**kwargs)
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
+    self.rule = rule
 
   def build(self, input_shape):
     """Adds the quantizer's variables and the switch."""
@@ -87,7 +89,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     """Returns the arguments of the constructor."""
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training}
+            "float_in_training": self.float_in_training, "rule": self.rule}
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -98,12 +100,14 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     layer: the layer.
     quantize_config: a tfmot QuantizeConfig that says which of its variables are quantized.
     tracked: whether it has variables for the history of its integers, see `track`.
+    rule: where the rule applies that decided; for `kquant.describe`.
   """
 
-  def __init__(self, layer, quantize_config, *, tracked: bool = False, **kwargs):
+  def __init__(self, layer, quantize_config, *, tracked: bool = False, rule: str = "", **kwargs):
     super().__init__(layer, **{"name": layer.name, **kwargs})
     self.quantize_config = quantize_config
     self.tracked = tracked
+    self.rule = rule
     self.histories: dict[str, dict[str, tf.Variable]] = {}
 
   def build(self, input_shape):
@@ -265,7 +269,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns the arguments of the constructor."""
     config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
               "config": self.quantize_config.get_config()}
-    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked}
+    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked, "rule": self.rule}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
