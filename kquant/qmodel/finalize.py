@@ -7,9 +7,11 @@ scale that causes it is raised and the channel is reported.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import tf_keras as keras
+from absl import logging
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding, Encodings
@@ -28,6 +30,9 @@ _SUMS = ("Add", "Subtract", "tf.math.add", "tf.math.subtract")
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
 
+  Scales that had to be raised are logged as warnings of absl, and kernels of few bits that the file stores in
+  int8.
+
   Args:
     qmodel: a calibrated or trained model with quantizers: from `insert_quantizers`, or from tfmot's
       quantize_apply with kquant's quantizers (see `tfmot_models.from_tfmot`).
@@ -36,8 +41,19 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
   Raises:
     ValueError: a tensor was not calibrated, or qmodel has no quantizers.
   """
-  model, encodings, _ = finalize_with_edits(qmodel, target=target)
+  model, encodings, edits = finalize_with_edits(qmodel, target=target)
+  _log(edits)
   return model, encodings
+
+
+def _log(edits: list[Edit]) -> None:
+  """One line for what happened to a layer, however many of its channels it happened to."""
+  alike: dict[tuple[str, str], list[Edit]] = {}
+  for edit in edits:
+    alike.setdefault((edit.layer, re.sub(r"\d+", "", edit.what)), []).append(edit)
+  for first, *others in alike.values():
+    more = f" (and {len(others)} more like it)" if others else ""
+    logging.warning("finalize: layer %r: %s%s.", first.layer, first.what, more)
 
 
 def finalize_with_edits(qmodel: keras.Model,
@@ -146,14 +162,19 @@ def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref
   if grid.bits > PACKED_BITS or not target.packed_kinds:
     return grid
   call = graph.calls(layer)[0]
-  input_bits, reason = grids[call.inputs[0]].bits, ""
-  if layer.kind not in target.packed_kinds:
-    reason = f"the operator of {layer.kind} takes no INT4 kernel"
-  elif input_bits > target.packed_activation_bits:
-    reason = f"an operator over {input_bits}-bit activations takes no INT4 kernel"
+  reason = packing_obstacle(layer.kind, grids[call.inputs[0]].bits, target)
   if reason:
     graph.edit(call, f"kernel of {grid.bits} bits stored in int8: {reason}")
   return dataclasses.replace(grid, packed=not reason)
+
+
+def packing_obstacle(kind: str, input_bits: int, target: Target) -> str | None:
+  """Returns why the file cannot store a kernel of at most 4 bits as INT4, or None."""
+  if kind not in target.packed_kinds:
+    return f"the operator of {kind} takes no INT4 kernel"
+  if input_bits > target.packed_activation_bits:
+    return f"an operator over {input_bits}-bit activations takes no INT4 kernel"
+  return None
 
 
 def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
