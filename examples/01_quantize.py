@@ -6,7 +6,6 @@
 import numpy as np
 
 import kquant as kq
-import tflite_export
 from kquant.cli.demo import digits, train_digits
 from tflite_export.proof.runtime import Runtime
 
@@ -14,7 +13,7 @@ model = train_digits()
 (images, _), (test_images, test_labels) = digits()
 
 result = kq.quantize(model, calibration=images[:128])
-written = tflite_export.export(result, "digits.tflite", verify=images[:2], io="float32")
+written = kq.export(result, "digits.tflite", verify=images[:2], io="float32")
 
 scores = Runtime("digits.tflite").run_many([test_images])[0]
 print(f"float   {np.mean(model.predict(test_images, verbose=0).argmax(-1) == test_labels):.4f}")

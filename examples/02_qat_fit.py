@@ -9,7 +9,6 @@ import numpy as np
 import tf_keras as keras
 
 import kquant as kq
-import tflite_export
 from kquant.cli.demo import digits, train_digits
 from tflite_export.proof.runtime import Runtime
 
@@ -24,7 +23,7 @@ def report(what: str, found) -> None:
   """Writes a certified file and judges it by LiteRT."""
   with tempfile.TemporaryDirectory() as folder:
     path = f"{folder}/m.tflite"
-    written = tflite_export.export(found, path, verify=images[:2], io="float32", certify=True)
+    written = kq.export(found, path, verify=images[:2], io="float32", certify=True)
     scores = Runtime(written.path).run_many([test_images])[0]
   results = written.certificate["kernel_sets"].values()
   rows = [row for result in results for row in result["operators"].values()]

@@ -13,7 +13,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 import kquant as kq
-import tflite_export
 from kquant.graph.model_files import load_model
 from tflite_export.proof.runtime import Runtime
 
@@ -37,7 +36,7 @@ def main(model_path: str, data_path: str, epochs: str = "10") -> None:
   qmodel.fit(train, epochs=int(epochs), verbose=2, validation_data=(x_test, y_test.reshape(-1)),
              callbacks=[kq.FreezeOscillations(), kq.ReestimateBatchNorm(x[:1600])])
 
-  written = tflite_export.export(kq.finalize(qmodel), "w4a8.tflite", verify=x[:2], io="float32")
+  written = kq.export(kq.finalize(qmodel), "w4a8.tflite", verify=x[:2], io="float32")
   for name, scores in (("float  ", model.predict(x_test, verbose=0)),
                        ("integer", Runtime(written.path).run_many([x_test])[0])):
     print(f"{name} {np.mean(scores.argmax(-1) == y_test.reshape(-1)):.4f}")

@@ -1,7 +1,7 @@
 """kquant: float Keras models to full-integer .tflite files at float accuracy, with proof.
 
     result = kquant.quantize(model, calibration=images)
-    tflite_export.export(result, "model.tflite", verify=images[:2])
+    kquant.export(result, "model.tflite", verify=images[:2])
 
 Public names are imported when they are first used, so that a script can set up TensorFlow first. Model files
 with kquant's layers load with tf_keras' own `load_model` wherever kquant is imported.
@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "quantize": "kquant.api",
     "QuantizationResult": "kquant.api",
+    "export": "tflite_export.exporter",
+    "describe": "kquant.qmodel.describe",
     "rewrite": "kquant.graph.passes",
     "standardize": "kquant.rewrites.standardize.standardize",
     "fold_batch_norm": "kquant.rewrites.folding.batch_norm",

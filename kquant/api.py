@@ -13,6 +13,7 @@ from kquant.core.spec import QuantConfig
 from kquant.core.target import target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
+from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -35,6 +36,10 @@ class QuantizationResult:
   encodings: Encodings
   qmodel: keras.Model
   report: Report
+
+  def __str__(self) -> str:
+    """How many layers have how many bits, the seconds, what was skipped; `kquant.describe` has the layers."""
+    return f"{describe(self.qmodel).summary()}\n\n{self.report}"
 
 
 def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str = "int8",

@@ -57,6 +57,13 @@ def test_imports_go_down(path):
     assert target == package or target in ALLOWED[package], f"{module} must not import {name}"
 
 
+def test_public_names_live_in_kquant_but_export():
+  (homes,) = (node.value for node in ast.parse((ROOT / "kquant" / "__init__.py").read_text()).body
+              if isinstance(node, ast.Assign) and node.targets[0].id == "_HOMES")
+  outside = {name: home for name, home in ast.literal_eval(homes).items() if not home.startswith("kquant.")}
+  assert outside == {"export": "tflite_export.exporter"}
+
+
 def test_private_keras_attributes_live_in_one_file():
   private = ("_nested_inputs", "_nested_outputs", "_keras_history", "_nodes_by_depth", "_is_graph_network",
              "_inbound_nodes", "_flatten_layers")

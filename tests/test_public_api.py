@@ -35,8 +35,10 @@ def test_names_of_kquant():
       "absorb_bias",
       "calibrate",
       "correct_bias",
+      "describe",
       "describe_scale_groups",
       "equalize",
+      "export",
       "finalize",
       "finetune",
       "fold_batch_norm",
@@ -52,6 +54,10 @@ def test_names_of_kquant():
   ]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
+
+
+def test_export_is_that_of_tflite_export():
+  assert kquant.export is tflite_export.export
 
 
 def test_names_of_tflite_export():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from kquant.core import target as targets
@@ -53,8 +54,10 @@ class TensorSpec:
   Attributes:
     bits: 2 to 8 (2 bits of weights are {-1, 0, 1} but with dorefa); 16 for activations, symmetric; 1 for
       weights with dorefa.
-    symmetric: the grid is centred on 0 and its zero point is 0.
-    per_channel: one scale an output channel (weights) or one for the tensor.
+    symmetric: the grid is centred on 0 and its zero point is 0. None: what the tensor's role has by default,
+      True for weights, False for activations but with 16 bits.
+    per_channel: one scale an output channel (weights) or one for the tensor. None: True for weights, False
+      for activations.
     quantizer: one of WEIGHT_QUANTIZERS, or of ACTIVATION_QUANTIZERS. After training minmax is all it takes;
       the others are for training.
     range: name of the range estimator, one of RANGES; of activations any ("cross_entropy" for logits
@@ -63,8 +66,8 @@ class TensorSpec:
   """
 
   bits: int = 8
-  symmetric: bool = False
-  per_channel: bool = False
+  symmetric: bool | None = None
+  per_channel: bool | None = None
   quantizer: str = "minmax"
   range: str = DEFAULT_RANGE
 
@@ -76,33 +79,54 @@ class TensorSpec:
     if not 2 <= self.bits <= 8 and self.bits != 16 and (self.bits, self.quantizer) != (1, "dorefa"):
       raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations, "
                        "1 for weights with quantizer='dorefa'.")
-    if self.bits == 16 and not self.symmetric:
+    if self.bits == 16 and self.symmetric is False:
       raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
-    if self.per_channel and not self.symmetric:
+    if self.per_channel and self.symmetric is False:
       raise ValueError("TensorSpec: per_channel grids must be symmetric; set symmetric=True.")
     parse_range(self.range)
 
+  def for_weights(self) -> "TensorSpec":
+    """Returns the spec with the defaults of weights: symmetric, per channel."""
+    return self._with_defaults(symmetric=True, per_channel=self.symmetric is not False)
 
-INT8_WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
-INT8_ACTIVATIONS = TensorSpec()
+  def for_activations(self) -> "TensorSpec":
+    """Returns the spec with the defaults of activations: asymmetric, symmetric with 16 bits; per tensor."""
+    return self._with_defaults(symmetric=self.bits == 16 or bool(self.per_channel), per_channel=False)
+
+  def _with_defaults(self, **defaults: bool) -> "TensorSpec":
+    return dataclasses.replace(self, **{name: value for name, value in defaults.items()
+                                        if getattr(self, name) is None})
+
+
+INT8_WEIGHTS = TensorSpec().for_weights()
+INT8_ACTIVATIONS = TensorSpec().for_activations()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """Where a pair of specs applies: the first rule that matches a layer decides.
 
+  A rule matches by the layers of the user's model, and so all that a rewrite makes of one of them, or by the
+  layers that a rewrite made. Names say it as well: "up/image" is a part of "up", so that a rule by name also
+  holds for a model that `kquant.rewrite` made; of kinds such a model has only its own.
+
   Attributes:
     match: regular expression, searched in the layer's name.
     kinds: layer kinds ("Conv2D", "Dense"); empty means any.
-    weights, activations: the specs of the kernel and of the output.
+    weights, activations: the specs of the kernel and of the output. What they leave open (None) gets the
+      default of weights and of activations.
+    optional: the rule may match no layer of a model; any other rule that does is an error.
   """
 
   match: str = ""
   kinds: tuple[str, ...] = ()
   weights: TensorSpec = INT8_WEIGHTS
   activations: TensorSpec = INT8_ACTIVATIONS
+  optional: bool = False
 
   def __post_init__(self):
+    object.__setattr__(self, "weights", self.weights.for_weights())
+    object.__setattr__(self, "activations", self.activations.for_activations())
     if isinstance(self.kinds, str):
       raise TypeError(f"Rule: kinds must be a tuple of layer kinds, got {self.kinds!r}; write "
                       f"kinds=({self.kinds!r},).")
@@ -123,8 +147,21 @@ class Rule:
                        "activations can have 16.")
 
   def matches(self, name: str, kind: str) -> bool:
-    """Whether the rule speaks of the layer."""
-    return bool(re.search(self.match, name)) and (not self.kinds or kind in self.kinds)
+    """Whether the rule speaks of a layer of that name and kind; \"a/b\" is a part of \"a\"."""
+    return (not self.kinds or kind in self.kinds) and any(
+        re.search(self.match, part) for part in _and_outer(name))
+
+  def __str__(self) -> str:
+    """Where it applies, in a few words."""
+    name = f"match {self.match!r}" if self.match else ""
+    kinds = f"kinds {', '.join(self.kinds)}" if self.kinds else ""
+    return " and ".join(filter(None, (name, kinds))) or "any layer"
+
+
+def _and_outer(name: str) -> list[str]:
+  """Returns "a/b/c", "a/b", "a" of the name "a/b/c"."""
+  parts = name.split("/")
+  return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +196,17 @@ class QuantConfig:
     object.__setattr__(self, "rules", tuple(self.rules))
     targets.target(self.target)
 
-  def rule(self, name: str, kind: str) -> Rule:
-    """Returns the first rule that matches a layer.
+  def rule(self, name: str, kind: str, origins: Sequence[tuple[str, str]] = ()) -> Rule:
+    """Returns the first rule that matches a layer itself or one of its origins.
+
+    Args:
+      origins: (name, kind) of the user's layers that it was made from.
 
     Raises:
       ValueError: no rule matches it.
     """
     for rule in self.rules:
-      if rule.matches(name, kind):
+      if any(rule.matches(*layer) for layer in ((name, kind), *origins)):
         return rule
     raise ValueError(f"QuantConfig: no rule matches layer {name!r} ({kind}); end the rules with Rule().")
 
@@ -195,16 +235,15 @@ class QuantConfig:
     if name == "int8":
       return cls()
     if name == "int8_per_tensor":
-      return cls(rules=(Rule(weights=TensorSpec(symmetric=True)),), equalize="joint", bias="iterative")
+      return cls(rules=(Rule(weights=TensorSpec(per_channel=False)),), equalize="joint", bias="iterative")
     if name == "int8_tflm":
-      return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(symmetric=True)), Rule()))
+      return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(per_channel=False), optional=True), Rule()))
     if name == "int16x8":
-      return cls(rules=(Rule(activations=TensorSpec(bits=16, symmetric=True)),))
+      return cls(rules=(Rule(activations=TensorSpec(bits=16)),))
     if found := re.fullmatch(r"w([2-8])a([2-8])(_unpacked)?", name):
       weights, activations = int(found[1]), int(found[2])
       of_activations = TensorSpec(bits=activations, range=DEFAULT_RANGE if activations == 8 else "mse")
-      return cls(rules=(Rule(weights=TensorSpec(bits=weights, symmetric=True, per_channel=True),
-                             activations=of_activations),),
+      return cls(rules=(Rule(weights=TensorSpec(bits=weights), activations=of_activations),),
                  target=f"litert{found[3] or ''}")
     raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
                      "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")

@@ -4,9 +4,10 @@ The graph holds copies of the weights: no variable is shared with the user's mod
 written to it.
 """
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tf_keras as keras
 
 from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls
-from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Origin, Ref
 
 NOTES = "graph_notes"
 """Key in the config of the one layer that carries the notes of a graph from model to model and into files."""
@@ -42,6 +43,7 @@ class Graph:
     self.skips: list[Skip] = []
     self.pass_name = ""
     self._readers: dict[Ref, list[Node]] = {}
+    self._origins: tuple[Origin, ...] = ()
     self.normalize()
 
   # --- reading -------------------------------------------------------------------------------
@@ -107,6 +109,15 @@ class Graph:
     """Records that the pass at work left a node alone, and why."""
     self.skips.append(Skip(node.name, self.pass_name, reason))
 
+  @contextlib.contextmanager
+  def in_place_of(self, node: Node) -> Iterator[None]:
+    """Layers that the block adds stand for the layers of the user's that the node's layer stands for."""
+    outer, self._origins = self._origins, node.layer.origins
+    try:
+      yield
+    finally:
+      self._origins = outer
+
   def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
                 params: dict[str, np.ndarray] | None = None) -> LayerDef:
     """Returns a LayerDef of a Keras class whose config is completed by the class's defaults."""
@@ -116,6 +127,7 @@ class Graph:
   def add_node(self, layer: LayerDef, args: tuple, shape: tuple, *,
                kwargs: dict[str, Any] | None = None) -> Ref:
     """Adds one call with one output and returns its tensor; `normalize` sets its place."""
+    layer.origins = layer.origins or self._origins
     node = Node(layer.name, layer, args, dict(kwargs or {}), [tuple(shape)])
     self.nodes.append(node)
     self._note_reader(node)
@@ -153,8 +165,12 @@ class Graph:
     self.nodes.remove(node)
 
   def recall(self, node: Node, layer: LayerDef, args: tuple) -> None:
-    """Lets a node call another layer on other arguments; the shape of its output stays."""
+    """Lets a node call another layer, which stands for what its own stood for, on other arguments.
+
+    The shape of its output stays.
+    """
     self._forget_reader(node)
+    layer.origins = layer.origins or node.layer.origins
     node.layer, node.args, node.kwargs = layer, args, {}
     self._note_reader(node)
 

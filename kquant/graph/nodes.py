@@ -1,13 +1,20 @@
 """The parts of a Graph: LayerDef (a layer as data), Node (one call of it), Ref (one tensor)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from kquant.graph.kinds.record import LayerFacts
 from kquant.graph.kinds.table import facts_of, kind_of, kind_of_class
+
+
+class Origin(NamedTuple):
+  """A layer of the user's model, as rules know it."""
+
+  name: str
+  kind: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -18,6 +25,8 @@ class LayerDef:
     params: {weight name: array}; the name of "conv/kernel:0" in layer "conv" is "kernel".
     output_moments: (mean, deviation) of its output on the training data, float64 [channels] each, where a
       batch norm that was folded knew them.
+    origins: the layers of the user's model that it stands for; one layer may have two kinds, that of the
+      table and that of its class ("Activation:gelu", "Activation").
   """
 
   name: str
@@ -25,6 +34,7 @@ class LayerDef:
   config: dict[str, Any]
   params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   output_moments: tuple[np.ndarray, np.ndarray] | None = None
+  origins: tuple[Origin, ...] = ()
 
   @property
   def kind(self) -> str:
@@ -35,6 +45,11 @@ class LayerDef:
   def facts(self) -> LayerFacts:
     """What kquant knows of this layer."""
     return facts_of(self.kind)
+
+  def as_origins(self) -> tuple[Origin, ...]:
+    """Returns what it is called in the model that it is read from."""
+    kinds = dict.fromkeys((self.kind, kind_of_class(self.cls)))
+    return tuple(Origin(self.name, kind) for kind in kinds)
 
 
 @dataclasses.dataclass(eq=False)

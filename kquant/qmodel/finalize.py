@@ -7,9 +7,11 @@ scale that causes it is raised and the channel is reported.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import tf_keras as keras
+from absl import logging
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding, Encodings
@@ -27,6 +29,9 @@ from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
   """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
 
+  Scales that had to be raised are logged as warnings of absl, and kernels of few bits that the file stores in
+  int8.
+
   Args:
     qmodel: a calibrated or trained model with quantizers: from `insert_quantizers`, or from tfmot's
       quantize_apply with kquant's quantizers (see `tfmot_models.from_tfmot`).
@@ -35,8 +40,19 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
   Raises:
     ValueError: a tensor was not calibrated, or qmodel has no quantizers.
   """
-  model, encodings, _ = finalize_with_edits(qmodel, target=target)
+  model, encodings, edits = finalize_with_edits(qmodel, target=target)
+  _log(edits)
   return model, encodings
+
+
+def _log(edits: list[Edit]) -> None:
+  """One line for what happened to a layer, however many of its channels it happened to."""
+  alike: dict[tuple[str, str], list[Edit]] = {}
+  for edit in edits:
+    alike.setdefault((edit.layer, re.sub(r"\d+", "", edit.what)), []).append(edit)
+  for first, *others in alike.values():
+    more = f" (and {len(others)} more like it)" if others else ""
+    logging.warning("finalize: layer %r: %s%s.", first.layer, first.what, more)
 
 
 def finalize_with_edits(qmodel: keras.Model,
@@ -138,14 +154,21 @@ def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref
   if grid.bits > PACKED_BITS or not target.packs:
     return grid
   call = graph.calls(layer)[0]
-  input_bits, reason = grids[call.inputs[0]].bits, ""
-  if not layer.facts.packs:
-    reason = f"the operator of {layer.kind} takes no INT4 kernel"
-  elif input_bits > target.packed_activation_bits:
-    reason = f"an operator over {input_bits}-bit activations takes no INT4 kernel"
+  reason = packing_obstacle(layer, grids[call.inputs[0]].bits, target)
   if reason:
     graph.edit(call, f"kernel of {grid.bits} bits stored in int8: {reason}")
   return dataclasses.replace(grid, packed=not reason)
+
+
+def packing_obstacle(layer: LayerDef, input_bits: int, target: Target) -> str | None:
+  """Returns why the file cannot store a kernel of at most 4 bits as INT4, or None."""
+  if not target.packs:
+    return f"the target {target.name} stores every kernel in int8"
+  if not layer.facts.packs:
+    return f"the operator of {layer.kind} takes no INT4 kernel"
+  if input_bits > target.packed_activation_bits:
+    return f"an operator over {input_bits}-bit activations takes no INT4 kernel"
+  return None
 
 
 def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],

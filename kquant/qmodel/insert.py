@@ -8,6 +8,7 @@ import tf_keras as keras
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.graph.graph import NOTES, Graph
 from kquant.graph.nodes import LayerDef, Ref
+from kquant.graph.passes import log_skips
 from kquant.qmodel.batch_norm_modes import (
   check_absorbable,
   folded_kernel,
@@ -40,15 +41,19 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    ValueError: an unknown `batch_norm`, or "absorb" with one scale a kernel.
+    ValueError: an unknown `batch_norm`, or "absorb" with one scale a kernel; a rule that matches no layer, or
+      a kind that does not exist.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   graph = Graph.from_model(model)
   standardize(graph)
+  taken = None
   if batch_norm == "fold":
-    return insert_into_graph(fold_batch_norm(graph), config)
-  return insert_into_graph(graph, config, batch_norms=take_out_batch_norms(graph, batch_norm),
-                           absorb=batch_norm == "absorb")
+    fold_batch_norm(graph)
+  else:
+    taken = take_out_batch_norms(graph, batch_norm)
+  log_skips(graph)
+  return insert_into_graph(graph, config, batch_norms=taken, absorb=batch_norm == "absorb")
 
 
 def insert_into_graph(graph: Graph, config: QuantConfig, *,
@@ -66,11 +71,11 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
   graph.pass_name = "insert_quantizers"
   groups, batch_norms = place(graph, config), batch_norms or {}
   for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
-    spec, norm = config.rule(layer.name, layer.kind).weights, batch_norms.get(layer)
+    rule, norm = config.rule(layer.name, layer.kind, layer.origins), batch_norms.get(layer)
     if norm is not None and absorb:
-      check_absorbable(layer, spec)
+      check_absorbable(layer, rule.weights)
     norm = None if absorb else norm
-    wrap(layer, *_weight_quantizer(layer, spec, norm), batch_norm=norm)
+    wrap(layer, *_weight_quantizer(layer, rule.weights, norm), batch_norm=norm, rule=str(rule))
   for group in groups:
     insert_activation(graph, group, _activation_quantizer(graph, group))
   if absorb:
@@ -80,18 +85,18 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
 
 
 def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any], *,
-         batch_norm: LayerDef | None = None) -> None:
+         batch_norm: LayerDef | None = None, rule: str = "") -> None:
   """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer.
 
-  With a batch norm it becomes their FoldedConv.
+  With a batch norm it becomes their FoldedConv. `rule` says where the rule applies that decided.
   """
   inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
   state = {f"{layer.facts.kernel}_{name}": value for name, value in values.items()}
   if batch_norm is None:
-    wrapper = QuantizeWeights(inner, quantize_config)
+    wrapper = QuantizeWeights(inner, quantize_config, rule=rule)
     layer.params = {**layer.params, **state}
   else:
-    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config))
+    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config), rule=rule)
     layer.params = {**layer.params, **batch_norm.params, **state}
   layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
@@ -107,7 +112,7 @@ def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | Non
   layer = graph.new_layer(QuantizeActivation, group.name,
                           {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
                            "float_in_training": fixed is not None and _ends_model(graph, group.sources[0]),
-                           **carrier})
+                           "rule": group.rule, **carrier})
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}

@@ -36,16 +36,19 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
     float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
+    rule: where the rule applies that decided; for `kquant.describe`.
     graph_notes: what the model's graph knows beside its layers (`Graph.notes`); one layer of a model has it.
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               float_in_training: bool = False, graph_notes: dict[str, Any] | None = None, **kwargs):
+               float_in_training: bool = False, rule: str = "", graph_notes: dict[str, Any] | None = None,
+               **kwargs):
     super().__init__(**kwargs)
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
+    self.rule = rule
     self._graph_notes = None if graph_notes is None else json.dumps(graph_notes)  # Keras would track a dict
 
   def build(self, input_shape):
@@ -92,7 +95,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training, **notes}
+            "float_in_training": self.float_in_training, "rule": self.rule, **notes}
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -103,12 +106,14 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     layer: the layer.
     quantize_config: a tfmot QuantizeConfig that says which of its variables are quantized.
     tracked: whether it has variables for the history of its integers, see `track`.
+    rule: where the rule applies that decided; for `kquant.describe`.
   """
 
-  def __init__(self, layer, quantize_config, *, tracked: bool = False, **kwargs):
+  def __init__(self, layer, quantize_config, *, tracked: bool = False, rule: str = "", **kwargs):
     super().__init__(layer, **{"name": layer.name, **kwargs})
     self.quantize_config = quantize_config
     self.tracked = tracked
+    self.rule = rule
     self.histories: dict[str, dict[str, tf.Variable]] = {}
 
   def build(self, input_shape):
@@ -270,7 +275,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     """Returns the arguments of the constructor."""
     config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
               "config": self.quantize_config.get_config()}
-    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked}
+    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked, "rule": self.rule}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):

@@ -19,6 +19,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_classes
 from kquant.graph.nodes import Node, Ref
+from kquant.qmodel.rules import check_kinds, check_matches
 
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
@@ -35,12 +36,14 @@ class GridGroup:
     averages: tensors averaged from others of the group: on the same grid, rounded to it again.
     spec: how the grid is chosen.
     fixed: the grid where the runtime's kernel takes no other.
+    rule: where the rule applies that decided the spec.
   """
 
   sources: list[Ref]
   averages: list[Ref]
   spec: TensorSpec
   fixed: Encoding | None = None
+  rule: str = ""
 
   @property
   def name(self) -> str:
@@ -53,20 +56,28 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
+    ValueError: a rule that matches no layer, a layer that no rule matches, activations of 16 bits beside
+      others.
   """
+  check_kinds(graph, config)
   limits = target(config.target)
   for node in graph.nodes:
     check_supported(node)
   _part_colliding_grids(graph, limits)
-  groups = []
+  groups, deciders = [], {node.layer: node.layer for node in graph.nodes if node.facts.role == "linear"}
   for refs in grid_classes(graph):
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
-    rule = config.rule(*_rule_subject(graph, sources[0]))
+    subject = _rule_subject(graph, sources[0])
+    deciders[subject.layer] = subject.layer
+    for ref in refs:
+      deciders.setdefault(ref.node.layer, subject.layer)
+    rule = config.rule(subject.layer.name, subject.kind, subject.layer.origins)
     fixed = limits.fixed_grid(sources[0].node.facts.fixed_grid, rule.activations.bits)
     fixed = fixed or _grid_of_table(sources, rule.activations)
-    groups.append(GridGroup(sources, averages, rule.activations, fixed))
+    groups.append(GridGroup(sources, averages, rule.activations, fixed, str(rule)))
   _check_widths(groups)
+  check_matches(config, deciders)
   return groups
 
 
@@ -166,9 +177,9 @@ def _layer_name(ref: Ref, suffix: str) -> str:
   return f"{ref.key.replace('@', '_call').replace(':', '_')}/{suffix}"
 
 
-def _rule_subject(graph: Graph, ref: Ref) -> tuple[str, str]:
-  """The layer that rules speak of: what is fused with a ReLU goes before the ReLU itself."""
+def _rule_subject(graph: Graph, ref: Ref) -> Node:
+  """The call of the layer that rules speak of: what is fused with a ReLU goes before the ReLU itself."""
   node = ref.node
   if node.facts.role == "relu" and fuses_into_reader(graph, node.inputs[0]):
     node = node.inputs[0].node
-  return node.layer.name, node.kind
+  return node

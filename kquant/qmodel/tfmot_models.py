@@ -21,6 +21,7 @@ from kquant.rewrites.standardize.standardize import standardize
 
 # A quantizer, and its variables by name.
 State = tuple[Quantizer, dict[str, np.ndarray]]
+_ANNOTATED = "annotated in tfmot"  # in the place of a rule
 
 
 def is_tfmot(model: keras.Model) -> bool:
@@ -49,8 +50,9 @@ def from_tfmot(model: keras.Model) -> keras.Model:
     if layer.name not in kernels:
       raise UnsupportedLayerError(f"Layer {layer.name!r} has no quantizer for its kernel; annotate it with a "
                                   "KernelQuantizeConfig of kquant's quantizers.")
-    wrap(layer, *kernels[layer.name])
+    wrap(layer, *kernels[layer.name], rule=_ANNOTATED)
   for group in groups:
+    group.rule = _ANNOTATED
     insert_activation(graph, group, *_state_of(graph, group, outputs))
   with observing():
     return graph.to_model()

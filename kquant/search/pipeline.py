@@ -7,10 +7,11 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.input_range import InputRange
-from kquant.core.records import Report
+from kquant.core.records import Report, Skip
 from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.ptq.finetune.finetuning import finetune, split_to_judge
+from kquant.ptq.layerwise import bias_correction, layer_rounding
 from kquant.ptq.layerwise.bias_correction import (
   correct_analytic_shift,
   correct_iteratively,
@@ -76,15 +77,21 @@ class Calibrated:
     self._start = self.qmodel.get_weights()
 
   def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0) -> None:
-    """Rounds the float weights and corrects their biases as a config says, in place."""
+    """Rounds the float weights and corrects their biases as a config says, in place.
+
+    The report names shared layers that were rounded to nearest, or corrected locally.
+    """
     self.qmodel.set_weights(self._start)
     known = self._float_params, self._statistics, self._calibration
     if config.rounding != "nearest":
       with report.stage("rounding"):
-        round_layers(self.qmodel, *known, method=config.rounding, seed=seed)
+        shared = round_layers(self.qmodel, *known, method=config.rounding, seed=seed)
+      reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
-        _correct_bias(self.qmodel, config.bias, *known)
+        shared = _correct_bias(self.qmodel, config.bias, *known)
+      reason, name = bias_correction.SHARED_REASON, "correct_bias"
+    report.add_edits([], [Skip(layer, name, reason) for layer in shared])
 
 
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
@@ -154,11 +161,13 @@ def _settings(qmodel: keras.Model, method: str, images: int) -> dict[str, Any]:
 
 
 def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],
-                  statistics: Statistics, calibration: Any) -> None:
+                  statistics: Statistics, calibration: Any) -> list[str]:
+  """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
   if method == "local":
     correct_local_shift(qmodel, float_params, statistics)
   elif method == "analytic":
     correct_analytic_shift(qmodel, float_params,
                            calibration if isinstance(calibration, InputRange) else None)
   elif method == "iterative":
-    correct_iteratively(qmodel, float_params, statistics, calibration)
+    return correct_iteratively(qmodel, float_params, statistics, calibration)
+  return []

@@ -21,7 +21,7 @@ def test_16_bits_are_for_symmetric_activations():
   wide = TensorSpec(bits=16, symmetric=True)
   assert QuantConfig.preset("int16x8").rules == (Rule(activations=wide),)
   with pytest.raises(ValueError, match="grids of 16 bits must be symmetric; set symmetric=True"):
-    TensorSpec(bits=16)
+    TensorSpec(bits=16, symmetric=False)
   with pytest.raises(ValueError, match="Rule 'conv': weights have 2 to 8 bits, got 16"):
     Rule(match="conv", weights=wide)
 
@@ -34,7 +34,27 @@ def test_unpacked_presets_differ_by_their_target_alone():
 
 def test_a_grid_per_channel_must_be_symmetric():
   with pytest.raises(ValueError, match="set symmetric=True"):
-    TensorSpec(per_channel=True)
+    TensorSpec(symmetric=False, per_channel=True)
+
+
+def test_what_a_spec_leaves_open_is_the_default_of_its_role():
+  open_, sided = TensorSpec(bits=4), TensorSpec(bits=4, symmetric=True)
+  rule = Rule(weights=open_, activations=open_)
+  assert rule.weights == TensorSpec(bits=4, symmetric=True, per_channel=True)
+  assert rule.activations == TensorSpec(bits=4, symmetric=False, per_channel=False)
+  assert Rule(weights=sided).weights.per_channel and not Rule(activations=sided).activations.per_channel
+  assert Rule(activations=TensorSpec(bits=16)).activations == TensorSpec(16, True, False)
+  assert not Rule(weights=TensorSpec(per_channel=False)).weights.per_channel
+  with pytest.raises(ValueError, match="Rule 'conv': weights must be symmetric"):
+    Rule(match="conv", weights=TensorSpec(symmetric=False))
+
+
+def test_json_of_before_loads():
+  spec = {"bits": 8, "symmetric": True, "per_channel": False, "quantizer": "minmax", "range": "minmax"}
+  wide = {**spec, "symmetric": False}
+  fields = {**QuantConfig().to_json(), "rules": [{"match": "", "kinds": [], "weights": spec,
+                                                  "activations": wide}]}
+  assert QuantConfig.from_json(fields).rules == (Rule(weights=TensorSpec(per_channel=False)),)
 
 
 def test_defaults_are_int8():
@@ -46,7 +66,7 @@ def test_defaults_are_int8():
 
 def test_weights_must_be_symmetric():
   with pytest.raises(ValueError, match="Rule 'conv': weights must be symmetric"):
-    Rule(match="conv", weights=TensorSpec())
+    Rule(match="conv", weights=TensorSpec(symmetric=False))
 
 
 def test_a_bad_expression_is_named():
@@ -77,6 +97,26 @@ def test_the_first_rule_that_matches_decides():
   assert config.rule("logits", "Dense") is first
   assert config.rule("dense", "Dense") is second
   assert config.rule("conv", "Conv2D") is third
+
+
+def test_a_rule_matches_a_layer_by_what_it_was_made_of_as_well():
+  of_user, of_part, last = Rule("^up$", ("Conv1DTranspose",)), Rule(kinds=("Conv2DTranspose",)), Rule()
+  part = "up/image", "Conv2DTranspose", [("up", "Conv1DTranspose")]
+  assert QuantConfig((of_user, of_part, last)).rule(*part) is of_user
+  assert QuantConfig((of_part, of_user, last)).rule(*part) is of_part
+  assert QuantConfig((of_user, last)).rule(*part[:2]) is last
+
+
+def test_a_name_says_what_a_layer_is_a_part_of():
+  rule = Rule("^sep$")
+  assert rule.matches("sep/depthwise", "DepthwiseConv2D") and rule.matches("sep", "Conv2D")
+  assert not rule.matches("sep2/depthwise", "DepthwiseConv2D") and not rule.matches("a/sep", "Conv2D")
+  assert Rule("^a/sep$", ("ReLU",)).matches("a/sep/x/y", "ReLU")
+
+
+def test_a_rule_says_where_it_applies():
+  assert [str(rule) for rule in (Rule(), Rule("a"), Rule("a", ("Dense", "Conv2D")))] == [
+      "any layer", "match 'a'", "match 'a' and kinds Dense, Conv2D"]
 
 
 def test_no_match_names_the_layer_and_the_remedy():

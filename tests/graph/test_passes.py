@@ -109,3 +109,38 @@ def test_public_passes_are_passes(model):
   for entry in (kq.standardize, kq.fold_batch_norm):
     graph = Graph.from_model(model)
     assert entry(graph) is graph and isinstance(entry(model), keras.Model)
+
+
+def lone():
+  """A batch norm that no linear layer can take."""
+  image = keras.Input((4, 4, 2), name="image")
+  return keras.Model(image, keras.layers.BatchNormalization(name="bn")(keras.layers.ReLU()(image)))
+
+
+@pytest.mark.parametrize("route", [
+    lambda model: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm]), kq.fold_batch_norm,
+    kq.insert_quantizers], ids=["rewrite", "pass", "insert"])
+def test_what_is_skipped_is_logged_in_a_line(route, caplog):
+  route(lone())
+  (message,) = caplog.messages
+  assert message.startswith("fold_batch_norm: layer 'bn' skipped: ") and message.endswith("1x1 depthwise.")
+
+
+def test_a_pass_on_a_graph_leaves_logging_to_its_caller(caplog):
+  graph = Graph.from_model(lone())
+  kq.fold_batch_norm(graph)
+  assert graph.skips and not caplog.messages
+
+
+def test_layers_that_a_pass_adds_stand_for_the_layer_it_treats(model):
+  graph = Graph.from_model(model)
+  (conv,) = graph.find("Conv2D")
+  assert conv.layer.origins == (("conv", "Conv2D"),)
+  with graph.in_place_of(conv):
+    graph.insert_after(Ref(conv), graph.new_layer(keras.layers.ReLU, "inside"))
+  graph.insert_after(Ref(conv), graph.new_layer(keras.layers.ReLU, "outside"))
+  graph.normalize()
+  found = {node.name: node.layer.origins for node in graph.nodes}
+  assert found["inside"] == conv.layer.origins and found["outside"] == ()
+  graph.recall(conv, graph.new_layer(keras.layers.ReLU, "new"), (conv.inputs[0],))
+  assert conv.layer.name == "new" and conv.layer.origins == (("conv", "Conv2D"),)

@@ -218,6 +218,19 @@ def test_channel_whose_bias_would_overflow_gets_a_larger_scale_and_is_reported()
       ("dense", "weight scale of channel 1"), ("dense", "weight scale of channel 2")]
 
 
+def test_raised_scales_are_logged_in_a_line_a_layer(caplog):
+  x = vector(2)
+  kernel = np.float32([[0.5, 1e-9, 0.0], [-0.25, -1e-9, 0.0]])
+  data = np.float32([[1, 0], [0, 1]])
+  kq.finalize(calibrated(keras.Model(x, dense(kernel, [0.1, 50.0, -70.0])(x)), data))
+  (message,) = caplog.messages
+  assert message.startswith("finalize: layer 'dense': weight scale of channel 1 raised: its bias")
+  assert message.endswith("(and 1 more like it).")
+  caplog.clear()
+  kq.finalize(calibrated(keras.Model(x, dense(np.float32([[0.5], [0.2]]), [0.1])(x)), data))
+  assert not caplog.messages
+
+
 def test_overflowing_bias_raises_the_only_scale_of_a_kernel_per_tensor():
   x = vector(1)
   _, encodings, edits = finalized(keras.Model(x, dense([[1e-8, 2e-8]], [90.0, 1.0])(x)),

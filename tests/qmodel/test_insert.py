@@ -8,6 +8,7 @@ from tf_keras import layers
 import kquant as kq
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core.target import LITERT
+from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.ranges.weights import weight_range
@@ -81,7 +82,7 @@ def test_activations_pass_through_until_calibration_and_weights_do_not():
 def test_rules_decide_the_kernels_by_name_and_kind():
   config = QuantConfig((
       Rule("project", weights=TensorSpec(bits=2, symmetric=True, per_channel=True)),
-      Rule(kinds=("DepthwiseConv2D",), weights=TensorSpec(bits=5, symmetric=True)), Rule()))
+      Rule(kinds=("DepthwiseConv2D",), weights=TensorSpec(bits=5, per_channel=False)), Rule()))
   bits = {name: (encoding.bits, encoding.axis)
           for name, (_, encoding) in kernels(inserted(models.build("mobile_block"), config)).items()}
   assert bits == {"stem": (8, (3,)), "expand": (8, (3,)), "depthwise": (5, None), "project": (2, (3,)),
@@ -191,3 +192,82 @@ def test_model_in_a_preset_by_name_or_config_is_the_same():
 def test_unknown_preset_is_an_error():
   with pytest.raises(ValueError, match="Unknown preset 'int9'"):
     inserted(models.build("conv_bn_relu"), "int9")
+
+
+# --- rules of the user's own layers ----------------------------------------------------------------
+
+
+def user_model():
+  """Layers that standardize takes apart, and one that it does not."""
+  x = image = keras.Input((8, 4), name="image")
+  x = layers.Conv1DTranspose(4, 2, strides=2, padding="same", activation="relu", name="up")(x)
+  x = layers.SeparableConv1D(6, 3, name="separable")(x)
+  x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+  x = layers.Reshape((7, 2, 6))(layers.Dense(6, name="mixed")(x))
+  x = layers.SeparableConv2D(4, 2, activation="sigmoid", name="sep")(x)
+  return models.randomized(keras.Model(image, layers.Activation("swish", name="act")(x)))
+
+
+MADE_OF = {
+    "up": {"up/image"},
+    "separable": {"separable/image/depthwise", "separable/image"},
+    "attention": {"attention/query", "attention/key", "attention/value", "attention/attention_output"},
+    "mixed": {"mixed"}, "sep": {"sep/depthwise", "sep"}}
+KINDS_OF = {"up": "Conv1DTranspose", "separable": "SeparableConv1D", "attention": "MultiHeadAttention",
+            "mixed": "Dense", "sep": "SeparableConv2D"}
+
+
+def kernels_of_4_bits(qmodel):
+  return {name for name, (_, encoding) in kernels(qmodel).items() if encoding.bits == 4}
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+@pytest.mark.parametrize("passes", [[], [kq.standardize]], ids=["whole", "standardized before"])
+def test_a_rule_by_name_applies_to_all_that_becomes_of_a_users_layer(name, passes):
+  config = QuantConfig((Rule(f"^{name}$", weights=TensorSpec(bits=4)), Rule()))
+  qmodel = kq.insert_quantizers(kq.rewrite(user_model(), passes), config)
+  assert kernels_of_4_bits(qmodel) == MADE_OF[name]
+  assert all(encoding.axis is not None for _, encoding in kernels(qmodel).values())
+
+
+@pytest.mark.parametrize("name", KINDS_OF)
+def test_a_rule_by_kind_applies_to_all_that_becomes_of_a_users_layer(name):
+  config = QuantConfig((Rule(kinds=(KINDS_OF[name],), weights=TensorSpec(bits=4)), Rule()))
+  expected = MADE_OF[name] | (MADE_OF["attention"] if name == "mixed" else set())  # Dense, as it was made
+  assert kernels_of_4_bits(kq.insert_quantizers(user_model(), config)) == expected
+
+
+def test_a_rule_on_an_activation_reaches_what_it_was_written_as():
+  config = QuantConfig((Rule(kinds=("Activation",), activations=TensorSpec(bits=5)), Rule()))
+  found = activations(kq.insert_quantizers(user_model(), config))
+  assert {name for name, layer in found.items() if layer.rule == "kinds Activation"} == {
+      "act/quantize", "act/sigmoid/quantize"}
+  assert found["act/quantize"].quantizer.bits == 5
+
+
+def test_a_batch_norm_that_stays_as_a_depthwise_is_reached_as_a_batch_norm():
+  config = QuantConfig((Rule(kinds=("BatchNormalization",), weights=TensorSpec(bits=4)), Rule()))
+  assert kernels_of_4_bits(kq.insert_quantizers(models.build("lone_batch_norm"), config))
+
+
+def test_a_copy_of_a_graph_knows_the_users_layers():
+  graph = Graph.from_model(user_model())
+  kq.standardize(graph)
+  twin = graph.copy()
+  assert [node.layer.origins for node in twin.nodes] == [node.layer.origins for node in graph.nodes]
+  assert all(node.layer.origins for node in twin.nodes)
+
+
+def test_equalization_asks_the_rules_of_the_users_layers():
+  config = QuantConfig((Rule(kinds=("SeparableConv2D",), weights=TensorSpec(per_channel=False)), Rule()))
+  graph = Graph.from_model(user_model())
+  kq.standardize(graph)
+  by_name = {node.layer.name: node.layer for node in graph.nodes}
+  of_part = by_name["sep/depthwise"]
+  assert not config.rule(of_part.name, of_part.kind, of_part.origins).weights.per_channel
+
+
+def test_a_rule_without_a_layer_is_an_error_of_the_one_call_route_too():
+  model = models.build("conv_bn_relu")
+  with pytest.raises(ValueError, match="'Conv2d'; expected 'Conv2D'"):
+    kq.quantize(model, models.sample_inputs(model), config=QuantConfig((Rule(kinds=("Conv2d",)), Rule())))

@@ -264,12 +264,14 @@ def bits_of(config):
 
 
 def test_rule_by_name_speaks_of_the_relu_fused_to_the_named_layer():
-  config = QuantConfig((Rule("conv_a", activations=FOUR), Rule("relu_x", activations=FIVE), Rule()))
+  of_relu = Rule("relu_x", activations=FIVE, optional=True)
+  config = QuantConfig((Rule("conv_a", activations=FOUR), of_relu, Rule()))
   assert bits_of(config) == {"image": 8, "relu_x": 4, "conv_b": 8, "add": 8, "mean": 8}
 
 
 def test_rule_by_kind_speaks_of_the_fused_relu_as_its_convolution():
-  config = QuantConfig((Rule(kinds=("ReLU",), activations=SIX), Rule(kinds=("Conv2D",), activations=FOUR),
+  config = QuantConfig((Rule(kinds=("ReLU",), activations=SIX, optional=True),
+                        Rule(kinds=("Conv2D",), activations=FOUR),
                         Rule(kinds=("Add", "InputLayer"), activations=FIVE), Rule()))
   assert bits_of(config) == {"image": 5, "relu_x": 4, "conv_b": 4, "add": 5, "mean": 8}
 
@@ -291,6 +293,39 @@ def test_lone_relu_is_spoken_of_by_its_own_name():
 def test_no_rule_for_a_layer_is_an_error_that_names_it():
   with pytest.raises(ValueError, match=r"no rule matches layer 'image' \(InputLayer\)"):
     bits_of(QuantConfig((Rule("conv"),)))
+
+
+@pytest.mark.parametrize("rule, message", [
+    (Rule("^conv_c$"), r"Rule with match '\^conv_c\$' matches no layer .*expected 'conv_b' or 'conv_a' or "),
+    (Rule(kinds=("Dense",)), "kinds Dense matches no layer .*expected 'Add' or 'Conv2D'"),
+    (Rule("conv_a", ("Add",)), "matches no layer"),
+    (Rule(kinds=("Conv2d",)), "there is no layer kind 'Conv2d'; expected 'Conv2D' or "),
+    (Rule(kinds=("Conv2D", "multi_head_attention")), "'multi_head_attention'; expected 'MultiHeadAtt"),
+    (Rule(kinds=("Add", "tf.nn.rleu")), "no layer kind 'tf.nn.rleu'; expected 'tf.nn.elu' or "),
+    (Rule("relu_x"), "matches 'relu_x' alone, which has no grid of its own; expected .* 'conv_a'")])
+def test_a_rule_that_cannot_decide_anything_is_an_error_that_names_the_nearest(rule, message):
+  with pytest.raises(ValueError, match=message):
+    bits_of(QuantConfig((rule, Rule())))
+
+
+@pytest.mark.parametrize("rule", [
+    Rule("conv_c", optional=True), Rule(kinds=("Dense",), optional=True), Rule(kinds=("Add", "tf.nn.relu")),
+    Rule(kinds=("Add", "LSTM")), Rule("conv|dense")])
+def test_a_rule_that_may_or_does_match_is_none(rule):
+  assert bits_of(QuantConfig((Rule(activations=SIX), rule)))["image"] == 6  # an earlier rule decides
+
+
+def test_presets_suit_models_without_the_layers_they_name():
+  x = image()
+  assert placed(x, conv("conv")(x), QuantConfig.preset("int8_tflm"))[1]
+
+
+def test_a_kind_of_the_users_own_is_known_where_the_model_has_it():
+  x = image()
+  with pytest.raises(UnsupportedLayerError, match="'bad'"):
+    placed(x, Custom(name="bad")(x), QuantConfig((Rule(kinds=(f"{__name__}.Custom",)), Rule())))
+  with pytest.raises(ValueError, match=r"no layer kind '.*test_placement.Custom'; expected '"):
+    placed(x, conv("conv")(x), QuantConfig((Rule(kinds=(f"{__name__}.Custom",)), Rule())))
 
 
 # --- what is refused -------------------------------------------------------------------------------

@@ -104,3 +104,11 @@ def test_tfmots_own_quantizers_of_kernels_are_refused_with_a_remedy():
   model = tfmot.quantization.keras.quantize_model(keras.Model(x, layers.Dense(2, name="dense")(x)))
   with pytest.raises(UnsupportedLayerError, match="of another package; annotate its layer with a Kernel"):
     kq.finalize(model)
+
+
+def test_a_description_says_that_the_annotations_decided():
+  model, (x, y) = network(), data()
+  fit(model, x, y)
+  rows = {row.layer: row for row in kq.describe(model).rows}
+  assert rows["stem"].kernel.rule == rows["add"].output.rule == "annotated in tfmot"
+  assert rows["stem"].note.startswith("one integer operator with stem/relu")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tf_keras as keras
+from absl import logging
 
 from kquant.core import data, numerics
 from kquant.core.input_range import InputRange
@@ -23,6 +24,8 @@ from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.layers import QuantizeWeights
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
+
+SHARED_REASON = "called more than once: one bias for several means is corrected locally"
 
 
 def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerFacts) -> np.ndarray:
@@ -51,6 +54,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     method: "local": each layer's own shift, from the float network's input means; "analytic": the same
       with the means that batch norms knew, for which calibration is an InputRange or None; "iterative":
       layer after layer, with all before it quantized and corrected. A second call gives the same biases.
+      Layers that are called more than once are corrected locally; a warning of absl names them.
     shrink: for "iterative": take out of each mean error what chance gives with so few images; False leaves
       no mean error on the calibration images.
 
@@ -68,7 +72,8 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
   else:
     images = data.gather(calibration, keras_calls.input_specs(qmodel))
-    correct_iteratively(qmodel, float_params, observe(qmodel, images), images, shrink=shrink)
+    for name in correct_iteratively(qmodel, float_params, observe(qmodel, images), images, shrink=shrink):
+      logging.warning("correct_bias: layer %r is %s.", name, SHARED_REASON)
   return qmodel
 
 

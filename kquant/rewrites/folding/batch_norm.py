@@ -58,7 +58,8 @@ def fold_batch_norm(graph: Graph, *, keep: Collection[Node] = ()) -> None:
       graph.remove(bn)
       continue
     graph.skip(bn, f"before it: {backward}; behind it: {forward}; kept as a 1x1 depthwise")
-    affine_to_depthwise(graph, bn)
+    with graph.in_place_of(bn):
+      affine_to_depthwise(graph, bn)
 
 
 def _backward_obstacle(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray) -> str | None:

@@ -116,7 +116,7 @@ def _fix_rounded_kernels(graph: Graph, groups: ScaleGroups, config: QuantConfig)
   for node in graph.nodes:
     if node.facts.role != "linear":
       continue
-    spec = config.rule(node.layer.name, node.kind).weights
+    spec = config.rule(node.layer.name, node.kind, node.layer.origins).weights
     if _relative_rounding_error(node, spec) < _ON_GRID:
       if not spec.per_channel:
         groups.free[groups.index[Ref(node)]] = False
@@ -210,7 +210,8 @@ def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
   """Per-channel weights into a depthwise layer: the scale cancels in both kernels."""
   helpless = []
   for node in graph.nodes:
-    if node.facts.role != "linear" or not config.rule(node.layer.name, node.kind).weights.per_channel:
+    if (node.facts.role != "linear"
+        or not config.rule(node.layer.name, node.kind, node.layer.origins).weights.per_channel):
       continue
     readers = graph.readers(Ref(node))
     if len(readers) == 1 and readers[0].facts.role == "relu":

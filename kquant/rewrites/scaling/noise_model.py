@@ -144,14 +144,15 @@ def noise_model(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics
     config: the grids that the network will get.
   """
   terms: list[WeightNoise | ActivationNoise | None] = [
-      _weight_noise(node, groups, statistics, config.rule(node.layer.name, node.kind).weights)
+      _weight_noise(node, groups, statistics,
+                    config.rule(node.layer.name, node.kind, node.layer.origins).weights)
       for node in graph.nodes if node.facts.role == "linear"]
   for refs in grid_classes(graph):
     refs = [ref for ref in refs if ref.node.facts.role not in ("move", "fixed")]
     if any(groups.free[groups.index[ref]].any() for ref in refs):
       node = refs[0].node
-      terms.append(_activation_noise(refs, groups, statistics,
-                                     config.rule(node.layer.name, node.kind).activations))
+      rule = config.rule(node.layer.name, node.kind, node.layer.origins)
+      terms.append(_activation_noise(refs, groups, statistics, rule.activations))
   return NoiseModel([term for term in terms if term is not None and term.gain.any()], groups.count)
 
 

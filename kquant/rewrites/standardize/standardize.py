@@ -5,6 +5,8 @@ Fused activations become layers, SeparableConv becomes depthwise and pointwise, 
 inference goes, and a ZeroPadding2D that equals the convolution's own "same" padding is left to it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tf_keras as keras
 
@@ -23,23 +25,12 @@ from kquant.rewrites.standardize.shape_operators import name_shape_operator
 @graph_pass
 def standardize(graph: Graph) -> None:
   """Splits, renames and drops layers as the module says; the output is unchanged."""
-  for node in list(graph.nodes):
-    change_dimensions(graph, node)
-    split_attention(graph, node)
-    split_normalization(graph, node)
-    take_integer_indices(graph, node)
-    join_copies(graph, node)
+  _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices,
+              join_copies)
   graph.normalize()
-  for node in list(graph.nodes):
-    if node.kind == "SeparableConv2D":
-      _split_separable(graph, node)
-  for node in list(graph.nodes):
-    _split_activation(graph, node)
-  for node in list(graph.nodes):
-    name_operator(graph, node)
-    name_activation(graph, node)
-    name_scaling(graph, node)
-    name_shape_operator(graph, node)
+  _treat_each(graph, _split_separable)
+  _treat_each(graph, _split_activation)
+  _treat_each(graph, name_operator, name_activation, name_scaling, name_shape_operator)
   for node in list(graph.nodes):
     if node.facts.role == "identity" or node.facts.requantizes:
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
@@ -47,16 +38,24 @@ def standardize(graph: Graph) -> None:
   for node in graph.nodes:
     if node.facts.role == "linear" and "bias" not in node.layer.params:
       _give_bias(node.layer)
-  for node in list(graph.nodes):
-    if node.facts.arithmetic and len(node.inputs) > 2:
-      _split_nary(graph, node)
+  _treat_each(graph, _split_nary)
   for node in graph.of_role("linear"):
     if node.facts.spatial == 2 and not node.facts.transposed:
       _absorb_padding(graph, node)
 
 
+def _treat_each(graph: Graph, *treatments: Callable[[Graph, Node], None]) -> None:
+  """Treats each node; layers that come of it stand for the user's layer that it stood for."""
+  for node in list(graph.nodes):
+    with graph.in_place_of(node):
+      for treatment in treatments:
+        treatment(graph, node)
+
+
 def _split_separable(graph: Graph, node: Node) -> None:
   """Depthwise without bias ("name/depthwise"), then a 1x1 convolution that keeps the name."""
+  if node.kind != "SeparableConv2D":
+    return
   config, layer = node.config, node.layer
   common = {"data_format": config["data_format"], "dtype": config["dtype"], "use_bias": False}
   depthwise = graph.new_layer(
@@ -106,6 +105,8 @@ def _give_bias(layer: LayerDef) -> None:
 
 def _split_nary(graph: Graph, node: Node) -> None:
   """Add([a, b, c]) becomes Add([Add([a, b]), c]): the runtime's operator takes two."""
+  if not node.facts.arithmetic or len(node.inputs) < 3:
+    return
   first, *others, last = node.inputs
   for index, other in enumerate(others):
     layer = graph.new_layer(node.layer.cls, f"{node.layer_name}/{index + 1}")

@@ -1,0 +1,267 @@
+"""describe(): what became of each layer of a quantized model, as rows of data and as a table."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core.target import LITERT, PACKED_BITS, Target
+from kquant.core.text import text_table
+from kquant.graph.graph import Graph
+from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.qmodel.finalize import packing_obstacle, remove_activation_quantizers
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
+
+_FEW = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelRow:
+  """How a kernel is quantized.
+
+  Attributes:
+    rule: where the rule applies that decided.
+    bits: of its integers.
+    scale: float32, [channels], or [1] for one scale.
+    range: (low, high) that the grid reaches, over all channels.
+  """
+
+  rule: str
+  bits: int
+  scale: tuple[float, ...]
+  range: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputRow:
+  """The grid of an output.
+
+  Attributes:
+    rule: where the rule applies that decided.
+    bits: of its integers.
+    range, scale, zero_point: of the grid; None before calibration.
+    fixed: the grid is given: by the kernel of the runtime, or by the table of an Embedding.
+    shared_with: other tensors on the same grid, by name.
+  """
+
+  rule: str
+  bits: int
+  range: tuple[float, float] | None
+  scale: float | None
+  zero_point: int | None
+  fixed: bool
+  shared_with: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DescriptionRow:
+  """A call of a layer. Of a layer that is called twice the second call is "name@1".
+
+  Attributes:
+    layer, kind: its name, and its class or function ("Conv2D", "tf.math.exp").
+    kernel: its weights; None where it has none that are quantized.
+    output: the grid of its (first) output; None for integers as they are. A convolution that a ReLU is fused
+      into has the grid of the ReLU.
+    bytes: of its kernel and biases, table or slopes in the file; of a shared layer in its first row.
+    note: what was fused or shared, and why.
+  """
+
+  layer: str
+  kind: str
+  kernel: KernelRow | None
+  output: OutputRow | None
+  bytes: int
+  note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What `describe` returns; printed it is a table.
+
+  Attributes:
+    rows: one a call of a layer, in topological order.
+  """
+
+  rows: tuple[DescriptionRow, ...]
+
+  def summary(self) -> str:
+    """Returns in a line how many kernels and outputs have how many bits."""
+    kernels = [row.kernel for row in self.rows if row.kernel is not None]
+    outputs = [row.output for row in self.rows if row.output is not None]
+    return f"{len(self.rows)} layers: kernels of {_counted(kernels)}; outputs of {_counted(outputs)}"
+
+  def __str__(self) -> str:
+    """The rows as a table, the summary, and the bytes of all weights."""
+    header = ("layer", "kind", "rule", "weights", "weight scale", "bytes", "output", "range", "scale", "note")
+    table = text_table(header, [_cells(row) for row in self.rows])
+    return f"{table}\n\n{self.summary()}; weights of {sum(row.bytes for row in self.rows):,} bytes"
+
+
+def describe(qmodel: keras.Model, *, target: Target = LITERT) -> Description:
+  """Returns what became of each layer of a quantized model: its rule, bits, grids, bytes and what it shares.
+
+  Args:
+    qmodel: what `insert_quantizers` returned, `quantize(...).qmodel`, or either from a file; calibrated or
+      not.
+    target: whose file the bytes are of.
+
+  Raises:
+    ValueError: qmodel has no quantizers.
+  """
+  qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
+  graph, live = Graph.from_model(qmodel), {layer.name: layer for layer in qmodel.layers}
+  members = remove_activation_quantizers(graph)
+  if not members:
+    raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
+  wrappers = _take_out_of_wrappers(graph, live)
+  graph.normalize()
+  of_ref = {ref: live[name] for name, refs in members.items() for ref in refs}
+  classes = {ref: refs for refs in grid_classes(graph) for ref in refs}
+  of_ref.update({ref: of_ref[source] for ref, refs in classes.items() for source in refs
+                 if ref not in of_ref and source in of_ref})
+  describer = _Describer(graph, of_ref, classes, wrappers, target)
+  return Description(tuple(describer.row(node) for node in graph.nodes))
+
+
+def _take_out_of_wrappers(graph: Graph,
+                          live: dict[str, keras.layers.Layer]) -> dict[LayerDef, QuantizeWeights]:
+  """Puts each wrapped layer in its wrapper's place; returns {layer: its wrapper}."""
+  wrappers = {node.layer: live[node.layer.name] for node in graph.nodes
+              if issubclass(node.layer.cls, QuantizeWeights)}
+  for layer, wrapper in wrappers.items():
+    layer.cls = type(wrapper.layer)
+    layer.config, layer.params = wrapper.plain_layer()
+  return wrappers
+
+
+class _Describer:
+  """Makes the rows of a graph whose quantizers were taken out.
+
+  Args:
+    of_ref: {tensor: its quantizer}.
+    classes: {tensor: all tensors that have its grid}.
+    wrappers: {layer: its QuantizeWeights}.
+  """
+
+  def __init__(self, graph: Graph, of_ref: dict[Ref, QuantizeActivation], classes: dict[Ref, list[Ref]],
+               wrappers: dict[LayerDef, QuantizeWeights], target: Target):
+    self.graph, self.of_ref, self.classes = graph, of_ref, classes
+    self.wrappers, self.target = wrappers, target
+
+  def row(self, node: Node) -> DescriptionRow:
+    """Returns the row of a call."""
+    output, is_first = self._output(self._written(Ref(node))), self.graph.calls(node.layer)[0] is node
+    return DescriptionRow(node.name, node.kind, self._kernel(node.layer) if is_first else None, output,
+                          self._bytes(node) if is_first else 0, "; ".join(self._notes(node, output)))
+
+  def _written(self, ref: Ref) -> Ref:
+    """The tensor that the integer operator writes: behind a ReLU or a batch norm that it takes in."""
+    while ref not in self.of_ref and (fuses_into_reader(self.graph, ref) or self._is_absorbed(ref)):
+      ref = Ref(self.graph.readers(ref)[0])
+    return ref
+
+  def _is_absorbed(self, ref: Ref) -> bool:
+    return (self.graph.is_private(ref) and ref.node.layer in self.wrappers
+            and self.graph.readers(ref)[0].facts.role == "affine")
+
+  def _output(self, ref: Ref) -> OutputRow | None:
+    if ref not in self.of_ref:
+      return None
+    layer = self.of_ref[ref]
+    others = tuple(other.key for other in self.classes.get(ref, []) if other != ref)
+    ends = scale = zero = None
+    if layer.quantizing.numpy():
+      grid = layer.encoding()
+      (low,), (high,) = grid.range
+      ends, scale, zero = (float(low), float(high)), float(grid.scale[0]), int(grid.zero_point[0])
+    return OutputRow(layer.rule, layer.quantizer.bits, ends, scale, zero, layer.fixed is not None, others)
+
+  def _kernel(self, layer: LayerDef) -> KernelRow | None:
+    if layer not in self.wrappers:
+      return None
+    wrapper = self.wrappers[layer]
+    grid = next(iter(wrapper.weight_encodings().values()))
+    low, high = grid.range
+    return KernelRow(wrapper.rule, grid.bits, tuple(float(scale) for scale in grid.scale),
+                     (float(low.min()), float(high.max())))
+
+  def _bytes(self, node: Node) -> int:
+    """Of the kernels, once, and of a bias for each call: its scale is that of the call's input."""
+    params, wrapper = node.layer.params, self.wrappers.get(node.layer)
+    if wrapper is None and node.facts.table:
+      return params[node.facts.table].size * (2 if self.of_ref[Ref(node)].quantizer.bits == 16 else 1)
+    if wrapper is None:
+      return params[node.facts.slopes].size if node.facts.slopes else 0
+    input_bits, total = self.of_ref[node.inputs[0]].quantizer.bits, 0
+    for name, grid in wrapper.weight_encodings().items():
+      packed = grid.bits <= PACKED_BITS and packing_obstacle(node.layer, input_bits, self.target) is None
+      total += -(-params[name].size // 2) if packed else params[name].size
+    channels = np.prod([params[node.facts.kernel].shape[axis] for axis in node.facts.out_axes])
+    return total + int(channels) * (8 if input_bits == 16 else 4) * len(self.graph.calls(node.layer))
+
+  def _notes(self, node: Node, output: OutputRow | None) -> list[str]:
+    calls, notes = self.graph.calls(node.layer), []
+    written = self._written(Ref(node))
+    if node.facts.role == "relu" and fuses_into_reader(self.graph, node.inputs[0]):
+      notes.append(f"fused into {node.inputs[0].node.name}: one integer operator")
+    elif node.facts.role == "affine":
+      notes.append(f"learns; finalize multiplies it into {node.inputs[0].node.name}")
+    if written.node is not node:
+      notes.append(f"one integer operator with {written.node.name}")
+    if len(calls) > 1:
+      notes.append(f"shared layer: {len(calls)} calls, {', '.join(call.name for call in calls)}")
+    if output is None:
+      notes.append("integers as they are, on no grid")
+    elif output.fixed:
+      source = self.classes[written][0].node
+      notes.append("fixed grid: that of its whole table" if source.facts.table else
+                   f"fixed grid: the runtime's {source.kind} has no other")
+    if output is not None and output.shared_with and written.node is node:
+      notes.append(self._why_shared(written, output.shared_with))
+    if node.facts.requantizes:
+      notes.append(f"requantized: {node.inputs[0].node.name} has a grid of its own")
+    return notes
+
+  def _why_shared(self, ref: Ref, others: tuple[str, ...]) -> str:
+    """With whom a tensor shares its grid, and the kinds of layers between that take and give one grid."""
+    kinds = dict.fromkeys(other.node.kind for other in self.classes[ref]
+                          if other.node.facts.role in ("move", "average"))
+    return f"one grid with {_few(others)}, on both sides of {_few(list(kinds))}"
+
+
+def _cells(row: DescriptionRow) -> tuple:
+  kernel, output = row.kernel, row.output
+  rules = dict.fromkeys(part.rule for part in (kernel, output) if part is not None)
+  cells = [row.layer, row.kind, " / ".join(filter(None, rules)) or "-"]
+  if kernel is None:
+    cells += ["-", "-"]
+  else:
+    count = "" if len(kernel.scale) == 1 else f" ({len(kernel.scale)} channels)"
+    cells += [f"{kernel.bits} bits", _span(kernel.scale) + count]
+  cells.append(f"{row.bytes:,}" if row.bytes else "-")
+  if output is None:
+    cells += ["-", "-", "-"]
+  elif output.range is None:
+    cells += [f"{output.bits} bits", "not calibrated", "-"]
+  else:
+    cells += [f"{output.bits} bits", f"{output.range[0]:.4g} .. {output.range[1]:.4g}", f"{output.scale:.4g}"]
+  return (*cells, row.note)
+
+
+def _span(scale: tuple[float, ...]) -> str:
+  low, high = np.min(scale), np.max(scale)
+  return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
+
+
+def _few(names: Sequence[str]) -> str:
+  return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
+def _counted(rows: Sequence[KernelRow | OutputRow]) -> str:
+  """Returns how many have how many bits, as "8 bits (12), 4 bits (3)"."""
+  counts = sorted(Counter(row.bits for row in rows).items(), reverse=True)
+  return ", ".join(f"{bits} bits ({count})" for bits, count in counts) or "none"
