@@ -7,6 +7,8 @@ quantization refuses it by name.
 
 import dataclasses
 
+from kquant.graph.weights import WeightFacts
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerFacts:
@@ -15,17 +17,15 @@ class LayerFacts:
   Attributes:
     role: what the layer does to grids:
       "input"     a model input
-      "linear"    kernel, bias; an output grid of its own
+      "linear"    one kernel, a bias; an output grid of its own
       "affine"    per-channel scale and shift (batch norm)
       "relu"      clamps; fuses into what produces its input
-      "own"       an output grid of its own, no kernel (Add, LeakyReLU, global average)
+      "own"       an output grid of its own (Add, LeakyReLU, global average; a user's layer with weights)
       "fixed"     the runtime fixes the output grid (softmax)
       "move"      moves integers: input and output share one grid
       "average"   input and output share one grid, values are averaged and rounded
       "identity"  does nothing at inference; `standardize` drops it
-    kernel: name of the kernel variable; "" where there is none.
-    out_axes, in_axes: channel axes of the kernel, ascending; row-major over out_axes is the output
-      channel.
+    weights: its quantized weights.
     spatial: number of spatial axes that a convolution or pooling slides over.
     absorbs_relu: a following ReLU may be fused into it, as an activation of the operator or as the ends
       of its output grid.
@@ -34,17 +34,22 @@ class LayerFacts:
   """
 
   role: str
-  kernel: str = ""
-  out_axes: tuple[int, ...] = ()
-  in_axes: tuple[int, ...] = ()
+  weights: tuple[WeightFacts, ...] = ()
   spatial: int = 0
   absorbs_relu: bool = False
   pointwise: bool = False
   unary: bool = False
 
+  @property
+  def kernel(self) -> WeightFacts:
+    """The one weight of a linear layer."""
+    (kernel,) = self.weights
+    return kernel
 
-def _linear(kernel: str, out_axes, in_axes, spatial=0) -> LayerFacts:
-  return LayerFacts("linear", kernel, out_axes, in_axes, spatial, absorbs_relu=True)
+
+def _linear(name: str, out_axes, in_axes, spatial=0) -> LayerFacts:
+  kernel = WeightFacts(name, out_axes, in_axes, key="kernel", bias="bias")
+  return LayerFacts("linear", (kernel,), spatial, absorbs_relu=True)
 
 
 _OWN = LayerFacts("own")

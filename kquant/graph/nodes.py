@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kquant.graph import layers as facts_table
 from kquant.graph.layers import LayerFacts
+from kquant.graph.weights import WeightFacts
 
 
 def kind_of_class(cls: type) -> str:
@@ -17,6 +18,11 @@ def kind_of_class(cls: type) -> str:
   if cls.__name__ in ("BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization"):
     return "BatchNormalization"
   return cls.__name__
+
+
+def weights_of_class(cls: type) -> tuple[WeightFacts, ...]:
+  """Returns the quantized weights of a layer class; their variables do not depend on its config."""
+  return facts_table.facts_of(kind_of_class(cls)).weights
 
 
 @dataclasses.dataclass(eq=False)

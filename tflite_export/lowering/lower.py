@@ -6,6 +6,7 @@ call whose output has none is fused with the ReLU that reads it.
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 
 import tf_keras as keras
 
@@ -14,6 +15,7 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
 from kquant.graph.layers import LAYERS, LayerFacts
 from kquant.graph.nodes import Node, Ref, kind_of_class
+from kquant.graph.weights import WeightFacts, check_weights
 from tflite_export.lowering import elementwise, linear, pooling, shapes
 from tflite_export.lowering.lowering import Lower, Lowering
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
@@ -32,7 +34,7 @@ LOWERINGS: dict[str, Lower] = {
 
 
 def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_table, *,
-                      role: str = "own") -> None:
+                      role: str = "own", weights: Sequence[WeightFacts] = ()) -> None:
   """Lets a layer class of yours be quantized and lowered.
 
   Args:
@@ -40,16 +42,23 @@ def register_lowering(layer_class: type, lower_call: Lower = elementwise.lower_t
     lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
       computes any function of one element as a table of 256 integers.
     role: what the layer does to grids, as in `kquant.graph.layers`: "own", "move" or "average".
+    weights: its quantized weights, each of which it applies to its one input: role "own" alone. Each has
+      a quantizer of its own; its integers are `lowering.integers(f"{node.layer.name}/{key}", ...)`, those of
+      its bias, on the grid s_x * s_w, `lowering.bias(node, name)`. The verifier knows the layouts of Keras:
+      [in, out] of what becomes a FULLY_CONNECTED, [h, w, in, out] of a CONV_2D.
 
   Raises:
-    ValueError: another role, or a class of Keras' own.
+    ValueError: another role, a class of Keras' own, weights in a role that has none or of equal names.
   """
   if role not in ("own", "move", "average"):
     raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
   kind = kind_of_class(layer_class)
   if kind == layer_class.__name__:
     raise ValueError(f"register_lowering: {kind} is a layer of Keras; register classes of your own.")
-  LAYERS[kind] = LayerFacts(role)
+  if weights and role != "own":
+    raise ValueError(f"register_lowering: a layer with weights has the role own, got {role!r}.")
+  check_weights(weights)
+  LAYERS[kind] = LayerFacts(role, tuple(weights))
   LOWERINGS[kind] = lower_call
 
 

@@ -122,12 +122,12 @@ def _input(node: Node, known: InputRange | None) -> Moments | None:
 
 def _linear(node: Node, x: Moments) -> Moments:
   """E[y] = sum over taps and inputs of W E[x], plus the bias; Var[y] = sum of W^2 Var[x]."""
-  kernel, facts = node.layer.params[node.facts.kernel].astype(np.float64), node.facts
-  taps = tuple(i for i in range(kernel.ndim) if i not in facts.out_axes)
+  kernel, facts = node.layer.params[node.facts.kernel.name].astype(np.float64), node.facts
+  taps = tuple(i for i in range(kernel.ndim) if i not in facts.kernel.out_axes)
   overlap = np.prod(node.config["strides"]) if node.kind == "Conv2DTranspose" else 1  # taps an output sees
 
   def through(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    spread = numerics.along_inputs(values, kernel.shape, facts.in_axes[0])
+    spread = numerics.along_inputs(values, kernel.shape, facts.kernel.in_axes[0])
     return (weights * spread).sum(axis=taps).reshape(-1) / overlap
 
   mean = through(kernel, x.mean) + node.layer.params.get("bias", 0.0)
