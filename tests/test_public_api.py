@@ -62,8 +62,8 @@ def test_export_is_that_of_tflite_export():
 
 def test_names_of_tflite_export():
   assert tflite_export.__all__ == [
-      "Exported", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError", "certify",
-      "export", "register_lowering", "verify"]
+      "Exported", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError", "WeightFacts",
+      "certify", "export", "register_lowering", "verify"]
   for name in tflite_export.__all__:
     assert getattr(tflite_export, name) is not None
 

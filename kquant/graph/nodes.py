@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kquant.graph.kinds.record import LayerFacts
 from kquant.graph.kinds.table import facts_of, kind_of, kind_of_class
+from kquant.graph.weights import WeightFacts
 
 
 class Origin(NamedTuple):
@@ -15,6 +16,11 @@ class Origin(NamedTuple):
 
   name: str
   kind: str
+
+
+def weights_of_class(cls: type) -> tuple[WeightFacts, ...]:
+  """Returns the quantized weights of a layer class; their variables do not depend on its config."""
+  return facts_of(kind_of_class(cls)).weights
 
 
 @dataclasses.dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kquant.graph.kinds.table import LAYERS
+from kquant.graph.nodes import weights_of_class
 from kquant.qat import oscillation
 from kquant.qat.callback import TrainingCallback
 from kquant.qat.metrics import COUNTED, fraction, history_of
@@ -151,5 +151,6 @@ class DampenOscillations(TrainingCallback):
 
 def dampening_of(layer: QuantizeWeights) -> tf.Tensor:
   """Returns the sum of `oscillation.dampening` over the quantized weights of a layer."""
-  out_axes = LAYERS[type(layer.layer).__name__].out_axes
-  return tf.add_n([oscillation.dampening(*grid, out_axes) for grid in layer.latent_grids().values()])
+  grids = layer.latent_grids()
+  return tf.add_n([oscillation.dampening(*grids[weight.name], weight.out_axes)
+                   for weight in weights_of_class(type(layer.layer)) if weight.name in grids])

@@ -36,7 +36,7 @@ def take_out_batch_norms(graph: Graph, mode: str) -> dict[LayerDef, LayerDef]:
     linear, norm = node.inputs[0].node.layer, node.layer
     mean = norm.params["moving_mean"] - linear.params["bias"]
     norm.params = {**norm.params, "moving_mean": mean.astype(np.float32)}
-    linear.params = {linear.facts.kernel: linear.params[linear.facts.kernel]}
+    linear.params = {linear.facts.kernel.name: linear.params[linear.facts.kernel.name]}
     linear.config = {**linear.config, "use_bias": False}
     taken[linear] = norm
     graph.remove(node)
@@ -53,8 +53,8 @@ def _is_learnable(graph: Graph, node: Node) -> bool:
 
 def folded_kernel(linear: LayerDef, norm: LayerDef) -> np.ndarray:
   """Returns the float32 kernel of a linear layer with its batch norm folded into it."""
-  kernel, (scale, _) = linear.params[linear.facts.kernel], affine_of(norm)
-  return (kernel * numerics.along(scale, kernel.shape, linear.facts.out_axes)).astype(np.float32)
+  kernel, (scale, _) = linear.params[linear.facts.kernel.name], affine_of(norm)
+  return (kernel * numerics.along(scale, kernel.shape, linear.facts.kernel.out_axes)).astype(np.float32)
 
 
 def check_absorbable(linear: LayerDef, spec: TensorSpec) -> None:
@@ -72,23 +72,24 @@ def put_back_batch_norms(graph: Graph, batch_norms: dict[LayerDef, LayerDef]) ->
     graph.insert_after(Ref(call), norm)
 
 
-def absorb_batch_norms(graph: Graph, kernels: dict[LayerDef, Encoding]) -> None:
+def absorb_batch_norms(graph: Graph, weights: dict[LayerDef, dict[str, Encoding]]) -> None:
   """Multiplies each batch norm behind a quantized kernel into the kernel's scales and the bias, in place.
 
   Args:
-    graph: of a quantized model whose kernels were taken out of their wrappers.
-    kernels: {linear layer: grid of its kernel}; those with a batch norm behind get the new grid.
+    graph: of a quantized model whose layers were taken out of their wrappers.
+    weights: {layer: {weight: grid}}; linear layers with a batch norm behind get the kernel's new grid.
   """
   for node in graph.of_role("affine"):
-    if (linear := node.inputs[0].node.layer) not in kernels:
+    linear = node.inputs[0].node.layer
+    if linear not in weights or linear.facts.role != "linear":
       continue
-    scale, shift = affine_of(node.layer)
-    kernel, bias = linear.params[linear.facts.kernel], linear.params.get("bias", 0.0)
-    integers, grid = scaled_integers(kernels[linear].quantize(kernel), kernels[linear], scale)
-    linear.params = {linear.facts.kernel: grid.dequantize(integers),
+    name, (scale, shift) = linear.facts.kernel.name, affine_of(node.layer)
+    kernel, bias, grid = linear.params[name], linear.params.get("bias", 0.0), weights[linear][name]
+    integers, grid = scaled_integers(grid.quantize(kernel), grid, scale)
+    linear.params = {name: grid.dequantize(integers),
                      "bias": (bias * scale + shift).astype(np.float32)}
     linear.config = {**linear.config, "use_bias": True}
-    kernels[linear] = grid
+    weights[linear] = {name: grid}
     graph.remove(node)
 
 

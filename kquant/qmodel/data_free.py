@@ -32,7 +32,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
   moments = propagate_moments(graph, known)
   means: dict[str, list[np.ndarray]] = {}
   for node in graph.nodes:
-    if node.facts.role == "linear":
+    if node.facts.weights:
       (source,) = node.inputs
       mean = moments[source].mean if source in moments else np.zeros(source.shape[-1])
       means.setdefault(node.layer.name, []).append(mean)

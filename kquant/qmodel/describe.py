@@ -1,10 +1,10 @@
 """describe(): what became of each layer of a quantized model, as rows of data and as a table."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import tf_keras as keras
 
 from kquant.core.target import LITERT, PACKED_BITS, Target
@@ -20,16 +20,18 @@ _FEW = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelRow:
-  """How a kernel is quantized.
+class WeightRow:
+  """How a weight is quantized.
 
   Attributes:
+    name: of its integers in the Encodings, behind the layer's: "kernel".
     rule: where the rule applies that decided.
     bits: of its integers.
     scale: float32, [channels], or [1] for one scale.
     range: (low, high) that the grid reaches, over all channels.
   """
 
+  name: str
   rule: str
   bits: int
   scale: tuple[float, ...]
@@ -63,16 +65,16 @@ class DescriptionRow:
 
   Attributes:
     layer, kind: its name, and its class or function ("Conv2D", "tf.math.exp").
-    kernel: its weights; None where it has none that are quantized.
+    weights: those that are quantized, in the layer's first row.
     output: the grid of its (first) output; None for integers as they are. A convolution that a ReLU is fused
       into has the grid of the ReLU.
-    bytes: of its kernel and biases, table or slopes in the file; of a shared layer in its first row.
+    bytes: of its weights and biases, table or slopes in the file; of a shared layer in its first row.
     note: what was fused or shared, and why.
   """
 
   layer: str
   kind: str
-  kernel: KernelRow | None
+  weights: tuple[WeightRow, ...]
   output: OutputRow | None
   bytes: int
   note: str
@@ -90,7 +92,7 @@ class Description:
 
   def summary(self) -> str:
     """Returns in a line how many kernels and outputs have how many bits."""
-    kernels = [row.kernel for row in self.rows if row.kernel is not None]
+    kernels = [weight for row in self.rows for weight in row.weights]
     outputs = [row.output for row in self.rows if row.output is not None]
     return f"{len(self.rows)} layers: kernels of {_counted(kernels)}; outputs of {_counted(outputs)}"
 
@@ -155,7 +157,7 @@ class _Describer:
   def row(self, node: Node) -> DescriptionRow:
     """Returns the row of a call."""
     output, is_first = self._output(self._written(Ref(node))), self.graph.calls(node.layer)[0] is node
-    return DescriptionRow(node.name, node.kind, self._kernel(node.layer) if is_first else None, output,
+    return DescriptionRow(node.name, node.kind, self._weights(node.layer) if is_first else (), output,
                           self._bytes(node) if is_first else 0, "; ".join(self._notes(node, output)))
 
   def _written(self, ref: Ref) -> Ref:
@@ -180,28 +182,33 @@ class _Describer:
       ends, scale, zero = (float(low), float(high)), float(grid.scale[0]), int(grid.zero_point[0])
     return OutputRow(layer.rule, layer.quantizer.bits, ends, scale, zero, layer.fixed is not None, others)
 
-  def _kernel(self, layer: LayerDef) -> KernelRow | None:
+  def _weights(self, layer: LayerDef) -> tuple[WeightRow, ...]:
     if layer not in self.wrappers:
-      return None
-    wrapper = self.wrappers[layer]
-    grid = next(iter(wrapper.weight_encodings().values()))
-    low, high = grid.range
-    return KernelRow(wrapper.rule, grid.bits, tuple(float(scale) for scale in grid.scale),
-                     (float(low.min()), float(high.max())))
+      return ()
+    rows, wrapper = [], self.wrappers[layer]
+    keys = {weight.name: weight.key for weight in layer.facts.weights}
+    for name, grid in wrapper.weight_encodings().items():
+      low, high = grid.range
+      rows.append(WeightRow(keys[name], wrapper.rule, grid.bits, tuple(float(scale) for scale in grid.scale),
+                            (float(low.min()), float(high.max()))))
+    return tuple(rows)
 
   def _bytes(self, node: Node) -> int:
-    """Of the kernels, once, and of a bias for each call: its scale is that of the call's input."""
+    """Of the weights, once, and of a bias for each call: its scale is that of the call's input."""
     params, wrapper = node.layer.params, self.wrappers.get(node.layer)
     if wrapper is None and node.facts.table:
       return params[node.facts.table].size * (2 if self.of_ref[Ref(node)].quantizer.bits == 16 else 1)
     if wrapper is None:
       return params[node.facts.slopes].size if node.facts.slopes else 0
     input_bits, total = self.of_ref[node.inputs[0]].quantizer.bits, 0
-    for name, grid in wrapper.weight_encodings().items():
-      packed = grid.bits <= PACKED_BITS and packing_obstacle(node.layer, input_bits, self.target) is None
-      total += -(-params[name].size // 2) if packed else params[name].size
-    channels = np.prod([params[node.facts.kernel].shape[axis] for axis in node.facts.out_axes])
-    return total + int(channels) * (8 if input_bits == 16 else 4) * len(self.graph.calls(node.layer))
+    grids, calls = wrapper.weight_encodings(), len(self.graph.calls(node.layer))
+    for weight in node.facts.weights:
+      size, narrow = params[weight.name].size, grids[weight.name].bits <= PACKED_BITS
+      packed = narrow and not packing_obstacle(node.layer, input_bits, self.target)
+      channels = math.prod(params[weight.name].shape[axis] for axis in weight.out_axes)
+      total += -(-size // 2) if packed else size
+      total += channels * (8 if input_bits == 16 else 4) * calls  # an operator has a bias, of zeros at least
+    return total
 
   def _notes(self, node: Node, output: OutputRow | None) -> list[str]:
     calls, notes = self.graph.calls(node.layer), []
@@ -234,14 +241,11 @@ class _Describer:
 
 
 def _cells(row: DescriptionRow) -> tuple:
-  kernel, output = row.kernel, row.output
-  rules = dict.fromkeys(part.rule for part in (kernel, output) if part is not None)
+  output = row.output
+  rules = dict.fromkeys(part.rule for part in (*row.weights, output) if part is not None)
   cells = [row.layer, row.kind, " / ".join(filter(None, rules)) or "-"]
-  if kernel is None:
-    cells += ["-", "-"]
-  else:
-    count = "" if len(kernel.scale) == 1 else f" ({len(kernel.scale)} channels)"
-    cells += [f"{kernel.bits} bits", _span(kernel.scale) + count]
+  cells.append(", ".join(f"{weight.bits} bits" for weight in row.weights) or "-")
+  cells.append(", ".join(_span(weight.scale) for weight in row.weights) or "-")
   cells.append(f"{row.bytes:,}" if row.bytes else "-")
   if output is None:
     cells += ["-", "-", "-"]
@@ -253,15 +257,16 @@ def _cells(row: DescriptionRow) -> tuple:
 
 
 def _span(scale: tuple[float, ...]) -> str:
-  low, high = np.min(scale), np.max(scale)
-  return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
+  low, high = min(scale), max(scale)
+  span = f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
+  return span if len(scale) == 1 else f"{span} ({len(scale)} channels)"
 
 
 def _few(names: Sequence[str]) -> str:
   return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
-def _counted(rows: Sequence[KernelRow | OutputRow]) -> str:
+def _counted(rows: Sequence[WeightRow | OutputRow]) -> str:
   """Returns how many have how many bits, as "8 bits (12), 4 bits (3)"."""
   counts = sorted(Counter(row.bits for row in rows).items(), reverse=True)
   return ", ".join(f"{bits} bits ({count})" for bits, count in counts) or "none"

@@ -20,6 +20,7 @@ from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
+from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
@@ -63,18 +64,22 @@ def finalize_with_edits(qmodel: keras.Model,
   graph.pass_name = "finalize"
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
-  kernels = unwrap_weights(graph, live, target)
-  absorb_batch_norms(graph, kernels)
+  weights = unwrap_weights(graph, live, target)
+  absorb_batch_norms(graph, weights)
   members = remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")
   graph.normalize()
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
-  _raise_small_output_scales(graph, grids, members, kernels, target)
+  _raise_small_output_scales(graph, grids, members, weights, target)
   for ref, grid in _with_moved(graph, grids).items():
     grids[ref] = encodings.grids[ref.key] = grid
-  for layer, grid in kernels.items():
-    _snap_layer(graph, layer, _with_storage(graph, layer, grid, grids, target), grids, encodings, target)
+  for layer, own in weights.items():
+    inputs = [grids[call.inputs[0]] for call in graph.calls(layer)]
+    for weight in layer.facts.weights:
+      grid = _with_storage(graph, layer, own[weight.name], inputs[0].bits, target)
+      grid = _within_limits(graph, layer, weight, _Grids(grid, inputs), target)
+      _snap_weight(graph, layer, weight, _Grids(grid, inputs), encodings)
   snap_constants(graph, encodings)
   model = graph.to_model()
   encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
@@ -90,20 +95,22 @@ def remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:
   return members
 
 
-def unwrap_weights(graph: Graph, live: dict, target: Target = LITERT) -> dict[LayerDef, Encoding]:
-  """Puts each wrapped layer in its wrapper's place; returns {layer: grid of its kernel}."""
-  kernels = {}
+def unwrap_weights(graph: Graph, live: dict,
+                   target: Target = LITERT) -> dict[LayerDef, dict[str, Encoding]]:
+  """Puts each wrapped layer in its wrapper's place; returns {layer: {weight: its grid}}."""
+  weights = {}
   for layer in {node.layer: None for node in graph.nodes if issubclass(node.layer.cls, QuantizeWeights)}:
     wrapper = live[layer.name]
-    ((_, grid),) = wrapper.weight_encodings().items()
-    if grid.bits not in target.weight_bits:
-      raise ValueError(f"Layer {layer.name!r}: its kernel has integers of {grid.bits} bits, the file at most "
-                       f"{max(target.weight_bits)}; the odd integers of dorefa take one bit more than it is "
-                       "given, so give it at most 7 bits, or train with lsq.")
+    weights[layer] = wrapper.weight_encodings()
     layer.cls = type(wrapper.layer)
     layer.config, layer.params = wrapper.plain_layer()
-    kernels[layer] = grid
-  return kernels
+    for weight in layer.facts.weights:
+      bits = weights[layer][weight.name].bits
+      if bits not in target.weight_bits:
+        raise ValueError(f"Layer {layer.name!r}: its {weight.key} has integers of {bits} bits, the file at "
+                         f"most {max(target.weight_bits)}; the odd integers of dorefa take one bit more than "
+                         "it is given, so give it at most 7 bits, or train with lsq.")
+  return weights
 
 
 def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]:
@@ -120,7 +127,7 @@ def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]
 
 
 def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members: dict[str, list[Ref]],
-                               kernels: dict[LayerDef, Encoding], target: Target) -> None:
+                               weights: dict[LayerDef, dict[str, Encoding]], target: Target) -> None:
   """Widens an output grid so narrow that s_x * s_w / s_y passes the target's largest multiplier.
 
   Of a sum it is s_x / s_y, of a product s_a * s_b / s_y.
@@ -132,11 +139,11 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
   for _ in range(2):
     inputs = _with_moved(graph, grids)
     for node in graph.nodes:
-      if node.layer not in kernels and not node.facts.arithmetic:
+      if node.layer not in weights and not node.facts.arithmetic:
         continue
       scales = [inputs[ref].scale for ref in node.inputs]
-      if node.layer in kernels:
-        scales = [numerics.bias_scale(scales[0], kernels[node.layer].scale)]
+      if node.layer in weights:
+        scales = [numerics.bias_scale(scales[0], grid.scale) for grid in weights[node.layer].values()]
       elif node.facts.arithmetic == "product":
         scales = [np.multiply(*scales)]
       smallest = 2.0 * float(np.max(np.concatenate(scales))) / target.largest_multiplier
@@ -148,15 +155,13 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
         graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
 
 
-def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
-                  target: Target) -> Encoding:
-  """Returns the grid of a kernel, packed where its bits, its activations and the target allow it."""
+def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, input_bits: int, target: Target) -> Encoding:
+  """Returns the grid of a weight, packed where its bits, its activations and the target allow it."""
   if grid.bits > PACKED_BITS or not target.packs:
     return grid
-  call = graph.calls(layer)[0]
-  reason = packing_obstacle(layer, grids[call.inputs[0]].bits, target)
+  reason = packing_obstacle(layer, input_bits, target)
   if reason:
-    graph.edit(call, f"kernel of {grid.bits} bits stored in int8: {reason}")
+    graph.edit(graph.calls(layer)[0], f"kernel of {grid.bits} bits stored in int8: {reason}")
   return dataclasses.replace(grid, packed=not reason)
 
 
@@ -171,45 +176,49 @@ def packing_obstacle(layer: LayerDef, input_bits: int, target: Target) -> str | 
   return None
 
 
-def _snap_layer(graph: Graph, layer: LayerDef, grid: Encoding, grids: dict[Ref, Encoding],
-                encodings: Encodings, target: Target) -> None:
-  """Decides the integers of one layer's kernel, and of its bias in each call; snaps its weights."""
-  calls = graph.calls(layer)
-  name = layer.facts.kernel
-  kernel, bias = layer.params[name], layer.params["bias"]
-  inputs = [grids[call.inputs[0]] for call in calls]
-  raised = _scales_within_limits(kernel, bias, grid, inputs, layer, target)
-  for channel in np.flatnonzero(raised.scale != grid.scale):
-    graph.edit(calls[0], f"weight scale of channel {channel} raised: its bias or accumulator would "
-                         "not fit the runtime's integers")
-  integers = raised.quantize(kernel)
-  encodings.grids[f"{layer.name}/kernel"] = raised
-  encodings.integers[f"{layer.name}/kernel"] = integers.astype(np.int8)
-  layer.params = {**layer.params, name: raised.dequantize(integers)}
-  for call, source in reversed(list(zip(calls, inputs))):
-    scale = numerics.bias_scale(source.scale, raised.scale)
-    axis = None if raised.axis is None else (0,)
+@dataclasses.dataclass(frozen=True)
+class _Grids:
+  """The grid of a weight, and those of the layer's input in each of its calls."""
+
+  weight: Encoding
+  inputs: list[Encoding]
+
+
+def _snap_weight(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _Grids,
+                 encodings: Encodings) -> None:
+  """Decides the integers of a layer's weight, and of its bias in each call; snaps both in the layer."""
+  key, grid = f"{layer.name}/{weight.key}", grids.weight
+  integers = grid.quantize(layer.params[weight.name])
+  encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
+  layer.params = {**layer.params, weight.name: grid.dequantize(integers)}
+  if not weight.bias:
+    return
+  bias = layer.params[weight.bias]
+  for call, source in reversed(list(zip(graph.calls(layer), grids.inputs))):
+    scale = numerics.bias_scale(source.scale, grid.scale)
+    axis = None if grid.axis is None else (0,)
     bits = 64 if source.bits == 16 else 32
     bias_grid = Encoding(scale, np.zeros(scale.shape, np.int64), bits, axis)
     bias_integers = bias_grid.quantize(bias)
-    encodings.grids[f"{call.name}/bias"] = bias_grid
-    encodings.integers[f"{call.name}/bias"] = bias_integers.astype(f"int{bits}")
-    layer.params = {**layer.params, "bias": bias_grid.dequantize(bias_integers)}
+    key = f"{call.name}/{weight.bias}"
+    encodings.grids[key], encodings.integers[key] = bias_grid, bias_integers.astype(f"int{bits}")
+    layer.params = {**layer.params, weight.bias: bias_grid.dequantize(bias_integers)}
 
 
-def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, inputs: list[Encoding],
-                          layer: LayerDef, target: Target) -> Encoding:
-  """Returns the kernel grid, a scale raised where the channel's bias or accumulator would overflow.
+def _within_limits(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _Grids,
+                   target: Target) -> Encoding:
+  """Returns the grid of a weight, a scale raised where the channel's bias or accumulator would overflow.
 
   |bias| / (s_x s_w) and |q_b| + max|q_x - z_x| sum|q_w| stay below the target's limits.
   """
-  magnitude = np.abs(bias.astype(np.float64))
-  is_dense = layer.facts.spatial == 0
-  largest_bias, largest_accumulator = target.accumulator_limits(is_dense, grid, inputs[0].bits)
-  needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in inputs], axis=0)
-  taps = tuple(i for i in range(kernel.ndim) if i not in layer.facts.out_axes)
+  kernel, grid = layer.params[weight.name], grids.weight
+  taps = tuple(i for i in range(kernel.ndim) if i not in weight.out_axes)
   total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)
-  for x in inputs:
+  bias = layer.params[weight.bias] if weight.bias else np.zeros(total.shape)
+  magnitude = np.abs(bias.astype(np.float64))
+  largest_bias, largest_accumulator = target.accumulator_limits(layer.kind, grid, grids.inputs[0].bits)
+  needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in grids.inputs], axis=0)
+  for x in grids.inputs:
     qmin, qmax = x.limits
     reach = max(qmax - int(x.zero_point[0]), int(x.zero_point[0]) - qmin)
     worst = magnitude / float(x.scale[0]) + reach * total
@@ -217,4 +226,8 @@ def _scales_within_limits(kernel: np.ndarray, bias: np.ndarray, grid: Encoding, 
   if grid.axis is None:
     needed = np.atleast_1d(needed.max())
   scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
+  for channel in np.flatnonzero(scale != grid.scale):
+    which = "weight scale" if weight.key == "kernel" else f"scale of {weight.key}"
+    graph.edit(graph.calls(layer)[0], f"{which} of channel {channel} raised: its bias or accumulator would "
+                                      "not fit the runtime's integers")
   return dataclasses.replace(grid, scale=scale)

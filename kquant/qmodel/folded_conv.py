@@ -66,8 +66,8 @@ class FoldedConv(QuantizeWeights):
 
   def folded_kernel(self) -> tf.Tensor:
     """Returns W gamma / s, float32; computed in float64, so that training and export agree."""
-    kernel = tf.cast(getattr(self.layer, self._facts.kernel), tf.float64)
-    shape = numerics.channel_shape(kernel.shape, self._facts.out_axes)
+    kernel = tf.cast(getattr(self.layer, self._facts.kernel.name), tf.float64)
+    shape = numerics.channel_shape(kernel.shape, self._facts.kernel.out_axes)
     return tf.cast(kernel * tf.reshape(self._folded_scale(), shape), tf.float32)
 
   def folded_bias(self) -> tf.Tensor:
@@ -82,7 +82,7 @@ class FoldedConv(QuantizeWeights):
 
   def latent_weights(self) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: folded kernel}."""
-    return {self._facts.kernel: self.folded_kernel()}
+    return {self._facts.kernel.name: self.folded_kernel()}
 
   def plain_layer(self) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (config, {name: value}) of the layer with the batch norm folded into it."""

@@ -1,21 +1,24 @@
 """Float model + QuantConfig -> quantized Keras model."""
 
+import math
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
+from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.graph.graph import NOTES, Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.passes import log_skips
+from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import (
   check_absorbable,
   folded_kernel,
   put_back_batch_norms,
   take_out_batch_norms,
 )
-from kquant.qmodel.configs import KernelQuantizeConfig
+from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.observation import observing
@@ -70,12 +73,15 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
   """
   graph.pass_name = "insert_quantizers"
   groups, batch_norms = place(graph, config), batch_norms or {}
-  for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
+  for layer in {node.layer: None for node in graph.nodes if node.facts.weights}:
+    check_weights(graph, layer)
     rule, norm = config.rule(layer.name, layer.kind, layer.origins), batch_norms.get(layer)
     if norm is not None and absorb:
       check_absorbable(layer, rule.weights)
     norm = None if absorb else norm
-    wrap(layer, *_weight_quantizer(layer, rule.weights, norm), batch_norm=norm, rule=str(rule))
+    quantizers = {weight.name: _weight_quantizer(layer, weight, rule.weights, norm)
+                  for weight in layer.facts.weights}
+    wrap(layer, quantizers, batch_norm=norm, rule=str(rule))
   for group in groups:
     insert_activation(graph, group, _activation_quantizer(graph, group))
   if absorb:
@@ -84,14 +90,51 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     return graph.to_model()
 
 
-def wrap(layer: LayerDef, quantizer: Quantizer, values: dict[str, Any], *,
-         batch_norm: LayerDef | None = None, rule: str = "") -> None:
-  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizer.
+def check_weights(graph: Graph, layer: LayerDef) -> None:
+  """Raises UnsupportedLayerError unless a layer has the weights that its facts name and one input and output.
 
-  With a batch norm it becomes their FoldedConv. `rule` says where the rule applies that decided.
+  What a user registered need not be what his layer has; a linear layer that learns behind a batch norm has
+  no bias yet.
   """
-  inner, quantize_config = layer.cls.from_config(layer.config), KernelQuantizeConfig(quantizer)
-  state = {f"{layer.facts.kernel}_{name}": value for name, value in values.items()}
+  reason = ""
+  for weight in layer.facts.weights if layer.facts.role != "linear" else ():
+    reason = reason or _misfit(weight, layer.params)
+  if any(len(call.inputs) != 1 or len(call.shapes) != 1 for call in graph.calls(layer)):
+    reason = "has quantized weights and must have one input and one output"
+  if reason:
+    raise UnsupportedLayerError(f"Layer {layer.name!r} ({layer.kind}) {reason}; mend the layer, or what "
+                                "tflite_export.register_lowering is told of it.")
+
+
+def _misfit(weight: WeightFacts, params: dict[str, np.ndarray]) -> str:
+  """Returns in which way a layer's variables are not what a weight's facts say; "" where they are."""
+  for name in (weight.name, weight.bias):
+    if name and name not in params:
+      return f"is registered with the weight {name!r}, but its variables are {', '.join(params)}"
+  shape = params[weight.name].shape
+  if max(*weight.out_axes, *weight.in_axes) >= len(shape):
+    return f"has the weight {weight.name!r} of shape {shape}, registered with other axes"
+  channels = math.prod(shape[axis] for axis in weight.out_axes)
+  if weight.bias and params[weight.bias].shape != (channels,):
+    return f"has the bias {weight.bias!r} of shape {params[weight.bias].shape}, expected {(channels,)}"
+  return ""
+
+
+def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], *,
+         batch_norm: LayerDef | None = None, rule: str = "") -> None:
+  """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizers.
+
+  With a batch norm it becomes their FoldedConv.
+
+  Args:
+    weights: {name: (quantizer, its state)}.
+    batch_norm: that of its output channels.
+    rule: where the rule applies that decided.
+  """
+  inner = layer.cls.from_config(layer.config)
+  quantize_config = WeightsQuantizeConfig({name: quantizer for name, (quantizer, _) in weights.items()})
+  state = {f"{weight}_{name}": value for weight, (_, values) in weights.items()
+           for name, value in values.items()}
   if batch_norm is None:
     wrapper = QuantizeWeights(inner, quantize_config, rule=rule)
     layer.params = {**layer.params, **state}
@@ -128,11 +171,11 @@ def _ends_model(graph: Graph, ref: Ref) -> bool:
       _ends_model(graph, Ref(node)) for node in graph.readers(ref) if node.facts.role == "move")
 
 
-def _weight_quantizer(layer: LayerDef, spec: TensorSpec,
+def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,
                       batch_norm: LayerDef | None) -> tuple[Quantizer, dict[str, Any]]:
-  """Returns the quantizer of a layer's kernel, and its state over the range that the spec names."""
-  kernel = layer.params[layer.facts.kernel] if batch_norm is None else folded_kernel(layer, batch_norm)
-  axis = layer.facts.out_axes if spec.per_channel else None
+  """Returns the quantizer of a layer's weight, and its state over the range that the spec names."""
+  kernel = layer.params[weight.name] if batch_norm is None else folded_kernel(layer, batch_norm)
+  axis = weight.out_axes if spec.per_channel else None
   quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.values_of(kernel)
   if values is None:

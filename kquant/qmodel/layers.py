@@ -11,7 +11,7 @@ from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES
-from kquant.qmodel import configs  # registers KernelQuantizeConfig
+from kquant.qmodel import configs  # registers WeightsQuantizeConfig
 from kquant.qmodel.observation import observer
 from kquant.quantizers import base
 
@@ -224,16 +224,15 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
       grids[name] = latent[name], scale, scale * qmin, scale * qmax
     return grids
 
-  def set_scale(self, scale: np.ndarray) -> None:
-    """Sets the scale of the grid of its weight, [channels] or [1]; it is narrow and symmetric."""
-    ((_, quantizer, state),) = self._quantized
+  def set_scale(self, name: str, scale: np.ndarray) -> None:
+    """Sets the scale of the grid of a weight, [channels] or [1]; it is narrow and symmetric."""
+    ((quantizer, state),) = (entry for attribute, *entry in self._quantized if attribute == name)
     end = np.asarray(scale, np.float64) * numerics.grid_limits(quantizer.bits, narrow=True)[1]
     quantizer.set_range(state, -end, end)
 
-  def set_integers(self, integers: np.ndarray) -> None:
-    """Puts the weight onto its grid: integers in Keras layout."""
-    ((name, grid),) = self.weight_encodings().items()
-    getattr(self.layer, name).assign(grid.dequantize(integers))
+  def set_integers(self, name: str, integers: np.ndarray) -> None:
+    """Puts a weight onto its grid: integers in Keras layout."""
+    getattr(self.layer, name).assign(self.weight_encodings()[name].dequantize(integers))
 
   def latent_weights(self) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: float tensor that is quantized}."""
@@ -283,7 +282,10 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     config = dict(config)
     fields = config.pop("quantize_config")
     quantize_config = keras.saving.get_registered_object(fields["registered_name"])
-    layer = keras.layers.deserialize(config.pop("layer"), custom_objects=custom_objects)
+    inner = config.pop("layer")
+    if inner.get("registered_name"):  # of h5 files Keras looks at the class name alone
+      inner = {**inner, "class_name": inner["registered_name"]}
+    layer = keras.layers.deserialize(inner, custom_objects=custom_objects)
     return cls(layer, quantize_config.from_config(fields["config"]), **config)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
 
@@ -13,7 +14,7 @@ from kquant.core.spec import QuantConfig
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
-from kquant.qmodel.insert import insert_activation, wrap
+from kquant.qmodel.insert import check_weights, insert_activation, wrap
 from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
@@ -42,15 +43,18 @@ def from_tfmot(model: keras.Model) -> keras.Model:
   graph = Graph.from_model(model)
   graph.pass_name = "from_tfmot"
   live = {layer.name: layer for layer in model.layers}
-  kernels, outputs = _unwrap(graph, live)
+  weights, outputs = _unwrap(graph, live)
   graph.normalize()
   standardize(graph)
   groups = place(graph, QuantConfig())
-  for layer in {node.layer: None for node in graph.nodes if node.facts.role == "linear"}:
-    if layer.name not in kernels:
-      raise UnsupportedLayerError(f"Layer {layer.name!r} has no quantizer for its kernel; annotate it with a "
-                                  "KernelQuantizeConfig of kquant's quantizers.")
-    wrap(layer, *kernels[layer.name], rule=_ANNOTATED)
+  for layer in {node.layer: None for node in graph.nodes if node.facts.weights}:
+    check_weights(graph, layer)
+    for weight in layer.facts.weights:
+      if weight.name not in weights.get(layer.name, {}):
+        config = "KernelQuantizeConfig" if layer.facts.role == "linear" else "WeightsQuantizeConfig"
+        raise UnsupportedLayerError(f"Layer {layer.name!r} has no quantizer for its {weight.key}; annotate "
+                                    f"it with a {config} of kquant's quantizers.")
+    wrap(layer, weights[layer.name], rule=_ANNOTATED)
   for group in groups:
     group.rule = _ANNOTATED
     insert_activation(graph, group, *_state_of(graph, group, outputs))
@@ -58,9 +62,9 @@ def from_tfmot(model: keras.Model) -> keras.Model:
     return graph.to_model()
 
 
-def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, State], dict[str, State]]:
-  """Takes tfmot's layers out; returns the states of kernels and of outputs by the name of the layer."""
-  kernels, outputs, plain = {}, {}, {}
+def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, dict[str, State]], dict[str, State]]:
+  """Takes tfmot's layers out; returns the states of weights, by name, and of outputs by layer."""
+  weights, outputs, plain = {}, {}, {}
   for node in list(graph.nodes):
     layer = live.get(node.layer.name)
     if type(layer).__name__ == "QuantizeLayer":
@@ -71,12 +75,12 @@ def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, State], dict[
       inner = layer.layer
       if inner.name not in plain:
         plain[inner.name] = _plain_layer(layer)
-        for _, quantizer, state in layer._weight_vars:
-          kernels[inner.name] = _values(quantizer, state)
+        weights[inner.name] = {_name(variable): _values(quantizer, state)
+                               for variable, quantizer, state in layer._weight_vars}
         if layer._output_quantizers:
           outputs[inner.name] = _known(layer._output_quantizers[0], layer._output_quantizer_vars)
       node.layer = plain[inner.name]
-  return kernels, outputs
+  return weights, outputs
 
 
 def _plain_layer(wrapper) -> LayerDef:
@@ -84,8 +88,12 @@ def _plain_layer(wrapper) -> LayerDef:
   inner = wrapper.layer
   params = {name: variable.numpy() for name, variable in keras_calls.named_variables(inner)}
   for variable, _, _ in wrapper._weight_vars:
-    params[variable.name.split(":")[0].rsplit("/", 1)[-1]] = variable.numpy()
+    params[_name(variable)] = variable.numpy()
   return LayerDef(inner.name, type(inner), inner.get_config(), params)
+
+
+def _name(variable: tf.Variable) -> str:
+  return variable.name.split(":")[0].rsplit("/", 1)[-1]
 
 
 def _values(quantizer, variables) -> State:

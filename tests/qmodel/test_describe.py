@@ -29,10 +29,10 @@ def test_rows_are_what_finalize_decides(name, preset):
   qmodel = inserted(name, preset)
   _, encodings = kq.finalize(qmodel)
   for row in kq.describe(qmodel).rows:
-    if row.kernel is not None:
+    if row.weights:
       grid = encodings.grids[f"{row.layer}/kernel"]
-      assert row.kernel.bits == grid.bits and len(row.kernel.scale) == len(grid.scale)
-      np.testing.assert_allclose(row.kernel.scale, grid.scale, rtol=1e-6)
+      assert row.weights[0].bits == grid.bits and len(row.weights[0].scale) == len(grid.scale)
+      np.testing.assert_allclose(row.weights[0].scale, grid.scale, rtol=1e-6)
     if row.layer in encodings:
       grid = encodings[row.layer]
       assert (row.output.bits, row.output.scale) == (grid.bits, float(grid.scale[0]))
@@ -55,11 +55,11 @@ def test_the_rule_that_decided_stands_in_the_row():
   config = QuantConfig((Rule("^project$", weights=TensorSpec(bits=4)),
                         Rule(kinds=("DepthwiseConv2D", "Add"), activations=TensorSpec(bits=6)), Rule()))
   rows = rows_of(inserted(config=config))
-  assert rows["project"].kernel.rule == rows["project"].output.rule == "match '^project$'"
-  assert rows["depthwise"].kernel.rule == rows["add"].output.rule == "kinds DepthwiseConv2D, Add"
+  assert rows["project"].weights[0].rule == rows["project"].output.rule == "match '^project$'"
+  assert rows["depthwise"].weights[0].rule == rows["add"].output.rule == "kinds DepthwiseConv2D, Add"
   assert rows["re_lu_2"].output.rule == "kinds DepthwiseConv2D, Add"  # fused into depthwise
-  assert rows["stem"].kernel.rule == "any layer" and rows["add"].kernel is None
-  assert (rows["project"].kernel.bits, rows["add"].output.bits, rows["stem"].output.bits) == (4, 6, 8)
+  assert rows["stem"].weights[0].rule == "any layer" and not rows["add"].weights
+  assert (rows["project"].weights[0].bits, rows["add"].output.bits, rows["stem"].output.bits) == (4, 6, 8)
 
 
 def test_what_is_fused_shared_and_fixed_is_said():
@@ -75,7 +75,7 @@ def test_what_is_fused_shared_and_fixed_is_said():
   assert "requantized: cap4 has a grid of its own" in rows["cap4/requantize"].note
   rows = rows_of(inserted("nested_shared"))
   assert "shared layer: 2 calls, shared, shared@1" in rows["shared"].note
-  assert rows["shared@1"].kernel is None and rows["shared@1"].bytes == 0 and rows["shared@1"].output
+  assert not rows["shared@1"].weights and rows["shared@1"].bytes == 0 and rows["shared@1"].output
 
 
 def test_integers_and_a_table():
@@ -92,7 +92,7 @@ def test_before_calibration_ranges_are_open_but_those_that_are_fixed():
   description = kq.describe(inserted(calibrated=False))
   rows = {row.layer: row for row in description.rows}
   assert rows["stem"].output.range is rows["stem"].output.scale is rows["stem"].output.zero_point is None
-  assert rows["softmax"].output.scale == 1 / 256 and rows["stem"].kernel.scale
+  assert rows["softmax"].output.scale == 1 / 256 and rows["stem"].weights[0].scale
   assert "not calibrated" in str(description)
 
 
@@ -104,7 +104,7 @@ def test_a_file_loses_nothing(file, batch_norm, tmp_path):
   qmodel.save(tmp_path / file)
   description = kq.describe(qmodel)
   assert kq.describe(kq.load_model(tmp_path / file)) == description
-  assert {row.layer: row for row in description.rows}["conv"].kernel.rule == "match '^conv$'"
+  assert {row.layer: row for row in description.rows}["conv"].weights[0].rule == "match '^conv$'"
 
 
 def test_a_batch_norm_that_learns_is_said_to_be_absorbed():
@@ -125,7 +125,7 @@ def test_rows_are_frozen_data():
   row = kq.describe(inserted()).rows[1]
   with pytest.raises(dataclasses.FrozenInstanceError):
     row.note = ""
-  assert dataclasses.asdict(row)["kernel"]["bits"] == 8
+  assert dataclasses.asdict(row)["weights"][0]["bits"] == 8
 
 
 def test_a_result_prints_on_a_short_page():

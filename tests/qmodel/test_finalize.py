@@ -61,10 +61,10 @@ def test_final_model_has_layers_of_keras_only(case):
 def test_kernels_of_the_final_model_are_their_integers_bit_for_bit(case):
   _, _, final, encodings = case
   for node in linear_calls(final):
-    kernel = node.layer.params[node.facts.kernel]
+    kernel = node.layer.params[node.facts.kernel.name]
     grid, integers = encodings[f"{node.layer.name}/kernel"], encodings.integers[f"{node.layer.name}/kernel"]
     assert integers.dtype == np.int8 and integers.shape == kernel.shape
-    assert grid.narrow and grid.axis == node.facts.out_axes and not grid.zero_point.any()
+    assert grid.narrow and grid.axis == node.facts.kernel.out_axes and not grid.zero_point.any()
     assert np.abs(integers.astype(int)).max() == 127
     np.testing.assert_array_equal(grid.dequantize(integers), kernel)
     np.testing.assert_array_equal(grid.quantize(kernel), integers)

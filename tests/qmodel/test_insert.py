@@ -50,7 +50,7 @@ def test_kernel_ranges_are_set_from_the_kernels_before_any_calibration():
   found = kernels(qmodel)
   assert len(found) == 8
   for name, (kernel, encoding) in found.items():
-    axis = LAYERS[type(qmodel.get_layer(name).layer).__name__].out_axes
+    axis = LAYERS[type(qmodel.get_layer(name).layer).__name__].kernel.out_axes
     taps = tuple(i for i in range(kernel.ndim) if i not in axis)
     largest = np.abs(kernel).max(axis=taps).reshape(-1).astype(np.float64)
     assert encoding.axis == axis and encoding.narrow and encoding.bits == 8

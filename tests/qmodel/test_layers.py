@@ -35,14 +35,14 @@ def wrapped(layer, x, *, bits=8):
   """Returns a layer wrapped and built for x, a range a channel, its grid clipping the top tenth."""
   facts = LAYERS[type(layer).__name__]
   wrapper = QuantizeWeights(layer, KernelQuantizeConfig(
-      MinMaxQuantizer(bits=bits, symmetric=True, narrow=True, axis=facts.out_axes)))
+      MinMaxQuantizer(bits=bits, symmetric=True, narrow=True, axis=facts.kernel.out_axes)))
   wrapper(x)
-  kernel = getattr(layer, facts.kernel).numpy()
-  taps = tuple(i for i in range(kernel.ndim) if i not in facts.out_axes)
+  kernel = getattr(layer, facts.kernel.name).numpy()
+  taps = tuple(i for i in range(kernel.ndim) if i not in facts.kernel.out_axes)
   high = 0.9 * np.abs(kernel).max(axis=taps).reshape(-1)
   ((_, quantizer, state),) = wrapper._quantized
   quantizer.set_range(state, -high, high)
-  return wrapper, facts.kernel
+  return wrapper, facts.kernel.name
 
 
 def activation(low=-1.0, high=2.0, **options):

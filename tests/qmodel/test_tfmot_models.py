@@ -110,5 +110,5 @@ def test_a_description_says_that_the_annotations_decided():
   model, (x, y) = network(), data()
   fit(model, x, y)
   rows = {row.layer: row for row in kq.describe(model).rows}
-  assert rows["stem"].kernel.rule == rows["add"].output.rule == "annotated in tfmot"
+  assert rows["stem"].weights[0].rule == rows["add"].output.rule == "annotated in tfmot"
   assert rows["stem"].note.startswith("one integer operator with stem/relu")

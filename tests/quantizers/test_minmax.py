@@ -69,7 +69,7 @@ def test_each_channel_has_its_own_grid_by_hand():
 @pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_weights_are_exactly_the_dequantized_integers(kind, bits, per_channel):
-  axis = LAYERS[kind].out_axes if per_channel else None
+  axis = LAYERS[kind].kernel.out_axes if per_channel else None
   quantizer = MinMaxQuantizer(bits=bits, symmetric=True, narrow=True, axis=axis)
   for seed in range(3):
     rng = np.random.default_rng(seed)

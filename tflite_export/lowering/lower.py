@@ -9,6 +9,7 @@ the ReLU that reads it.
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 
 import tf_keras as keras
 
@@ -18,6 +19,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.record import LayerFacts
 from kquant.graph.kinds.table import kind_of_class, register
 from kquant.graph.nodes import Node, Ref
+from kquant.graph.weights import WeightFacts, check_weights
 from tflite_export.lowering import elementwise as elementwise_layers
 from tflite_export.lowering import linear, pooling, shapes
 from tflite_export.lowering.elementwise import lower_table
@@ -37,8 +39,8 @@ LOWERINGS: dict[str, Lower] = {
     **elementwise_layers.LOWERINGS}
 
 
-def register_lowering(layer_class: type, lower_call: Lower = lower_table, *,
-                      role: str = "own", elementwise: bool | None = None) -> None:
+def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, role: str = "own",
+                      elementwise: bool | None = None, weights: Sequence[WeightFacts] = ()) -> None:
   """Lets a layer class of yours be quantized and lowered.
 
   Args:
@@ -48,15 +50,22 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *,
     role: what the layer does to grids, as in `kquant.graph.kinds.record`: "own", "move" or "average".
     elementwise: the layer is a function of each element alone, whose table `finalize` makes; None: where
       `lower_call` is the default, which places that table.
+    weights: its quantized weights, each of which it applies to its one input: role "own" alone. Each has
+      a quantizer of its own; its integers are `lowering.integers(f"{node.layer.name}/{key}", ...)`, those of
+      its bias, on the grid s_x * s_w, `lowering.bias(node, name)`. The verifier knows the layouts of Keras:
+      [in, out] of what becomes a FULLY_CONNECTED, [h, w, in, out] of a CONV_2D.
 
   Raises:
-    ValueError: another role, or a class of Keras' own.
+    ValueError: another role, a class of Keras' own, weights in a role that has none or of equal names.
   """
   if role not in ("own", "move", "average"):
     raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")
   kind = kind_of_class(layer_class)
+  if weights and role != "own":
+    raise ValueError(f"register_lowering: a layer with weights has the role own, got {role!r}.")
+  check_weights(weights)
   unary = lower_call is lower_table if elementwise is None else elementwise
-  register(kind, LayerFacts(role, unary=unary))
+  register(kind, LayerFacts(role, tuple(weights), unary=unary))
   LOWERINGS[kind] = lower_call
 
 

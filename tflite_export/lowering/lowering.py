@@ -65,9 +65,9 @@ class Lowering:
                                         None if grid.axis is None else axis, values))
     return key
 
-  def bias(self, node: Node) -> str:
-    """Adds the bias of one call of a linear layer."""
-    return self.integers(f"{node.name}/bias", axis=0)
+  def bias(self, node: Node, name: str = "bias") -> str:
+    """Adds the bias of one call of a layer with weights."""
+    return self.integers(f"{node.name}/{name}", axis=0)
 
   def inputs(self, node: Node) -> list[str]:
     """The names of the tensors that a call reads."""

@@ -97,7 +97,7 @@ def _fake_quantized(graph: Graph, model: keras.Model, encodings: Encodings) -> C
     for node in graph.nodes:
       if node.facts.role != "input":
         layer = layers[node.layer.name]
-        with _fake_quantized_kernel(layer, node, encodings):
+        with _fake_quantized_weights(layer, node, encodings):
           outputs = keras_calls.call_node(layer, node, values.__getitem__)
         values.update((ref, held(ref, output)) for ref, output in
                       ((Ref(node, index), output) for index, output in enumerate(outputs)))
@@ -112,27 +112,28 @@ def _fake_quantize(value: tf.Tensor, grid: Encoding) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def _fake_quantized_kernel(layer: keras.layers.Layer, node: Node, encodings: Encodings) -> Iterator[None]:
-  """While it lasts the layer computes with its kernel behind a fake-quantizer of its grid."""
-  key, name = f"{node.layer.name}/kernel", node.facts.kernel
-  if not name or key not in encodings:
-    yield
-    return
-  grid, attributes = encodings[key], vars(layer)
-  kernel = attributes[name]
-  ends = np.float32(127) * grid.scale  # also for fewer bits: their integers lie in int8
-  if grid.axis is None:
-    held = tf.quantization.fake_quant_with_min_max_args(kernel, -float(ends[0]), float(ends[0]),
-                                                        narrow_range=True)
-  else:  # a depthwise kernel has two channel axes, the operator wants one
-    flat = tf.reshape(kernel, (*kernel.shape[:min(grid.axis)], -1))
-    held = tf.reshape(tf.quantization.fake_quant_with_min_max_vars_per_channel(
-        flat, -ends, ends, narrow_range=True), kernel.shape)
-  attributes[name] = held
+def _fake_quantized_weights(layer: keras.layers.Layer, node: Node, encodings: Encodings) -> Iterator[None]:
+  """While it lasts the layer computes with its weights behind fake-quantizers of their grids."""
+  grids = {weight.name: encodings[f"{node.layer.name}/{weight.key}"] for weight in node.facts.weights
+           if f"{node.layer.name}/{weight.key}" in encodings}
+  attributes = vars(layer)
+  weights = {name: attributes[name] for name in grids}
+  attributes.update({name: _fake_quantized_weight(weight, grids[name]) for name, weight in weights.items()})
   try:
     yield
   finally:
-    attributes[name] = kernel
+    attributes.update(weights)
+
+
+def _fake_quantized_weight(kernel: tf.Variable, grid: Encoding) -> tf.Tensor:
+  ends = np.float32(127) * grid.scale  # also for fewer bits: their integers lie in int8
+  if grid.axis is None:
+    return tf.quantization.fake_quant_with_min_max_args(kernel, -float(ends[0]), float(ends[0]),
+                                                        narrow_range=True)
+  # a depthwise kernel has two channel axes, the operator wants one
+  flat = tf.reshape(kernel, (*kernel.shape[:min(grid.axis)], -1))
+  held = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, -ends, ends, narrow_range=True)
+  return tf.reshape(held, kernel.shape)
 
 
 # --- the chosen grids ------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from kquant.graph.kinds import moment_rules, scale_rules
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+from kquant.graph.weights import WeightFacts
 
 
-def _linear(kernel: str, out_axes: tuple[int, ...], in_axes: tuple[int, ...], **facts) -> LayerFacts:
-  return LayerFacts("linear", kernel, out_axes, in_axes, absorbs_relu=True, scale_rule=scale_rules.begin,
+def _linear(name: str, out_axes: tuple[int, ...], in_axes: tuple[int, ...], **facts) -> LayerFacts:
+  kernel = WeightFacts(name, out_axes, in_axes, key="kernel", bias="bias")
+  return LayerFacts("linear", (kernel,), absorbs_relu=True, scale_rule=scale_rules.begin,
                     moment_rule=moment_rules.linear, **facts)
 
 

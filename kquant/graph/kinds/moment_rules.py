@@ -53,12 +53,12 @@ def normal(mean: np.ndarray, variance: np.ndarray) -> Moments:
 
 def linear(call: Call, x: Moments) -> Moments:
   """E[y] = sum over taps and inputs of W E[x], plus the bias; Var[y] = sum of W^2 Var[x]."""
-  kernel, facts = call.layer.params[call.facts.kernel].astype(np.float64), call.facts
-  taps = tuple(i for i in range(kernel.ndim) if i not in facts.out_axes)
+  kernel, facts = call.layer.params[call.facts.kernel.name].astype(np.float64), call.facts
+  taps = tuple(i for i in range(kernel.ndim) if i not in facts.kernel.out_axes)
   overlap = np.prod(call.config["strides"]) if facts.transposed else 1  # taps an output sees
 
   def through(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    spread = numerics.along_inputs(values, kernel.shape, facts.in_axes[0])
+    spread = numerics.along_inputs(values, kernel.shape, facts.kernel.in_axes[0])
     return (weights * spread).sum(axis=taps).reshape(-1) / overlap
 
   mean = through(kernel, x.mean) + call.layer.params.get("bias", 0.0)

@@ -8,6 +8,7 @@ from kquant.graph.kinds import scale_rules
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.moment_rules import MomentRule
 from kquant.graph.kinds.scale_rules import ScaleRule
+from kquant.graph.weights import WeightFacts
 
 
 class Refusal(NamedTuple):
@@ -24,18 +25,16 @@ class LayerFacts:
   Attributes:
     role: what the layer does to grids:
       "input"     a model input
-      "linear"    kernel, bias; an output grid of its own
+      "linear"    one kernel, a bias; an output grid of its own
       "affine"    per-channel scale and shift (batch norm)
       "relu"      clamps; fuses into what produces its input
-      "own"       an output grid of its own, no kernel (Add, LeakyReLU, global average)
+      "own"       an output grid of its own (Add, LeakyReLU, global average; a user's layer with weights)
       "fixed"     the runtime fixes the output grid (softmax)
       "move"      moves integers: input and output share one grid
       "average"   input and output share one grid, values are averaged and rounded
       "identity"  does nothing at inference; `standardize` drops it
       "opaque"    no integer form as it stands: `standardize` writes it as other layers, or it is refused
-    kernel: name of the kernel variable; "" where there is none.
-    out_axes, in_axes: channel axes of the kernel, ascending; row-major over out_axes is the output
-      channel.
+    weights: its quantized weights.
     spatial: number of spatial axes that a convolution or pooling slides over; a linear kind with none is a
       matrix product (dense).
     absorbs_relu: a following ReLU may be fused into it, as an activation of the operator or as the ends
@@ -77,9 +76,7 @@ class LayerFacts:
   """
 
   role: str
-  kernel: str = ""
-  out_axes: tuple[int, ...] = ()
-  in_axes: tuple[int, ...] = ()
+  weights: tuple[WeightFacts, ...] = ()
   spatial: int = 0
   absorbs_relu: bool = False
   pointwise: bool = False
@@ -108,6 +105,12 @@ class LayerFacts:
   refusal: Refusal | None = None
   refused_form: Callable[[Call], Refusal | None] | None = None
   taken_apart: bool = False
+
+  @property
+  def kernel(self) -> WeightFacts:
+    """The one weight of a linear layer."""
+    (kernel,) = self.weights
+    return kernel
 
 
 def taken_apart(refusal: Refusal | None = None) -> LayerFacts:

@@ -13,7 +13,8 @@ import tf_keras as keras
 
 from kquant.core import numerics
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node
+from kquant.graph.kinds.table import facts_of
+from kquant.graph.nodes import Node, kind_of_class
 from kquant.ptq.finetune.cross_layer import CrossLayerFactors, TiedChannels, tied_channels
 from kquant.ptq.finetune.tuned_layers import TunedActivation, TunedLinear
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
@@ -38,7 +39,10 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
   live = {layer.name: layer for layer in qmodel.layers}
   for node in [node for node in graph.nodes if node.layer.cls is QuantizeWeights]:
     if node.layer.cls is QuantizeWeights:  # a shared layer is turned at its first call
-      _tune_linear(node, live, learns)
+      if facts_of(kind_of_class(type(live[node.layer.name].layer))).role == "linear":
+        _tune_linear(node, live, learns)
+      else:  # a user's layer stays as it is rounded
+        node.layer.config = {**node.layer.config, "trainable": False}
   for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeActivation}:
     low, high = np.concatenate(live[layer.name].encoding().range).astype(np.float32)
     ends = [-high, high] if live[layer.name].quantizer.symmetric else [low, high]
@@ -120,8 +124,8 @@ def write_back(student: keras.Model, qmodel: keras.Model) -> None:
 def _write_linear(layer: TunedLinear, wrapper: QuantizeWeights) -> None:
   tied = layer.factors is not None
   if tied or "weight_scales" in layer.learns:
-    wrapper.set_scale(layer.scale().numpy())
+    wrapper.set_scale(layer.attribute, layer.scale().numpy())
   if tied or {"weights", "weight_scales"} & set(layer.learns):
-    wrapper.set_integers(layer.integers().numpy())
+    wrapper.set_integers(layer.attribute, layer.integers().numpy())
   if tied or "biases" in layer.learns:
     wrapper.layer.bias.assign(layer.bias())

@@ -134,13 +134,13 @@ class TunedLinear(keras.layers.Wrapper):
       factors: a `kquant.ptq.finetune.cross_layer.CrossLayerFactors`.
       before, behind: numbers of the factors of the input channels and of the output channels.
     """
-    facts = facts_of(type(self.layer).__name__)
-    shape, (in_axis, *_) = getattr(self.layer, self.attribute).shape, facts.in_axes
+    kernel = facts_of(type(self.layer).__name__).kernel
+    shape, (in_axis, *_) = getattr(self.layer, self.attribute).shape, kernel.in_axes
     self.factors, self._behind = factors, behind
-    up, down = numerics.along(behind, shape, facts.out_axes), numerics.along_inputs(before, shape, in_axis)
+    up, down = numerics.along(behind, shape, kernel.out_axes), numerics.along_inputs(before, shape, in_axis)
     if self.axis is None:
       self._of_scale, self._of_steps = None, (up, down)
-    elif in_axis in facts.out_axes:  # depthwise: both are factors of an output channel
+    elif in_axis in kernel.out_axes:  # depthwise: both are factors of an output channel
       self._of_scale, self._of_steps = (behind, np.repeat(before, len(behind) // len(before))), None
     else:
       self._of_scale, self._of_steps = (behind, np.zeros_like(behind)), (np.zeros_like(down), down)

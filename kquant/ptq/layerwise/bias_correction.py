@@ -16,8 +16,8 @@ from kquant.core.input_range import InputRange
 from kquant.core.spec import BIAS_CORRECTIONS
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.kinds.record import LayerFacts
-from kquant.graph.kinds.table import LAYERS
+from kquant.graph.nodes import weights_of_class
+from kquant.graph.weights import WeightFacts
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data
@@ -28,7 +28,7 @@ from kquant.rewrites.standardize.standardize import standardize
 SHARED_REASON = "called more than once: one bias for several means is corrected locally"
 
 
-def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: LayerFacts) -> np.ndarray:
+def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: WeightFacts) -> np.ndarray:
   """Returns the mean output error of each channel, float64 [out channels].
 
   Args:
@@ -65,7 +65,8 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
   float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
   for wrapper in _wrapped_layers(qmodel, float_params):
-    wrapper.layer.bias.assign(float_params[wrapper.name]["bias"])
+    for weight in _biased_weights(wrapper):
+      getattr(wrapper.layer, weight.bias).assign(float_params[wrapper.name][weight.bias])
   if method == "analytic":
     correct_analytic_shift(qmodel, float_params, calibration)
   elif method == "local":
@@ -78,8 +79,10 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
 
 
 def linear_params(graph: Graph) -> dict[str, dict[str, np.ndarray]]:
-  """Returns {layer: its float weights by name} of a standardized float graph."""
-  return {node.layer.name: node.layer.params for node in graph.nodes if node.facts.role == "linear"}
+  """Returns {layer: its quantized weights and their biases, by name} of a standardized float graph."""
+  return {node.layer.name: {name: node.layer.params[name] for weight in node.facts.weights
+                            for name in (weight.name, weight.bias) if name}
+          for node in graph.nodes if node.facts.weights}
 
 
 def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
@@ -90,12 +93,12 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
     ValueError: float_params lack a layer of qmodel.
   """
   for wrapper in _wrapped_layers(qmodel, float_params):
-    facts, params = LAYERS[type(wrapper.layer).__name__], float_params[wrapper.name]
-    ((name, grid),) = wrapper.weight_encodings().items()
-    rounded = grid.dequantize(grid.quantize(wrapper.weight_values()[name]))
-    error = rounded.astype(np.float64) - params[name]
-    shift = output_shift(error, statistics.input_means[wrapper.name], facts)
-    wrapper.layer.bias.assign((params["bias"] - shift).astype(np.float32))
+    params, grids, values = float_params[wrapper.name], wrapper.weight_encodings(), wrapper.weight_values()
+    for weight in _biased_weights(wrapper):
+      grid = grids[weight.name]
+      error = grid.dequantize(grid.quantize(values[weight.name])).astype(np.float64) - params[weight.name]
+      shift = output_shift(error, statistics.input_means[wrapper.name], weight)
+      getattr(wrapper.layer, weight.bias).assign((params[weight.bias] - shift).astype(np.float32))
 
 
 def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
@@ -126,19 +129,20 @@ def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, n
     images: the calibration inputs, one array [n, ...] a model input.
 
   Returns:
-    Names of shared layers, which have one bias for several means and are corrected locally instead.
+    Names of layers that are corrected locally instead: shared ones, which have one bias for several means,
+    and those that are not linear, whose output is not one weight's alone.
 
   Raises:
     ValueError: float_params lack a layer of qmodel.
   """
   correct_local_shift(qmodel, float_params, statistics)
-  shared = []
+  left = []
   for turn in layer_turns(qmodel, images):
-    if turn.shared:
-      shared.append(turn.layer.name)
+    if turn.patches is None:
+      left.append(turn.layer.name)
       continue
     correct_mean(turn, statistics, shrink=shrink)
-  return list(dict.fromkeys(shared))
+  return list(dict.fromkeys(left))
 
 
 def correct_mean(turn: LayerTurn, statistics: Statistics, *, shrink: bool = True) -> None:
@@ -161,6 +165,11 @@ def shrunk_mean(errors: np.ndarray) -> np.ndarray:
   return mean * spread / np.maximum(spread + error, 1e-30)
 
 
+def _biased_weights(wrapper: QuantizeWeights) -> list[WeightFacts]:
+  """The weights of a layer that have a bias."""
+  return [weight for weight in weights_of_class(type(wrapper.layer)) if weight.bias]
+
+
 def _wrapped_layers(qmodel: keras.Model,
                     float_params: dict[str, dict[str, np.ndarray]]) -> list[QuantizeWeights]:
   wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
@@ -168,7 +177,7 @@ def _wrapped_layers(qmodel: keras.Model,
     if wrapper.name not in float_params:
       raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
                        "model that insert_quantizers was given.")
-    if wrapper.layer.bias is None:
+    if any(getattr(wrapper.layer, weight.bias) is None for weight in _biased_weights(wrapper)):
       raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
                        "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
   return wrappers

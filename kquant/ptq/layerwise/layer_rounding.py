@@ -41,7 +41,7 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
   """Chooses the integers of every kernel, and with them the biases, in place; returns qmodel.
 
   The kernels afterwards lie on their grids, whose scales may have changed. Layers that are called more
-  than once are rounded to nearest; a warning of absl names them.
+  than once, and those of a user's class with weights, are rounded to nearest; a warning of absl names them.
 
   Args:
     qmodel: calibrated.
@@ -63,24 +63,24 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
 
 def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], statistics: Statistics,
                  images: list[np.ndarray], *, method: str = "closed_form", seed: int = 0) -> list[str]:
-  """`round_weights` on what is known already; returns the names of shared layers, rounded to nearest."""
+  """`round_weights` on what is known already; returns the names of layers rounded to nearest, as shared."""
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
-  shared = []
+  left = []
   generator = np.random.default_rng(seed)
   for turn in layer_turns(qmodel, images, float_params=float_params):
-    if turn.shared:
-      shared.append(turn.layer.name)
+    if turn.patches is None:
+      left.append(turn.layer.name)
       continue
-    ((name, grid),) = turn.layer.weight_encodings().items()
+    ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
     halves = measure_moments(turn, generator)
     with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
       kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
                                    images=turn.images, method=method)
-    turn.layer.set_scale(scale)
-    turn.layer.set_integers(kernel)
+    turn.layer.set_scale(name, scale)
+    turn.layer.set_integers(name, kernel)
     correct_mean(turn, statistics)
-  return list(dict.fromkeys(shared))
+  return list(dict.fromkeys(left))
 
 
 def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches, halves: list[Moments], *,

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.kinds.table import facts_of
+from kquant.graph.nodes import Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.observation import observing
@@ -49,21 +50,18 @@ class _Stage:
 
 
 class LayerTurn:
-  """A linear layer whose turn it is, with what reaches it.
+  """A layer with quantized weights whose turn it is, with what reaches it.
 
   Attributes:
     layer: the QuantizeWeights layer; what is changed in it is what the rest of the pass computes with.
-    shared: whether other calls use the layer too.
-    patches: how its inputs and its kernel make a matrix product.
+    patches: how its inputs and its kernel make a matrix product; None where the layer does not allow a method
+      to change its weights by its output: other calls use it too, or it is not linear.
     images: number of images that pass.
   """
 
   def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, *, shared: bool):
     self.layer = layer
-    self.shared = shared
-    inner, shape = layer.layer, stage.linear.inputs[0].shape[1:]
-    kernel = getattr(inner, next(iter(layer.weight_encodings())))
-    self.patches = Patches(type(inner).__name__, inner.get_config(), kernel.shape, shape)
+    self.patches = None if shared else _patches(layer.layer, stage.linear.inputs[0].shape[1:])
     self.images = stream.images
     self._stream = stream
     self._stage = stage
@@ -84,7 +82,7 @@ class LayerTurn:
   def image_means(self) -> np.ndarray:
     """Mean over positions of the outputs before the activation, as its weights are now: float64
     [images, channels]."""
-    ((name, grid),) = self.layer.weight_encodings().items()
+    ((name, grid),) = self.layer.weight_encodings().items()  # of a linear layer
     kernel = grid.dequantize(grid.quantize(self.layer.weight_values()[name]))
     matrix = self.patches.matrix(kernel).astype(np.float64)
     if self._patch_means is None:
@@ -93,9 +91,18 @@ class LayerTurn:
     return outputs + self.layer.layer.bias.numpy()
 
 
+def _patches(layer: keras.layers.Layer, shape: tuple[int, ...]) -> Patches | None:
+  """Returns the patches of a linear layer over inputs of a shape without batch; None for another layer."""
+  facts = facts_of(kind_of_class(type(layer)))
+  if facts.role != "linear":
+    return None
+  kernel = getattr(layer, facts.kernel.name)
+  return Patches(type(layer).__name__, layer.get_config(), kernel.shape, shape)
+
+
 def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
                 float_params: dict[str, dict[str, np.ndarray]] | None = None) -> Iterator[LayerTurn]:
-  """Yields the linear layers of a calibrated model in topological order, each on its quantized prefix.
+  """Yields the layers with weights of a calibrated model in topological order, each on its quantized prefix.
 
   Args:
     qmodel: calibrated; layers may be changed when they are yielded.

@@ -106,9 +106,9 @@ def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarra
   known = node.layer.output_moments
   _remember(graph, node, moments or known and (scale * known[0] + shift, np.abs(scale) * known[1]))
   if node.facts.role == "linear":
-    kernel, facts = node.layer.params[node.facts.kernel], node.facts
+    kernel, facts = node.layer.params[node.facts.kernel.name], node.facts
     bias = node.layer.params.get("bias", np.zeros(len(scale)))
-    _set_linear(node.layer, kernel * numerics.along(scale, kernel.shape, facts.out_axes),
+    _set_linear(node.layer, kernel * numerics.along(scale, kernel.shape, facts.kernel.out_axes),
                 bias * scale + shift)
   elif node.facts.rectifier:
     if node.config.get("max_value") is not None:
@@ -211,10 +211,10 @@ def _absorb_forward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarray
   if node.facts.role != "linear":
     _absorb_forward(graph, Ref(node), _to_output_channels(node, scale), _to_output_channels(node, shift))
     return
-  kernel = node.layer.params[node.facts.kernel].astype(np.float64)
-  spread_scale, spread_shift = (numerics.along_inputs(values, kernel.shape, node.facts.in_axes[0])
+  kernel = node.layer.params[node.facts.kernel.name].astype(np.float64)
+  spread_scale, spread_shift = (numerics.along_inputs(values, kernel.shape, node.facts.kernel.in_axes[0])
                                 for values in (scale, shift))
-  taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.out_axes)
+  taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.kernel.out_axes)
   moved = (kernel * spread_shift).sum(axis=taps).reshape(-1)
   _set_linear(node.layer, kernel * spread_scale, node.layer.params.get("bias", 0.0) + moved)
 
@@ -229,5 +229,5 @@ def _to_output_channels(node: Node, values: np.ndarray) -> np.ndarray | None:
 
 def _set_linear(layer: LayerDef, kernel: np.ndarray, bias: np.ndarray) -> None:
   layer.config = {**layer.config, "use_bias": True}
-  layer.params = {**layer.params, layer.facts.kernel: kernel.astype(np.float32),
+  layer.params = {**layer.params, layer.facts.kernel.name: kernel.astype(np.float32),
                   "bias": np.asarray(bias).astype(np.float32)}

@@ -86,9 +86,9 @@ def _absorb(graph: Graph, node: Node, relu: Node, absorbed: np.ndarray) -> None:
   if caps := relu.facts.caps:
     relu.layer.params = {caps: (relu.layer.params[caps] - absorbed).astype(np.float32)}
   for reader in graph.readers(Ref(relu)):
-    facts, kernel = reader.facts, reader.layer.params[reader.facts.kernel].astype(np.float64)
-    spread = numerics.along_inputs(absorbed, kernel.shape, facts.in_axes[0])
-    taps = tuple(i for i in range(kernel.ndim) if i not in facts.out_axes)
+    facts, kernel = reader.facts, reader.layer.params[reader.facts.kernel.name].astype(np.float64)
+    spread = numerics.along_inputs(absorbed, kernel.shape, facts.kernel.in_axes[0])
+    taps = tuple(i for i in range(kernel.ndim) if i not in facts.kernel.out_axes)
     moved = (kernel * spread).sum(axis=taps).reshape(-1)
     reader.layer.params = {**reader.layer.params,
                            "bias": (reader.layer.params["bias"] + moved).astype(np.float32)}

@@ -89,9 +89,9 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
 def _centred_gain(layer: LayerDef, mean: np.ndarray, squares: np.ndarray, products: np.ndarray,
                   bias_squares: np.ndarray) -> np.ndarray:
   """Sum over taps of E (G - m B)^2: G the slope of a weight, B that of its bias, m the mean of its input."""
-  facts, kernel = layer.facts, layer.params[layer.facts.kernel]
-  mean = numerics.along_inputs(mean, squares.shape, facts.in_axes[0])
-  bias_squares = numerics.along(bias_squares, squares.shape, facts.out_axes)
+  facts, kernel = layer.facts, layer.params[layer.facts.kernel.name]
+  mean = numerics.along_inputs(mean, squares.shape, facts.kernel.in_axes[0])
+  bias_squares = numerics.along(bias_squares, squares.shape, facts.kernel.out_axes)
   taps = np.prod(kernel.shape[:facts.spatial])
   return np.maximum(squares - 2 * mean * products + taps * mean**2 * bias_squares, 0.0)
 
@@ -130,7 +130,7 @@ def _measuring_step(graph: Graph, model: keras.Model, refs: list[Ref], linear: l
   """Returns a traced function of one batch: {statistic: one tensor a ref, or a layer of `linear`}."""
   layers = {layer.name: layer for layer in model.layers}
   wanted = [before_saturation(ref) for ref in graph.output_refs]
-  kernels = [getattr(layers[layer.name], layer.facts.kernel) for layer in linear]
+  kernels = [getattr(layers[layer.name], layer.facts.kernel.name) for layer in linear]
   biases = [layers[layer.name].bias for layer in linear]
 
   @tf.function(autograph=False)
@@ -167,7 +167,7 @@ def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],
   """Sums over taps of G^2 and G B, and B^2, of one batch: its directions make images independent."""
   moments: dict[str, list[tf.Tensor]] = {name: [] for name in _SLOPE_MOMENTS}
   for layer, kernel, bias in zip(linear, of_kernels, of_biases):
-    spatial, out_axes = list(range(layer.facts.spatial)), layer.facts.out_axes
+    spatial, out_axes = list(range(layer.facts.spatial)), layer.facts.kernel.out_axes
     spread = tf.reshape(bias, numerics.channel_shape(kernel.shape, out_axes))
     moments["slope_squares"].append(tf.reduce_sum(tf.square(kernel), spatial, keepdims=True))
     moments["slope_products"].append(tf.reduce_sum(kernel * spread, spatial, keepdims=True))

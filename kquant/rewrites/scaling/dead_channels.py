@@ -75,11 +75,12 @@ def _constant(node: Node, statistics: ChannelStatistics) -> np.ndarray:
 
 
 def _silence(node: Node, cut_off: np.ndarray, constant: np.ndarray, statistics: ChannelStatistics) -> None:
-  kernel, bias = node.layer.params[node.facts.kernel], node.layer.params["bias"]
+  kernel, bias = node.layer.params[node.facts.kernel.name], node.layer.params["bias"]
   dead = cut_off | constant
-  keep = numerics.along(~dead, kernel.shape, node.facts.out_axes)
+  keep = numerics.along(~dead, kernel.shape, node.facts.kernel.out_axes)
   bias = np.where(cut_off, 0.0, np.where(constant, statistics.mean[Ref(node)], bias))
-  node.layer.params = {**node.layer.params, node.facts.kernel: kernel * keep, "bias": bias.astype(np.float32)}
+  node.layer.params = {**node.layer.params, node.facts.kernel.name: kernel * keep,
+                       "bias": bias.astype(np.float32)}
   if node.layer.output_moments is not None:
     mean, deviation = node.layer.output_moments
     node.layer.output_moments = np.where(dead, bias, mean).astype(np.float64), np.where(dead, 0.0, deviation)
@@ -94,6 +95,6 @@ def _cut_readers(graph: Graph, groups: ScaleGroups, silent: np.ndarray) -> None:
     source, facts = graph.calls(layer)[0].inputs[0], layer.facts
     heard = ~silent[groups.index[source]]
     if not heard.all():
-      kernel = layer.params[facts.kernel]
-      keep = numerics.along_inputs(heard, kernel.shape, facts.in_axes[0])
-      layer.params = {**layer.params, facts.kernel: kernel * keep}
+      kernel = layer.params[facts.kernel.name]
+      keep = numerics.along_inputs(heard, kernel.shape, facts.kernel.in_axes[0])
+      layer.params = {**layer.params, facts.kernel.name: kernel * keep}

@@ -47,10 +47,10 @@ class KernelExtent:
 def kernel_extent(node: Node, groups: ScaleGroups) -> KernelExtent:
   """Returns the extent of the kernel that a call uses."""
   facts = node.facts
-  kernel = np.abs(node.layer.params[facts.kernel].astype(np.float64))
+  kernel = np.abs(node.layer.params[facts.kernel.name].astype(np.float64))
   kernel = kernel.max(axis=tuple(range(facts.spatial)), keepdims=True)
-  inputs = numerics.along_inputs(groups.index[node.inputs[0]], kernel.shape, facts.in_axes[0])
-  outputs = numerics.along(groups.index[Ref(node)], kernel.shape, facts.out_axes)
+  inputs = numerics.along_inputs(groups.index[node.inputs[0]], kernel.shape, facts.kernel.in_axes[0])
+  outputs = numerics.along(groups.index[Ref(node)], kernel.shape, facts.kernel.out_axes)
   return KernelExtent(*(flat_kernel(np.broadcast_to(values, kernel.shape), node)
                         for values in (kernel, inputs, outputs)))
 
@@ -60,7 +60,7 @@ def flat_kernel(kernel: np.ndarray, node: Node) -> np.ndarray:
   if node.facts.depthwise:
     return kernel.reshape(1, -1)
   matrix = kernel.reshape(kernel.shape[node.facts.spatial:])
-  return matrix.T if node.facts.out_axes[0] < node.facts.in_axes[0] else matrix
+  return matrix.T if node.facts.kernel.out_axes[0] < node.facts.kernel.in_axes[0] else matrix
 
 
 @dataclasses.dataclass

@@ -105,8 +105,8 @@ def _fix_dead_groups(graph: Graph, groups: ScaleGroups) -> None:
   alive = np.zeros(groups.count, bool)
   for node in graph.nodes:
     if node.facts.role == "linear":
-      kernel = node.layer.params[node.facts.kernel]
-      taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.out_axes)
+      kernel = node.layer.params[node.facts.kernel.name]
+      taps = tuple(i for i in range(kernel.ndim) if i not in node.facts.kernel.out_axes)
       alive[groups.index[Ref(node)][kernel.any(axis=taps).reshape(-1)]] = True
   groups.free &= alive
 
@@ -127,7 +127,7 @@ def _fix_rounded_kernels(graph: Graph, groups: ScaleGroups, config: QuantConfig)
 
 def _relative_rounding_error(node: Node, spec: TensorSpec) -> float:
   """Power of the kernel's rounding error over what a uniform error within each step would have."""
-  kernel, out_axes = node.layer.params[node.facts.kernel].astype(np.float64), node.facts.out_axes
+  kernel, out_axes = node.layer.params[node.facts.kernel.name].astype(np.float64), node.facts.kernel.out_axes
   taps = tuple(i for i in range(kernel.ndim) if i not in out_axes)
   largest = np.abs(kernel).max(axis=taps if spec.per_channel else None)
   scale = numerics.symmetric_grid(largest.reshape(-1), spec.bits)

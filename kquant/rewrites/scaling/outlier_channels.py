@@ -62,7 +62,7 @@ def _path_from_producer(graph: Graph, reader: Node) -> list[Node] | None:
 
 def _split(producer: Node, reader: Node, ratio: float, bits: int) -> list[int]:
   """Adds channels one by one, each a copy of the one with the largest weight; returns the copied ones."""
-  name, in_axis = reader.facts.kernel, reader.facts.in_axes[0]
+  name, in_axis = reader.facts.kernel.name, reader.facts.kernel.in_axes[0]
   kernel = reader.layer.params[name].astype(np.float64)
   copied = []
   for _ in range(max(1, int(ratio * kernel.shape[in_axis]))):
@@ -91,6 +91,6 @@ def _repeat_outputs(producer: Node, sources: list[int]) -> None:
   layer, facts = producer.layer, producer.facts
   if layer.output_moments is not None:
     layer.output_moments = tuple(values[sources] for values in layer.output_moments)
-  kernel = np.take(layer.params[facts.kernel], sources, facts.out_axes[0])
-  layer.params = {**layer.params, facts.kernel: kernel, "bias": layer.params["bias"][sources]}
+  kernel = np.take(layer.params[facts.kernel.name], sources, facts.kernel.out_axes[0])
+  layer.params = {**layer.params, facts.kernel.name: kernel, "bias": layer.params["bias"][sources]}
   layer.config = {**layer.config, facts.size: len(sources)}

@@ -81,10 +81,10 @@ def scale_channels(graph: Graph, groups: ScaleGroups, scale: np.ndarray, *, move
 
 
 def _scale_linear(layer: LayerDef, before: np.ndarray, behind: np.ndarray) -> None:
-  kernel, facts = layer.params[layer.facts.kernel].astype(np.float64), layer.facts
-  kernel = kernel * numerics.along(behind, kernel.shape, facts.out_axes)
-  kernel = kernel / numerics.along_inputs(before, kernel.shape, facts.in_axes[0])
-  layer.params = {**layer.params, facts.kernel: kernel.astype(np.float32),
+  kernel, facts = layer.params[layer.facts.kernel.name].astype(np.float64), layer.facts
+  kernel = kernel * numerics.along(behind, kernel.shape, facts.kernel.out_axes)
+  kernel = kernel / numerics.along_inputs(before, kernel.shape, facts.kernel.in_axes[0])
+  layer.params = {**layer.params, facts.kernel.name: kernel.astype(np.float32),
                   "bias": (layer.params["bias"] * behind).astype(np.float32)}
 
 

@@ -97,8 +97,8 @@ def _split_activation(graph: Graph, node: Node) -> None:
 
 def _give_bias(layer: LayerDef) -> None:
   """A bias of zeros: the integer operators have one, and bias correction needs it."""
-  kernel = layer.params[layer.facts.kernel]
-  outputs = int(np.prod([kernel.shape[axis] for axis in layer.facts.out_axes]))
+  kernel = layer.params[layer.facts.kernel.name]
+  outputs = int(np.prod([kernel.shape[axis] for axis in layer.facts.kernel.out_axes]))
   layer.config = {**layer.config, "use_bias": True}
   layer.params = {**layer.params, "bias": np.zeros(outputs, np.float32)}
 

@@ -100,20 +100,20 @@ def test_kernel_axes_are_those_that_keras_uses(kind):
   layer, facts = make(), LAYERS[kind]
   x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
   before = layer(x).numpy()
-  variable = getattr(layer, facts.kernel)
+  variable = getattr(layer, facts.kernel.name)
   kernel = variable.numpy()
-  out_shape = [kernel.shape[axis] for axis in facts.out_axes]
+  out_shape = [kernel.shape[axis] for axis in facts.kernel.out_axes]
   assert np.prod(out_shape) == before.shape[-1]
   for channel in range(before.shape[-1]):
     index = [slice(None)] * kernel.ndim
-    for axis, position in zip(facts.out_axes, np.unravel_index(channel, out_shape)):
+    for axis, position in zip(facts.kernel.out_axes, np.unravel_index(channel, out_shape)):
       index[axis] = position
     scaled = kernel.copy()
     scaled[tuple(index)] *= 3
     variable.assign(scaled)
     expected = before * np.where(np.arange(before.shape[-1]) == channel, 3, 1)
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
-  (axis,) = facts.in_axes
+  (axis,) = facts.kernel.in_axes
   kernel = np.moveaxis(kernel.copy(), axis, 0)
   kernel[1] = 0
   variable.assign(np.moveaxis(kernel, 0, axis))

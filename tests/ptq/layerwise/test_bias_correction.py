@@ -11,19 +11,19 @@ from tests import models
 
 def test_shift_of_a_dense_kernel_by_hand():
   error = np.array([[0.1, 0.0], [-0.2, 0.5]])  # [in, out]
-  np.testing.assert_allclose(output_shift(error, np.array([1.0, 2.0]), LAYERS["Dense"]), [-0.3, 1.0])
+  np.testing.assert_allclose(output_shift(error, np.array([1.0, 2.0]), LAYERS["Dense"].kernel), [-0.3, 1.0])
 
 
 def test_shift_of_a_depthwise_kernel_keeps_the_order_of_its_outputs():
   error = np.zeros((1, 2, 2, 2))
   error[0, :, 1, 0] = [0.25, 0.5]  # input 1, multiplier 0: output 2
-  np.testing.assert_allclose(output_shift(error, np.array([3.0, 2.0]), LAYERS["DepthwiseConv2D"]),
+  np.testing.assert_allclose(output_shift(error, np.array([3.0, 2.0]), LAYERS["DepthwiseConv2D"].kernel),
                              [0, 0, 1.5, 0])
 
 
 def test_shift_of_a_grouped_kernel_takes_the_inputs_of_its_group():
   error = np.ones((1, 1, 1, 4))  # one input a group, two outputs a group
-  np.testing.assert_allclose(output_shift(error, np.array([5.0, 7.0]), LAYERS["Conv2D"]), [5, 5, 7, 7])
+  np.testing.assert_allclose(output_shift(error, np.array([5.0, 7.0]), LAYERS["Conv2D"].kernel), [5, 5, 7, 7])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -32,7 +32,8 @@ def test_shift_is_the_measured_mean_error_of_an_unpadded_convolution(seed):
   rng = np.random.default_rng(seed)
   error, x = rng.normal(size=(1, 1, 5, 7)), rng.normal(1.0, 1.0, size=(4, 6, 6, 5))
   measured = tf.nn.conv2d(x, error, 1, "VALID").numpy().mean((0, 1, 2))
-  np.testing.assert_allclose(output_shift(error, x.mean((0, 1, 2)), LAYERS["Conv2D"]), measured, atol=1e-12)
+  np.testing.assert_allclose(output_shift(error, x.mean((0, 1, 2)), LAYERS["Conv2D"].kernel), measured,
+                             atol=1e-12)
 
 
 def mean_error(model, encodings_of, x):

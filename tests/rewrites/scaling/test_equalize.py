@@ -73,7 +73,7 @@ def images(model, count=64, seed=1):
 
 def largest(graph, name):
   (node,) = (node for node in graph.nodes if node.name == name)
-  return np.abs(node.layer.params[node.facts.kernel]).max()
+  return np.abs(node.layer.params[node.facts.kernel.name]).max()
 
 
 def group_of(graph, groups, name):

@@ -49,7 +49,7 @@ def encode(model, *, kernels=None, grids=None):
 
 
 def _encode_linear(encodings, node, integers):
-  shape, axes = node.layer.params[node.facts.kernel].shape, node.facts.out_axes
+  shape, axes = node.layer.params[node.facts.kernel.name].shape, node.facts.kernel.out_axes
   if integers is None:
     integers = np.random.default_rng(0).integers(-9, 10, shape)
   assert np.shape(integers) == shape
