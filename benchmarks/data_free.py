@@ -48,7 +48,8 @@ def compare(name: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
     preset, images, options = ROWS[label]
     known = calibration if images else kquant.InputRange(*INPUTS[name])
     start = time.perf_counter()
-    result = kquant.quantize(model, known, config=preset, **{"equalize": "none", **options})
+    result = kquant.quantize(model, known, config=preset,
+                             recipe=kquant.Recipe(**{"equalize": "none", **options}))
     seconds = time.perf_counter() - start
     judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
     found.append({**judged, "model": name, "row": label, "float": metrics.top1(reference, labels),

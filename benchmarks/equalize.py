@@ -73,7 +73,8 @@ def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> li
   for label in chosen:
     row = ROWS[label]
     scaled, seconds, predicted = rewritten(model, calibration, row, preset)
-    result = kquant.quantize(scaled, calibration, config=preset, equalize="none", bias="iterative")
+    result = kquant.quantize(scaled, calibration, config=preset,
+                             recipe=kquant.Recipe(equalize="none", bias="iterative"))
     contents = to_bytes(lower(result.model, result.encodings))
     plain = plain or contents
     ours, base = latency(contents, plain, runs=100)

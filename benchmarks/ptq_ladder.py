@@ -36,11 +36,12 @@ def config_of(preset: str, weights_range: str):
   """Returns the QuantConfig of a preset with a range estimator for the weights."""
   import dataclasses
 
+  from kquant.core.recipe import Recipe
   from kquant.core.spec import QuantConfig
   config = QuantConfig.preset(preset)
   rules = [dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range=weights_range))
            for rule in config.rules]
-  return dataclasses.replace(config, rules=rules, equalize="none")
+  return dataclasses.replace(config, rules=rules, recipe=Recipe(equalize="none"))
 
 
 def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
@@ -61,12 +62,15 @@ def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> li
     calibration, x, labels, reference = splits[drawn]
     config = config_of(preset, arguments.pop("range", "minmax"))
     start = time.perf_counter()
-    result = kquant.quantize(model, calibration, config=config, **arguments)
+    effort = arguments.pop("effort", None)
+    result = kquant.quantize(model, calibration, config=config, effort=effort,
+                             recipe=kquant.Recipe(**arguments))
     seconds = time.perf_counter() - start
     rows.append({**found_by(result, preset, x, labels, reference), "model": name, "preset": preset,
                  "row": label, "float": metrics.top1(reference, labels), "seconds": seconds,
-                 "kept": "; ".join(f"{step} {what.split(' on ')[0]}{'' if kept else ' (left out)'}"
-                                   for step, what, kept in result.report.steps),
+                 "kept": "; ".join(f"{trial.method} {str(trial).split(' on ')[0]}"
+                                   f"{'' if trial.kept else ' (left out)'}"
+                                   for trial in result.report.trials),
                  "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
     print(table(rows[-1:]).splitlines()[-1], flush=True)
   return rows

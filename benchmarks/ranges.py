@@ -59,7 +59,8 @@ def compare(name: str, preset: str, data: pathlib.Path, rows: list[tuple[str, st
   found = []
   for weights, activations in rows:
     config = config_of(name, preset, weights, activations)
-    result = kquant.quantize(model, calibration, config=config, equalize="none", bias="iterative")
+    result = kquant.quantize(model, calibration, config=config,
+                             recipe=kquant.Recipe(equalize="none", bias="iterative"))
     judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
     found.append({**judged, "model": name, "preset": preset, "weights": weights, "activations": activations,
                   "float": metrics.top1(reference, labels), "seconds": result.report.seconds["calibrate"]})

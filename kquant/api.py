@@ -8,6 +8,7 @@ import tf_keras as keras
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.input_range import InputRange
+from kquant.core.recipe import Recipe
 from kquant.core.records import Report
 from kquant.core.spec import QuantConfig
 from kquant.core.target import target
@@ -17,7 +18,7 @@ from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_with_edits
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
-from kquant.search.efforts import with_effort
+from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
 from kquant.search.pipeline import quantized, scaled
 
 
@@ -43,8 +44,7 @@ class QuantizationResult:
 
 
 def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str = "int8",
-             effort: str | None = None, equalize: str | None = None, rounding: str | None = None,
-             bias: str | None = None, finetune: str | None = None, seed: int = 0) -> QuantizationResult:
+             recipe: Recipe | None = None, effort: str | None = None, seed: int = 0) -> QuantizationResult:
   """Quantizes a float model after training; the model itself is not changed.
 
   Args:
@@ -52,29 +52,24 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     calibration: unlabelled inputs as the model takes them, a hundred or more: an array
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
       there are none an InputRange: ranges and bias corrections then follow from the batch norms.
-    config: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
+    config: which grids: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
+    recipe: by which methods integers are chosen. What it decides is done as it is; what it leaves open is
+      left to the effort, then to the config.
     effort: "fast" corrects biases iteratively; "balanced" also tries joint equalization and closed-form
-      rounding, and keeps what holds on a quarter of the images; "best" also fine-tunes. None: what the
-      config says and no more. The report says what each method brought.
-    equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
-      first): "none", "one_step", "two_step", "pairwise", "joint". This and the next three: None leaves it
-      to the effort and the config; what is given is done as it is.
-    rounding: how weights become integers: "nearest", "closed_form", "adaround" (`kquant.round_weights`).
-    bias: how biases are corrected: "none", "local", "analytic", "iterative".
-    finetune: what is trained against the float model in the end: "none", "bft", "qft" (`kquant.finetune`);
-      it is left out where it brings nothing on a quarter of the images.
+      rounding, and keeps what holds on a quarter of the images; "best" also fine-tunes. None: what recipe
+      and config say and no more. The report says what each method brought.
     seed: of the images held back, and of every other random choice.
 
   Raises:
     TypeError: not a tf_keras functional model.
     UnsupportedLayerError: a layer that has no integer form, by name.
-    ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset, a method
-      that needs images where there are none.
+    ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset or effort, a
+      method that needs images where there are none.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
-  said = {"equalize": equalize, "rounding": rounding, "bias": bias, "finetune": finetune}
-  said = {name: value for name, value in said.items() if value is not None}
-  config = dataclasses.replace(config, **said)
+  recipe = recipe or Recipe()
+  config = config.following(recipe)
+  steps = [] if effort is None else effort_steps(effort, recipe)
   _check_images(config, effort, calibration)
   report = Report()
   with report.stage("rewrite"):
@@ -83,8 +78,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     fold_batch_norm(graph)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
-  if effort is not None:
-    config = with_effort(config, effort, graph, calibration, report, said=list(said), seed=seed)
+  if steps:
+    config = with_effort(config, steps, FloatNetwork(graph, calibration), report, seed=seed)
   graph = scaled(graph, config, calibration, report)
   qmodel = quantized(graph, config, calibration, report, seed=seed)
   with report.stage("finalize"):
@@ -95,17 +90,13 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
 
 def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:
   """Raises ValueError where a method needs images and there are none."""
-  if isinstance(calibration, InputRange) and (effort is not None or _looks_at_images(config)):
-    raise ValueError("quantize: effort=, equalize='joint', bias='iterative', finetune= and any rounding but "
-                     "'nearest' need calibration images; with an InputRange choose equalize='none' or "
-                     "'pairwise', and bias='analytic'.")
-
-
-def _looks_at_images(config: QuantConfig) -> bool:
-  return (config.equalize == "joint" or config.bias == "iterative" or config.rounding != "nearest"
-          or config.finetune != "none")
+  if isinstance(calibration, InputRange) and (effort is not None or config.recipe.needs_images):
+    raise ValueError("quantize: an effort, and a recipe with equalize='joint', bias='iterative', finetune or "
+                     "any rounding but 'nearest', need calibration images; with an InputRange choose "
+                     "equalize='none' or 'pairwise', and bias='analytic'.")
 
 
 def _looks_again(config: QuantConfig, calibration: Any) -> bool:
   """Whether there is more than one pass over the images."""
-  return not isinstance(calibration, InputRange) and (_looks_at_images(config) or config.equalize != "none")
+  return not isinstance(calibration, InputRange) and (
+      config.recipe.needs_images or config.recipe.equalize != "none")

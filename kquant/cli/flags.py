@@ -10,16 +10,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from kquant.cli.native_messages import import_tensorflow_quietly
-from kquant.core.spec import (
-  ACTIVATION_QUANTIZERS,
-  BIAS_CORRECTIONS,
-  EFFORTS,
-  EQUALIZATIONS,
-  FINETUNINGS,
-  ROUNDINGS,
-  WEIGHT_QUANTIZERS,
-  QuantConfig,
-)
+from kquant.core.recipe import BIAS_CORRECTIONS, EFFORTS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, Recipe
+from kquant.core.spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, QuantConfig
 from kquant.core.target import target
 
 FLAGS = flags.FLAGS
@@ -165,6 +157,11 @@ def preset() -> QuantConfig:
     raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of 8 bits; "
                      "fewer are for simulation only, so choose a preset that ends in a8, such as w4a8.")
   return config
+
+
+def recipe() -> Recipe:
+  """Returns what --equalize, --rounding, --bias and --finetune decide."""
+  return Recipe(FLAGS.equalize, FLAGS.rounding, FLAGS.bias, FLAGS.finetune)
 
 
 def require(*names: str) -> None:

@@ -27,20 +27,54 @@ class Edit:
   what: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A method that was tried on held-back images.
+
+  Attributes:
+    method: its name in a Recipe.
+    kept: whether the network has it.
+    images: how many were held back.
+    change: mean over them of (quality with it - quality without), better being positive; None where there
+      were too few images to hold some back.
+    error: the standard error of `change`; infinite for one image.
+    unit: of both: "dB" of the outputs' SQNR, or "nats" of Kullback-Leibler divergence.
+    seconds: what trying took.
+    epochs: (the best one, all that were trained) of a fine-tuning.
+  """
+
+  method: str
+  kept: bool
+  images: int
+  change: float | None = None
+  error: float | None = None
+  unit: str = ""
+  seconds: float = 0.0
+  epochs: tuple[int, int] | None = None
+
+  def __str__(self) -> str:
+    """What it brought, in words."""
+    if self.change is None:
+      return f"not tried: {self.images} images are too few to hold some back"
+    best = "" if self.epochs is None else f", best after {self.epochs[0]} of {self.epochs[1]} epochs"
+    return (f"{self.change:+.2f} {self.unit} +- {self.error:.2f} on {self.images} held-back images{best}, "
+            f"{self.seconds:.1f} s")
+
+
 class Report:
   """What happened in a run.
 
   Attributes:
     seconds: {stage: wall-clock seconds}.
     edits, skips: what each pass did to a layer; what it left alone, and why.
-    steps: methods that were tried on images held back: (method, what it brought, whether it was kept).
+    trials: methods that were tried on held-back images.
   """
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
     self.edits: list[Edit] = []
     self.skips: list[Skip] = []
-    self.steps: list[tuple[str, str, bool]] = []
+    self.trials: list[Trial] = []
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
@@ -56,30 +90,26 @@ class Report:
     self.edits.extend(edits)
     self.skips.extend(skips)
 
-  def add_step(self, method: str, what: str, *, kept: bool) -> None:
-    """Notes what a method brought."""
-    self.steps.append((method, what, kept))
-
   def to_json(self) -> dict[str, Any]:
-    """Returns {"seconds", "edits", "skipped", "steps"}; rows of dicts but the first."""
+    """Returns {"seconds", "edits", "skipped", "trials"}; rows of dicts but the first."""
     return {
         "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
         "edits": [{"layer": e.layer, "pass": e.pass_name, "what": e.what} for e in self.edits],
         "skipped": [{"layer": s.layer, "pass": s.pass_name, "reason": s.reason} for s in self.skips],
-        "steps": [{"method": name, "what": what, "kept": kept} for name, what, kept in self.steps],
+        "trials": [dataclasses.asdict(trial) for trial in self.trials],
     }
 
   def __str__(self) -> str:
     """The stages, the methods tried and the skipped layers as text."""
     lines = [text_table(("stage", "seconds"), [(n, f"{s:.2f}") for n, s in self.seconds.items()])]
-    if self.steps:
-      lines.append(self.step_table())
+    if self.trials:
+      lines.append(self.trial_table())
     if self.skips:
       lines.append(text_table(("layer", "pass", "not done because"),
                               [(s.layer, s.pass_name, s.reason) for s in self.skips]))
     return "\n\n".join(lines)
 
-  def step_table(self) -> str:
+  def trial_table(self) -> str:
     """The methods that were tried, as text."""
     return text_table(("method", "what it brought", ""),
-                      [(method, what, "kept" if kept else "left out") for method, what, kept in self.steps])
+                      [(trial.method, trial, "kept" if trial.kept else "left out") for trial in self.trials])

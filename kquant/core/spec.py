@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kquant.core import target as targets
+from kquant.core.recipe import DEFAULT, Recipe
 
 DEFAULT_RANGE = "minmax"
-EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
-ROUNDINGS = ("nearest", "closed_form", "adaround")
-FINETUNINGS = ("none", "bft", "qft")
-EFFORTS = ("fast", "balanced", "best")
-BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa")
 ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")
 
@@ -166,34 +162,21 @@ def _and_outer(name: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class QuantConfig:
-  """Which grids a network gets.
+  """WHICH grids a network gets, and the methods that go with them where the user asks for no others.
 
   Attributes:
     rules: in order; the first match decides, the last should match everything.
     target: name of the runtime whose limits hold (core/target.py).
-    equalize: how channels are scaled across layers before: "none", "one_step", "two_step", "pairwise"
-      or "joint".
-    bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
-      "iterative".
-    rounding: how weights become integers: "nearest"; or "closed_form" or "adaround", which round a layer's
-      weights together and correct its bias iteratively, whatever `bias` says (`kquant.round_weights`).
-    finetune: what is trained afterwards against the float model: "none", "bft" (biases) or "qft" (weights,
-      biases, scales and ranges; `kquant.finetune`).
+    recipe: how integers are chosen by default; what it leaves open is that of `recipe.DEFAULT`.
   """
 
   rules: tuple[Rule, ...] = (Rule(),)
   target: str = "litert"
-  equalize: str = "none"
-  bias: str = "local"
-  rounding: str = "nearest"
-  finetune: str = "none"
+  recipe: Recipe = Recipe()
 
   def __post_init__(self):
-    for name, known in (("equalize", EQUALIZATIONS), ("bias", BIAS_CORRECTIONS), ("rounding", ROUNDINGS),
-                        ("finetune", FINETUNINGS)):
-      if (value := getattr(self, name)) not in known:
-        raise ValueError(f"QuantConfig: {name} must be one of {', '.join(known)}, got {value!r}.")
     object.__setattr__(self, "rules", tuple(self.rules))
+    object.__setattr__(self, "recipe", self.recipe.over(DEFAULT))
     targets.target(self.target)
 
   def rule(self, name: str, kind: str, origins: Sequence[tuple[str, str]] = ()) -> Rule:
@@ -235,7 +218,8 @@ class QuantConfig:
     if name == "int8":
       return cls()
     if name == "int8_per_tensor":
-      return cls(rules=(Rule(weights=TensorSpec(per_channel=False)),), equalize="joint", bias="iterative")
+      return cls(rules=(Rule(weights=TensorSpec(per_channel=False)),),
+                 recipe=Recipe(equalize="joint", bias="iterative"))
     if name == "int8_tflm":
       return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(per_channel=False), optional=True), Rule()))
     if name == "int16x8":
@@ -247,6 +231,10 @@ class QuantConfig:
                  target=f"litert{found[3] or ''}")
     raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
                      "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
+
+  def following(self, recipe: Recipe) -> "QuantConfig":
+    """Returns the config with the methods that a recipe decides in the place of its own."""
+    return dataclasses.replace(self, recipe=recipe.over(self.recipe))
 
   def with_quantizers(self, *, weights: str | None = None, activations: str | None = None) -> "QuantConfig":
     """Returns the config with other quantizers in every rule, by name; None leaves those there are.
@@ -266,8 +254,9 @@ class QuantConfig:
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> "QuantConfig":
-    """Returns the config that `to_json` wrote."""
+    """Returns the config that `to_json` wrote; in earlier files the methods stand beside the rules."""
     rules = tuple(Rule(**{**rule, "weights": TensorSpec(**rule["weights"]),
                           "activations": TensorSpec(**rule["activations"])})
                   for rule in fields["rules"])
-    return cls(**{**fields, "rules": rules})
+    methods = {field.name: fields.get(field.name) for field in dataclasses.fields(Recipe)}
+    return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)))

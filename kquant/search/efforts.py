@@ -8,102 +8,124 @@ quarters of 256 images ResNet-8 had 30.7 dB at int8, the mean of four seeds, fou
 """
 
 import dataclasses
-import time
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from kquant.core import data
-from kquant.core.records import Report
-from kquant.core.spec import EFFORTS, QuantConfig
+from kquant.core.recipe import EFFORTS, Recipe
+from kquant.core.records import Report, Trial
+from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs, output_function
 from kquant.search.pipeline import Calibrated, scaled
-from kquant.search.trials import GAIN, HARM, image_sqnr_db, paired_change, told
+from kquant.search.trials import HeldBack
 
-_BALANCED = [{"bias": "iterative"}, {"rounding": "closed_form"}, {"equalize": "joint"}]
-STEPS: dict[str, list[dict[str, str]]] = dict(zip(EFFORTS, (
-    [{"bias": "iterative"}], _BALANCED, [*_BALANCED, {"finetune": "qft"}])))
-"""What each effort adds to a config: the first is taken as it is, the others are tried; fine-tuning holds
-images back itself."""
+_BALANCED = (Recipe(bias="iterative"), Recipe(rounding="closed_form"), Recipe(equalize="joint"))
+STEPS: dict[str, tuple[Recipe, ...]] = dict(zip(EFFORTS, (
+    _BALANCED[:1], _BALANCED, (*_BALANCED, Recipe(finetune="qft")))))
+"""What each effort adds: the first is taken as it is, the others are tried; fine-tuning holds images back
+itself."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
 
 
-def with_effort(config: QuantConfig, effort: str, graph: Graph, images: list[np.ndarray], report: Report, *,
-                said: Sequence[str] = (), seed: int = 0) -> QuantConfig:
-  """Returns the config with the methods of an effort that hold on held-back images.
+@dataclasses.dataclass(frozen=True)
+class FloatNetwork:
+  """What a search starts from: the graph of the float model, standardized and folded, and its images."""
 
-  Args:
-    graph: of the float model, standardized and folded.
-    said: fields of the config that the user decided: they stay.
-    report: takes a line for each method, and the seconds of trying as the stage "trials".
+  graph: Graph
+  images: list[np.ndarray]
+
+
+def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
+  """Returns what an effort adds, step by step, without the methods that the user decided.
 
   Raises:
     ValueError: an unknown effort.
   """
   if effort not in EFFORTS:
     raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
-  first, *rest = [{name: value for name, value in step.items() if name not in said}
-                  for step in STEPS[effort]]
-  config = dataclasses.replace(config, **first)
-  tried = [step for step in rest if step and "finetune" not in step
-           and dataclasses.replace(config, **step) != config]
-  tuning = {name: value for step in rest for name, value in step.items() if name == "finetune"}
-  count = len(images[0])
+  return [step.without(decided or Recipe()) for step in STEPS[effort]]
+
+
+def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, report: Report, *,
+                seed: int = 0) -> QuantConfig:
+  """Returns the config with those methods of an effort that hold on held-back images.
+
+  Args:
+    config: what the search starts from.
+    steps: what `effort_steps` returned.
+    report: takes a trial for each method, and the seconds of trying as the stage "trials".
+  """
+  first, *rest = steps
+  config = config.following(first)
+  tried = [step for step in rest if step.finetune is None and config.following(step) != config]
+  count = len(network.images[0])
   if tried and count >= _FEWEST:
     with report.stage("trials"):
-      config = _kept(config, _cheapest_first(tried, config), graph, images, report, seed)
+      config = _with_those_that_hold(config, _cheapest_first(tried, config), network, report, seed)
   else:
     for step in tried:
-      config = dataclasses.replace(config, **step)
-      report.add_step(*step.values(), f"not tried: {count} images are too few to hold some back", kept=True)
-  return dataclasses.replace(config, **tuning)
-
-
-def _cheapest_first(steps: list[dict[str, str]], config: QuantConfig) -> list[dict[str, str]]:
-  """Scaling before rounding, unless some weights have so few bits that nearest integers tell nothing."""
-  if min(rule.weights.bits for rule in config.rules) < 8:
-    return steps
-  return sorted(steps, key=lambda step: "rounding" in step)
-
-
-def _kept(config: QuantConfig, steps: list[dict[str, str]], graph: Graph, images: list[np.ndarray],
-          report: Report, seed: int) -> QuantConfig:
-  """Tries steps in turn, each on top of those that were kept; returns the config with these."""
-  train, judge = data.hold_back(images, seed=seed)
-  chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
-  part = [array[chosen] for array in train]
-  reference = network_outputs(graph.to_model(), judge)
-  networks: dict[str, _Trials] = {}  # each scaling of the network is found and calibrated once
-
-  def quality(config: QuantConfig) -> np.ndarray:
-    if config.equalize not in networks:
-      networks[config.equalize] = _Trials(scaled(graph.copy(), config, train, Report()), config, part)
-    return image_sqnr_db(networks[config.equalize].outputs(config, judge, seed), reference)
-
-  best = quality(config)
-  for step in steps:
-    start, candidate = time.perf_counter(), dataclasses.replace(config, **step)
-    found = quality(candidate)
-    change, error = paired_change(found, best)
-    kept = change > GAIN * error if "equalize" in step else change >= -HARM * error
-    what = f"{told(change, error, 'dB', len(judge[0]))}, {time.perf_counter() - start:.1f} s"
-    report.add_step(*step.values(), what, kept=kept)
-    if kept:
-      config, best = candidate, found
+      config = config.following(step)
+      report.trials.append(Trial(_name(step), kept=True, images=count))
+  for step in rest:
+    if step.finetune is not None:
+      config = config.following(step)
   return config
 
 
-class _Trials:
-  """A scaled network, calibrated, whose integers are chosen again and again."""
+def _name(step: Recipe) -> str:
+  (method,) = step.methods().values()
+  return method
 
-  def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray]):
-    self._network = Calibrated(graph, config, images, Report())
-    self._answer = output_function(self._network.qmodel)
 
-  def outputs(self, config: QuantConfig, judge: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Returns what the network answers with the integers that a config chooses."""
-    self._network.choose_integers(config, Report(), seed=seed)
-    return self._answer(judge)
+def _cheapest_first(steps: list[Recipe], config: QuantConfig) -> list[Recipe]:
+  """Scaling before rounding, unless some weights have so few bits that nearest integers tell nothing."""
+  if min(rule.weights.bits for rule in config.rules) < 8:
+    return steps
+  return sorted(steps, key=lambda step: step.rounding is not None)
+
+
+def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, report: Report,
+                          seed: int) -> QuantConfig:
+  """Tries steps in turn, each on top of those that were kept; returns the config with these."""
+  train, judge = data.hold_back(network.images, seed=seed)
+  held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge))
+  bench = _Bench(network.graph, train, judge, seed)
+  quality = held_back.quality(bench.outputs(config))
+  for step in steps:
+    candidate = config.following(step)
+    trial, found = held_back.try_change(_name(step), functools.partial(bench.outputs, candidate), quality,
+                                        must_gain=step.equalize is not None)
+    report.trials.append(trial)
+    if trial.kept:
+      config, quality = candidate, found
+  return config
+
+
+class _Bench:
+  """Quantizes a float network as configs say; each scaling of it is found and calibrated once.
+
+  Args:
+    train: images that scales are found on, and a part of them that the network is quantized on.
+    judge: images that it answers to.
+  """
+
+  def __init__(self, graph: Graph, train: list[np.ndarray], judge: list[np.ndarray], seed: int):
+    chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
+    self._graph, self._train, self._judge, self._seed = graph, train, judge, seed
+    self._part = [array[chosen] for array in train]
+    self._networks: dict[str, tuple[Calibrated, Callable[..., list[np.ndarray]]]] = {}
+
+  def outputs(self, config: QuantConfig) -> list[np.ndarray]:
+    """Returns what the network answers to the judging images with the integers that a config chooses."""
+    if config.recipe.equalize not in self._networks:
+      graph = scaled(self._graph.copy(), config, self._train, Report())
+      network = Calibrated(graph, config, self._part, Report())
+      self._networks[config.recipe.equalize] = network, output_function(network.qmodel)
+    network, answer = self._networks[config.recipe.equalize]
+    network.choose_integers(config, Report(), seed=self._seed)
+    return answer(self._judge)

@@ -1,5 +1,6 @@
 """The order of the methods after training: scale, insert, calibrate, round, correct, fine-tune."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from kquant.core.input_range import InputRange
 from kquant.core.records import Report, Skip
 from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
-from kquant.ptq.finetune.finetuning import finetune, split_to_judge
+from kquant.ptq.finetune.finetuning import FinetuneSettings, finetune, split_to_judge
 from kquant.ptq.layerwise import bias_correction, layer_rounding
 from kquant.ptq.layerwise.bias_correction import (
   correct_analytic_shift,
@@ -19,7 +20,7 @@ from kquant.ptq.layerwise.bias_correction import (
   linear_params,
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers
-from kquant.qmodel.calibrate import Statistics, observe, set_ranges
+from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.layers import QuantizeActivation
 from kquant.qmodel.outputs import network_outputs, output_function
@@ -27,7 +28,7 @@ from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.rewrites.scaling.equalize import equalize
 from kquant.rewrites.scaling.moment_propagation import as_statistics, propagate_moments
-from kquant.search.trials import GAIN, image_divergence, image_sqnr_db, paired_change, told
+from kquant.search.trials import HeldBack
 
 _TUNED_ELEMENTS = 2**33
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
@@ -35,13 +36,14 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
-  """Scales channels across layers, those that never speak pruned first, in place; returns the graph.
+  """Scales channels across layers, dead channels pruned first, in place; returns the graph.
 
   Args:
     graph: standardized, batch norms folded.
     calibration, report: as `quantized` takes them.
   """
-  if config.equalize == "none":
+  method = config.recipe.equalize
+  if method == "none":
     return graph
   with report.stage("equalize"):
     if isinstance(calibration, InputRange):
@@ -49,7 +51,7 @@ def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) 
     else:
       channels = measure_channels(graph, calibration, gains=True)
     prune_dead_channels(graph, statistics=channels)
-    equalize(graph, method=config.equalize, config=config, statistics=channels)
+    equalize(graph, method=method, config=config, statistics=channels)
   return graph
 
 
@@ -82,16 +84,29 @@ class Calibrated:
     The report names shared layers that were rounded to nearest, or corrected locally.
     """
     self.qmodel.set_weights(self._start)
-    known = self._float_params, self._statistics, self._calibration
-    if config.rounding != "nearest":
+    method = config.recipe.rounding
+    if method != "nearest":
       with report.stage("rounding"):
-        shared = round_layers(self.qmodel, *known, method=config.rounding, seed=seed)
+        shared = round_layers(self.qmodel, self._float_params, self._statistics, self._calibration,
+                              method=method, seed=seed)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
-        shared = _correct_bias(self.qmodel, config.bias, *known)
+        shared = self._correct_bias(config.recipe.bias)
       reason, name = bias_correction.SHARED_REASON, "correct_bias"
     report.add_edits([], [Skip(layer, name, reason) for layer in shared])
+
+  def _correct_bias(self, method: str) -> list[str]:
+    """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
+    known = self.qmodel, self._float_params
+    if method == "local":
+      correct_local_shift(*known, self._statistics)
+    elif method == "analytic":
+      calibration = self._calibration
+      correct_analytic_shift(*known, calibration if isinstance(calibration, InputRange) else None)
+    elif method == "iterative":
+      return correct_iteratively(*known, self._statistics, self._calibration)
+    return []
 
 
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
@@ -105,36 +120,32 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     report: takes the seconds, the edits and the skips.
     seed: of random choices.
   """
-  if config.finetune == "none":
+  if config.recipe.finetune == "none":
     return _rounded(graph, config, calibration, report, seed)
   train, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
   with report.stage("finetune_trial"):
     teacher = graph.to_model()
-    trial = _rounded(graph.copy(), config, train, Report(), seed)
-    settings = _settings(trial, config.finetune, len(train[0]))
-    unit = "nats" if settings["output_loss"] == "kl" else "dB"
-    answer, reference = output_function(trial), network_outputs(teacher, judge)
-    before = _quality(answer(judge), reference, unit)
-    tuned = finetune(trial, teacher, train, validation=judge, seed=seed, **settings)
-    change, error = paired_change(_quality(answer(judge), reference, unit), before)
-  kept = change > GAIN * error
-  what = (f"{told(change, error, unit, len(judge[0]))}, best after {tuned.best_epoch} of "
-          f"{len(tuned.losses) - 1} epochs")
-  report.add_step(config.finetune, what, kept=kept)
+    trained = _rounded(graph.copy(), config, train, Report(), seed)
+    settings = _settings(trained, config.recipe.finetune, len(train[0]), seed)
+    held_back = HeldBack(judge, network_outputs(teacher, judge),
+                         "nats" if settings.output_loss == "kl" else "dB")
+    answer, epochs = output_function(trained), []
+
+    def tune() -> list[np.ndarray]:
+      tuned = finetune(trained, teacher, train, method=config.recipe.finetune, settings=settings,
+                       validation=judge)
+      epochs.extend((tuned.best_epoch, len(tuned.losses) - 1))
+      return answer(judge)
+
+    trial, _ = held_back.try_change(config.recipe.finetune, tune, held_back.quality(answer(judge)),
+                                    must_gain=True)
+  report.trials.append(dataclasses.replace(trial, epochs=tuple(epochs)))
   qmodel = _rounded(graph, config, calibration, report, seed)
-  if kept:
+  if trial.kept:
     with report.stage("finetune"):
-      finetune(qmodel, teacher, calibration, until=tuned.best_epoch, seed=seed, **settings)
+      finetune(qmodel, teacher, calibration, method=config.recipe.finetune,
+               settings=dataclasses.replace(settings, until=epochs[0]))
   return qmodel
-
-
-def _quality(outputs: list[np.ndarray], reference: list[np.ndarray], unit: str) -> np.ndarray:
-  """Returns how good each image's outputs are, in the unit of what was trained: SQNR, or less divergence.
-
-  Divergence leaves the level of logits free, SQNR does not (ResNet-8, w4a4: -4.4 dB while top-1 rose from
-  0.64 to 0.70).
-  """
-  return image_sqnr_db(outputs, reference) if unit == "dB" else -image_divergence(outputs, reference)
 
 
 def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report, seed: int) -> keras.Model:
@@ -143,8 +154,8 @@ def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report
   return network.qmodel
 
 
-def _settings(qmodel: keras.Model, method: str, images: int) -> dict[str, Any]:
-  """Returns the arguments of `finetune`: as many epochs as the network is small.
+def _settings(qmodel: keras.Model, method: str, images: int, seed: int) -> FinetuneSettings:
+  """Returns how a network is fine-tuned: for as many epochs as it is small.
 
   Where activations have 8 bits the weights stay as they were rounded: a few hundred images do not improve on
   that (see `finetune`). Where they have fewer the outputs are too far off to be matched one by one:
@@ -155,19 +166,7 @@ def _settings(qmodel: keras.Model, method: str, images: int) -> dict[str, Any]:
   epochs = min(max(_TUNED_ELEMENTS // (elements * images), _FEWEST_EPOCHS), _MOST_EPOCHS)
   few_bits = min(layer.quantizer.bits for layer in quantizers) < 8
   classes = min(output.shape[-1] for output in qmodel.outputs)  # of one the divergence is always 0
-  return {"method": method, "epochs": epochs, "learning_rate": 0.04 if few_bits else 0.01,
-          "output_loss": "kl" if few_bits and classes > 1 else "relative_l2",
-          "learns": None if few_bits or method != "qft" else ("biases", "weight_scales", "activation_ranges")}
-
-
-def _correct_bias(qmodel: keras.Model, method: str, float_params: dict[str, dict[str, np.ndarray]],
-                  statistics: Statistics, calibration: Any) -> list[str]:
-  """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
-  if method == "local":
-    correct_local_shift(qmodel, float_params, statistics)
-  elif method == "analytic":
-    correct_analytic_shift(qmodel, float_params,
-                           calibration if isinstance(calibration, InputRange) else None)
-  elif method == "iterative":
-    return correct_iteratively(qmodel, float_params, statistics, calibration)
-  return []
+  return FinetuneSettings(
+      learns=None if few_bits or method != "qft" else ("biases", "weight_scales", "activation_ranges"),
+      epochs=epochs, learning_rate=0.04 if few_bits else 0.01, seed=seed,
+      output_loss="kl" if few_bits and classes > 1 else "relative_l2")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kquant.core.records import Edit, Report, Skip
+from kquant.core.records import Edit, Report, Skip, Trial
 from kquant.core.text import text_table
 
 
@@ -61,13 +61,15 @@ def test_json_holds_the_records():
   report.seconds["read"] = 1.23456
   report.add_edits([Edit("bn", "fold", "folded into 'conv'")], [Skip("x", "fold", "is shared")])
   report.add_edits([Edit("d", "standardize", "dropped")], [])
-  report.add_step("joint", "+1.00 dB", kept=True)
+  report.trials.append(Trial("joint", kept=True, images=10, change=1.0, error=0.25, unit="dB", seconds=2.0))
   assert json.loads(json.dumps(report.to_json())) == {
       "seconds": {"read": 1.235},
       "edits": [{"layer": "bn", "pass": "fold", "what": "folded into 'conv'"},
                 {"layer": "d", "pass": "standardize", "what": "dropped"}],
       "skipped": [{"layer": "x", "pass": "fold", "reason": "is shared"}],
-      "steps": [{"method": "joint", "what": "+1.00 dB", "kept": True}]}
+      "trials": [{"method": "joint", "kept": True, "images": 10, "change": 1.0, "error": 0.25, "unit": "dB",
+                  "seconds": 2.0, "epochs": None}]}
+  assert str(report.trials[0]) == "+1.00 dB +- 0.25 on 10 held-back images, 2.0 s"
 
 
 def test_text_shows_the_skipped_layers_only_where_there_are_some():

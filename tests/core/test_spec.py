@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from kquant.core.recipe import Recipe
 from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec, parse_range
 
 PRESETS = ["int8", "int8_per_tensor", "int16x8", "w4a8_unpacked",
@@ -143,8 +144,8 @@ def test_presets_by_hand():
   (rule,) = QuantConfig.preset("int8_per_tensor").rules
   assert not rule.weights.per_channel and rule.weights.bits == 8
   per_tensor = QuantConfig.preset("int8_per_tensor")
-  assert (per_tensor.equalize, per_tensor.bias) == ("joint", "iterative")
-  assert (QuantConfig().equalize, QuantConfig().bias) == ("none", "local")
+  assert (per_tensor.recipe.equalize, per_tensor.recipe.bias) == ("joint", "iterative")
+  assert (QuantConfig().recipe.equalize, QuantConfig().recipe.bias) == ("none", "local")
   assert QuantConfig.preset("w8a8") == QuantConfig.preset("int8")
   tflm = QuantConfig.preset("int8_tflm")
   assert not tflm.rule("x", "Dense").weights.per_channel and tflm.rule("x", "Conv2D") == Rule()
@@ -160,7 +161,7 @@ def test_unknown_presets_are_refused_with_the_choices(name):
 @pytest.mark.parametrize("field", ["equalize", "bias"])
 def test_unknown_methods_are_refused_with_the_choices(field):
   with pytest.raises(ValueError, match=f"{field} must be one of none, .*, got 'best'"):
-    QuantConfig(**{field: "best"})
+    QuantConfig(recipe=Recipe(**{field: "best"}))
 
 
 @pytest.mark.parametrize("range_name, message", [
@@ -199,7 +200,8 @@ def test_one_bit_is_for_dorefa_alone():
 
 
 def test_with_quantizers_replaces_them_in_every_rule_and_nothing_else():
-  config = QuantConfig((Rule("a", weights=TensorSpec(4, True, True, range="mse")), Rule()), bias="none")
+  config = QuantConfig((Rule("a", weights=TensorSpec(4, True, True, range="mse")), Rule()),
+                       recipe=Recipe(bias="none"))
   learned = config.with_quantizers(weights="lsq", activations="pact")
   assert {(rule.weights.quantizer, rule.activations.quantizer) for rule in learned.rules} == {("lsq", "pact")}
   assert learned.with_quantizers(weights="minmax", activations="minmax") == config

@@ -8,7 +8,7 @@ from tf_keras import layers
 import kquant as kq
 import tflite_export
 from kquant import InputRange
-from kquant.core.spec import EQUALIZATIONS
+from kquant.core.recipe import EQUALIZATIONS
 from kquant.qmodel.calibrate import observe
 from tests import models
 
@@ -93,8 +93,9 @@ def test_nothing_is_corrected_where_nothing_is_known():
   assert (qmodel.get_layer("second").layer.bias.numpy() != rewritten.get_layer("second").bias.numpy()).any()
 
 
-@pytest.mark.parametrize("options", [{}, {"config": "w4a8", "bias": "analytic"}, {"equalize": "pairwise"},
-                                     {"config": "int16x8"}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"config": "w4a8", "recipe": kq.Recipe(bias="analytic")}, {"recipe": kq.Recipe(equalize="pairwise")},
+    {"config": "int16x8"}], ids=str)
 def test_without_images_to_a_verified_file(options, tmp_path):
   model, images = trained()
   result = kq.quantize(model, InputRange(-1, 1), **options)
@@ -106,7 +107,7 @@ def test_without_images_to_a_verified_file(options, tmp_path):
 
 def test_images_and_analytic_correction_to_a_verified_file(tmp_path):
   model, images = trained()
-  result = kq.quantize(model, images, bias="analytic")
+  result = kq.quantize(model, images, recipe=kq.Recipe(bias="analytic"))
   tflite_export.export(result, str(tmp_path / "m.tflite"), verify=images[:2])
 
 
@@ -120,11 +121,12 @@ def test_the_zoo_needs_no_images(name, tmp_path):
 
 def test_what_needs_images_says_so():
   model, _ = trained()
-  for options in ({"equalize": "joint"}, {"bias": "iterative"}, {"config": "int8_per_tensor"}):
+  for options in ({"recipe": kq.Recipe(equalize="joint")}, {"recipe": kq.Recipe(bias="iterative")},
+                  {"config": "int8_per_tensor"}):
     with pytest.raises(ValueError, match="need calibration images; with an InputRange choose"):
       kq.quantize(model, InputRange(-1, 1), **options)
   for method in set(EQUALIZATIONS) - {"joint"}:
-    kq.quantize(model, InputRange(-1, 1), equalize=method)
+    kq.quantize(model, InputRange(-1, 1), recipe=kq.Recipe(equalize=method))
   x = keras.Input((3,))
   plain = keras.Model(x, layers.Dense(2)(x), name="plain")
   with pytest.raises(ValueError, match="'plain' remembers no batch norms"):

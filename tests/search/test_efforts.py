@@ -1,7 +1,6 @@
 """Efforts: what is tried, what is kept, and what the report says of it."""
 
-import dataclasses
-import types
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import tf_keras as keras
 
 import kquant
 import tflite_export
+from kquant.core.recipe import Recipe
 from kquant.core.records import Report
 from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
@@ -17,8 +17,8 @@ from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.standardize.standardize import standardize
 from kquant.search import efforts, pipeline
-from kquant.search.efforts import with_effort
-from kquant.search.trials import image_divergence, image_sqnr_db, paired_change
+from kquant.search.efforts import FloatNetwork, effort_steps
+from kquant.search.trials import HeldBack, image_divergence, image_sqnr_db, paired_change
 from tests import models
 
 
@@ -27,6 +27,11 @@ def folded(name):
   standardize(graph)
   fold_batch_norm(graph)
   return graph
+
+
+def with_effort(config, effort, graph, images, report, *, decided=None):
+  """The library's with_effort on the steps of an effort."""
+  return efforts.with_effort(config, effort_steps(effort, decided), FloatNetwork(graph, images), report)
 
 
 def test_sqnr_of_an_image_by_hand():
@@ -54,9 +59,8 @@ def dictate(monkeypatch, *changes):
   for mean, width in changes:
     found.append(found[-1] + np.linspace(mean - width, mean + width, 10))
   qualities = iter(found)
-  monkeypatch.setattr(efforts, "_Trials", lambda graph, *_: types.SimpleNamespace(
-      outputs=lambda *_: [], graph=graph))
-  monkeypatch.setattr(efforts, "image_sqnr_db", lambda *_: next(qualities))
+  monkeypatch.setattr(efforts._Bench, "outputs", lambda *_: [])
+  monkeypatch.setattr(HeldBack, "quality", lambda *_: next(qualities))
   return folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
 
 
@@ -68,26 +72,27 @@ def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, mon
   graph, inputs = dictate(monkeypatch, rounding, joint)
   report = Report()
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, report)
-  assert [keeping for _, _, keeping in report.steps] == kept
+  assert [trial.kept for trial in report.trials] == kept
 
 
 def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
   graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
   report = Report()
   config = with_effort(QuantConfig(), "balanced", graph, inputs, report)
-  assert [(name, kept) for name, _, kept in report.steps] == [("joint", True), ("closed_form", True)]
-  assert (config.equalize, config.rounding) == ("joint", "closed_form")
+  assert [(trial.method, trial.kept) for trial in report.trials] == [("joint", True), ("closed_form", True)]
+  assert (config.recipe.equalize, config.recipe.rounding) == ("joint", "closed_form")
 
 
 def test_a_step_that_does_harm_is_left_out(monkeypatch):
   graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
   report = Report()
   config = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
-  assert (config.bias, config.equalize, config.rounding, config.finetune) == (
-      "iterative", "none", "closed_form", "qft")
-  assert [(name, kept) for name, _, kept in report.steps] == [("closed_form", True), ("joint", False)]
-  assert "-9.00 dB" in report.steps[1][1] and "10 held-back images" in report.steps[1][1]
-  assert report.to_json()["steps"][1]["kept"] is False and "left out" in str(report)
+  assert config.recipe == Recipe("none", "closed_form", "iterative", "qft")
+  assert [(trial.method, trial.kept) for trial in report.trials] == [("closed_form", True), ("joint", False)]
+  harmful = report.trials[1]
+  assert (harmful.images, harmful.unit) == (10, "dB") and np.isclose(harmful.change, -9.0)
+  assert "-9.00 dB" in str(harmful) and "10 held-back images" in str(harmful)
+  assert report.to_json()["trials"][1]["kept"] is False and "left out" in str(report)
 
 
 def test_what_was_kept_is_run_again_on_all_images(monkeypatch):
@@ -95,24 +100,24 @@ def test_what_was_kept_is_run_again_on_all_images(monkeypatch):
   inputs, seen = models.sample_inputs(model, images=40), []
   monkeypatch.setattr(pipeline, "measure_channels", lambda graph, images, **more: (
       seen.append(len(images[0])), measure_channels(graph, images, **more))[1])
-  monkeypatch.setattr(efforts, "_kept", lambda config, steps, *_: dataclasses.replace(
-      config, **{name: value for step in steps for name, value in step.items()}))
+  monkeypatch.setattr(efforts, "_with_those_that_hold", lambda config, steps, *_: functools.reduce(
+      QuantConfig.following, steps, config))
   kquant.quantize(model, inputs, effort="balanced")
   assert seen == [40]
 
 
 def test_what_the_user_says_stays():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
-  said = ["bias", "equalize"]
-  config = with_effort(QuantConfig(bias="local"), "balanced", graph, inputs, Report(), said=said)
-  assert (config.bias, config.equalize, config.rounding) == ("local", "none", "closed_form")
+  decided = Recipe(bias="local", equalize="none")
+  config = with_effort(QuantConfig(), "balanced", graph, inputs, Report(), decided=decided)
+  assert config.recipe == Recipe("none", "closed_form", "local", "none")
 
 
 def test_few_images_keep_every_step_and_say_so():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   report = Report()
-  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).equalize == "joint"
-  assert "8 images are too few" in report.steps[0][1]
+  assert with_effort(QuantConfig(), "balanced", graph, inputs, report).recipe.equalize == "joint"
+  assert report.trials[0].change is None and "8 images are too few" in str(report.trials[0])
 
 
 def test_the_graph_is_not_changed_by_trying():
@@ -134,7 +139,7 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
   assert written.verification.max_lsb <= 1
   tried = {"int8": ["joint", "closed_form"], "w4a8": ["closed_form", "joint"]}[config]
   tried = [] if effort == "fast" else tried
-  assert [name for name, _, _ in result.report.steps] == tried
+  assert [trial.method for trial in result.report.trials] == tried
 
 
 def test_unknown_efforts_and_missing_images_are_refused():
@@ -150,7 +155,7 @@ def test_each_scaling_is_found_and_calibrated_once(monkeypatch):
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
   found, calibrated = [], efforts.Calibrated
   monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, *rest: (
-      found.append(config.equalize), calibrated(graph, config, *rest))[1])
+      found.append(config.recipe.equalize), calibrated(graph, config, *rest))[1])
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
   assert found == ["none", "joint"]
 
@@ -158,12 +163,12 @@ def test_each_scaling_is_found_and_calibrated_once(monkeypatch):
 def test_a_trial_is_not_touched_by_the_one_before():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
   config = QuantConfig.preset("w4a8")
-  rounded = dataclasses.replace(config, rounding="closed_form")
-  fresh, used = (efforts._Trials(graph.copy(), config, inputs) for _ in range(2))
-  nearest = dataclasses.replace(config, bias="iterative")
-  first = used.outputs(nearest, inputs, 0)
-  np.testing.assert_array_equal(used.outputs(rounded, inputs, 0), fresh.outputs(rounded, inputs, 0))
-  np.testing.assert_array_equal(used.outputs(nearest, inputs, 0), first)
+  rounded = config.following(Recipe(rounding="closed_form"))
+  nearest = config.following(Recipe(bias="iterative"))
+  fresh, used = (efforts._Bench(graph.copy(), inputs, inputs, 0) for _ in range(2))
+  first = used.outputs(nearest)
+  np.testing.assert_array_equal(used.outputs(rounded), fresh.outputs(rounded))
+  np.testing.assert_array_equal(used.outputs(nearest), first)
 
 
 def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):

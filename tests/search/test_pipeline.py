@@ -6,22 +6,22 @@ import kquant as kq
 from kquant.ptq.layerwise import bias_correction, layer_rounding
 from tests import models
 
-WAYS = [({"rounding": "closed_form"}, "round_weights", layer_rounding.SHARED_REASON),
-        ({"bias": "iterative"}, "correct_bias", bias_correction.SHARED_REASON)]
+WAYS = [(kq.Recipe(rounding="closed_form"), "round_weights", layer_rounding.SHARED_REASON),
+        (kq.Recipe(bias="iterative"), "correct_bias", bias_correction.SHARED_REASON)]
 
 
 @pytest.mark.parametrize("way, name, reason", WAYS, ids=["rounding", "bias"])
 def test_the_report_names_a_shared_layer_that_was_not_treated(way, name, reason):
   model = models.build("nested_shared")
-  report = kq.quantize(model, models.sample_inputs(model), config="w4a8", **way).report
+  report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way).report
   assert [(s.layer, s.reason) for s in report.skips if s.pass_name == name] == [("shared", reason)]
   assert "shared" in str(report) and reason in str(report)
 
 
 def test_there_is_nothing_to_name_without_shared_layers_or_with_nearest_integers():
-  for name, way in (("mobile_block", {"rounding": "closed_form"}), ("nested_shared", {})):
+  for name, way in (("mobile_block", kq.Recipe(rounding="closed_form")), ("nested_shared", None)):
     model = models.build(name)
-    report = kq.quantize(model, models.sample_inputs(model), config="w4a8", **way).report
+    report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way).report
     assert not [skip for skip in report.skips if skip.pass_name in ("round_weights", "correct_bias")]
 
 

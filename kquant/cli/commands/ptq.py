@@ -108,8 +108,8 @@ def _demo(config: QuantConfig) -> None:
 def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, output: str,
          judged: tuple[Source, np.ndarray] | None) -> None:
   """Quantizes, exports, judges; writes the files and prints the table."""
-  result = api.quantize(model, images, config=config, effort=FLAGS.effort, equalize=FLAGS.equalize,
-                        rounding=FLAGS.rounding, bias=FLAGS.bias, finetune=FLAGS.finetune, seed=FLAGS.seed)
+  result = api.quantize(model, images, config=config, recipe=shared.recipe(), effort=FLAGS.effort,
+                        seed=FLAGS.seed)
   few = [array[:VERIFY_IMAGES] for array in images]
   second = backends.converted(result.model, result.encodings, few)
   written = export(result, output, verify=few, io=FLAGS.io, batch=shared.batch(),
@@ -121,7 +121,7 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
       "operators": written.program.operator_counts(),
       "float_operators": written.verification.float_operators,
       "skipped": result.report.to_json()["skipped"], "edits": result.report.to_json()["edits"],
-      "steps": result.report.to_json()["steps"],
+      "trials": result.report.to_json()["trials"],
       "verify": written.verification.to_json(),
   }
   if judged is not None:
@@ -167,8 +167,8 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]
   lines = [text_table(("result", ""), rows)]
-  if report.steps:
-    lines.append(report.step_table())
+  if report.trials:
+    lines.append(report.trial_table())
   if report.skips:
     lines.append(text_table(("layer", "pass", "not done because"),
                             [(s.layer, s.pass_name, s.reason) for s in report.skips]))

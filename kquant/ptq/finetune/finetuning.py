@@ -41,12 +41,50 @@ class Finetuning:
   best_epoch: int
 
 
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+  """How `finetune` trains, and what it compares.
+
+  Attributes:
+    learns: what is trained, of "weights", "biases", "weight_scales", "activation_ranges" and
+      "cross_layer_factors", in place of what the method trains. (Channels under a ReLU6 have no factor.)
+    epochs: passes over the images that are not held back.
+    learning_rate: of Adam at the start: quantization steps an update.
+    batch_size: images of an update.
+    augment: whether images are shifted by up to an eighth of their size and mirrored; None: where the
+      model has one input and that is an image of 16 x 16 or more.
+    held_back: fraction of the images to judge by.
+    until: the epoch whose weights are kept, of those that the learning rate is laid out for: nothing is held
+      back or judged. For a run on all images of what a judged run found.
+    seed: of the images held back, their order and their shifts.
+    features, feature_weight, output_loss, output_weight: see `DistillationModel`.
+    checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
+      goes on where an earlier one was stopped, to the same weights.
+  """
+
+  learns: Sequence[str] | None = None
+  epochs: int = 30
+  learning_rate: float = 0.01
+  batch_size: int = 16
+  augment: bool | None = None
+  held_back: float = data.HELD_BACK
+  until: int | None = None
+  seed: int = 0
+  features: str | None = "auto"
+  feature_weight: float = 1.0
+  output_loss: str = "relative_l2"
+  output_weight: float = 1.0
+  checkpoint: str | os.PathLike | None = None
+
+  def comparison(self) -> dict[str, Any]:
+    """Returns what `DistillationModel` takes."""
+    return {"features": self.features, "feature_weight": self.feature_weight, "output_loss": self.output_loss,
+            "output_weight": self.output_weight}
+
+
 def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, method: str = "qft",
-             learns: Sequence[str] | None = None, epochs: int = 30, learning_rate: float = 0.01,
-             batch_size: int = 16, augment: bool | None = None, held_back: float = data.HELD_BACK,
-             validation: Any = None, until: int | None = None, seed: int = 0,
-             callbacks: Sequence[keras.callbacks.Callback] = (),
-             checkpoint: str | os.PathLike | None = None, **compared: Any) -> Finetuning:
+             settings: FinetuneSettings | None = None, validation: Any = None,
+             callbacks: Sequence[keras.callbacks.Callback] = ()) -> Finetuning:
   """Trains a calibrated quantized model, in place, to answer as its float model does.
 
   A seeded part of the images is held back; after each epoch the loss on it is taken, and the weights of
@@ -67,67 +105,75 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
       factors are left to `learns`: behind `equalize` they brought nothing (ResNet-8, agreement with float
       without and with them: W4A4 0.745, 0.733; W4A8 biases and grids 0.939, 0.930; int8 with one scale a
       kernel 0.968, 0.970).
-    learns: what is trained, of "weights", "biases", "weight_scales", "activation_ranges" and
-      "cross_layer_factors", in place of what the method trains. (Channels under a ReLU6 have no factor.)
-    epochs: passes over the images that are not held back.
-    learning_rate: of Adam at the start: quantization steps an update.
-    augment: whether images are shifted by up to an eighth of their size and mirrored; None: where the
-      model has one input and that is an image of 16 x 16 or more.
-    held_back: fraction of the images to judge by.
+    settings: how long, how fast, and what is compared; None: a FinetuneSettings of defaults.
     validation: inputs to judge by, in place of a part of the images. `round_weights` must not have seen them:
       on its own images the start looks better than it is, and training seems to do harm.
-    until: the epoch whose weights are kept, of those that the learning rate is laid out for: nothing is held
-      back or judged. For a run on all images of what a judged run found.
     callbacks: Keras callbacks; the logs have "loss" and "val_loss".
-    checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
-      goes on where an earlier one was stopped, to the same weights.
-    compared: features, feature_weight, output_loss, output_weight of `DistillationModel`.
 
   Raises:
     ValueError: an unknown method, too few images, no calibration, nothing to learn, a float_model that
       qmodel was not made from, or a checkpoint of another run.
   """
-  learns = _degrees(method, learns)
-  inputs = data.gather(images, keras_calls.input_specs(qmodel), where="fine-tuning")
-  if until is not None:
-    if checkpoint or validation is not None or not 0 < until <= epochs:
-      raise ValueError(f"finetune: until={until} of {epochs} epochs; expected one of them, and neither "
-                       "validation= nor checkpoint=.")
+  settings = settings or FinetuneSettings()
+  learns = _degrees(method, settings.learns)
+  specs = keras_calls.input_specs(qmodel)
+  inputs = data.gather(images, specs, where="fine-tuning")
+  _check_until(settings, validation)
+  if settings.until is not None:
     train, judge = inputs, None
   elif validation is None:
-    train, judge = split_to_judge(inputs, held_back, seed=seed)
+    train, judge = split_to_judge(inputs, settings.held_back, seed=settings.seed)
   else:
-    train, judge = inputs, data.gather(validation, keras_calls.input_specs(qmodel), where="validation")
-  augment = _can_augment(inputs) if augment is None else augment
-  batch_size = min(batch_size, len(train[0]))
-  steps = len(train[0]) // batch_size
+    train, judge = inputs, data.gather(validation, specs, where="validation")
   student = student_of(qmodel, float_model, learns)
   if not student.trainable_variables:
     raise ValueError(f"finetune: {qmodel.name!r} has nothing to learn by learns={', '.join(learns)}; "
                      "channels under a ReLU6 have no cross-layer factor. Name other degrees.")
-  model = DistillationModel(student, float_model, **compared)
-  schedule = keras.optimizers.schedules.CosineDecay(0.0, max(1, (epochs - 1) * steps), warmup_steps=steps,
-                                                    warmup_target=learning_rate)
-  model.compile(keras.optimizers.Adam(schedule, epsilon=1e-12, jit_compile=False))
+  model = DistillationModel(student, float_model, **settings.comparison())
+  training = _Training(model, train, settings, callbacks)
   if judge is None:
-    model.fit(_batches(train, range(until), batch_size, seed, augment), epochs=until, steps_per_epoch=steps,
-              verbose=0, callbacks=[_Progress(steps), *callbacks])
+    training.fit(range(settings.until))
     write_back(student, qmodel)
-    return Finetuning(qmodel, [], until)
-  keeper = _Keeper(model, checkpoint, _fingerprint(
+    return Finetuning(qmodel, [], settings.until)
+  keeper = _Keeper(model, settings.checkpoint, _fingerprint(
       [*train, *judge, *qmodel.get_weights(), *model.teacher.get_weights()],
-      (learns, epochs, learning_rate, batch_size, augment, seed, sorted(compared.items()))))
-  judged = tf.data.Dataset.from_tensor_slices(_packed(judge)).batch(batch_size)
+      (learns, dataclasses.replace(settings, checkpoint=None), training.augment)))
+  judged = tf.data.Dataset.from_tensor_slices(_packed(judge)).batch(training.batch_size)
   if not keeper.losses:
     keeper.note(model.evaluate(judged, verbose=0))
-  first = len(keeper.losses) - 1
-  model.fit(_batches(train, range(first, epochs), batch_size, seed, augment), validation_data=judged,
-            epochs=epochs, initial_epoch=first, steps_per_epoch=steps, verbose=0,
-            callbacks=[keeper, _Progress(steps), *callbacks])
+  training.fit(range(len(keeper.losses) - 1, settings.epochs), keeper, validation_data=judged)
   best = keeper.restore_best()
   if best:
     write_back(student, qmodel)
   return Finetuning(qmodel, keeper.losses, best)
+
+
+def _check_until(settings: FinetuneSettings, validation: Any) -> None:
+  if settings.until is not None and (settings.checkpoint or validation is not None
+                                     or not 0 < settings.until <= settings.epochs):
+    raise ValueError(f"finetune: until={settings.until} of {settings.epochs} epochs; expected one of them, "
+                     "and neither validation= nor checkpoint=.")
+
+
+class _Training:
+  """The training of a compiled student on arrays, epoch by epoch."""
+
+  def __init__(self, model: DistillationModel, train: list[np.ndarray], settings: FinetuneSettings,
+               callbacks: Sequence[keras.callbacks.Callback]):
+    self._model, self._train, self._settings, self._callbacks = model, train, settings, callbacks
+    self.augment = _can_augment(train) if settings.augment is None else settings.augment
+    self.batch_size = min(settings.batch_size, len(train[0]))
+    self._steps = len(train[0]) // self.batch_size
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, (settings.epochs - 1) * self._steps), warmup_steps=self._steps,
+        warmup_target=settings.learning_rate)
+    model.compile(keras.optimizers.Adam(schedule, epsilon=1e-12, jit_compile=False))
+
+  def fit(self, epochs: range, *keepers: keras.callbacks.Callback, **judged: Any) -> None:
+    """Trains for those epochs."""
+    batches = _batches(self._train, epochs, self.batch_size, self._settings.seed, self.augment)
+    self._model.fit(batches, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=self._steps,
+                    verbose=0, callbacks=[*keepers, _Progress(self._steps), *self._callbacks], **judged)
 
 
 def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:

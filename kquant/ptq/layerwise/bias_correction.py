@@ -13,7 +13,7 @@ from absl import logging
 
 from kquant.core import data, numerics
 from kquant.core.input_range import InputRange
-from kquant.core.spec import BIAS_CORRECTIONS
+from kquant.core.recipe import BIAS_CORRECTIONS
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import weights_of_class

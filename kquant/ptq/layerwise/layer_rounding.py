@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from kquant.core import data
 from kquant.core.encodings import Encoding
-from kquant.core.spec import ROUNDINGS
+from kquant.core.recipe import ROUNDINGS
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import rounding

@@ -12,7 +12,7 @@ def tuned(qmodel, folded, inputs, devices: list[str]) -> dict:
   """Returns the losses and the biases and ranges of the network trained on those devices."""
   strategy = tf.distribute.MirroredStrategy(devices)
   with strategy.scope():
-    result = kq.finetune(qmodel, folded, inputs, epochs=2, batch_size=16)
+    result = kq.finetune(qmodel, folded, inputs, settings=kq.FinetuneSettings(epochs=2, batch_size=16))
   variables = {v.name: v.numpy().tolist() for v in qmodel.weights if v.shape.rank == 1}
   return {"replicas": strategy.num_replicas_in_sync, "losses": result.losses, **variables}
 

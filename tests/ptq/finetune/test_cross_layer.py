@@ -136,7 +136,7 @@ def test_fine_tuning_learns_factors():
   folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
   qmodel = kq.calibrate(kq.insert_quantizers(folded, "w4a8"), inputs)
   before = {v.name: v.numpy() for v in qmodel.weights}
-  result = kq.finetune(qmodel, folded, inputs, learns=FACTORS, epochs=4)
+  result = kq.finetune(qmodel, folded, inputs, settings=kq.FinetuneSettings(learns=FACTORS, epochs=4))
   assert result.best_epoch
   changed = {v.name.split("/")[-1] for v in qmodel.weights if not np.array_equal(v, before[v.name])}
   assert {"kernel:0", "bias:0", "kernel_max:0"} <= changed and not {"min:0", "max:0"} & changed
@@ -162,4 +162,4 @@ def test_a_network_without_factors_has_nothing_to_learn():
   inputs = models.sample_inputs(model, 8)
   qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
   with pytest.raises(ValueError, match="nothing to learn by learns=cross_layer_factors; channels under"):
-    kq.finetune(qmodel, model, inputs, learns=FACTORS)
+    kq.finetune(qmodel, model, inputs, settings=kq.FinetuneSettings(learns=FACTORS))

@@ -1,5 +1,6 @@
 """finetune: what it brings, what it leaves alone, and that it goes on where it was stopped."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -13,8 +14,9 @@ import kquant as kq
 import tflite_export
 from kquant.cli.demo import digits
 from kquant.core import metrics
+from kquant.ptq.finetune.finetuning import FinetuneSettings as Settings
 from kquant.ptq.finetune.finetuning import Finetuning
-from kquant.search import pipeline
+from kquant.search import pipeline, trials
 from tests import models
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -55,7 +57,8 @@ def test_it_brings_a_trained_network_closer_to_its_float_model(trained, tmp_path
   kq.correct_bias(qmodel, folded, images, method="iterative")
   reference = folded.predict(test, verbose=0)
   before = metrics.sqnr_db(qmodel.predict(test, verbose=0), reference)
-  result = kq.finetune(qmodel, folded, images, method=method, epochs=12, learning_rate=rate)
+  settings = Settings(epochs=12, learning_rate=rate)
+  result = kq.finetune(qmodel, folded, images, method=method, settings=settings)
   assert result.qmodel is qmodel and len(result.losses) == 13
   assert result.losses[result.best_epoch] == min(result.losses) < result.losses[0]
   simulated = qmodel.predict(test, verbose=0)
@@ -67,7 +70,7 @@ def test_it_brings_a_trained_network_closer_to_its_float_model(trained, tmp_path
 @pytest.mark.parametrize("name", ["mobile_block", "nested_shared", "two_inputs", "branches"])
 def test_the_file_of_a_tuned_network_is_exact(name, tmp_path):
   qmodel, folded, inputs = calibrated(name, "w4a8", images=16)
-  kq.finetune(qmodel, folded, inputs, epochs=2, batch_size=4, held_back=0.5)
+  kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=2, batch_size=4, held_back=0.5))
   written = tflite_export.export(kq.finalize(qmodel), tmp_path / "m.tflite", verify=[x[:2] for x in inputs],
                                  certify=True)
   assert written.certificate["exact"] and written.verification.max_lsb <= 1
@@ -76,7 +79,7 @@ def test_the_file_of_a_tuned_network_is_exact(name, tmp_path):
 def test_bias_tuning_leaves_every_kernel_and_grid_as_it_is():
   qmodel, folded, inputs = calibrated()
   before, old = weights(qmodel), kq.finalize(qmodel)[1]
-  result = kq.finetune(qmodel, folded, inputs, method="bft", epochs=6)
+  result = kq.finetune(qmodel, folded, inputs, method="bft", settings=Settings(epochs=6))
   assert result.best_epoch
   new = kq.finalize(qmodel)[1]
   assert new.grids == old.grids
@@ -90,20 +93,21 @@ def test_images_to_judge_by_can_be_given():
   model = kq.DistillationModel(qmodel, folded)
   model.compile("sgd")
   before = model.evaluate(judged, verbose=0)
-  result = kq.finetune(qmodel, folded, trained, epochs=1, validation=judged)
+  result = kq.finetune(qmodel, folded, trained, settings=Settings(epochs=1), validation=judged)
   np.testing.assert_allclose(result.losses[0], before, rtol=1e-5)
 
 
 def test_a_run_until_the_best_epoch_gives_what_a_judged_run_keeps():
   (judged, folded, inputs), (plain, *_) = calibrated(), calibrated()
   trained, others = inputs[0][:32], inputs[0][32:]
-  result = kq.finetune(judged, folded, trained, epochs=4, validation=others)
+  result = kq.finetune(judged, folded, trained, settings=Settings(epochs=4), validation=others)
   assert result.best_epoch > 0
-  assert kq.finetune(plain, folded, trained, epochs=4, until=result.best_epoch).losses == []
+  until = Settings(epochs=4, until=result.best_epoch)
+  assert kq.finetune(plain, folded, trained, settings=until).losses == []
   for name, value in weights(judged).items():
     np.testing.assert_array_equal(weights(plain)[name], value)
   with pytest.raises(ValueError, match="until=5 of 4 epochs; expected one of them"):
-    kq.finetune(plain, folded, trained, epochs=4, until=5)
+    kq.finetune(plain, folded, trained, settings=Settings(epochs=4, until=5))
 
 
 @pytest.mark.parametrize("preset, before, after, what_said, kept", [
@@ -120,28 +124,30 @@ def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(preset, befo
     return round_layers(qmodel, params, statistics, images, **more)
 
   def tuning(qmodel, teacher, images, **more):
-    tuned.append((images[0], more.get("validation"), more.get("until")))
+    tuned.append((images[0], more.get("validation"), more["settings"].until))
     return Finetuning(qmodel, [1.0, 0.5], 1)
 
   monkeypatch.setattr(pipeline, "round_layers", rounding)
   monkeypatch.setattr(pipeline, "finetune", tuning)
   found = iter([np.full(10, before), after + np.linspace(-1.0, 1.0, 10)])  # the standard error is 0.21
-  monkeypatch.setattr(pipeline, "image_sqnr_db", lambda *_: next(found))
-  monkeypatch.setattr(pipeline, "image_divergence", lambda *_: next(found))
-  result = kq.quantize(model, inputs, config=preset, rounding="closed_form", finetune="bft")
+  monkeypatch.setattr(trials, "image_sqnr_db", lambda *_: next(found))
+  monkeypatch.setattr(trials, "image_divergence", lambda *_: next(found))
+  recipe = kq.Recipe(rounding="closed_form", finetune="bft")
+  result = kq.quantize(model, inputs, config=preset, recipe=recipe)
   assert [len(x) for x in rounded] == [30, 40]
   trained, judging, until = tuned[0]
   assert trained is rounded[0] and len(judging[0]) == 10 and until is None
   assert not {x.tobytes() for x in trained} & {x.tobytes() for x in judging[0]}
   assert [(len(x), until) for x, _, until in tuned[1:]] == [(40, 1)] * kept
-  ((_, what, keeping),) = result.report.steps
-  assert keeping == kept and f"{what_said} +- 0.21 on 10 held-back images" in what
+  (trial,) = result.report.trials
+  assert (trial.kept, trial.images, trial.epochs) == (kept, 10, (1, 1)) and trial.seconds >= 0
+  assert f"{what_said} +- 0.21 on 10 held-back images, best after 1 of 1 epochs" in str(trial)
 
 
 def test_training_that_does_harm_is_taken_back():
   qmodel, folded, inputs = calibrated(preset="int8")
   before = weights(qmodel)
-  result = kq.finetune(qmodel, folded, inputs, epochs=2, learning_rate=30.0)
+  result = kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=2, learning_rate=30.0))
   assert result.best_epoch == 0 and min(result.losses[1:]) > result.losses[0]
   for name, value in weights(qmodel).items():
     np.testing.assert_array_equal(value, before[name])
@@ -150,7 +156,7 @@ def test_training_that_does_harm_is_taken_back():
 def test_the_float_model_is_left_alone():
   qmodel, folded, inputs = calibrated()
   before = weights(folded)
-  kq.finetune(qmodel, folded, inputs, epochs=1)
+  kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=1))
   for name, value in weights(folded).items():
     np.testing.assert_array_equal(value, before[name])
 
@@ -172,17 +178,18 @@ class Stop(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("killed", [0, 2])
 def test_a_run_that_was_killed_ends_as_an_unbroken_one(tmp_path, killed):
-  settings = {"epochs": 4, "batch_size": 8, "augment": True}
+  settings = Settings(epochs=4, batch_size=8, augment=True)
+  checkpointed = dataclasses.replace(settings, checkpoint=tmp_path / "run")
   qmodel, folded, inputs = calibrated()
   start = qmodel.get_weights()
-  unbroken = kq.finetune(qmodel, folded, inputs, **settings)
+  unbroken = kq.finetune(qmodel, folded, inputs, settings=settings)
   expected = weights(qmodel)
   qmodel.set_weights(start)
   with pytest.raises(KeyboardInterrupt):
-    kq.finetune(qmodel, folded, inputs, **settings, checkpoint=tmp_path / "run", callbacks=[Stop(killed)])
+    kq.finetune(qmodel, folded, inputs, settings=checkpointed, callbacks=[Stop(killed)])
   for variable, value in zip(qmodel.weights, start):
     np.testing.assert_array_equal(variable, value)  # nothing is half done
-  resumed = kq.finetune(qmodel, folded, inputs, **settings, checkpoint=tmp_path / "run")
+  resumed = kq.finetune(qmodel, folded, inputs, settings=checkpointed)
   assert resumed.losses == unbroken.losses and resumed.best_epoch == unbroken.best_epoch
   for name, value in weights(qmodel).items():
     np.testing.assert_array_equal(value, expected[name])
@@ -191,18 +198,19 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one(tmp_path, killed):
 def test_a_finished_run_is_read_from_its_checkpoint_and_no_other_is(tmp_path):
   qmodel, folded, inputs = calibrated()
   start = qmodel.get_weights()
-  first = kq.finetune(qmodel, folded, inputs, epochs=2, checkpoint=tmp_path)
+  first = kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=2, checkpoint=tmp_path))
   expected = weights(qmodel)
   qmodel.set_weights(start)
   steps = []
   counting = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
-  again = kq.finetune(qmodel, folded, inputs, epochs=2, checkpoint=tmp_path, callbacks=[counting])
+  again = kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=2, checkpoint=tmp_path),
+                      callbacks=[counting])
   assert again.losses == first.losses and not steps
   for name, value in weights(qmodel).items():
     np.testing.assert_array_equal(value, expected[name])
   qmodel.set_weights(start)
   with pytest.raises(ValueError, match="with other settings.*another folder"):
-    kq.finetune(qmodel, folded, inputs, epochs=3, checkpoint=tmp_path)
+    kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=3, checkpoint=tmp_path))
 
 
 def test_callbacks_see_epochs_and_may_stop():
@@ -214,7 +222,7 @@ def test_callbacks_see_epochs_and_may_stop():
       seen.append(sorted(logs))
       self.model.stop_training = epoch == 1
 
-  result = kq.finetune(qmodel, folded, inputs, epochs=5, callbacks=[Watch()])
+  result = kq.finetune(qmodel, folded, inputs, settings=Settings(epochs=5), callbacks=[Watch()])
   assert seen == [["loss", "val_loss"]] * 2 and len(result.losses) == 3
 
 
@@ -231,9 +239,9 @@ def test_two_replicas_train_to_the_weights_of_one():
 
 @pytest.mark.parametrize("arguments, message", [
     ({"method": "adaround"}, "method must be one of bft, qft, got 'adaround'"),
-    ({"learns": ("weights", "momenta")}, "learns must name some of weights, biases"),
-    ({"learns": "weights"}, "learns must name some of"),
-    ({"held_back": 0.0}, "48 of which 0.0 are held back")])
+    ({"settings": Settings(learns=("weights", "momenta"))}, "learns must name some of weights, biases"),
+    ({"settings": Settings(learns="weights")}, "learns must name some of"),
+    ({"settings": Settings(held_back=0.0)}, "48 of which 0.0 are held back")])
 def test_errors_say_what_was_expected(arguments, message):
   qmodel, folded, inputs = calibrated()
   with pytest.raises(ValueError, match=message):

@@ -238,12 +238,13 @@ def test_joint_predicts_less_noise_than_every_other_method(preset):
 
 def test_joint_helps_a_per_tensor_network_in_truth():
   from kquant.api import quantize
+  from kquant.core.recipe import Recipe
   model = uneven()
   x, fresh = images(model), images(model, count=128, seed=5)
   reference = model.predict(fresh, verbose=0)
 
   def noise(network):
-    final = quantize(network, x, config="int8_per_tensor", equalize="none").qmodel
+    final = quantize(network, x, config="int8_per_tensor", recipe=Recipe(equalize="none")).qmodel
     return ((final.predict(fresh, verbose=0) - reference) ** 2).sum()
 
   rewritten = rewrite(model, [standardize, fold_batch_norm, equalize(calibration=x)])

@@ -187,7 +187,8 @@ def test_each_bias_loses_the_mean_error_of_its_own_weight():
     assert np.abs(mean @ error).max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"effort": "fast"}, {"config": "w4a8", "rounding": "closed_form"}])
+@pytest.mark.parametrize("options", [
+    {"effort": "fast"}, {"config": "w4a8", "recipe": kq.Recipe(rounding="closed_form")}])
 def test_one_call_methods_take_the_layer(options, tmp_path):
   model = pair_model()
   (x,) = models.sample_inputs(model, images=64)
@@ -198,7 +199,7 @@ def test_one_call_methods_take_the_layer(options, tmp_path):
 def test_fine_tuning_leaves_the_layer_as_it_is():
   model, x, qmodel = calibrated("w4a8")
   before = [variable.numpy() for variable in qmodel.get_layer("pair").weights]
-  kq.finetune(qmodel, model, x, method="qft", epochs=1)
+  kq.finetune(qmodel, model, x, method="qft", settings=kq.FinetuneSettings(epochs=1))
   for variable, value in zip(qmodel.get_layer("pair").weights, before, strict=True):
     np.testing.assert_array_equal(variable.numpy(), value)
 

@@ -1,0 +1,64 @@
+"""Recipe: by which methods integers are chosen."""
+
+import dataclasses
+
+EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
+ROUNDINGS = ("nearest", "closed_form", "adaround")
+BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
+FINETUNINGS = ("none", "bft", "qft")
+EFFORTS = ("fast", "balanced", "best")
+_CHOICES = {"equalize": EQUALIZATIONS, "rounding": ROUNDINGS, "bias": BIAS_CORRECTIONS,
+            "finetune": FINETUNINGS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """HOW integers are chosen; a QuantConfig says which grids they lie on. None leaves a method open.
+
+      kq.quantize(model, images, config="w4a8", recipe=kq.Recipe(rounding="closed_form"))
+
+  Attributes:
+    equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
+      first): "none", "one_step", "two_step", "pairwise" or "joint".
+    rounding: how weights become integers: "nearest"; or "closed_form" or "adaround", which round a layer's
+      weights together and correct its bias iteratively, whatever `bias` says (`kquant.round_weights`).
+    bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
+      "iterative".
+    finetune: what is trained in the end against the float model: "none", "bft" (biases) or "qft" (weights,
+      biases, scales and ranges; `kquant.finetune`); left out where held-back images do not gain.
+
+  Raises:
+    ValueError: an unknown method.
+  """
+
+  equalize: str | None = None
+  rounding: str | None = None
+  bias: str | None = None
+  finetune: str | None = None
+
+  def __post_init__(self):
+    for name, choices in _CHOICES.items():
+      if (value := getattr(self, name)) is not None and value not in choices:
+        raise ValueError(f"Recipe: {name} must be one of {', '.join(choices)}, got {value!r}.")
+
+  def methods(self) -> dict[str, str]:
+    """Returns {field: method} of what is not left open."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+  def over(self, other: "Recipe") -> "Recipe":
+    """Returns this recipe, its open methods those of another one."""
+    return dataclasses.replace(other, **self.methods())
+
+  def without(self, other: "Recipe") -> "Recipe":
+    """Returns this recipe, the methods left open that another one decides."""
+    return dataclasses.replace(self, **dict.fromkeys(other.methods()))
+
+  @property
+  def needs_images(self) -> bool:
+    """Whether a method looks at calibration images, beside their ranges and means."""
+    return (self.equalize == "joint" or self.bias == "iterative" or self.rounding not in (None, "nearest")
+            or self.finetune not in (None, "none"))
+
+
+DEFAULT = Recipe("none", "nearest", "local", "none")
+"""What is done where neither the user nor a preset decides."""
