@@ -50,6 +50,7 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.
   for definition, layer in layers.items():
     keras.backend.batch_set_value(_weights_for(layer, definition))
     layer.finalize_state()
+    vars(layer).pop("passes_through", None)
   return keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
                      tf.nest.map_structure(values.__getitem__, outputs), name=name)
 
@@ -58,6 +59,8 @@ def _make_layer(definition: LayerDef) -> keras.layers.Layer:
   # Some classes (MultiHeadAttention) take entries out of the config they are given.
   layer = definition.cls.from_config(copy.deepcopy(definition.config))
   layer._name = definition.name  # a class of the user's may not take a name
+  if hasattr(layer, "passes_through"):
+    layer.passes_through = True  # until the model stands
   if definition.output_moments is not None:
     vars(layer)[_MOMENTS] = definition.output_moments  # past Keras' tracking: files do not hold them
   return layer

@@ -1,7 +1,7 @@
 """One pass over the data fills every range estimator and sets every activation grid."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,12 @@ import tensorflow as tf
 import tf_keras as keras
 from tqdm import tqdm
 
-from kquant.core import data
 from kquant.core.input_range import InputRange
-from kquant.graph import keras_calls
+from kquant.graph.execution import Execution, Values, call_float
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeActivation
-from kquant.qmodel.observation import observing
+from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
 
@@ -63,17 +63,17 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
   estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
-  specs = keras_calls.input_specs(qmodel)
-  step, names = _observing_step(qmodel, estimators, specs)
-  for batch in _with_progress(data.batches(calibration, specs, batch_size=batch_size)):
+  taps = _Taps(qmodel)
+  step = taps.step(estimators)
+  for batch in taps.execution.batches(calibration, batch_size=batch_size, what="calibrate"):
     count = len(batch[0])  # one image alone would run in kernels whose sums differ in the last bit
     batch = [np.concatenate([array, array]) if count == 1 else array for array in batch]
     measured, image_means = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
-    for name, values in zip(names["activations"], measured):
+    for name, values in zip(taps.activations, measured):
       estimators[name].absorb(values)
     for means, values_of_side in zip((input_means, output_means), image_means):
-      for name, values in zip(names["linear"], values_of_side):
+      for name, values in zip(taps.linear, values_of_side):
         means.setdefault(name, []).append(values)
   return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
                     {name: np.concatenate(parts) for name, parts in output_means.items()})
@@ -95,24 +95,45 @@ def _activation_layers(qmodel: keras.Model) -> dict[str, QuantizeActivation]:
   return layers
 
 
-def _observing_step(qmodel: keras.Model, estimators: dict[str, Estimator], specs: list[data.InputSpec]):
-  """Returns a traced function of one batch and its number of images, and the names of its results."""
-  names: dict[str, list[str]] = {}
+class _Taps:
+  """Runs the float network of a qmodel and looks at what is to be quantized.
 
-  @tf.function(autograph=False)
-  def step(arrays, count):
-    with observing() as seen:
-      keras_calls.call(qmodel, arrays)
-    sharing: dict[str, list[tf.Tensor]] = {}
-    for name, tensor in seen.activations:
-      sharing.setdefault(name, []).append(tensor[:count])
-    names["activations"] = list(sharing)
-    names["linear"] = [name for name, _ in seen.linear_inputs]
-    means = [[tf.reduce_mean(tensor[:count], list(range(1, tensor.shape.rank - 1))) for _, tensor in side]
-             for side in (seen.linear_inputs, seen.linear_outputs)]
-    return [estimators[name].measure(_as_one(tensors)) for name, tensors in sharing.items()], means
+  Attributes:
+    activations: {QuantizeActivation layer: the tensors that its range is taken from}.
+    linear: the calls of QuantizeWeights layers, by layer name.
+  """
 
-  return step.get_concrete_function([spec.batch for spec in specs], tf.TensorSpec((), tf.int32)), names
+  def __init__(self, qmodel: keras.Model):
+    graph = Graph.from_model(qmodel)
+    self.execution = Execution(graph, qmodel, call=call_float)
+    self.activations: dict[str, list[Ref]] = {}
+    self._linear: list[Node] = []
+    for node in graph.nodes:
+      layer = self.execution.layers[node.layer.name]
+      if isinstance(layer, QuantizeActivation):
+        if layer.fixed is None and node.kwargs.get("observe", True):
+          self.activations.setdefault(layer.name, []).append(node.inputs[0])
+      elif type(layer) is QuantizeWeights:
+        self._linear.append(node)
+    self.linear = [node.layer.name for node in self._linear]
+
+  def step(self, estimators: dict[str, Estimator]) -> Callable[..., Any]:
+    """Returns a traced function of one batch and its number of images.
+
+    It returns what each estimator measures of its tensors, and means over the positions of each image of the
+    inputs and of the outputs of the linear layers.
+    """
+    def measure(values: Values, count: tf.Tensor):
+      measured = [estimators[name].measure(_as_one([values[ref][:count] for ref in refs]))
+                  for name, refs in self.activations.items()]
+      sides = [[node.inputs[0] for node in self._linear], [Ref(node) for node in self._linear]]
+      return measured, [[_mean_of_positions(values[ref][:count]) for ref in side] for side in sides]
+
+    return self.execution.traced(measure, tf.TensorSpec((), tf.int32))
+
+
+def _mean_of_positions(tensor: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_mean(tensor, list(range(1, tensor.shape.rank - 1)))
 
 
 def _as_one(tensors: list[tf.Tensor]) -> tf.Tensor:
@@ -125,11 +146,3 @@ def _as_one(tensors: list[tf.Tensor]) -> tf.Tensor:
 def _mean_of_any_order(parts: list[np.ndarray]) -> np.ndarray:
   """Mean over images of parts [images, channels]: sorted first, so that their order cannot matter."""
   return np.sort(np.concatenate(parts), axis=0).astype(np.float64).mean(axis=0)
-
-
-def _with_progress(batches: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-  """Shows images and rate on a terminal, from the second second on."""
-  with tqdm(desc="calibrate", unit=" images", delay=2.0, disable=None) as bar:
-    for batch in batches:
-      yield batch
-      bar.update(len(batch[0]))

@@ -12,11 +12,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph import keras_calls
+from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qmodel.outputs import answers, with_quantizer
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.scaling.channel_statistics import run_nodes
 from kquant.rewrites.standardize.standardize import standardize
 
 
@@ -85,7 +85,7 @@ class DistillationModel(keras.Model):
       wanted.append(feature)
       found.append(with_quantizer(student_graph, _tensor(student_graph, feature.key)))
       self._terms.append((feature_weight, relative_l2))
-    self._taps = _Taps(student, student_graph, found)
+    self._execution, self._compared = Execution(student_graph, student), found
     graph.outputs = wanted
     self.teacher = graph.to_model()
     self.teacher.trainable = False
@@ -97,7 +97,9 @@ class DistillationModel(keras.Model):
     """Returns the student's outputs; with `taps`, (outputs, the tensors that are compared), both flat."""
     if not taps:
       return self.student(inputs, training=training)
-    return self._taps(inputs)
+    values = self._execution.values(keras_calls.flat_inputs(self.student, inputs))
+    outputs = self._execution.graph.output_refs
+    return [values[ref] for ref in outputs], [values[ref] for ref in self._compared]
 
   def distillation_loss(self, inputs, *, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Returns (the loss of each image, [batch]; the student's outputs, flat)."""
@@ -141,21 +143,6 @@ class DistillationModel(keras.Model):
   def metrics(self) -> list[keras.metrics.Metric]:
     """The mean loss, and the metrics given to `compile`."""
     return [self._loss, *(self.compiled_metrics.metrics if self.compiled_metrics is not None else ())]
-
-
-class _Taps:
-  """Runs the live layers of a functional model and returns tensors inside it."""
-
-  def __init__(self, model: keras.Model, graph: Graph, wanted: list[Ref]):
-    self._layers = {layer.name: layer for layer in model.layers}
-    self._model = model
-    self._graph, self._wanted = graph, wanted
-
-  def __call__(self, inputs) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Returns (the outputs of the model, the wanted tensors)."""
-    values = dict(zip(self._graph.input_refs, keras_calls.flat_inputs(self._model, inputs)))
-    run_nodes(self._graph.nodes, self._layers, values)
-    return [values[ref] for ref in self._graph.output_refs], [values[ref] for ref in self._wanted]
 
 
 def find_features(graph: Graph) -> Ref | None:

@@ -9,7 +9,6 @@ from kquant.core import numerics
 from kquant.graph import keras_calls
 from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.layers import QuantizeWeights
-from kquant.qmodel.observation import observer
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -47,8 +46,8 @@ class FoldedConv(QuantizeWeights):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the output of convolution and batch norm, quantized as the class says."""
-    if observer():
-      return self.batch_norm(self.layer(inputs), training=False)
+    if self.passes_through:
+      return self.float_call(inputs)
     kernel = self.simulated_weights(training)
     if not (training and self.trainable and self.batch_norm.trainable):
       return keras_calls.call_with(self.layer, inputs, kernel) + self.folded_bias()
@@ -63,6 +62,10 @@ class FoldedConv(QuantizeWeights):
     for moving, value in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
       moving.assign_sub((moving - tf.stop_gradient(value)) * (1.0 - norm.momentum))
     return outputs
+
+  def float_call(self, inputs, training=None):
+    """Returns the output of the float layer and its batch norm at inference."""
+    return self.batch_norm(self.layer(inputs), training=False)
 
   def folded_kernel(self) -> tf.Tensor:
     """Returns W gamma / s, float32; computed in float64, so that training and export agree."""

@@ -21,7 +21,6 @@ from kquant.qmodel.batch_norm_modes import (
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import GridGroup, place
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
@@ -86,8 +85,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     insert_activation(graph, group, _activation_quantizer(graph, group))
   if absorb:
     put_back_batch_norms(graph, batch_norms)
-  with observing():
-    return graph.to_model()
+  return graph.to_model()
 
 
 def check_weights(graph: Graph, layer: LayerDef) -> None:

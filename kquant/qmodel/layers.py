@@ -12,12 +12,18 @@ from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES
 from kquant.qmodel import configs  # registers WeightsQuantizeConfig
-from kquant.qmodel.observation import observer
 from kquant.quantizers import base
 
 
 class _Switch:
-  """A quantizer's on/off switch: a variable, so that turning it needs no new trace."""
+  """A quantizer's on/off switch: a variable, so that turning it needs no new trace.
+
+  Attributes:
+    passes_through: the layer computes in float, whatever the switch says; while a model is built of it
+      (`keras_calls.replay`): nothing of that trace is used, and tracing quantizers takes most of its time.
+  """
+
+  passes_through = False
 
   def _add_switch(self, on: bool) -> None:
     self.quantizing = self.add_weight(name="quantizing", shape=(), dtype=tf.bool, trainable=False,
@@ -62,14 +68,14 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None, observe=True):
     """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
-    if seen := observer():
-      if observe and self.fixed is None:
-        seen.activations.append((self.name, inputs))
-      return tf.identity(inputs)
-    if training and self.float_in_training:
+    if self.passes_through or training and self.float_in_training:
       return tf.identity(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
     return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
+
+  def float_call(self, inputs, training=None, observe=True):
+    """Returns the inputs: the layer as the float network knows it."""
+    return inputs
 
   def set_range(self, low, high) -> None:
     """Sets the real limits of the grid and turns the quantizer on."""
@@ -170,12 +176,13 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
-    if seen := observer():
-      outputs = self.layer(inputs)
-      seen.linear_inputs.append((self.name, inputs))
-      seen.linear_outputs.append((self.name, outputs))
-      return outputs
+    if self.passes_through:
+      return self.float_call(inputs)
     return keras_calls.call_with(self.layer, inputs, self.simulated_weights(training))
+
+  def float_call(self, inputs, training=None):
+    """Returns the layer's output with its float weights."""
+    return self.layer(inputs)
 
   def simulated_weights(self, training=False) -> dict[str, tf.Tensor]:
     """Returns {attribute of the layer: quantized weight}."""

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
-from kquant.graph import keras_calls
+from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qmodel.layers import QuantizeActivation
-from kquant.rewrites.scaling.channel_statistics import before_saturation, run_nodes
+from kquant.rewrites.scaling.channel_statistics import before_saturation
 
 
 def answers(graph: Graph) -> list[Ref]:
@@ -47,20 +46,4 @@ def output_function(model: keras.Model) -> Callable[..., list[np.ndarray]]:
   It answers with the weights that the model has then.
   """
   graph = Graph.from_model(model)
-  layers = {layer.name: layer for layer in model.layers}
-  wanted, specs = answers(graph), keras_calls.input_specs(model)
-
-  # One trace, whatever the size of the last batch.
-  @tf.function(autograph=False, input_signature=[[spec.batch for spec in specs]])
-  def run(arrays):
-    values = dict(zip(graph.input_refs, arrays))
-    run_nodes(graph.nodes, layers, values)
-    return [values[ref] for ref in wanted]
-
-  def outputs(images: list[np.ndarray], batch_size: int = 32) -> list[np.ndarray]:
-    parts = [run([tf.constant(array[start:start + batch_size], spec.dtype)
-                  for array, spec in zip(images, specs, strict=True)])
-             for start in range(0, len(images[0]), batch_size)]
-    return [np.concatenate(found) for found in zip(*parts)]
-
-  return outputs
+  return Execution(graph, model).tap(answers(graph))

@@ -15,7 +15,6 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.insert import check_weights, insert_activation, wrap
-from kquant.qmodel.observation import observing
 from kquant.qmodel.placement import place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
 from kquant.rewrites.standardize.standardize import standardize
@@ -58,8 +57,7 @@ def from_tfmot(model: keras.Model) -> keras.Model:
   for group in groups:
     group.rule = _ANNOTATED
     insert_activation(graph, group, *_state_of(graph, group, outputs))
-  with observing():
-    return graph.to_model()
+  return graph.to_model()
 
 
 def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, dict[str, State]], dict[str, State]]:

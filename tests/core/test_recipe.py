@@ -18,7 +18,8 @@ def test_a_recipe_without_what_another_decides_is_open_there():
 
 @pytest.mark.parametrize("recipe, needs", [
     (Recipe(), False), (DEFAULT, False), (Recipe(equalize="pairwise"), False),
-    (Recipe(bias="analytic"), False), (Recipe(equalize="joint"), True), (Recipe(bias="iterative"), True), (Recipe(rounding="adaround"), True),
+    (Recipe(bias="analytic"), False), (Recipe(equalize="joint"), True), (Recipe(bias="iterative"), True),
+    (Recipe(rounding="adaround"), True),
     (Recipe(finetune="bft"), True)])
 def test_which_methods_need_images(recipe, needs):
   assert recipe.needs_images == needs

@@ -8,7 +8,6 @@ from tf_keras import layers
 from kquant.graph.keras_calls import call_with
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.observation import observing
 from kquant.quantizers import MinMaxQuantizer
 from tests.models import randomized
 
@@ -58,8 +57,7 @@ def test_without_rounding_it_is_the_layer_and_its_batch_norm(kind):
   np.testing.assert_allclose(layer(x, training=True), expected, atol=1e-5)
   np.testing.assert_allclose(layer.batch_norm.moving_mean, 0.9 * old_mean + 0.1 * mean, atol=1e-6)
   np.testing.assert_allclose(layer.batch_norm.moving_variance, 0.9 * old_variance + 0.1 * variance, rtol=1e-5)
-  with observing():
-    np.testing.assert_allclose(layer(x), layer(x, training=False), atol=1e-5)
+  np.testing.assert_allclose(layer.float_call(x), layer(x, training=False), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,8 @@
-"""QuantizeWeights and QuantizeActivation: state, switch, gradient, observation, saving."""
+"""QuantizeWeights and QuantizeActivation: state, switch, gradient, float calls, saving."""
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.core.target import LITERT
+from kquant.graph.execution import Execution, call_float
+from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.configs import KernelQuantizeConfig
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.qmodel.observation import observing
 from kquant.quantizers import MinMaxQuantizer
 from tests import models
 
@@ -262,62 +264,53 @@ def test_predict_follows_a_new_range_without_compiling_again():
   assert model.predict_function is function
 
 
-# --- observing -------------------------------------------------------------------------------------
+# --- the float network in a quantized model -------------------------------------------------------
 
 
-def observed_model():
+def test_float_calls_are_the_float_network_and_change_no_quantizer():
   model = models.build("branches")
   (x,) = models.sample_inputs(model, images=6)
-  rewritten = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
-  return rewritten, kq.insert_quantizers(rewritten, "w4a8"), x
-
-
-@pytest.mark.parametrize("traced", [False, True])
-def test_observing_passes_the_float_network_through_and_collects_it(traced):
-  float_model, qmodel, x = observed_model()
-  kq.calibrate(qmodel, x)
+  float_model = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
+  qmodel = kq.calibrate(kq.insert_quantizers(float_model, "w4a8"), x)
   noisy = qmodel(x, training=False).numpy()
-  kept = []
-
-  def step(inputs):
-    with observing() as seen:
-      output = qmodel(inputs, training=False)
-    kept[:] = [name for name, _ in seen.activations]
-    return output, [tensor for _, tensor in seen.activations]
-
-  output, tensors = (tf.function(step) if traced else step)(tf.constant(x))
+  graph = Graph.from_model(qmodel)
+  run = Execution(graph, qmodel, call=call_float).tap(graph.output_refs)
   expected = float_model(x, training=False).numpy()
-  np.testing.assert_allclose(output, expected, rtol=1e-5 * traced, atol=1e-6 * traced)
+  np.testing.assert_allclose(run([x])[0], expected, rtol=1e-5, atol=1e-6)
   assert np.abs(noisy - expected).max() > 1e-4
-  by_name = dict(zip(kept, tensors))
-  np.testing.assert_array_equal(by_name["image/quantize"], x)
-  quantizers = {layer.name for layer in qmodel.layers if isinstance(layer, QuantizeActivation)
-                and layer.fixed is None}
-  assert set(kept) == quantizers
-  np.testing.assert_array_equal(qmodel(x, training=False).numpy(), noisy)  # back on afterwards
+  np.testing.assert_array_equal(qmodel(x, training=False).numpy(), noisy)
 
 
-def test_observing_leaves_out_fixed_grids_and_calls_that_are_not_observed():
-  fixed, free = activation(low=None, fixed=(0.0, 255 / 256)), activation(low=None)
-  x = tf.ones((2, 3))
-  with observing() as seen:
-    fixed(x)
-    free(x, observe=False)
-    free(2 * x)
-  assert [(name, float(tensor[0, 0])) for name, tensor in seen.activations] == [("grid", 2.0)]
+def test_one_model_runs_in_float_while_another_quantizes_in_a_second_thread():
+  model = models.build("conv_bn_relu")
+  (x,) = models.sample_inputs(model, images=4)
+  qmodel = kq.calibrate(kq.insert_quantizers(model, "w4a8"), x)
+  noisy, found = qmodel(x, training=False).numpy(), []
+  start, done = threading.Event(), threading.Event()
+
+  def quantize():
+    start.wait(30)
+    found.append(qmodel(x, training=False).numpy())
+    done.set()
+
+  thread = threading.Thread(target=quantize)
+  thread.start()
+
+  def waiting(layer, node, values):
+    start.set()
+    assert done.wait(30)
+    return call_float(layer, node, values)
+
+  other = kq.insert_quantizers(models.build("conv_bn_relu"), "w4a8")
+  Execution(Graph.from_model(other), other, call=waiting).values([tf.constant(x)])
+  thread.join()
+  np.testing.assert_array_equal(found[0], noisy)
 
 
-def test_observing_ends_when_the_block_raises_and_nests():
-  layer = activation()
-  x = np.float32([[0.1234, 5.0, -5.0]])
-  with pytest.raises(RuntimeError), observing():
-    raise RuntimeError
-  assert layer(x).numpy().max() <= 2.0
-  with observing() as outer:
-    with observing() as inner:
-      layer(x)
-    np.testing.assert_array_equal(layer(x).numpy(), x)
-  assert (len(outer.activations), len(inner.activations)) == (1, 1)
+def test_layers_of_a_built_model_do_not_pass_through():
+  qmodel = kq.insert_quantizers(models.build("conv_bn_relu"), "w4a8")
+  ours = [layer for layer in qmodel.layers if isinstance(layer, (QuantizeActivation, QuantizeWeights))]
+  assert ours and not any(layer.passes_through for layer in ours)
 
 
 # --- saving ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
-from kquant.graph import keras_calls
+from kquant.graph.execution import call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from tflite_export.file.reader import float_operators, from_bytes
@@ -87,20 +87,19 @@ def _check_supported(node: Node, encodings: Encodings) -> None:
 
 def _fake_quantized(graph: Graph, model: keras.Model, encodings: Encodings) -> Callable[..., list[tf.Tensor]]:
   """Returns a function of the flat inputs: the model with every tensor that has a grid held to it."""
-  layers = {layer.name: layer for layer in model.layers}
+  layers = live_layers(model)
 
   def held(ref: Ref, value: tf.Tensor) -> tf.Tensor:
     return _fake_quantize(value, encodings[ref.key]) if ref.key in encodings else value
 
+  def call(layer, node, values):
+    with _fake_quantized_weights(layer, node, encodings):
+      outputs = call_layer(layer, node, values)
+    return [held(ref, output) for ref, output in zip(node.outputs, outputs)]
+
   def run(*inputs):
     values = {ref: held(ref, value) for ref, value in zip(graph.input_refs, inputs)}
-    for node in graph.nodes:
-      if node.facts.role != "input":
-        layer = layers[node.layer.name]
-        with _fake_quantized_weights(layer, node, encodings):
-          outputs = keras_calls.call_node(layer, node, values.__getitem__)
-        values.update((ref, held(ref, output)) for ref, output in
-                      ((Ref(node, index), output) for index, output in enumerate(outputs)))
+    run_nodes(graph.nodes, layers, values, call=call)
     return [values[ref] for ref in graph.output_refs]
 
   return run

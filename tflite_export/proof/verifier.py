@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.encodings import Encoding, Encodings
-from kquant.graph import keras_calls
+from kquant.graph.execution import call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from tflite_export.file.reader import float_operators, from_bytes
@@ -266,49 +266,47 @@ def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.nda
 def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
                     integers: dict[str, np.ndarray], coarse: dict[str, int], found: Verification) -> None:
   """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
-  given = _Simulation(graph, model, encodings)
-  free = _Simulation(graph, model, encodings)
-  for node in graph.nodes:
-    for ref in _refs(node):
-      if ref.key not in encodings and not ref.is_integer:
-        continue
-      if node.facts.role == "input":
-        given.integers[ref] = free.integers[ref] = integers[ref.key]
-        continue
-      free.integers[ref] = free.compute(ref)
-      difference = int(np.abs(given.compute(ref) - integers[ref.key].astype(np.int64)).max(initial=0))
-      given.integers[ref] = integers[ref.key].astype(np.int64)
-      found.layers[ref.key] = difference
-      if difference > coarse.get(ref.key, LARGEST_LAYER_LSB[encodings[ref.key].bits]):
-        found.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
+  given, free = _OnGrids(encodings, integers), _OnGrids(encodings)
+  for simulation in (given, free):
+    run_nodes(graph.nodes, live_layers(model), simulation.inputs(graph, integers), call=simulation.call)
+  for ref, computed in given.integers.items():
+    difference = int(np.abs(computed - integers[ref.key].astype(np.int64)).max(initial=0))
+    found.layers[ref.key] = difference
+    if difference > coarse.get(ref.key, LARGEST_LAYER_LSB[encodings[ref.key].bits]):
+      found.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
   found.max_lsb = max(found.layers.values(), default=0)
-  found.output_max_lsb = max(int(np.abs(free.integers[ref] - given.integers[ref]).max(initial=0))
-                             for ref in graph.output_refs)
+  ends = [(free.integers[ref], integers[ref.key].astype(np.int64)) for ref in graph.output_refs
+          if ref in free.integers]
+  found.output_max_lsb = max((int(np.abs(mine - theirs).max(initial=0)) for mine, theirs in ends), default=0)
 
 
-class _Simulation:
-  """Keras layers on grids: every tensor that has an encoding is rounded to it.
+class _OnGrids:
+  """Calls Keras layers on grids: every output that has an encoding is rounded to it.
+
+  Args:
+    given: {key: integers} that the layers behind are given in the place of the computed ones.
 
   Attributes:
-    integers: of the tensors known so far.
+    integers: of the outputs, as the layers computed them.
   """
 
-  def __init__(self, graph: Graph, model: keras.Model, encodings: Encodings):
+  def __init__(self, encodings: Encodings, given: dict[str, np.ndarray] | None = None):
     self.integers: dict[Ref, np.ndarray] = {}
-    self._layers = {layer.name: layer for layer in model.layers}
-    self._encodings = encodings
+    self._encodings, self._given = encodings, given
 
-  def compute(self, ref: Ref) -> np.ndarray:
-    """Returns the integers of a tensor from those of the tensors before it."""
-    return self._encodings[ref.key].quantize(self._layer_output(ref).numpy())
+  def inputs(self, graph: Graph, integers: dict[str, np.ndarray]) -> dict[Ref, tf.Tensor]:
+    """Returns the values of the model's inputs, from their integers."""
+    values = {ref: integers[ref.key] for ref in graph.input_refs}
+    return {ref: tf.constant(value if ref.is_integer else self._encodings[ref.key].dequantize(value))
+            for ref, value in values.items()}
 
-  def _value(self, ref: Ref) -> tf.Tensor:
-    if ref.key in self._encodings:
-      return tf.constant(self._encodings[ref.key].dequantize(self.integers[ref]))
-    if ref.is_integer:
-      return tf.constant(self.integers[ref])
-    return self._layer_output(ref)
+  def call(self, layer: keras.layers.Layer, node: Node, values: dict[Ref, tf.Tensor]) -> list[tf.Tensor]:
+    """Calls a layer as a node says."""
+    return [self._rounded(ref, output) for ref, output in zip(node.outputs, call_layer(layer, node, values))]
 
-  def _layer_output(self, ref: Ref) -> tf.Tensor:
-    layer = self._layers[ref.node.layer.name]
-    return keras_calls.call_node(layer, ref.node, self._value)[ref.index]
+  def _rounded(self, ref: Ref, output: tf.Tensor) -> tf.Tensor:
+    if ref.key not in self._encodings:
+      return output
+    grid = self._encodings[ref.key]
+    self.integers[ref] = grid.quantize(output.numpy())
+    return tf.constant(grid.dequantize(self.integers[ref] if self._given is None else self._given[ref.key]))

@@ -18,13 +18,12 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
+from kquant.graph.execution import call_float, call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.qmodel.observation import observing
-from kquant.rewrites.scaling.channel_statistics import run_nodes
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
@@ -130,7 +129,7 @@ class _Stream:
 
   def __init__(self, graph: Graph, qmodel: keras.Model, images: list[np.ndarray],
                float_params: dict[str, dict[str, np.ndarray]] | None):
-    self.layers = {layer.name: layer for layer in qmodel.layers}
+    self.layers = live_layers(qmodel)
     self.images = len(images[0])
     self._float_params = float_params
     self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
@@ -222,8 +221,7 @@ class _Stream:
 
     def compute(loaded):
       values = {ref: _dequantized(*stored) for ref, stored in zip(stage.sources, loaded)}
-      with observing() if floating else contextlib.nullcontext():
-        run_nodes(nodes, self.layers, values)
+      run_nodes(nodes, self.layers, values, call=call_float if floating else call_layer)
       return store(values[last.inputs[0]])
 
     chunks = self._chunks(stage)

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
-from tqdm import tqdm
 
-from kquant.core import data, numerics
-from kquant.graph import keras_calls
+from kquant.core import numerics
+from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.nodes import LayerDef, Ref
 
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
 
@@ -67,18 +65,16 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
   Raises:
     ValueError: the data do not fit the model, or are empty.
   """
-  model = graph.to_model()
-  specs = keras_calls.input_specs(model)
+  execution = Execution(graph, graph.to_model())
   refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
           if len(node.shapes[index]) > 1]
   linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear"})
-  step = _measuring_step(graph, model, refs, linear if gains else [], specs)
+  step = _measuring_step(execution, refs, linear if gains else [])
   sums = _Sums(refs)
-  with tqdm(desc="channel statistics", unit=" images", delay=2.0, disable=None) as bar:
-    for number, batch in enumerate(data.batches(calibration, specs, batch_size=batch_size)):
-      direction = tf.constant([seed, number], tf.int32)
-      sums.absorb(len(batch[0]), step([tf.convert_to_tensor(array) for array in batch], direction))
-      bar.update(len(batch[0]))
+  batches = execution.batches(calibration, batch_size=batch_size, what="channel statistics")
+  for number, batch in enumerate(batches):
+    direction = tf.constant([seed, number], tf.int32)
+    sums.absorb(len(batch[0]), step([tf.convert_to_tensor(array) for array in batch], direction))
   found = sums.statistics()
   if gains and linear:
     for layer, moments in zip(linear, zip(*(sums.totals(name) for name in _SLOPE_MOMENTS))):
@@ -125,20 +121,18 @@ class _Sums:
                              images=self._images)
 
 
-def _measuring_step(graph: Graph, model: keras.Model, refs: list[Ref], linear: list[LayerDef],
-                    specs: list[data.InputSpec]):
+def _measuring_step(execution: Execution, refs: list[Ref], linear: list[LayerDef]):
   """Returns a traced function of one batch: {statistic: one tensor a ref, or a layer of `linear`}."""
-  layers = {layer.name: layer for layer in model.layers}
-  wanted = [before_saturation(ref) for ref in graph.output_refs]
+  layers = execution.layers
+  wanted = [before_saturation(ref) for ref in execution.graph.output_refs]
   kernels = [getattr(layers[layer.name], layer.facts.kernel.name) for layer in linear]
   biases = [layers[layer.name].bias for layer in linear]
 
   @tf.function(autograph=False)
   def step(arrays, direction):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-      values = dict(zip(graph.input_refs, arrays))
       tape.watch([*arrays, *kernels, *biases] if linear else [])
-      run_nodes(graph.nodes, layers, values)
+      values = execution.values(arrays)
       outputs = [values[ref] for ref in wanted]
       projected = tf.add_n([tf.reduce_sum(out * _signs(tf.shape(out), direction + index))
                             for index, out in enumerate(outputs)])
@@ -159,7 +153,7 @@ def _measuring_step(graph: Graph, model: keras.Model, refs: list[Ref], linear: l
       measured.update(_slope_moments(linear, of_kernels, of_biases))
     return measured
 
-  return step.get_concrete_function([spec.batch for spec in specs], tf.TensorSpec((2,), tf.int32))
+  return step.get_concrete_function([spec.batch for spec in execution.specs], tf.TensorSpec((2,), tf.int32))
 
 
 def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],
@@ -173,14 +167,6 @@ def _slope_moments(linear: list[LayerDef], of_kernels: list[tf.Tensor],
     moments["slope_products"].append(tf.reduce_sum(kernel * spread, spatial, keepdims=True))
     moments["bias_squares"].append(tf.square(bias))
   return moments
-
-
-def run_nodes(nodes: list[Node], layers: dict[str, keras.layers.Layer], values: dict[Ref, Any]) -> None:
-  """Runs calls in their order on live layers; adds each result to `values`, which holds the inputs."""
-  for node in nodes:
-    if node.facts.role != "input":
-      results = keras_calls.call_node(layers[node.layer.name], node, values.__getitem__)
-      values.update((Ref(node, index), tensor) for index, tensor in enumerate(results))
 
 
 def before_saturation(ref: Ref) -> Ref:

@@ -1,0 +1,106 @@
+"""Runs the calls of a graph on the live layers of its model, whole or in part, with every tensor at hand.
+
+How a node is called is given with the run: as its layer computes (`call_layer`), in float past its quantizers
+(`call_float`), or by a function of the caller's that rounds, compares or replaces tensors on the way.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tqdm import tqdm
+
+from kquant.core import data
+from kquant.graph import keras_calls
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+
+Values = dict[Ref, Any]
+"""{tensor: what it holds}."""
+NodeCall = Callable[[keras.layers.Layer, Node, Values], list[Any]]
+"""Calls a layer as a node says, on values; returns the outputs, flat."""
+
+
+def call_layer(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
+  """Calls a layer as a node says."""
+  return keras_calls.call_node(layer, node, values.__getitem__)
+
+
+def call_float(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
+  """Calls a layer as a node says; layers with quantizers pass float tensors through (`float_call`)."""
+  return keras_calls.call_node(getattr(layer, "float_call", layer), node, values.__getitem__)
+
+
+def live_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+  """Returns {name: layer} of a model."""
+  return {layer.name: layer for layer in model.layers}
+
+
+def run_nodes(nodes: Iterable[Node], layers: dict[str, keras.layers.Layer], values: Values, *,
+              call: NodeCall = call_layer) -> None:
+  """Runs calls in their order; adds each result to `values`, which holds the tensors that they start from."""
+  for node in nodes:
+    if node.facts.role != "input":
+      results = call(layers[node.layer.name], node, values)
+      values.update(zip(node.outputs, results))
+
+
+class Execution:
+  """A graph with the live layers of the model that it was read from.
+
+  Attributes:
+    graph: its nodes are run in their order.
+    layers: {name: layer}, with the weights that they have when a run takes place.
+    specs: of the model's inputs.
+  """
+
+  def __init__(self, graph: Graph, model: keras.Model, *, call: NodeCall = call_layer):
+    self.graph = graph
+    self.layers = live_layers(model)
+    self.specs = keras_calls.input_specs(model)
+    self._call = call
+
+  def values(self, inputs: Sequence[Any]) -> Values:
+    """Runs the whole graph on flat inputs; returns every tensor."""
+    values = dict(zip(self.graph.input_refs, inputs))
+    run_nodes(self.graph.nodes, self.layers, values, call=self._call)
+    return values
+
+  def traced(self, compute: Callable[..., Any], *more: tf.TensorSpec) -> Callable[..., Any]:
+    """Returns a function (input batches, *more) -> compute(values, *more), traced once for any batch size.
+
+    Args:
+      compute: what to make of the values of all tensors, inside the trace.
+      more: specs of further tensors.
+    """
+    @tf.function(autograph=False)
+    def run(arrays, *others):
+      return compute(self.values(arrays), *others)
+
+    return run.get_concrete_function([spec.batch for spec in self.specs], *more)
+
+  def tap(self, wanted: Sequence[Ref]) -> Callable[..., list[np.ndarray]]:
+    """Returns a function (images, batch size = 32) -> the wanted tensors, one array each, traced once."""
+    run = self.traced(lambda values: [values[ref] for ref in wanted])
+
+    def outputs(images: list[np.ndarray], batch_size: int = 32) -> list[np.ndarray]:
+      parts = [run([tf.constant(array[start:start + batch_size], spec.dtype)
+                    for array, spec in zip(images, self.specs, strict=True)])
+               for start in range(0, len(images[0]), batch_size)]
+      return [np.concatenate(found) for found in zip(*parts)]
+
+    return outputs
+
+  def batches(self, calibration: Any, *, batch_size: int, what: str) -> Iterator[list[np.ndarray]]:
+    """Yields data as batches, one array an input; a terminal shows images and rate after two seconds.
+
+    Args:
+      calibration: as `kquant.core.data.batches` takes it.
+      what: is done, for the bar.
+    """
+    with tqdm(desc=what, unit=" images", delay=2.0, disable=None) as bar:
+      for batch in data.batches(calibration, self.specs, batch_size=batch_size):
+        yield batch
+        bar.update(len(batch[0]))
