@@ -41,8 +41,8 @@ WEIGHTED = {
 
 # Operators that move or choose integers: all their quantized inputs and outputs share one grid.
 _SAME_SCALE = frozenset((
-    "AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "MAXIMUM", "MAX_POOL_2D", "MINIMUM", "MIRROR_PAD",
-    "PAD", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
+    "AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "GATHER", "MAXIMUM", "MAX_POOL_2D", "MINIMUM",
+    "MIRROR_PAD", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
     "SPACE_TO_DEPTH", "SPLIT", "STRIDED_SLICE", "TRANSPOSE"))
 
 # {kind: {dtype: (scale, zero point)}} of the output: the kernels compute for these only.

@@ -221,6 +221,20 @@ def test_alpha_of_prelu_is_a_kernel():
     check(program)
 
 
+@pytest.mark.parametrize("change", [{"scale": np.float32([0.2])}, {"zero_point": np.int64([4])}])
+def test_a_gathered_table_has_the_grid_of_its_output(change):
+  program = IntProgram(inputs=["i"], outputs=["y"])
+  program.add_tensor(IntTensor("i", (1, 2), "int32"))
+  program.add_tensor(IntTensor("table", (4, 3), "int8", [0.1], [5], data=np.zeros((4, 3))))
+  program.add_tensor(IntTensor("y", (1, 2, 3), "int8", [0.1], [5]))
+  program.ops = [IntOp("GATHER", ["table", "i"], ["y"], {"axis": 0}, source="embed")]
+  check(program)
+  for name, value in change.items():
+    setattr(program.tensors["table"], name, value)
+  with pytest.raises(ValueError, match="GATHER of layer 'embed': expected one grid for all its tensors"):
+    check(program)
+
+
 def test_ties_of_several_tensors():
   program = IntProgram(inputs=["a", "b"], outputs=["y"])
   for name in ("a", "b", "y"):
