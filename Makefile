@@ -1,9 +1,11 @@
-# make demo | make test | make check | make fuzz: each sets up what it needs.
+# make demo | make quick | make test | make check | make fuzz: each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+QUICK := tests/core tests/graph tests/ranges tests/ptq/layerwise/test_rounding.py tests/test_layering.py \
+  tests/test_public_api.py tests/test_signatures.py tests/test_end_to_end.py
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo quick test check fuzz clean
 
 demo: $(VENV)/.package
 	$(BIN)/python -m kquant.cli.ptq
@@ -11,13 +13,18 @@ demo: $(VENV)/.package
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
+# The maths, the graph and one end-to-end run: for while you write.
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist=worksteal $(QUICK)
+
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 
-# Thousands of random operators of every kind, and of random models, against LiteRT; make test runs a few.
+# Random operators of every kind, random models, and every layer under every preset, against LiteRT.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.tflite_export.operator_fuzz --cases=2000
 	$(BIN)/python -m tests.tflite_export.model_fuzz --cases=2000
+	$(BIN)/python -m tests.tflite_export.layer_sweep
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

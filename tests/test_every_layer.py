@@ -10,6 +10,7 @@ import tflite_export
 from kquant.core.errors import UnsupportedLayerError
 from tests import layer_cases
 from tests.models import randomized
+from tests.tflite_export import layer_sweep
 
 
 def run(model, inputs):
@@ -32,6 +33,13 @@ def test_layer_becomes_exact_integers(name, tmp_path):
   assert not written.verification.float_operators
   expected, simulated = (run(m, inputs) for m in (model, result.qmodel))
   assert np.square(simulated - expected).mean() < 0.01 * np.square(expected).mean()
+
+
+@pytest.mark.parametrize("name, preset, border", [
+    (name, layer_sweep.PRESETS[1 + index % 3], layer_sweep.BORDERS[1 + index // 3 % 3])
+    for index, name in enumerate(layer_cases.HANDLED)])
+def test_layer_under_another_preset_border_and_batch(name, preset, border, tmp_path):
+  assert layer_sweep.check(name, preset, border, str(tmp_path))  # exact, or refused by name
 
 
 def test_the_document_names_every_class():
