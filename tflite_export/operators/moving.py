@@ -40,7 +40,7 @@ OPERATORS = (
              simulated=Simulated(options={"fused_activation_function": "NONE"})),
     Operator("DEPTH_TO_SPACE", "DepthToSpaceOptions", moving.depth_to_space, same_scale=True),
     Operator("GATHER", "GatherOptions", moving.gather, int16=4, same_scale=True, simulated=Simulated(
-        options={"axis": 0, "batch_dims": 0}, constants=(0,),
+        options={"axis": 0, "batch_dims": 0}, constants={0: "table"},
         operands=frozenset(("int8", "int16", "int32")), results=frozenset(("int8", "int16")))),
     Operator("MIRROR_PAD", "MirrorPadOptions", moving.mirror_pad, version=2, same_scale=True),
     Operator("PAD", "PadOptions", moving.pad, version=2, int16=2, same_scale=True,

@@ -43,7 +43,7 @@ class Simulated:
   Attributes:
     options: {option: its only simulated value}.
     operands, results: types that tensors may have; None: all int8 or all int16.
-    constants: positions of inputs that must be constants.
+    constants: {position of an input that must be a constant: what it is}.
     overflow: called with (arithmetic, inputs, outputs) where the delegate does not run the operator:
       returns how its scales overflow the kernels, or None.
   """
@@ -51,7 +51,7 @@ class Simulated:
   options: Mapping[str, object] = dataclasses.field(default_factory=dict)
   operands: frozenset[str] | None = None
   results: frozenset[str] | None = None
-  constants: tuple[int, ...] = ()
+  constants: Mapping[int, str] = dataclasses.field(default_factory=dict)
   overflow: Callable[[str, Tensors, Tensors], str | None] | None = None
 
 
@@ -65,7 +65,8 @@ class Operator:
     kernel: its integer arithmetic, `kernel(call, *arrays) -> list of arrays`; None: a function of one
       element whose every value is read from the runtime.
     version: over int8 tensors.
-    int16: its least version over int16 tensors; None: no kernel takes them.
+    int16: its least version over int16 tensors, measured in both sets of kernels; None: no kernel takes
+      them. The delegate takes no operator over int16.
     same_scale: moves or chooses integers: all its quantized tensors share one grid.
     output_grids: {dtype: (scale, zero point)} of its output, where the kernel computes for these only.
     weighted: how it multiplies x by a constant kernel and adds a bias; None: it does not.

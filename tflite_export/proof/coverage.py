@@ -27,9 +27,9 @@ def _strange_tensors(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None
   if all(t.data is not None for t in inputs):
     return "all inputs are constants"
   record = operator_of(op.kind)
-  for place in record.simulated.constants:
+  for place, name in record.simulated.constants.items():
     if inputs[place].data is None:
-      return f"input {inputs[place].name!r} is computed, not a constant"
+      return f"the {name} is computed"
   sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (inputs, outputs))
   kept = {"int16"} if "int16" in sources else {"int8"}
   operands = record.simulated.operands or kept | _kernel_types(record, sources)
