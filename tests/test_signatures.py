@@ -28,7 +28,6 @@ EXCEPTIONS = {
     "kquant.rewrites.standardize.building:add_layer": 7,
     "kquant.rewrites.standardize.normalization:_reduce": 6,
     "tflite_export.kernels.elementwise:_delegated_sum": 6,
-    "tflite_export.kernels.tables:_read_table": 7,
     "tflite_export.lowering.lowering:Lowering.add": 6,
     "tflite_export.lowering.shapes:_strided_slice": 7,
     "tflite_export.lowering.shapes:_cut_axis": 7,

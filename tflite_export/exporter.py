@@ -15,8 +15,8 @@ from kquant.graph import keras_calls
 from tflite_export.file import metadata
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower, with_border
-from tflite_export.program.batch import with_batch
-from tflite_export.program.check import check
+from tflite_export.operators.batch import with_batch
+from tflite_export.operators.check import check
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import certificate as certificates
 from tflite_export.proof import verifier

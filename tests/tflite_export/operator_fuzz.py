@@ -16,11 +16,12 @@ import numpy as np
 from tests.tflite_export.random_draws import Case
 from tests.tflite_export.random_operators import KINDS, random_case
 from tflite_export.file.writer import to_bytes
-from tflite_export.kernels import KERNELS, linear, multipliers
+from tflite_export.kernels import multipliers
 from tflite_export.kernels.call import Call
-from tflite_export.kernels.delegation import MODES, RULES, arithmetic_of
+from tflite_export.operators.table import OPERATORS
+from tflite_export.proof.delegation import MODES, arithmetic_of
 from tflite_export.proof.runtime import Runtime
-from tflite_export.proof.simulate import not_simulated, simulate
+from tflite_export.proof.simulate import kernel_of, not_simulated, simulate
 
 CANDIDATES = (multipliers.multiply_double, multipliers.multiply_double_up, multipliers.multiply_once,
               multipliers.multiply_exact, multipliers.multiply_float)
@@ -77,7 +78,7 @@ def _compare(case: Case, tally: Tally, number: int) -> None:
   found = simulate(program, case.inputs, mode=tally.mode)
   tally.cases += 1
   call = _call(case, tally.mode)
-  if call.op.kind in RULES and delegates(runtime) != (call.arithmetic == "xnnpack"):
+  if OPERATORS[call.op.kind].delegated and delegates(runtime) != (call.arithmetic == "xnnpack"):
     tally.misplaced += 1
     tally.first = tally.first or f"case {number}: delegated {delegates(runtime)}, not {call.arithmetic}"
   for name, right in expected.items():
@@ -109,11 +110,11 @@ def describe(case: Case, call: Call, right: np.ndarray, wrong: np.ndarray) -> st
   lines = [f"{call.op.kind} {call.op.options}, element {place} is {right[place]} in LiteRT"]
   for arithmetic in ("reference", "xnnpack", "builtin"):
     other = dataclasses.replace(call, arithmetic=arithmetic)
-    y = KERNELS[call.op.kind](other, *arrays)[0].reshape(right.shape)
+    y = kernel_of(call.op.kind)(other, *arrays)[0].reshape(right.shape)
     lines.append(f"{y[place]} by {arithmetic}{', which runs it' if call.arithmetic == arithmetic else ''}")
   for tensor in (*call.inputs, *call.outputs):
     lines.append(f"{tensor.name}: {tensor.dtype} {tensor.shape}" + _grid(tensor, place[-1]))
-  if call.op.kind in linear.WEIGHTED:
+  if OPERATORS[call.op.kind].weighted:
     lines += _accumulator(call, arrays, right.shape, place)
   elif case.inputs[0].shape == right.shape:
     lines.append(f"input element {case.inputs[0][place]!r}")
@@ -137,8 +138,9 @@ def _grid(tensor, channel: int) -> str:
 def _accumulator(call: Call, arrays: list[np.ndarray], shape: tuple[int, ...],
                  place: tuple[int, ...]) -> list[str]:
   """Returns lines with the accumulator, the exact product and the products that the primitives give."""
-  acc = linear.accumulators(call, *arrays).reshape(shape)[place]
-  x, kernel, _ = linear.operands(call)
+  weighted = OPERATORS[call.op.kind].weighted
+  acc = weighted.accumulators(call, *arrays).reshape(shape)[place]
+  x, kernel, _ = weighted.operands(call.inputs)
   s_w = np.broadcast_to(kernel.scale, shape[-1:])[place[-1]]
   real = np.float64(x.scale[0]) * np.float64(s_w) / np.float64(call.outputs[0].scale[0])
   products = [f"{multiply.__name__} {multiply(np.array([acc]), real)[0]:.0f}" for multiply in CANDIDATES]

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tflite_export.program.int16 import version_of
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 ACTIVATIONS = ("NONE", "RELU", "RELU6", "RELU_N1_TO_1")
@@ -116,7 +116,7 @@ class Draw:
     """Adds the operator and its outputs, all of one shape and grid, and draws the inputs."""
     names = [self.tensor(f"y{i}", shape, grid, dtype=dtype) for i in range(outputs)]
     self.program.outputs = names
-    version = version_of(kind, version, {self.dtype})
+    version = OPERATORS[kind].version_over({self.dtype}, version)
     self.program.ops = [IntOp(kind, inputs, names, options, version, source=kind.lower())]
     return Case(self.program, [self.values(self.program.tensors[name]) for name in self.program.inputs])
 

@@ -16,8 +16,7 @@ from tests.tflite_export.random_draws import (
   Draw,
   draw_windows,
 )
-from tflite_export.program.check import INT4_KERNELS
-from tflite_export.program.int16 import VERSIONS
+from tflite_export.operators.table import OPERATORS
 
 # --- weighted operators ----------------------------------------------------------------------------
 
@@ -298,8 +297,9 @@ DRAWS = {
 
 
 BITS = {"int4": {"kernel_dtype": "int4"}, "int16": {"dtype": "int16"}}
-KINDS = (*DRAWS, *(f"{kind}/int4" for kind in sorted(INT4_KERNELS)),
-         *(f"{kind}/int16" for kind in sorted(set(VERSIONS) & set(DRAWS))))
+_SORTED = sorted(OPERATORS.items())
+KINDS = (*DRAWS, *(f"{kind}/int4" for kind, record in _SORTED if record.weighted and record.weighted.int4),
+         *(f"{kind}/int16" for kind, record in _SORTED if record.int16))
 """What can be drawn: a kind of operator over int8, and with other widths behind a slash."""
 
 

@@ -12,8 +12,8 @@ from tests import models
 from tests.tflite_export.operator_fuzz import delegates
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
-from tflite_export.kernels.delegation import MODES
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.proof.delegation import MODES
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import simulate
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from tests.tflite_export import model_fuzz
+from tests.tflite_export import faults, model_fuzz
 from tests.tflite_export.model_fuzz import Tally, check
 from tests.tflite_export.random_layers import STEPS
 from tests.tflite_export.random_models import Builder, Recipe, Step, recipes
-from tflite_export.kernels import KERNELS
 from tflite_export.proof.verifier import VerificationError
 
 EXAMPLES = 50
@@ -61,8 +60,7 @@ def test_recipes_hold_every_kind_of_step():
 
 
 def test_a_wrong_kernel_is_found(tmp_path, monkeypatch):
-  right = KERNELS["CONV_2D"]
-  monkeypatch.setitem(KERNELS, "CONV_2D", lambda call, *x: [right(call, *x)[0] ^ np.int8(1)])
+  faults.plant(monkeypatch, "CONV_2D", faults.off_by_one)
   with pytest.raises(VerificationError, match="CONV_2D differs"):
     check(Recipe((IMAGE,), (Step("conv_2d"),)), Tally(), str(tmp_path))
 

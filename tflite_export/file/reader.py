@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tflite_export.file.layout import ENUMS, FROM_FLOAT, LISTS, OPTIONS, TO_FLOAT
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 _IDENTIFIER = b"TFL3"
@@ -21,53 +22,6 @@ _ARRAY_DTYPES = frozenset((
     "bool", "complex64", "complex128", "float16", "float32", "float64", "int8", "int16", "int32",
     "int64", "uint8", "uint16", "uint32", "uint64"))
 """Types whose constants are read, beside int4; others (string, bfloat16) come back without data."""
-
-_PADDINGS = ("SAME", "VALID")
-_ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
-_MIRRORS = ("REFLECT", "SYMMETRIC")
-_ENUMS = {"mode": _MIRRORS, "padding": _PADDINGS, "fused_activation_function": _ACTIVATIONS}
-_LISTS = ("new_shape",)
-
-_ACTIVATION = "fused_activation_function"
-_WINDOW = ("padding", "stride_w", "stride_h", _ACTIVATION)
-_POOL = (schema.Pool2DOptions, (*_WINDOW, "filter_width", "filter_height"))
-_DILATION = ("dilation_w_factor", "dilation_h_factor")
-_ARITHMETIC = (_ACTIVATION, "pot_scale_int16")
-_CORNERS = ("align_corners", "half_pixel_centers")
-_MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask", "offset")
-
-# {kind: (accessor of the options table, its fields)}; options of other kinds are read as {}.
-_OPTIONS = {
-    "ADD": (schema.AddOptions, _ARITHMETIC),
-    "AVERAGE_POOL_2D": _POOL,
-    "BATCH_MATMUL": (schema.BatchMatMulOptions, ("adj_x", "adj_y", "asymmetric_quantize_inputs")),
-    "CONCATENATION": (schema.ConcatenationOptions, ("axis", _ACTIVATION)),
-    "CONV_2D": (schema.Conv2DOptions, (*_WINDOW, *_DILATION, "quantized_bias_type")),
-    "DEPTHWISE_CONV_2D": (
-        schema.DepthwiseConv2DOptions, (*_WINDOW, *_DILATION, "depth_multiplier")),
-    "DEPTH_TO_SPACE": (schema.DepthToSpaceOptions, ("block_size",)),
-    "FULLY_CONNECTED": (
-        schema.FullyConnectedOptions, (
-            _ACTIVATION, "weights_format", "keep_num_dims", "asymmetric_quantize_inputs",
-            "quantized_bias_type")),
-    "GATHER": (schema.GatherOptions, ("axis", "batch_dims")),
-    "LEAKY_RELU": (schema.LeakyReluOptions, ("alpha",)),
-    "MAX_POOL_2D": _POOL,
-    "MEAN": (schema.ReducerOptions, ("keep_dims",)),
-    "MIRROR_PAD": (schema.MirrorPadOptions, ("mode",)),
-    "MUL": (schema.MulOptions, (_ACTIVATION,)),
-    "REDUCE_MAX": (schema.ReducerOptions, ("keep_dims",)),
-    "REDUCE_MIN": (schema.ReducerOptions, ("keep_dims",)),
-    "RESHAPE": (schema.ReshapeOptions, ("new_shape",)),
-    "RESIZE_BILINEAR": (schema.ResizeBilinearOptions, _CORNERS),
-    "RESIZE_NEAREST_NEIGHBOR": (schema.ResizeNearestNeighborOptions, _CORNERS),
-    "SOFTMAX": (schema.SoftmaxOptions, ("beta",)),
-    "SPACE_TO_DEPTH": (schema.SpaceToDepthOptions, ("block_size",)),
-    "SPLIT": (schema.SplitOptions, ("num_splits",)),
-    "STRIDED_SLICE": (schema.StridedSliceOptions, _MASKS),
-    "SUB": (schema.SubOptions, _ARITHMETIC),
-    "TRANSPOSE_CONV": (schema.TransposeConvOptions, (*_WINDOW, "quantized_bias_type")),
-}
 
 
 def from_bytes(data: bytes) -> IntProgram:
@@ -103,8 +57,8 @@ def float_operators(program: IntProgram) -> list[str]:
 
 def _is_border(program: IntProgram, op: IntOp) -> bool:
   """Whether the operator converts a graph input from float or a graph output to float."""
-  return (op.kind == "QUANTIZE" and op.inputs[0] in program.inputs
-          or op.kind == "DEQUANTIZE" and op.outputs[0] in program.outputs)
+  return (op.kind == FROM_FLOAT and op.inputs[0] in program.inputs
+          or op.kind == TO_FLOAT and op.outputs[0] in program.outputs)
 
 
 def _program(model: schema.Model) -> IntProgram:
@@ -226,7 +180,7 @@ def _operator(model: schema.Model, operator: schema.Operator, names: list[str]) 
 def _options(kind: str, operator: schema.Operator) -> dict[str, Any]:
   """Returns all fields of the operator's options in snake case; {} for kinds without a table."""
   union = operator.BuiltinOptions()
-  accessor, fields = _OPTIONS.get(kind, (None, ()))
+  accessor, fields = OPTIONS.get(kind, (None, ()))
   if accessor is None or union is None:
     return {}
   expected = getattr(schema.BuiltinOptions, accessor.__name__)
@@ -240,7 +194,7 @@ def _options(kind: str, operator: schema.Operator) -> dict[str, Any]:
 def _option(table: Any, field: str) -> Any:
   """Returns one field: a name for an enum, a list for a vector, else bool, int or float."""
   method = "".join(part.capitalize() for part in field.split("_"))
-  if field in _LISTS:
+  if field in LISTS:
     return _integers(table, method)
   value = getattr(table, method)()
-  return _ENUMS[field][value] if field in _ENUMS else value
+  return ENUMS[field][value] if field in ENUMS else value

@@ -3,7 +3,7 @@
 The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
 empty) or metadata entry, one signature "serving_default" with the names that the program gives its
 inputs and outputs. The writer writes what it gets and never changes an integer: whether a program obeys the
-rules of the runtimes is the question of `program_check.check`, asked before. What it writes,
+rules of the runtimes is the question of `operators.check.check`, asked before. What it writes,
 `reader` reads back with code of its own.
 """
 
@@ -13,7 +13,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.operators.table import OPERATORS
+from tflite_export.program.program import ACTIVATIONS, IntOp, IntProgram, IntTensor
 
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
@@ -35,58 +36,12 @@ _TENSOR_TYPES = {
     "uint8": schema.TensorType.UINT8,
 }
 
-# Every operator the writer knows and its options table; None where the schema has none.
-_OPTIONS = {
-    "ADD": "AddOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
-    "CAST": "CastOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "DEPTH_TO_SPACE": "DepthToSpaceOptions",
-    "DEQUANTIZE": "DequantizeOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "GATHER": "GatherOptions",
-    "HARD_SWISH": "HardSwishOptions",
-    "LEAKY_RELU": "LeakyReluOptions",
-    "LOGISTIC": None,
-    "MAXIMUM": "MaximumMinimumOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "MINIMUM": "MaximumMinimumOptions",
-    "MIRROR_PAD": "MirrorPadOptions",
-    "MUL": "MulOptions",
-    "PAD": "PadOptions",
-    "PRELU": None,
-    "QUANTIZE": "QuantizeOptions",
-    "REDUCE_MAX": "ReducerOptions",
-    "REDUCE_MIN": "ReducerOptions",
-    "RELU": None,
-    "RELU6": None,
-    "RESHAPE": "ReshapeOptions",
-    "RESIZE_BILINEAR": "ResizeBilinearOptions",
-    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
-    "SOFTMAX": "SoftmaxOptions",
-    "SPACE_TO_DEPTH": "SpaceToDepthOptions",
-    "SPLIT": "SplitOptions",
-    "STRIDED_SLICE": "StridedSliceOptions",
-    "SUB": "SubOptions",
-    "TANH": None,
-    "TRANSPOSE": "TransposeOptions",
-    "TRANSPOSE_CONV": "TransposeConvOptions",
-}
-
 # Option fields that the program holds by name.
 _ENUMS = {
     "mode": {"REFLECT": schema.MirrorPadMode.REFLECT, "SYMMETRIC": schema.MirrorPadMode.SYMMETRIC},
     "padding": {"SAME": schema.Padding.SAME, "VALID": schema.Padding.VALID},
     "fused_activation_function": {
-        "NONE": schema.ActivationFunctionType.NONE,
-        "RELU": schema.ActivationFunctionType.RELU,
-        "RELU6": schema.ActivationFunctionType.RELU6,
-        "RELU_N1_TO_1": schema.ActivationFunctionType.RELU_N1_TO_1,
-    },
+        name: getattr(schema.ActivationFunctionType, name) for name in ACTIVATIONS},
 }
 
 
@@ -94,7 +49,7 @@ def to_bytes(program: IntProgram) -> bytes:
   """Returns `program` as a .tflite file; equal programs give equal bytes.
 
   Tensors and operators keep their order; constants start at multiples of 16 bytes; an input "" is
-  written as absent. Export calls `program_check.check` first: this function takes any program, so
+  written as absent. Export calls `operators.check.check` first: this function takes any program, so
   that one read back from a file, or one that breaks a rule on purpose, can be written too.
 
   Raises:
@@ -199,11 +154,11 @@ def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:
 
 def _operator(op: IntOp, index: dict[str, int], codes: dict) -> schema.OperatorT:
   """Returns the schema operator; enters its (kind, version) in `codes`, {code: position}."""
-  if op.kind not in _OPTIONS:
+  if op.kind not in OPERATORS:
     raise ValueError(f"Layer {op.source!r}: expected an operator the writer knows, got "
-                     f"{op.kind!r}; known are {', '.join(_OPTIONS)}.")
+                     f"{op.kind!r}; known are {', '.join(sorted(OPERATORS))}.")
   where = f"{op.kind} of layer {op.source!r}"
-  options_name = _OPTIONS[op.kind]
+  options_name = OPERATORS[op.kind].options
   options_type = getattr(schema.BuiltinOptions, options_name or "NONE")
   return schema.OperatorT(
       opcodeIndex=codes.setdefault((op.kind, op.version), len(codes)),

@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 
 from tflite_export.kernels.multipliers import round_away
-from tflite_export.program.program import IntOp, IntTensor
-
-_BOUNDS = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
-"""Clamps of an activation, real values."""
+from tflite_export.program.program import ACTIVATIONS, IntOp, IntTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +82,7 @@ def output_limits(call: Call, activation: str | None = None) -> tuple[int, int]:
   """
   y = call.outputs[0]
   limits = np.iinfo(y.dtype)
-  low, high = _BOUNDS[activation or call.option("fused_activation_function", "NONE")]
+  low, high = ACTIVATIONS[activation or call.option("fused_activation_function", "NONE")]
   return (limits.min if low is None else max(limits.min, _on_grid(call, y, low)),
           limits.max if high is None else min(limits.max, _on_grid(call, y, high)))
 

@@ -63,15 +63,15 @@ def _sum(call: Call, a: np.ndarray, b: np.ndarray, *, sign: int) -> np.ndarray:
     return finish(call, _delegated_sum(a, b, *scales, sign=sign))
   s_a, s_b, s_y = (np.float64(scale) for scale in scales)
   twice, shift = 2 * max(s_a, s_b), _REFERENCE_SHIFTS[y.dtype]
-  multiply = _multiply_in_vectors if _has_vectors(call) else _multiply_each
+  multiply = _multiply_in_vectors if sign > 0 and _has_vectors(call) else _multiply_each
   a, b = multiply(call, a << shift, s_a / twice), multiply(call, b << shift, s_b / twice)
   return finish(call, multiply_double(a + sign * b, twice / (2.0**shift * s_y)))
 
 
 def _has_vectors(call: Call) -> bool:
-  """Whether the vector code of `builtin` adds: int16 tensors of one shape."""
+  """Whether `builtin` has vector code that adds: int16 tensors of one shape. There is none that subtracts."""
   same = call.inputs[0].shape == call.inputs[1].shape
-  return call.arithmetic == "builtin" and call.op.kind == "ADD" and call.outputs[0].dtype == "int16" and same
+  return call.arithmetic == "builtin" and call.outputs[0].dtype == "int16" and same
 
 
 def _multiply_each(call: Call, v: np.ndarray, real: np.float64) -> np.ndarray:

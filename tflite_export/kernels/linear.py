@@ -1,8 +1,11 @@
 """CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV and BATCH_MATMUL over int8.
 
 acc = sum (q_x - z_x) q_w + q_b, exact; padding adds 0. Then y = acc * (s_x s_w / s_y) + z_y, where
-each operator and set of kernels multiplies in its own way (`_requantize`).
+each operator and set of kernels multiplies in its own way (`Weighted.rescale`).
 """
+
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,12 +41,67 @@ _VECTOR = 8
 """Channels that the vector code of `builtin` takes at once."""
 
 
-def weighted(call: Call, *arrays: np.ndarray) -> list:
-  """Returns [y] of an operator with a kernel and a bias."""
-  acc = accumulators(call, *arrays)
-  x, kernel, _ = operands(call)
-  y = finish(call, _requantize(call, acc, scale_of(x), kernel))
-  return [output_like(call, y, len(arrays[2 if call.op.kind == "TRANSPOSE_CONV" else 0]))]
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+  """An operator with a constant kernel and a bias.
+
+  Attributes:
+    places: positions of x, kernel and bias among its inputs.
+    channel_axis: of the output channels, in the kernel.
+    add_up: called with (call, x without its zero point, kernel): the sums without bias.
+    rescale: called with (call, acc, s_x s_w / s_y in float64): acc on the output's grid without its zero
+      point, where the delegate does not run it.
+    of_one_channel: called with (shape of the kernel, channels of x): whether every output channel reads one
+      input channel of its own.
+    int4: the kernel may be int4 over int8; one that may not refuses to load with one. Over int16 none may:
+      DEPTHWISE_CONV_2D loads and then reads the packed bytes as int8.
+    packed_limit: what accumulators must stay below where the kernel is int4.
+  """
+
+  places: tuple[int, int, int]
+  channel_axis: int
+  add_up: Callable[[Call, np.ndarray, np.ndarray], np.ndarray]
+  rescale: Callable[[Call, np.ndarray, np.ndarray], np.ndarray]
+  of_one_channel: Callable[[tuple[int, ...], int], bool] = lambda shape, depth: False
+  int4: bool = True
+  packed_limit: int = 2**31
+
+  def run(self, call: Call, *arrays: np.ndarray) -> list:
+    """Returns [y], the operator's kernel."""
+    y = finish(call, self._requantize(call, self.accumulators(call, *arrays)))
+    return [output_like(call, y, len(self.operands(arrays)[0]))]
+
+  def accumulators(self, call: Call, *arrays: np.ndarray) -> np.ndarray:
+    """Returns the exact sums [..., out], bias included, as floats that hold them."""
+    (x, kernel, bias), source = self.operands(arrays), self.operands(call.inputs)[0]
+    kind = self._float_type(source, kernel, bias)
+    x = x.astype(kind) - kind(zero_point_of(source))
+    acc = self.add_up(call, x, kernel.astype(kind))
+    acc += bias.astype(kind)
+    return acc
+
+  def operands(self, inputs: Sequence) -> tuple:
+    """Returns x, kernel and bias of an operator's inputs (tensors, arrays or names)."""
+    return tuple(inputs[place] for place in self.places)
+
+  def _float_type(self, x: IntTensor, kernel: np.ndarray, bias: np.ndarray) -> type:
+    """Returns the smallest float type in which every partial sum is exact."""
+    others = tuple(axis for axis in range(kernel.ndim) if axis != self.channel_axis)
+    sums = np.abs(kernel, dtype=np.int16).sum(others, dtype=np.int64)
+    bound = swing_of(x) * int(sums.max(initial=0)) + int(np.abs(bias.astype(np.int64)).max(initial=0))
+    return np.float32 if bound < _FLOAT32_EXACT else np.float64
+
+  def _requantize(self, call: Call, acc: np.ndarray) -> np.ndarray:
+    """Returns acc * (s_x s_w / s_y) as the operator's kernel rounds it."""
+    x, kernel, _ = self.operands(call.inputs)
+    s_x, s_w, s_y = scale_of(x), kernel.scale, scale_of(call.outputs[0])
+    if call.arithmetic != "xnnpack":
+      return self.rescale(call, acc, np.float64(s_x) * s_w.astype(np.float64) / np.float64(s_y))
+    real = s_x * s_w / s_y
+    y = _multiply_packed(acc, real) if kernel.dtype == "int4" else multiply_float(acc, real)
+    taps = int(np.prod(kernel.shape[1:3]))
+    depthwise = taps <= _DEPTHWISE_TAPS and self.of_one_channel(kernel.shape, x.shape[-1])
+    return y if depthwise else _as_int32(call, y)
 
 
 def batch_matmul(call: Call, a: np.ndarray, b: np.ndarray) -> list:
@@ -60,37 +118,6 @@ def batch_matmul(call: Call, a: np.ndarray, b: np.ndarray) -> list:
     multiply = multiply_reduced if first.dtype == "int16" else multiply_double
     y = multiply(acc, np.float64(product) / np.float64(s_y))
   return [output_like(call, finish(call, y), n)]
-
-
-def accumulators(call: Call, *arrays: np.ndarray) -> np.ndarray:
-  """Returns the exact sums [..., out], bias included, as floats that hold them."""
-  x, kernel, bias = _in_order(call, arrays)
-  kind = _float_type(call, kernel, bias)
-  x = x.astype(kind) - kind(zero_point_of(operands(call)[0]))
-  acc = WEIGHTED[call.op.kind](call, x, kernel.astype(kind))
-  acc += bias.astype(kind)
-  return acc
-
-
-def operands(call: Call) -> tuple:
-  """Returns the tensors of x, kernel and bias."""
-  return _in_order(call, call.inputs)
-
-
-def _in_order(call: Call, inputs: tuple) -> tuple:
-  if call.op.kind == "TRANSPOSE_CONV":
-    _, kernel, x, bias = inputs
-    return x, kernel, bias
-  return tuple(inputs)
-
-
-def _float_type(call: Call, kernel: np.ndarray, bias: np.ndarray) -> type:
-  """Returns the smallest float type in which every partial sum is exact."""
-  swing = swing_of(operands(call)[0])
-  others = tuple(range(3)) if call.op.kind == "DEPTHWISE_CONV_2D" else tuple(range(1, kernel.ndim))
-  sums = np.abs(kernel, dtype=np.int16).sum(others, dtype=np.int64)
-  bound = swing * int(sums.max(initial=0)) + int(np.abs(bias.astype(np.int64)).max(initial=0))
-  return np.float32 if bound < _FLOAT32_EXACT else np.float64
 
 
 # --- sums: x is [n, *shape] without its zero point, the kernel as in the file -----------------------
@@ -146,49 +173,36 @@ def _transpose_conv(call: Call, x: np.ndarray, kernel: np.ndarray) -> np.ndarray
   return acc[:, before[0]:before[0] + result[0], before[1]:before[1] + result[1]]
 
 
-WEIGHTED = {"CONV_2D": _conv_2d, "DEPTHWISE_CONV_2D": _depthwise_conv_2d, "FULLY_CONNECTED": _fully_connected,
-         "TRANSPOSE_CONV": _transpose_conv}
-
-
 # --- back to 8 bits --------------------------------------------------------------------------------
 
 
-def _requantize(call: Call, acc: np.ndarray, s_x: np.float32, kernel: IntTensor) -> np.ndarray:
-  """Returns acc * (s_x s_w / s_y) as the operator's kernel rounds it."""
-  kind, s_w, s_y = call.op.kind, kernel.scale, scale_of(call.outputs[0])
-  if call.arithmetic == "xnnpack":
-    real = s_x * s_w / s_y
-    y = _multiply_packed(acc, real) if kernel.dtype == "int4" else multiply_float(acc, real)
-    return y if _is_depthwise(call) else _as_int32(call, y)
-  real = np.float64(s_x) * s_w.astype(np.float64) / np.float64(s_y)
+def _rescale_convolution(call: Call, acc: np.ndarray, real: np.ndarray) -> np.ndarray:
+  """Groups, where the kernel reads fewer channels than x has, are for the reference code in every set."""
   if call.outputs[0].dtype == "int16":
-    return multiply_exact(acc, real) if kind == "FULLY_CONNECTED" else multiply_reduced(acc, real)
-  if kind == "FULLY_CONNECTED" and s_w.size == 1 and call.arithmetic == "builtin":
-    real = (s_x * s_w).astype(np.float64) / np.float64(s_y)
-  if call.arithmetic == "reference":
-    return multiply_exact(acc, real) if kind == "FULLY_CONNECTED" else multiply_double(acc, real)
-  if kind == "FULLY_CONNECTED" or kind == "CONV_2D" and not _is_grouped(call):
-    return multiply_double_up(acc, real)
-  return multiply_double(acc, real) if kind == "CONV_2D" else _vector_then_rest(acc, real)
+    return multiply_reduced(acc, real)
+  grouped = call.inputs[1].shape[3] < call.inputs[0].shape[3]
+  return (multiply_double if grouped or call.arithmetic == "reference" else multiply_double_up)(acc, real)
+
+
+def _rescale_in_vectors(call: Call, acc: np.ndarray, real: np.ndarray) -> np.ndarray:
+  if call.outputs[0].dtype == "int16":
+    return multiply_reduced(acc, real)
+  return (multiply_double if call.arithmetic == "reference" else _vector_then_rest)(acc, real)
+
+
+def _rescale_dense(call: Call, acc: np.ndarray, real: np.ndarray) -> np.ndarray:
+  """`builtin` multiplies the scales of a kernel on one grid in float32."""
+  if call.outputs[0].dtype == "int16" or call.arithmetic == "reference":
+    return multiply_exact(acc, real)
+  x, kernel, y = call.inputs[0], call.inputs[1], call.outputs[0]
+  if kernel.scale.size == 1:
+    real = (scale_of(x) * kernel.scale).astype(np.float64) / np.float64(scale_of(y))
+  return multiply_double_up(acc, real)
 
 
 def _multiply_packed(acc: np.ndarray, real: np.ndarray) -> np.ndarray:
   """Returns acc * real; the delegate's dense kernel sums 16 times int4 weights, in int32."""
   return multiply_float(wrap_int32(acc.astype(np.int64) * _NIBBLE), real / np.float32(_NIBBLE))
-
-
-def _is_grouped(call: Call) -> bool:
-  return call.inputs[1].shape[3] < call.inputs[0].shape[3]
-
-
-def _is_depthwise(call: Call) -> bool:
-  """Whether every output channel reads one input channel of its own: the delegate's depthwise kernel."""
-  shape, depth = call.inputs[1].shape, call.inputs[0].shape[-1]
-  if len(shape) != 4 or shape[1] * shape[2] > _DEPTHWISE_TAPS:
-    return False
-  if call.op.kind == "DEPTHWISE_CONV_2D":
-    return shape[3] == depth
-  return call.op.kind == "CONV_2D" and shape[3] == 1 and shape[0] == depth
 
 
 def _as_int32(call: Call, y: np.ndarray) -> np.ndarray:
@@ -204,3 +218,12 @@ def _vector_then_rest(acc: np.ndarray, real: np.ndarray) -> np.ndarray:
   real, whole = np.broadcast_to(real, (channels,)), channels // _VECTOR * _VECTOR
   return np.concatenate([multiply_double_up(acc[..., :whole], real[:whole]),
                          multiply_double(acc[..., whole:], real[whole:])], axis=-1)
+
+
+CONVOLUTION = Weighted((0, 1, 2), 0, _conv_2d, _rescale_convolution,
+                       of_one_channel=lambda shape, depth: shape[3] == 1 and shape[0] == depth)
+DEPTHWISE = Weighted((0, 1, 2), 3, _depthwise_conv_2d, _rescale_in_vectors,
+                     of_one_channel=lambda shape, depth: shape[3] == depth)
+DENSE = Weighted((0, 1, 2), 0, _fully_connected, _rescale_dense, packed_limit=2**27)
+"""The delegate's kernel over int4 sums 16 times the weights in int32."""
+TRANSPOSED = Weighted((2, 1, 3), 0, _transpose_conv, _rescale_in_vectors, int4=False)

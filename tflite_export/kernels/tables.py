@@ -1,33 +1,18 @@
-"""Functions of one integer: RELU, RELU6, LEAKY_RELU, HARD_SWISH by formula; LOGISTIC, TANH by table.
-
-A table has 256 entries. Those of the latter come out of float code whose last bits cannot be known
-from outside, so they are read: a file of this one operator runs on every integer, in the same set of
-kernels.
-"""
-
-import functools
+"""Functions of one integer, by formula: RELU, RELU6, LEAKY_RELU, HARD_SWISH."""
 
 import numpy as np
 
-from tflite_export.file.writer import to_bytes
-from tflite_export.kernels.call import Call, all_codes, by_code, centred, finish, scale_of, zero_point_of
+from tflite_export.kernels.call import Call, by_code, centred, finish, scale_of
 from tflite_export.kernels.multipliers import multiply_double, quantize_multiplier, shift_away, shift_up
-from tflite_export.program.program import IntOp, IntProgram, IntTensor
-from tflite_export.proof.runtime import Runtime
 
 _DELEGATE_BITS = 8
 _GATE_SCALE = np.float32(3 / 32768)
 """Of the gate of HARD_SWISH, x / 3 in 16 bits."""
 
 
-def relu(call: Call, x: np.ndarray) -> list:
-  """Returns [max(x, 0)] on the output's grid."""
-  return [by_code(x, lambda codes: finish(call, _scaled(call, codes), "RELU"))]
-
-
-def relu6(call: Call, x: np.ndarray) -> list:
-  """Returns [min(max(x, 0), 6)] on the output's grid."""
-  return [by_code(x, lambda codes: finish(call, _scaled(call, codes), "RELU6"))]
+def rectify(call: Call, x: np.ndarray) -> list:
+  """Returns [x clamped as the activation clamps whose name the operator has] on the output's grid."""
+  return [by_code(x, lambda codes: finish(call, _scaled(call, codes), call.op.kind))]
 
 
 def leaky_relu(call: Call, x: np.ndarray) -> list:
@@ -38,15 +23,6 @@ def leaky_relu(call: Call, x: np.ndarray) -> list:
 def hard_swish(call: Call, x: np.ndarray) -> list:
   """Returns [x * relu6(x + 3) / 6] on the output's grid, in 16-bit fixed point."""
   return [by_code(x, lambda codes: finish(call, _hard_swish(call, codes)))]
-
-
-def read_from_runtime(call: Call, x: np.ndarray) -> list:
-  """Returns [what the runtime makes of each integer of x]."""
-  grids = [(float(scale_of(tensor)), zero_point_of(tensor)) for tensor in (call.inputs[0], call.outputs[0])]
-  options = tuple(sorted(call.op.options.items()))
-  dtype = call.inputs[0].dtype
-  return [by_code(x, lambda _: _read_table(call.op.kind, call.op.version, options, dtype, *grids,
-                                           call.arithmetic))]
 
 
 def _scaled(call: Call, x: np.ndarray) -> np.ndarray:
@@ -87,15 +63,3 @@ def _high_multiply_16(v: np.ndarray, q: int) -> np.ndarray:
 
 def _saturated_16(v: np.ndarray) -> np.ndarray:
   return np.clip(v, -2**15, 2**15 - 1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _read_table(kind: str, version: int, options: tuple, dtype: str, source: tuple[float, int],
-                y: tuple[float, int], kernels: str) -> np.ndarray:
-  """Returns [256] or [65,536]: the operator's output for each code, in the order of its bits."""
-  codes = all_codes(np.dtype(dtype))
-  program = IntProgram(inputs=["x"], outputs=["y"])
-  for name, (scale, zero_point) in (("x", source), ("y", y)):
-    program.add_tensor(IntTensor(name, (1, codes.size), dtype, [scale], [zero_point]))
-  program.ops.append(IntOp(kind, ["x"], ["y"], dict(options), version, source="table"))
-  return Runtime(to_bytes(program), kernels=kernels).run([codes[None]])[0][0]

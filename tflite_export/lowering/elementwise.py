@@ -21,14 +21,13 @@ def _binary(kind: str) -> Lower:
                   for operand in (*node.args, *node.kwargs.values())]
     output, activation = lowering.output(node)
     pot = {} if kind == "MUL" else {"pot_scale_int16": False}
-    lowering.add(node, kind, operands, [output], version=2, **pot, fused_activation_function=activation)
+    lowering.add(node, kind, operands, [output], **pot, fused_activation_function=activation)
   return lower_binary
 
 
-def _unary(kind: str, version: int, **options: Any) -> Lower:
+def _unary(kind: str, **options: Any) -> Lower:
   def lower_unary(lowering: Lowering, node: Node) -> None:
-    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))], version=version,
-                 **options)
+    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))], **options)
   return lower_unary
 
 
@@ -36,7 +35,7 @@ def _relu(lowering: Lowering, node: Node) -> None:
   """A ReLU that no operator before it takes in; its cap is the end of its grid, or 6."""
   output = lowering.activation(Ref(node))
   activation = clamp(node, lowering.encodings[Ref(node).key])
-  lowering.add(node, "RELU6" if activation == "RELU6" else "RELU", lowering.inputs(node), [output], version=2)
+  lowering.add(node, "RELU6" if activation == "RELU6" else "RELU", lowering.inputs(node), [output])
 
 
 def _capped_relu(lowering: Lowering, node: Node) -> None:
@@ -44,20 +43,15 @@ def _capped_relu(lowering: Lowering, node: Node) -> None:
   uncapped, capped = f"{node.name}/uncapped", lowering.needs_caps(node)
   if uncapped not in lowering.program.tensors:
     result = lowering.uncapped(node) if capped else lowering.activation(Ref(node))
-    lowering.add(node, "RELU", lowering.inputs(node), [result], version=2)
+    lowering.add(node, "RELU", lowering.inputs(node), [result])
   if capped:
     caps = lowering.integers(f"{node.name}/caps")
-    lowering.add(node, "MINIMUM", [uncapped, caps], [lowering.activation(Ref(node))], version=2)
+    lowering.add(node, "MINIMUM", [uncapped, caps], [lowering.activation(Ref(node))])
 
 
 def _leaky_relu(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "LEAKY_RELU", lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
+  lowering.add(node, "LEAKY_RELU", lowering.inputs(node), [lowering.activation(Ref(node))],
                alpha=float(np.float32(node.config["alpha"])))
-
-
-def _requantize(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "QUANTIZE", lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
-               reason=f"{node.name}: the grids of its two sides cannot be one")
 
 
 def _prelu(lowering: Lowering, node: Node) -> None:
@@ -83,7 +77,7 @@ def lower_table(lowering: Lowering, node: Node) -> None:
   first, _ = lowering.encodings[source].limits
   offset = lowering.constant(f"{node.name}/offset", [-first])
   lowering.add(node, "CAST", [source], [signed])
-  lowering.add(node, "ADD", [signed, offset], [counted], fused_activation_function="NONE")
+  lowering.add(node, "ADD", [signed, offset], [counted], version=1, fused_activation_function="NONE")
   lowering.add(node, "GATHER", [table, counted], [output], axis=0)
 
 
@@ -104,7 +98,7 @@ def _table(lowering: Lowering, node: Node) -> str:
 
 
 def _matmul(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.saturating_output(node)], version=2,
+  lowering.add(node, "BATCH_MATMUL", lowering.inputs(node), [lowering.saturating_output(node)],
                adj_x=bool(node.argument(2, "transpose_a", False)),
                adj_y=bool(node.argument(3, "transpose_b", False)))
 
@@ -117,7 +111,7 @@ def _extreme(kind: str) -> Lower:
     for index, other in enumerate(others, start=1):
       shape = np.broadcast_shapes(*(lowering.program.tensors[name].shape for name in (first, other)))
       result = output if index == len(others) else lowering.reshaped(f"{node.name}/{index}", shape, output)
-      lowering.add(node, kind, [first, other], [result], version=2)
+      lowering.add(node, kind, [first, other], [result])
       first = result
   return lower_extreme
 
@@ -126,10 +120,9 @@ LOWERINGS: dict[str, Lower] = {
     "ReLU": _relu,
     "CappedReLU": _capped_relu,
     "LeakyReLU": _leaky_relu,
-    "Softmax": _unary("SOFTMAX", 2, beta=1.0),
-    "Sigmoid": _unary("LOGISTIC", 2),
-    "Tanh": _unary("TANH", 2),
-    "Requantize": _requantize,
+    "Softmax": _unary("SOFTMAX", beta=1.0),
+    "Sigmoid": _unary("LOGISTIC"),
+    "Tanh": _unary("TANH"),
     "Add": _binary("ADD"),
     "Subtract": _binary("SUB"),
     "Multiply": _binary("MUL"),

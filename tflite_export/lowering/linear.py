@@ -7,6 +7,9 @@ import numpy as np
 from kquant.graph.nodes import Node
 from tflite_export.lowering.lowering import Lower, Lowering
 
+_GROUPED = 6
+"""Version of CONV_2D with a kernel that reads a part of the channels."""
+
 
 def _sliding(config: dict[str, Any]) -> dict[str, Any]:
   """Padding, strides and dilations of a 2-D convolution as operator options."""
@@ -19,7 +22,7 @@ def _conv_2d(lowering: Lowering, node: Node) -> None:
   kernel = lowering.integers(f"{node.layer.name}/kernel", layout=lambda q: q.transpose(3, 0, 1, 2), axis=0)
   output, activation = lowering.output(node)
   lowering.add(node, "CONV_2D", [*lowering.inputs(node), kernel, lowering.bias(node)], [output],
-               version=6 if node.config["groups"] > 1 else 3, **_sliding(node.config),
+               version=_GROUPED if node.config["groups"] > 1 else None, **_sliding(node.config),
                fused_activation_function=activation)
 
 
@@ -29,7 +32,7 @@ def _depthwise_conv_2d(lowering: Lowering, node: Node) -> None:
                              layout=lambda q: q.reshape(1, height, width, inputs * multiplier))
   output, activation = lowering.output(node)
   lowering.add(node, "DEPTHWISE_CONV_2D", [*lowering.inputs(node), kernel, lowering.bias(node)], [output],
-               version=3, **_sliding(node.config), depth_multiplier=multiplier,
+               **_sliding(node.config), depth_multiplier=multiplier,
                fused_activation_function=activation)
 
 
@@ -37,7 +40,7 @@ def _dense(lowering: Lowering, node: Node) -> None:
   kernel = lowering.integers(f"{node.layer.name}/kernel", layout=np.transpose, axis=0)
   output, activation = lowering.output(node)
   lowering.add(node, "FULLY_CONNECTED", [*lowering.inputs(node), kernel, lowering.bias(node)], [output],
-               version=5, keep_num_dims=len(node.shapes[0]) > 2, fused_activation_function=activation)
+               keep_num_dims=len(node.shapes[0]) > 2, fused_activation_function=activation)
 
 
 def _conv_2d_transpose(lowering: Lowering, node: Node) -> None:
@@ -46,7 +49,7 @@ def _conv_2d_transpose(lowering: Lowering, node: Node) -> None:
   shape = lowering.constant(f"{node.name}/output_shape", lowering.program.tensors[output].shape)
   stride_h, stride_w = node.config["strides"]
   lowering.add(node, "TRANSPOSE_CONV", [shape, kernel, *lowering.inputs(node), lowering.bias(node)],
-               [output], version=3, padding=node.config["padding"].upper(), stride_h=stride_h,
+               [output], padding=node.config["padding"].upper(), stride_h=stride_h,
                stride_w=stride_w)
 
 
@@ -61,7 +64,7 @@ def _conv_1d(lowering: Lowering, node: Node) -> None:
     _, length, channels = program.tensors[source].shape
     padded = lowering.reshaped(f"{node.name}/padded", (1, length + reach, channels), source)
     amounts = lowering.constant(f"{node.name}/paddings", [[0, 0], [reach, 0], [0, 0]])
-    lowering.add(node, "PAD", [source, amounts], [padded], version=2)
+    lowering.add(node, "PAD", [source, amounts], [padded])
     source, padding = padded, "valid"
   output, activation = lowering.output(node)
   row = lowering.as_row(node, source)
@@ -69,7 +72,8 @@ def _conv_1d(lowering: Lowering, node: Node) -> None:
   options = _sliding({"padding": padding, "strides": (1, config["strides"][0]),
                       "dilation_rate": (1, config["dilation_rate"][0])})
   lowering.add(node, "CONV_2D", [row, kernel, lowering.bias(node)], [result],
-               version=6 if config["groups"] > 1 else 3, **options, fused_activation_function=activation)
+               version=_GROUPED if config["groups"] > 1 else None, **options,
+               fused_activation_function=activation)
   lowering.reshape(node, result, output)
 
 

@@ -34,9 +34,14 @@ def _input(lowering: Lowering, node: Node) -> None:
     lowering.activation(Ref(node))
 
 
+def _requantize(lowering: Lowering, node: Node) -> None:
+  lowering.add(node, "QUANTIZE", lowering.inputs(node), [lowering.activation(Ref(node))],
+               reason=f"{node.name}: the grids of its two sides cannot be one")
+
+
 LOWERINGS: dict[str, Lower] = {
-    "InputLayer": _input, **linear.LOWERINGS, **pooling.LOWERINGS, **shapes.LOWERINGS,
-    **elementwise_layers.LOWERINGS}
+    "InputLayer": _input, "Requantize": _requantize, **linear.LOWERINGS, **pooling.LOWERINGS,
+    **shapes.LOWERINGS, **elementwise_layers.LOWERINGS}
 
 
 def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, role: str = "own",

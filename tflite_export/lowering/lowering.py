@@ -9,7 +9,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from tflite_export.program.int16 import version_of
+from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 _DTYPES = {8: "int8", 16: "int16"}
@@ -118,11 +118,11 @@ class Lowering:
     return self.program.add_tensor(IntTensor(ref.key, _fixed_shape(ref), _DTYPES[grid.bits], grid.scale,
                                              grid.zero_point))
 
-  def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *, version: int = 1,
-          reason: str = "", **options: Any) -> None:
-    """Appends an operator; `version` is that for int8 tensors."""
+  def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *,
+          version: int | None = None, reason: str = "", **options: Any) -> None:
+    """Appends an operator; `version` is that for int8 tensors, where it is not its record's."""
     dtypes = {self.program.tensors[name].dtype for name in (*inputs, *outputs)}
-    version = version_of(kind, version, dtypes)
+    version = operator_of(kind).version_over(dtypes, version)
     self.program.ops.append(IntOp(kind, inputs, outputs, options, version, node.name, reason))
 
   def reshape(self, node: Node, source: str, result: str) -> str:

@@ -10,7 +10,7 @@ from tflite_export.lowering.lowering import Lower, Lowering
 def _pool_2d(kind: str) -> Lower:
   def lower_pool(lowering: Lowering, node: Node) -> None:
     (height, width), (stride_h, stride_w) = node.config["pool_size"], node.config["strides"]
-    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))], version=2,
+    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))],
                  padding=node.config["padding"].upper(), stride_h=stride_h, stride_w=stride_w,
                  filter_height=height, filter_width=width)
   return lower_pool
@@ -21,7 +21,7 @@ def _pool_1d(kind: str) -> Lower:
     (source,) = lowering.inputs(node)
     output = lowering.activation(Ref(node))
     result = lowering.reshaped(f"{node.name}/image", lowering.row_shape(output), output)
-    lowering.add(node, kind, [lowering.as_row(node, source)], [result], version=2,
+    lowering.add(node, kind, [lowering.as_row(node, source)], [result],
                  padding=node.config["padding"].upper(), stride_h=1,
                  stride_w=node.config["strides"][0], filter_height=1,
                  filter_width=node.config["pool_size"][0])
@@ -32,7 +32,7 @@ def _pool_1d(kind: str) -> Lower:
 def _global_average(lowering: Lowering, node: Node) -> None:
   axes = lowering.constant(f"{node.name}/axes", range(1, len(node.inputs[0].shape) - 1))
   output = lowering.saturating_output(node)
-  lowering.add(node, "MEAN", [*lowering.inputs(node), axes], [output], version=2,
+  lowering.add(node, "MEAN", [*lowering.inputs(node), axes], [output],
                keep_dims=bool(node.config["keepdims"]))
 
 
@@ -44,7 +44,7 @@ def _global_max(lowering: Lowering, node: Node) -> None:
   _, height, width, channels = lowering.program.tensors[source].shape
   output = lowering.activation(Ref(node))
   pooled = lowering.reshaped(f"{node.name}/image", (1, 1, 1, channels), output)
-  lowering.add(node, "MAX_POOL_2D", [source], [pooled], version=2, padding="VALID", stride_h=1,
+  lowering.add(node, "MAX_POOL_2D", [source], [pooled], padding="VALID", stride_h=1,
                stride_w=1, filter_height=height, filter_width=width)
   lowering.reshape(node, pooled, output)
 
@@ -53,7 +53,7 @@ def _resize(kind: str) -> Lower:
   def lower_resize(lowering: Lowering, node: Node) -> None:
     output = lowering.activation(Ref(node))
     size = lowering.constant(f"{node.name}/size", lowering.program.tensors[output].shape[1:3])
-    lowering.add(node, kind, [*lowering.inputs(node), size], [output], version=3,
+    lowering.add(node, kind, [*lowering.inputs(node), size], [output],
                  align_corners=False, half_pixel_centers=True)
   return lower_resize
 
@@ -69,7 +69,7 @@ def _reduce(kind: str) -> Lower:
       raise UnsupportedLayerError(f"Layer {node.name!r} reduces the batch axis; name the other axes.")
     constant = lowering.constant(f"{node.name}/axes", axes)
     lowering.add(node, kind, [*lowering.inputs(node), constant], [lowering.saturating_output(node)],
-                 version=2, keep_dims=bool(node.argument(2, "keepdims", False)))
+                 keep_dims=bool(node.argument(2, "keepdims", False)))
   return lower_reduce
 
 

@@ -105,7 +105,7 @@ def _stack(lowering: Lowering, node: Node) -> None:
     shape = lowering.program.tensors[source].shape
     part = lowering.reshaped(f"{node.name}/part{index}", (*shape[:axis], 1, *shape[axis:]), output)
     parts.append(lowering.reshape(node, source, part))
-  lowering.add(node, "CONCATENATION", parts, [output], version=2, axis=axis,
+  lowering.add(node, "CONCATENATION", parts, [output], axis=axis,
                fused_activation_function="NONE")
 
 
@@ -114,13 +114,12 @@ def _concatenate(lowering: Lowering, node: Node) -> None:
   if axis == 0:
     raise UnsupportedLayerError(f"Layer {node.name!r} concatenates along the batch axis, which has size 1.")
   lowering.add(node, "CONCATENATION", lowering.inputs(node), [lowering.activation(Ref(node))],
-               version=2, axis=axis, fused_activation_function="NONE")
+               axis=axis, fused_activation_function="NONE")
 
 
 def _permute(lowering: Lowering, node: Node) -> None:
   order = lowering.constant(f"{node.name}/perm", [0, *node.config["dims"]])
-  lowering.add(node, "TRANSPOSE", [*lowering.inputs(node), order], [lowering.activation(Ref(node))],
-               version=2)
+  lowering.add(node, "TRANSPOSE", [*lowering.inputs(node), order], [lowering.activation(Ref(node))])
 
 
 def _blocks(kind: str) -> Lower:
@@ -145,7 +144,7 @@ def _move_blocks(lowering: Lowering, node: Node, source: str, block: int, *, dee
   order = (0, 1, 3, 2, 4, 5)  # its own inverse
   parts = lowering.reshape(node, source, lowering.reshaped(f"{node.name}/parts", apart, output))
   moved = lowering.reshaped(f"{node.name}/moved", [apart[axis] for axis in order], output)
-  lowering.add(node, "TRANSPOSE", [parts, lowering.constant(f"{node.name}/perm", order)], [moved], version=2)
+  lowering.add(node, "TRANSPOSE", [parts, lowering.constant(f"{node.name}/perm", order)], [moved])
   lowering.reshape(node, moved, output)
 
 
@@ -163,7 +162,7 @@ def _tf_pad(lowering: Lowering, node: Node) -> None:
   if mode in ("REFLECT", "SYMMETRIC"):
     amounts = lowering.constant(f"{node.name}/paddings", paddings)
     lowering.add(node, "MIRROR_PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))],
-                 version=2, mode=mode)
+                 mode=mode)
   elif np.any(np.asarray(value) != 0):
     raise UnsupportedLayerError(f"Layer {node.name!r} pads with {value}; pad with zeros, or concatenate a "
                                 "constant.")
@@ -173,8 +172,7 @@ def _tf_pad(lowering: Lowering, node: Node) -> None:
 
 def _pad(lowering: Lowering, node: Node, paddings) -> None:
   amounts = lowering.constant(f"{node.name}/paddings", paddings)
-  lowering.add(node, "PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))],
-               version=2)
+  lowering.add(node, "PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))])
 
 
 def _reshape(lowering: Lowering, node: Node) -> None:

@@ -5,9 +5,13 @@ Tensors lie in the layout of the file: convolution kernels are [out, h, w, in], 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+ACTIVATIONS = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
+"""{activation fused with an operator: where it clamps, real values}."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,6 +64,9 @@ class IntTensor:
 def array_type(dtype: str) -> np.dtype:
   """Returns the type of an array that holds a tensor's values: NumPy has no int4."""
   return np.dtype("int8" if dtype == "int4" else dtype)
+
+Tensors = Sequence[IntTensor | None]
+"""The inputs of an operator, None for an absent one, or its outputs."""
 
 
 @dataclasses.dataclass
@@ -118,6 +125,11 @@ class IntProgram:
     assert tensor.name not in self.tensors, f"tensor {tensor.name!r} exists already"
     self.tensors[tensor.name] = tensor
     return tensor.name
+
+  def operands(self, op: IntOp) -> tuple[tuple[IntTensor | None, ...], tuple[IntTensor, ...]]:
+    """Returns the tensors of an operator's inputs, None for an absent one, and of its outputs."""
+    return (tuple(self.tensors[name] if name else None for name in op.inputs),
+            tuple(self.tensors[name] for name in op.outputs))
 
   def operator_counts(self) -> dict[str, int]:
     """Returns {operator kind: how many}, most frequent first."""

@@ -16,8 +16,10 @@ import numpy as np
 
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
-from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches, with_batch
-from tflite_export.program.check import ACCUMULATOR_LIMIT, WEIGHTED, accumulator_bounds, accumulator_limit
+from tflite_export.operators.batch import with_batch
+from tflite_export.operators.check import ACCUMULATOR_LIMIT, accumulator_bounds, accumulator_limit
+from tflite_export.operators.table import operator_of
+from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches
 from tflite_export.program.program import IntProgram
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate
@@ -77,7 +79,7 @@ def inexact_operators(certificate: dict[str, Any]) -> list[str]:
     for where, rows in (("", result["operators"]), (" on rounding ties", result["ties"]["operators"])):
       lines += [f"{kernels} kernels: {kind} differs{where} in {row['mismatching']} of {row['elements']} "
                 f"elements, by up to {row['max_lsb']} LSB" for kind, row in rows.items()
-                if row["max_lsb"] > (1 if kind == "SOFTMAX" else 0)]
+                if row["max_lsb"] > operator_of(kind).tolerance]
   return lines
 
 
@@ -89,10 +91,9 @@ def accumulator_bound(program: IntProgram) -> dict[str, Any]:
   """
   worst = {"bound": 0, "layer": "", "limit": ACCUMULATOR_LIMIT}
   for op in program.ops:
-    if op.kind in WEIGHTED:
-      places, channel_axis = WEIGHTED[op.kind]
-      x, kernel, bias = (program.tensors[op.inputs[place]] for place in places)
-      bound = int(accumulator_bounds(x, kernel, bias, channel_axis=channel_axis).max())
+    if weighted := operator_of(op.kind).weighted:
+      x, kernel, bias = (program.tensors[name] for name in weighted.operands(op.inputs))
+      bound = int(accumulator_bounds(x, kernel, bias, channel_axis=weighted.channel_axis).max())
       limit = accumulator_limit(op, x, kernel)
       if bound * worst["limit"] > worst["bound"] * limit:
         worst = {"bound": bound, "layer": op.outputs[0], "limit": limit}
@@ -100,8 +101,9 @@ def accumulator_bound(program: IntProgram) -> dict[str, Any]:
 
 
 def _largest_bias(program: IntProgram) -> dict[str, Any]:
-  biases = {name: int(np.abs(program.tensors[name].data.astype(np.int64)).max())
-            for op in program.ops if op.kind in WEIGHTED for name in [op.inputs[WEIGHTED[op.kind][0][2]]]}
+  weighted = [(op, operator_of(op.kind).weighted) for op in program.ops]
+  names = [rule.operands(op.inputs)[2] for op, rule in weighted if rule]
+  biases = {name: int(np.abs(program.tensors[name].data.astype(np.int64)).max()) for name in names}
   name = max(biases, key=biases.get, default="")
   return {"value": biases.get(name, 0), "tensor": name}
 
@@ -140,7 +142,7 @@ def _compare_batch(program: IntProgram, batch: int | None, kinds: list[list[np.n
   try:
     simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
   except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
-    missing, program, sized = [str(error)], _before_softmax(program), _before_softmax(sized)
+    missing, program, sized = [str(error)], _before_end(program), _before_end(sized)
     simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
   made = {name: op.kind for op in program.ops for name in op.outputs}
   runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels, batch=batch)
@@ -173,11 +175,11 @@ def _count(rows: dict[str, dict[str, int]], kind: str, computed: np.ndarray, exp
   row["max_lsb"] = max(row["max_lsb"], int(np.ceil(difference.max(initial=0))))
 
 
-def _before_softmax(program: IntProgram) -> IntProgram:
-  """The program without its SOFTMAX operators and all that follows them."""
+def _before_end(program: IntProgram) -> IntProgram:
+  """The program without operators that may end the process (SOFTMAX) and all that follows them."""
   lost, ops = set(), []
   for op in program.ops:
-    if op.kind == "SOFTMAX" or lost.intersection(op.inputs):
+    if operator_of(op.kind).ends_process or lost.intersection(op.inputs):
       lost.update(op.outputs)
     else:
       ops.append(op)

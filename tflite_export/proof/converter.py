@@ -24,10 +24,12 @@ from kquant.graph.nodes import Node, Ref
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.file.writer import FILE_IDENTIFIER
 from tflite_export.lowering.lower import lower
+from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntProgram, IntTensor
 from tflite_export.proof.runtime import Runtime
 
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_PLACES = (0, 1, 2)
+"""Of x, kernel and bias, in operators whose scales are set as chosen."""
 _CLOSE = 1e-6
 """Relative: a scale that the converter computed of the ends of a range lies this near to the chosen one."""
 
@@ -52,7 +54,7 @@ def convert(model: keras.Model, encodings: Encodings) -> bytes:
   except Exception as error:  # its errors are of many classes
     reason = first_line(error).split("error: ")[-1]  # a place in our source is in front
     raise ValueError(f"The converter failed: {reason}") from error
-  if kinds := {kind: None for kind in float_operators(from_bytes(data)) if "QUANTIZE" not in kind}:
+  if kinds := {kind: None for kind in float_operators(from_bytes(data)) if not operator_of(kind).converts}:
     raise UnsupportedLayerError(f"The converter leaves operators in float: {', '.join(kinds)}.")
   return _with_chosen_grids(data, lower(model, encodings))
 
@@ -145,7 +147,8 @@ def _with_chosen_grids(data: bytes, program: IntProgram) -> bytes:
   _order_borders(graph, model.signatureDefs[0], program)
   done: set[int] = set()
   for op in graph.operators:
-    if _kind(model, op) in _WEIGHTED:
+    weighted = operator_of(_kind(model, op)).weighted
+    if weighted and weighted.places == _PLACES:
       kernel, bias = _chosen_constants(model, graph, op, program)
       _set_grid(graph.tensors[op.inputs[1]], kernel)
       _set_grid(graph.tensors[op.inputs[2]], bias)

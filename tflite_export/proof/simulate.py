@@ -4,13 +4,16 @@ Arrays hold n images: a tensor of shape [1, ...] is an array [n, ...] (one of sh
 [n * b, ...], the images one behind the other).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from tflite_export.kernels import KERNELS
 from tflite_export.kernels.call import Call
-from tflite_export.kernels.coverage import reason_not_simulated
-from tflite_export.kernels.delegation import arithmetic_of
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.proof.coverage import reason_not_simulated
+from tflite_export.proof.delegation import arithmetic_of
+from tflite_export.proof.runtime_tables import read_from_runtime
 
 _ELEMENTS_AT_ONCE = 2**20
 """Elements of an operator's largest tensor that are worked on in one go: its temporaries are wider."""
@@ -21,7 +24,7 @@ def simulate(program: IntProgram, inputs: list[np.ndarray], *,
   """Returns the integers of every activation by name, inputs included, computed from the inputs alone.
 
   Args:
-    program: what was written to the file; it obeys `program_check.check`.
+    program: what was written to the file; it obeys `operators.check.check`.
     inputs: one array [n, ...] for each graph input, in order, of its dtype; n may be 0.
     mode: "xnnpack" (the default interpreter) or "reference"; as `Runtime(kernels=mode)`.
 
@@ -68,11 +71,16 @@ def not_simulated(program: IntProgram, *, mode: str = "xnnpack") -> list[str]:
   lines = []
   for op in program.ops:
     reason = "unknown operator"
-    if op.kind in KERNELS:
-      reason = reason_not_simulated(op, *_tensors(program, op), mode)
+    if op.kind in OPERATORS:
+      reason = reason_not_simulated(op, *program.operands(op), mode)
     if reason:
       lines.append(f"{op.kind} of layer {op.source!r}: {reason}")
   return lines
+
+
+def kernel_of(kind: str) -> Callable[..., list]:
+  """Returns the integer arithmetic of an operator that has a record."""
+  return OPERATORS[kind].kernel or read_from_runtime
 
 
 def _calls(program: IntProgram, mode: str) -> list[Call]:
@@ -84,14 +92,8 @@ def _calls(program: IntProgram, mode: str) -> list[Call]:
 
 
 def _call(program: IntProgram, op: IntOp, mode: str) -> Call:
-  inputs, outputs = _tensors(program, op)
+  inputs, outputs = program.operands(op)
   return Call(op, inputs, outputs, arithmetic_of(op, inputs, outputs, mode))
-
-
-def _tensors(program: IntProgram, op: IntOp) -> tuple[tuple[IntTensor | None, ...], tuple[IntTensor, ...]]:
-  """Returns the tensors of an operator's inputs, None for an absent one, and of its outputs."""
-  return (tuple(program.tensors[name] if name else None for name in op.inputs),
-          tuple(program.tensors[name] for name in op.outputs))
 
 
 def _activations(call: Call) -> list[str]:
@@ -113,6 +115,7 @@ def _images(program: IntProgram, values: dict[str, np.ndarray]) -> int:
 
 def _run(call: Call, values: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
   """Returns the outputs of one operator for n images, a few images at a time."""
+  kernel = kernel_of(call.op.kind)
   results = [np.empty((n, *tensor.shape), tensor.dtype) for tensor in call.outputs]
   largest = max(np.prod(tensor.shape, dtype=int) for tensor in (*call.inputs, *call.outputs)
                 if tensor.data is None)
@@ -120,7 +123,7 @@ def _run(call: Call, values: dict[str, np.ndarray], n: int) -> dict[str, np.ndar
   for start in range(0, n, step):
     part = slice(start, min(n, start + step))
     arrays = [_part_of(tensor, values, part) for tensor in call.inputs]
-    for result, array in zip(results, KERNELS[call.op.kind](call, *arrays)):
+    for result, array in zip(results, kernel(call, *arrays)):
       result[part] = array
   return {tensor.name: result.reshape(n * tensor.shape[0], *tensor.shape[1:])
           for tensor, result in zip(call.outputs, results)}

@@ -12,12 +12,10 @@ import dataclasses
 import numpy as np
 
 from tflite_export.kernels.call import Call, output_limits
-from tflite_export.kernels.delegation import arithmetic_of
+from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
-from tflite_export.proof.tie_sums import SUMS, integers_on_ties
-
-PAIRS = ("ADD", "MUL", "SUB")
-FUNCTIONS = ("HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "PRELU", "QUANTIZE", "RELU", "RELU6", "TANH")
+from tflite_export.proof.delegation import arithmetic_of
+from tflite_export.proof.tie_sums import integers_on_ties
 
 _NEAREST = 8
 """Of so many nearest ties one is drawn."""
@@ -41,7 +39,7 @@ class Probe:
 
 
 def tie_probes(program: IntProgram, rng: np.random.Generator) -> list[Probe]:
-  """Returns a probe for every operator of the kinds SUMS, PAIRS and FUNCTIONS over 8-bit integers.
+  """Returns a probe for every operator over 8-bit integers that sums, joins a pair or is a function of one.
 
   Pairs of different ranks have none.
   """
@@ -49,17 +47,18 @@ def tie_probes(program: IntProgram, rng: np.random.Generator) -> list[Probe]:
   for op in program.ops:
     inputs, output = [program.tensors[name] for name in op.inputs if name], program.tensors[op.outputs[0]]
     types = {t.dtype for t in inputs if t.data is None} | {output.dtype}
-    if op.kind == "QUANTIZE" and "float32" in types:
+    record = operator_of(op.kind)
+    if record.converts and record.unary and "float32" in types:
       probes.append(_float_border(program, op))
     elif not types <= {"int8", "uint8"}:
       continue
-    elif op.kind in SUMS:
+    elif record.sums:
       probes.append(_sum_probe(program, op, rng))
-    elif op.kind in PAIRS and len({len(tensor.shape) for tensor in inputs}) > 1:
+    elif record.pair and len({len(tensor.shape) for tensor in inputs}) > 1:
       continue
-    elif op.kind in PAIRS and op.inputs[0] != op.inputs[1]:
+    elif record.pair and op.inputs[0] != op.inputs[1]:
       probes.append(_pair_probe(program, op, rng))
-    elif op.kind in (*FUNCTIONS, *PAIRS):
+    elif record.unary or record.pair:
       probes.append(_function_probe(program, op))
   return probes
 
@@ -82,9 +81,10 @@ def _alone(program: IntProgram, op: IntOp, shapes: dict[str, tuple[int, ...]], *
 
 
 def _sum_probe(program: IntProgram, op: IntOp, rng: np.random.Generator) -> Probe:
-  x = program.tensors[op.inputs[2 if op.kind == "TRANSPOSE_CONV" else 0]]
+  record = operator_of(op.kind)
+  x = program.tensors[op.inputs[record.weighted.places[0] if record.weighted else 0]]
   y = program.tensors[op.outputs[0]]
-  sums = SUMS[op.kind](program, op, rng)
+  sums = record.sums(program, op, rng)
   alone = _alone(program, op, {x.name: sums.image, y.name: sums.result}, **sums.options)
   alone.tensors.update(sums.constants)
   values = integers_on_ties(sums, int(x.zero_point[0]), _limits(op, [x], y), rng)
@@ -123,10 +123,7 @@ def _nearest_pairs(op: IntOp, first: IntTensor, second: IntTensor, y: IntTensor)
   """Returns [2, 256, 8]: for each integer of the second (of the first) operand the partners on ties."""
   a, b = (np.arange(-128, 128) - int(t.zero_point[0]) for t in (first, second))
   s_a, s_b, s_y = (float(t.scale[0]) for t in (first, second, y))
-  if op.kind == "MUL":
-    real = a * s_a * (b * s_b)[:, None] / s_y
-  else:
-    real = (a * s_a + (b * s_b if op.kind == "ADD" else -b * s_b)[:, None]) / s_y
+  real = operator_of(op.kind).pair(a * s_a, (b * s_b)[:, None]) / s_y
   low, high = _limits(op, [first, second], y)
   apart = np.abs(real - np.floor(real) - 0.5) + ((real < low) | (real > high))
   return np.stack([np.argsort(apart, axis=1, kind="stable")[:, :_NEAREST],
@@ -134,13 +131,14 @@ def _nearest_pairs(op: IntOp, first: IntTensor, second: IntTensor, y: IntTensor)
 
 
 def _function_probe(program: IntProgram, op: IntOp) -> Probe:
-  """Every integer; of PRELU with every slope."""
+  """Every integer; where there are slopes, with every slope."""
   x, y = program.tensors[op.inputs[0]], program.tensors[op.outputs[0]]
   limits = np.iinfo(x.dtype)
   codes = np.arange(limits.min, limits.max + 1).astype(x.dtype)
-  if op.kind != "PRELU":
+  place = operator_of(op.kind).slopes
+  if place is None:
     return Probe(_alone(program, op, {x.name: (1, 256), y.name: (1, 256)}), [codes[None]], op)
-  slopes = program.tensors[op.inputs[1]].shape
+  slopes = program.tensors[op.inputs[place]].shape
   shape = (*(1,) * (len(x.shape) - len(slopes)), *slopes)
   images = codes[:max(1, _MOST_ELEMENTS // int(np.prod(shape)))]
   values = np.broadcast_to(images.reshape(-1, *(1,) * (len(shape) - 1)), (len(images), *shape[1:]))

@@ -1,7 +1,7 @@
 """The proof that a file holds the chosen integers and computes with them.
 
 The file is read back with the reader, which shares no code with the writer. Its constants are
-compared with the Encodings in layouts of this module's own, its operators run in LiteRT, and each
+compared with the Encodings in layouts of `file.layout`, its operators run in LiteRT, and each
 operator's output is compared with the Keras layer given the same inputs.
 """
 
@@ -16,6 +16,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.graph.execution import call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
+from tflite_export.file.layout import COARSE, KERNELS
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.program.batch import RESIZED, is_dynamic
@@ -26,18 +27,9 @@ LARGEST_LAYER_LSB = {8: 1, 16: 4}
 """By bits of the grid: kernels over int16 multiply with 15 bits, and look sigmoid and tanh up in tables."""
 LARGEST_COARSE_LSB = {8: 1, 16: 256}
 """Of operators whose inner numbers are coarser than int16: 256 steps are one step of 8 bits."""
-_COARSE = ("RESIZE_BILINEAR", "SOFTMAX")
 LEAST_POWER_16 = 2
 """SOFTMAX over int16 looks exp up in a table of steps of 2^-15 that ends at e^-10, 1.5 steps: no class counts
 for less than this, however small its score."""
-
-# How the integers of a Keras kernel lie in the file, by operator.
-_FILE_LAYOUT = {
-    "CONV_2D": lambda q: np.moveaxis(q if q.ndim == 4 else q[None], -1, 0),
-    "DEPTHWISE_CONV_2D": lambda q: q.reshape(1, *q.shape[:2], -1),
-    "TRANSPOSE_CONV": lambda q: np.moveaxis(q, 2, 0),
-    "FULLY_CONNECTED": lambda q: np.swapaxes(q, 0, 1),
-}
 
 
 class VerificationError(Exception):
@@ -111,7 +103,7 @@ def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
 
 def _compare_constants(stored: IntProgram, encodings: Encodings, found: Verification) -> None:
   """Every integer of every kernel, bias and constant, each in the file under its key."""
-  layout = {name: _FILE_LAYOUT[op.kind] for op in stored.ops if op.kind in _FILE_LAYOUT
+  layout = {name: KERNELS[op.kind] for op in stored.ops if op.kind in KERNELS
             for name in op.inputs[1:2]}
   for key, integers in encodings.integers.items():
     tensor = stored.tensors.get(key)
@@ -192,7 +184,7 @@ def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings
   integers = dict(zip(names, results))
   for ref, image in zip(graph.input_refs, images):
     integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
-  coarse = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in _COARSE for name in op.outputs}
+  coarse = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in COARSE for name in op.outputs}
   _compare_layers(graph, model, encodings, integers, coarse, found)
   for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
     outputs = Runtime(data, batch=batch).run_many(inputs)
@@ -208,7 +200,7 @@ def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
   """
   output = program.tensors[op.outputs[0]]
   wide = output.dtype == "int16"
-  classes = output.shape[-1] if wide and op.kind == "SOFTMAX" else 0
+  classes = output.shape[-1] if wide and COARSE[op.kind] else 0
   return LARGEST_COARSE_LSB[16 if wide else 8] + classes * LEAST_POWER_16
 
 

@@ -15,7 +15,7 @@ from kquant.graph.model_files import load_model
 from tflite_export.file import metadata
 from tflite_export.file.reader import from_bytes
 from tflite_export.lowering.lower import lower, with_border
-from tflite_export.program.batch import with_batch
+from tflite_export.operators.batch import with_batch
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import verifier
 from tflite_export.proof.certificate import certify, inexact_operators

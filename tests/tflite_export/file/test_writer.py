@@ -9,7 +9,8 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.file import reader, writer
-from tflite_export.program.check import check
+from tflite_export.operators.check import check
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof.runtime import Runtime
 
@@ -138,7 +139,7 @@ CASES = {
 
 
 def test_cases_cover_every_operator_of_the_writer():
-  assert set(CASES) == set(writer._OPTIONS)
+  assert set(CASES) == set(OPERATORS)
 
 
 @pytest.mark.parametrize("kind", CASES)

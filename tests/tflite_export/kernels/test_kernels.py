@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.tflite_export import operator_fuzz
+from tests.tflite_export import faults, operator_fuzz
 from tests.tflite_export.random_chains import random_chain
 from tests.tflite_export.random_operators import DRAWS, KINDS
-from tflite_export import kernels
 from tflite_export.file import writer
 from tflite_export.kernels import multipliers
-from tflite_export.kernels.delegation import MODES, RULES
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.proof.delegation import MODES
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate
 
@@ -223,10 +223,8 @@ def test_reference_softmax_of_many_equal_elements_is_refused_since_the_kernel_ab
 
 
 def test_kernels_and_draws_cover_every_operator_of_the_writer():
-  assert set(kernels.KERNELS) == set(DRAWS)
-  assert not set(kernels.KERNELS) - set(writer._OPTIONS)
-  assert not set(writer._OPTIONS) - set(kernels.KERNELS), "write a kernel, or say here why there is none"
-  assert set(RULES) < set(kernels.KERNELS)
+  assert set(DRAWS) == set(OPERATORS)
+  assert {kind for kind, record in OPERATORS.items() if record.kernel is None} == {"LOGISTIC", "TANH"}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -250,8 +248,7 @@ def test_the_fuzz_is_sharp_enough_to_tell_the_kernels_apart(kind, monkeypatch):
 
 def test_mismatches_are_reduced_to_one_element(monkeypatch, capsys):
   for kind in ("CONV_2D", "ADD", "RELU"):
-    right = kernels.KERNELS[kind]
-    monkeypatch.setitem(kernels.KERNELS, kind, lambda call, *x, right=right: [right(call, *x)[0] ^ 1])
+    faults.plant(monkeypatch, kind, faults.off_by_one)
   assert operator_fuzz.main(["--cases=2", "--kinds=CONV_2D,ADD,RELU,SUB", "--modes=reference"]) == 1
   printed = capsys.readouterr().out
   assert "CONV_2D reference, case 0: CONV_2D {'padding':" in printed

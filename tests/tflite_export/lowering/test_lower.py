@@ -15,7 +15,7 @@ from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from kquant.qmodel.constants import enter_tables
 from tflite_export.lowering.lower import LOWERINGS, lower, with_border
-from tflite_export.program.check import check
+from tflite_export.operators.check import check
 
 
 def encode(model, *, kernels=None, grids=None):

@@ -10,7 +10,8 @@ from tf_keras import layers
 import kquant as kq
 import tflite_export
 from tests import models
-from tflite_export.kernels import KERNELS
+from tests.tflite_export import faults
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof.certificate import accumulator_bound, inexact_operators
 from tflite_export.proof.verifier import VerificationError
@@ -47,8 +48,7 @@ def test_borders_are_certified_too(io, tmp_path):
 
 
 def test_a_kernel_that_differs_by_one_is_found_and_no_file_is_left(tmp_path, monkeypatch):
-  right = KERNELS["ADD"]
-  monkeypatch.setitem(KERNELS, "ADD", lambda call, *x: [right(call, *x)[0] ^ np.int8(1)])
+  faults.plant(monkeypatch, "ADD", faults.off_by_one)
   with pytest.raises(VerificationError, match="xnnpack kernels: ADD differs in .* by up to 1 LSB"):
     exported("mobile_block", tmp_path / "m.tflite", certify=True)
   assert not list(tmp_path.iterdir())
@@ -70,7 +70,7 @@ def test_accumulator_bound_by_hand():
 
 def test_an_operator_that_is_not_simulated_is_named_never_silent(tmp_path, monkeypatch):
   written = exported("mobile_block", tmp_path / "m.tflite")
-  monkeypatch.delitem(KERNELS, "ADD")
+  monkeypatch.delitem(OPERATORS, "ADD")
   certificate = tflite_export.certify(written.path.read_bytes(), [np.zeros((1, 12, 12, 3), np.int8)])
   assert not certificate["exact"]
   assert not inexact_operators(certificate)

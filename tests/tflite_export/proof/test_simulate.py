@@ -11,11 +11,11 @@ from kquant.graph.model_files import load_model
 from tests import models
 from tests.tflite_export.random_chains import random_chain
 from tflite_export.file.writer import to_bytes
-from tflite_export.kernels.delegation import MODES
 from tflite_export.lowering.lower import lower, with_border
-from tflite_export.program.check import check
+from tflite_export.operators.check import check
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof import simulate as module
+from tflite_export.proof.delegation import MODES
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate, simulate_each
 

@@ -8,16 +8,20 @@ import pytest
 import kquant as kq
 import tflite_export
 from tests import models
+from tests.tflite_export import faults
 from tests.tflite_export.operator_fuzz import delegates
 from tests.tflite_export.random_operators import random_case
 from tflite_export.file.writer import to_bytes
-from tflite_export.kernels import KERNELS, elementwise, linear
+from tflite_export.kernels import elementwise, linear
 from tflite_export.kernels.call import Call
-from tflite_export.kernels.delegation import RULES, arithmetic_of
+from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof import ties
+from tflite_export.proof.delegation import arithmetic_of
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate
+
+ON_TIES = [kind for kind, record in OPERATORS.items() if record.sums or record.pair or record.unary]
 
 
 def probes_of(program, seed=0):
@@ -51,7 +55,7 @@ def dense(scales, *, bias=(0, 0)):
 
 def test_a_dense_layer_is_solved_for_exact_ties():
   (probe,) = probes_of(dense([2.0**-4, 2.0**-5], bias=(11, -40)))
-  acc = linear.accumulators(call_of(probe.program), *probe.inputs, *[
+  acc = linear.DENSE.accumulators(call_of(probe.program), *probe.inputs, *[
       probe.program.tensors[name].data for name in ("k", "b")])
   on_tie = acc * [2.0**-4, 2.0**-5] % 1 == 0.5
   assert on_tie.any(axis=1).mean() > 0.8
@@ -60,7 +64,7 @@ def test_a_dense_layer_is_solved_for_exact_ties():
 def test_the_nearest_tie_is_found_where_none_is_exact():
   scales = np.array([0.0417, 0.0389], np.float32)
   (probe,) = probes_of(dense(scales))
-  acc = linear.accumulators(call_of(probe.program), *probe.inputs, *[
+  acc = linear.DENSE.accumulators(call_of(probe.program), *probe.inputs, *[
       probe.program.tensors[name].data for name in ("k", "b")])
   apart = np.abs(acc * scales.astype(np.float64) % 1 - 0.5).min(axis=1)
   assert np.median(apart) < 1e-3  # half a step of the accumulator is 0.02
@@ -101,7 +105,7 @@ def test_a_function_gets_every_integer_and_a_float_border_every_tie(tmp_path):
   assert len(set(np.floor(quotient[0]))) >= 256 and np.abs(quotient % 1 - 0.5).max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", [*ties.SUMS, *ties.PAIRS, *ties.FUNCTIONS])
+@pytest.mark.parametrize("kind", ON_TIES)
 def test_random_operators_are_exact_on_ties_and_run_where_delegation_says(kind):
   """Random scales, zero points, windows, activations: the operator fuzz, with inputs on ties."""
   compared = 0
@@ -115,7 +119,7 @@ def test_random_operators_are_exact_on_ties_and_run_where_delegation_says(kind):
         found = simulate(probe.program, probe.inputs, mode=mode)[probe.program.outputs[0]]
         np.testing.assert_array_equal(runtime.run_many(probe.inputs)[0], found, f"{kind} {number} {mode}")
         compared += 1
-        if kind in RULES:
+        if OPERATORS[kind].delegated:
           call = call_of(probe.program)
           assert delegates(runtime) == (arithmetic_of(call.op, call.inputs, call.outputs, mode) == "xnnpack")
   assert compared > 12
@@ -144,13 +148,12 @@ def test_a_wrong_rounding_is_found_on_ties_alone(name, kind, module, primitive, 
 def test_a_fault_on_ties_fails_the_certificate(tmp_path, monkeypatch):
   model = models.build("functions")
   inputs = models.sample_inputs(model)
-  right = KERNELS["MUL"]
 
-  def on_pairs_alone(call, *arrays):
+  def on_pairs_alone(right, call, *arrays):
     (y,) = right(call, *arrays)
     return [y ^ np.int8(1) if y.ndim == 3 else y]  # the probe of two tensors has rank 2, an image rank 4
 
-  monkeypatch.setitem(KERNELS, "MUL", on_pairs_alone)
+  faults.plant(monkeypatch, "MUL", on_pairs_alone)
   with pytest.raises(tflite_export.VerificationError, match="MUL differs on rounding ties"):
     tflite_export.export(kq.quantize(model, inputs), tmp_path / "m.tflite", verify=[x[:2] for x in inputs],
                          certify=True)

@@ -13,8 +13,9 @@ from tests import models
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
-from tflite_export.program.batch import batch_of, is_dynamic, with_batch
-from tflite_export.program.check import check
+from tflite_export.operators.batch import with_batch
+from tflite_export.operators.check import check
+from tflite_export.program.batch import batch_of, is_dynamic
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof.runtime import Runtime
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from tflite_export.program.check import check
+from tflite_export.operators.check import check
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 X_SCALE = np.float32(0.05)

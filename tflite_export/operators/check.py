@@ -6,51 +6,19 @@ tensors whose scales differ, or runs the same file differently with and without 
 
 import numpy as np
 
-from tflite_export.program.int16 import VERSIONS, version_of
+from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 ACCUMULATOR_LIMIT = 2**31
 """The accumulator of an operator over int8 activations is int32."""
 WIDE_ACCUMULATOR_LIMIT = 2**47
 """Over int16 activations it is int64; times 15 bits of a multiplier it must fit again."""
-PACKED_ACCUMULATOR_LIMIT = 2**27
-"""The delegate's dense kernel over int4 sums 16 times the weights in int32."""
 MULTIPLIER_LIMIT = 256
 """s_x * s_w / s_y must lie below: the default kernels refuse to load the file otherwise."""
-
-SUM_LIMITS = {"int8": 2**20, "int16": 2**15}
-"""2 max(s_a, s_b) / s_y of a sum must lie below: the reference kernels end the process otherwise."""
 
 _ACTIVATION_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 _BIAS_TYPES = {"int8": "int32", "int16": "int64"}
 _LARGEST_WEIGHTS = {"int8": 127, "int4": 7}
-
-INT4_KERNELS = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
-"""Operators whose kernel may be int4 over int8 activations; TRANSPOSE_CONV refuses to load with one.
-
-Over int16 none may: DEPTHWISE_CONV_2D loads and then reads the packed bytes as int8.
-"""
-
-# Positions of (x, kernel, bias) among the inputs, and the output channels' axis of the kernel.
-WEIGHTED = {
-    "CONV_2D": ((0, 1, 2), 0),
-    "DEPTHWISE_CONV_2D": ((0, 1, 2), 3),
-    "FULLY_CONNECTED": ((0, 1, 2), 0),
-    "TRANSPOSE_CONV": ((2, 1, 3), 0),
-}
-
-# Operators that move or choose integers: all their quantized inputs and outputs share one grid.
-_SAME_SCALE = frozenset((
-    "AVERAGE_POOL_2D", "CONCATENATION", "DEPTH_TO_SPACE", "GATHER", "MAXIMUM", "MAX_POOL_2D", "MINIMUM",
-    "MIRROR_PAD", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
-    "SPACE_TO_DEPTH", "SPLIT", "STRIDED_SLICE", "TRANSPOSE"))
-
-# {kind: {dtype: (scale, zero point)}} of the output: the kernels compute for these only.
-_FIXED_GRIDS = {
-    "LOGISTIC": {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)},
-    "SOFTMAX": {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)},
-    "TANH": {"int8": (1 / 128, 0), "int16": (1 / 32768, 0)},
-}
 
 
 def check(program: IntProgram) -> None:
@@ -75,20 +43,20 @@ def check(program: IntProgram) -> None:
     _check_grids(program, op)
     _check_same_scale(program, op)
     _check_fixed_grid(program, op)
-    if op.kind in WEIGHTED:
-      _check_weighted(program, op)
-    if op.kind in ("ADD", "SUB") and program.tensors[op.outputs[0]].dtype in SUM_LIMITS:
-      _check_sum(program, op)
-    if op.kind == "PRELU":
-      _check_kernel(op, program.tensors[op.inputs[-1]])
+    _check_weighted(program, op)
+    _check_sum(program, op)
+    _check_slopes(program, op)
     _check_int16(program, op)
 
 
 def _check_sum(program: IntProgram, op: IntOp) -> None:
   """Asserts 2 max(s_a, s_b) / s_y < 2^20 or 2^15: beyond it the reference kernel of ADD ends the process."""
-  largest = max(float(program.tensors[name].scale[0]) for name in op.inputs)
   y = program.tensors[op.outputs[0]]
-  ratio, limit = 2 * largest / float(y.scale[0]), SUM_LIMITS[y.dtype]
+  limit = (operator_of(op.kind).sum_limits or {}).get(y.dtype)
+  if limit is None:
+    return
+  largest = max(float(program.tensors[name].scale[0]) for name in op.inputs)
+  ratio = 2 * largest / float(y.scale[0])
   if ratio >= limit:
     raise _error(op, f"expected 2 max(s_a, s_b) / s_y below 2^{limit.bit_length() - 1}, got {ratio:.4g}; "
                      "widen the output's grid")
@@ -152,7 +120,7 @@ def _check_border(program: IntProgram, op: IntOp, readers: dict[str, list[IntOp]
   The border: the operator reads a graph input, or nothing reads what it makes (which holds for the
   last DEQUANTIZE even when other tensors are looked at as outputs).
   """
-  converts = op.kind in ("QUANTIZE", "DEQUANTIZE")
+  converts = operator_of(op.kind).converts
   first = converts and op.inputs[0] in program.inputs
   last = converts and not readers[op.outputs[0]]
   for names, allowed in ((op.inputs, first), (op.outputs, last)):
@@ -179,11 +147,12 @@ def _check_int16(program: IntProgram, op: IntOp) -> None:
   dtypes = {program.tensors[name].dtype for name in (*op.inputs, *op.outputs)}
   if "int16" not in dtypes:
     return
-  if op.kind not in VERSIONS:
+  record = operator_of(op.kind)
+  if record.int16 is None:
     raise _error(op, "LiteRT has no kernel of it over int16 activations; replace the layer, or quantize with "
                      "8-bit activations")
-  if op.version != version_of(op.kind, op.version, dtypes):
-    raise _error(op, f"expected version {VERSIONS[op.kind]} or later for int16 activations, got {op.version}")
+  if op.version < record.int16:
+    raise _error(op, f"expected version {record.int16} or later for int16 activations, got {op.version}")
 
 
 def _check_grid(op: IntOp, tensor: IntTensor) -> None:
@@ -212,7 +181,7 @@ def _check_activation(op: IntOp, tensor: IntTensor) -> None:
 
 def _check_same_scale(program: IntProgram, op: IntOp) -> None:
   """Asserts bit-equal grids of all quantized tensors where the kernel moves integers."""
-  if op.kind not in _SAME_SCALE:
+  if not operator_of(op.kind).same_scale:
     return
   tensors = [program.tensors[name] for name in (*op.inputs, *op.outputs)]
   first, *others = [t for t in tensors if t.dtype in _ACTIVATION_LIMITS] or [None]
@@ -230,10 +199,11 @@ def _grid(tensor: IntTensor) -> str:
 
 def _check_fixed_grid(program: IntProgram, op: IntOp) -> None:
   """Asserts the one output grid that the kernel of SOFTMAX, LOGISTIC or TANH computes for."""
-  if op.kind not in _FIXED_GRIDS:
+  grids = operator_of(op.kind).output_grids
+  if grids is None:
     return
   output = program.tensors[op.outputs[0]]
-  scale, zero_point = _FIXED_GRIDS[op.kind].get(output.dtype, (None, None))
+  scale, zero_point = grids.get(output.dtype, (None, None))
   if scale is None or output.scale[0] != np.float32(scale) or output.zero_point[0] != zero_point:
     raise _error(op, f"expected an output of scale {scale}, zero point {zero_point}, got "
                      f"{_grid(output)} for {output.name!r}")
@@ -241,15 +211,18 @@ def _check_fixed_grid(program: IntProgram, op: IntOp) -> None:
 
 def _check_weighted(program: IntProgram, op: IntOp) -> None:
   """Asserts the rules of an operator that multiplies x by a constant kernel and adds a bias."""
-  positions, channel_axis = WEIGHTED[op.kind]
-  if len(op.inputs) <= max(positions):
-    raise _error(op, f"expected {max(positions) + 1} inputs, bias included, got {len(op.inputs)}")
-  x, kernel, bias = (program.tensors[op.inputs[i]] for i in positions)
+  weighted = operator_of(op.kind).weighted
+  if weighted is None:
+    return
+  channel_axis, count = weighted.channel_axis, max(weighted.places) + 1
+  if len(op.inputs) < count:
+    raise _error(op, f"expected {count} inputs, bias included, got {len(op.inputs)}")
+  x, kernel, bias = (program.tensors[name] for name in weighted.operands(op.inputs))
   y = program.tensors[op.outputs[0]]
   if x.dtype not in _BIAS_TYPES or y.dtype != x.dtype:
     raise _error(op, f"expected int8 or int16 for both {x.name!r} and {y.name!r}, "
                      f"got {x.dtype} and {y.dtype}")
-  _check_kernel(op, kernel)
+  _check_kernel(op, kernel, ("int8", "int4") if weighted.int4 else ("int8",))
   if kernel.dtype == "int4" and x.dtype == "int16":
     raise _error(op, f"kernel {kernel.name!r}: expected int8 integers over int16 activations, got int4")
   if kernel.axis not in (None, channel_axis):
@@ -263,9 +236,15 @@ def _check_weighted(program: IntProgram, op: IntOp) -> None:
                      "widen the output range of the layer")
 
 
-def _check_kernel(op: IntOp, kernel: IntTensor) -> None:
-  """Asserts a constant kernel of zero points 0: int8 in [-127, 127], or int4 in [-7, 7]."""
-  types = ("int8", "int4") if op.kind in INT4_KERNELS else ("int8",)
+def _check_slopes(program: IntProgram, op: IntOp) -> None:
+  """Asserts the rules of a constant that multiplies x, without a bias."""
+  place = operator_of(op.kind).slopes
+  if place is not None:
+    _check_kernel(op, program.tensors[op.inputs[place]], ("int8",))
+
+
+def _check_kernel(op: IntOp, kernel: IntTensor, types: tuple[str, ...]) -> None:
+  """Asserts a constant kernel of zero points 0, of these types: int8 in [-127, 127], or int4 in [-7, 7]."""
   if kernel.data is None or kernel.dtype not in types:
     raise _error(op, f"kernel {kernel.name!r}: expected constant {' or '.join(types)} integers, got "
                      f"{kernel.dtype} {'activation' if kernel.data is None else 'integers'}")
@@ -313,8 +292,7 @@ def accumulator_limit(op: IntOp, x: IntTensor, kernel: IntTensor) -> int:
   """Returns what every |accumulator| of the operator must stay below."""
   if x.dtype == "int16":
     return WIDE_ACCUMULATOR_LIMIT
-  packed = kernel.dtype == "int4" and op.kind == "FULLY_CONNECTED"
-  return PACKED_ACCUMULATOR_LIMIT if packed else ACCUMULATOR_LIMIT
+  return operator_of(op.kind).weighted.packed_limit if kernel.dtype == "int4" else ACCUMULATOR_LIMIT
 
 
 def accumulator_bounds(x: IntTensor, kernel: IntTensor, bias: IntTensor, *, channel_axis: int) -> np.ndarray:
