@@ -15,7 +15,7 @@ from kquant.core.target import target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.qmodel.describe import describe
-from kquant.qmodel.finalize import finalize_with_edits
+from kquant.qmodel.finalize import finalize_graph
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
@@ -31,12 +31,14 @@ class QuantizationResult:
     encodings: the grids, and the integers of weights and biases.
     qmodel: the calibrated model with its quantizers: a simulation that can be trained further.
     report: seconds a stage, what was rewritten, what was skipped and why.
+    graph: of `model`, which lowering takes in place of reading the model again.
   """
 
   model: keras.Model
   encodings: Encodings
   qmodel: keras.Model
   report: Report
+  graph: Graph | None = None
 
   def __str__(self) -> str:
     """How many layers have how many bits, the seconds, what was skipped; `kquant.describe` has the layers."""
@@ -81,11 +83,12 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   if steps:
     config = with_effort(config, steps, FloatNetwork(graph, calibration), report, seed=seed)
   graph = scaled(graph, config, calibration, report)
-  qmodel = quantized(graph, config, calibration, report, seed=seed)
+  network = quantized(graph, config, calibration, report, seed=seed)
   with report.stage("finalize"):
-    final, encodings, edits = finalize_with_edits(qmodel, target=target(config.target))
-  report.add_edits(edits, [])
-  return QuantizationResult(final, encodings, qmodel, report)
+    final, graph, encodings = finalize_graph(network.qmodel, target=target(config.target),
+                                             graph=network.graph)
+  report.add_edits(graph.edits, [])
+  return QuantizationResult(final, encodings, network.qmodel, report, graph)
 
 
 def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:

@@ -77,7 +77,7 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
   start = time.perf_counter()
-  program = with_batch(with_border(lower(model, encodings), io), batch)
+  program = with_batch(with_border(lower(getattr(result, "graph", None) or model, encodings), io), batch)
   if preprocess != "none":
     program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
   check(program)

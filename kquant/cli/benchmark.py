@@ -1,9 +1,9 @@
 """python -m kquant.cli.benchmark: how long a .tflite file takes, operator by operator, and what it needs.
 
-Two files run by turns, so that both meet the same moods of the machine. LiteRT's Python interpreter tells no
-time of an operator, so each is timed as a file of its own, all of them by turns in the order of the network:
-run again and again alone, an operator finds its weights in the cache. The page says how near their sum comes
-to the whole.
+Two files run by turns, so that the load of the machine is the same for both. LiteRT's Python interpreter
+gives no time of an operator, so each is timed as a file of its own, all of them by turns in the order of the
+network: run again and again alone, an operator finds its weights in the cache. The page says how near their
+sum comes to the whole.
 """
 
 from absl import flags

@@ -95,7 +95,7 @@ def define_preprocess() -> None:
   if not is_defined("preprocess"):
     flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
                       "applied to the images (0..255, RGB) of folders and array files, as Keras' "
-                      "preprocess_input does, and told in the file's metadata")
+                      "preprocess_input does, and written into the file's metadata")
 
 
 def define_file_flags() -> None:

@@ -116,7 +116,7 @@ def normalization(mode: str, channels: int) -> tuple[np.ndarray, np.ndarray, str
   """Returns (mean, deviation, order of the channels) of a mode: it gives (x - mean) / deviation.
 
   Mean and deviation are float32 [channels], of the channels as the network takes them; the order is
-  "RGB", "BGR" or "GRAYSCALE", and "" where the number of channels tells none.
+  "RGB", "BGR" or "GRAYSCALE", and "" for other numbers of channels.
 
   Raises:
     ValueError: as `preprocess`.

@@ -143,7 +143,7 @@ class Rule:
                        "activations can have 16.")
 
   def matches(self, name: str, kind: str) -> bool:
-    """Whether the rule speaks of a layer of that name and kind; \"a/b\" is a part of \"a\"."""
+    """Whether the rule applies to a layer of that name and kind; \"a/b\" is a part of \"a\"."""
     return (not self.kinds or kind in self.kinds) and any(
         re.search(self.match, part) for part in _and_outer(name))
 
@@ -204,13 +204,13 @@ class QuantConfig:
     holds them; their ranges are those of least squared error, as clipping pays where steps are wide
     (ResNet-8, w4a4, rounded in closed form: agreement with float 0.706, from extrema 0.590).
 
-    int8_per_tensor has one scale a kernel, and with it joint equalization and iterative bias correction:
+    int8_per_tensor has per-tensor weights, and with them joint equalization and iterative bias correction:
     without them MobileNets are lost (benchmarks/results.md).
 
     int8_tflm is int8 but for Dense layers, whose weights get one scale: FULLY_CONNECTED of TensorFlow Lite
-    Micro had one multiplier for all channels. With a scale a channel it gave wrong outputs, since its pull
+    Micro had one multiplier for all channels. With per-channel scales it gave wrong outputs, since its pull
     request 2602 (May 2024) an error; 2673 (August 2024) taught its reference and CMSIS-NN kernels, others
-    may still have one. Its convolutions take a scale a channel.
+    may still have one. Its convolutions take per-channel scales.
 
     Raises:
       ValueError: no such preset.

@@ -225,6 +225,15 @@ class Graph:
     twin.edits, twin.skips = list(self.edits), list(self.skips)
     return twin
 
+  def with_weights_of(self, model: keras.Model) -> "Graph":
+    """Returns a copy whose layers have the weights that the layers of a model made of it have now."""
+    twin, live = self.copy(), {layer.name: layer for layer in model.layers}
+    for layer in twin.layers:
+      if layer.name in live:
+        layer.params = {name: variable.numpy() for name, variable in
+                        keras_calls.named_variables(live[layer.name])}
+    return twin
+
   # --- writing -------------------------------------------------------------------------------
 
   def notes(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class _WeightFraction(keras.metrics.Metric):
         module for module in (model, *model.submodules) if isinstance(module, QuantizeWeights)]
 
   def update_state(self, *_, **__) -> None:
-    """Does nothing: outputs tell nothing of it."""
+    """Does nothing: outputs do not show it."""
 
   def reset_state(self) -> None:
     """Does nothing: the callback remembers."""

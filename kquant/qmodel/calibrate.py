@@ -54,8 +54,13 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
   return qmodel
 
 
-def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> Statistics:
-  """Runs the float network once over the data and returns its statistics; see `calibrate`."""
+def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
+            graph: Graph | None = None) -> Statistics:
+  """Runs the float network once over the data and returns its statistics; see `calibrate`.
+
+  Args:
+    graph: that qmodel was made of, where the caller has it.
+  """
   layers = _activation_layers(qmodel)
   if isinstance(calibration, InputRange):
     ranges, means = known_without_data(qmodel, calibration)
@@ -63,7 +68,7 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> S
   estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
-  taps = _Taps(qmodel)
+  taps = _Taps(qmodel, graph or Graph.from_model(qmodel))
   step = taps.step(estimators)
   for batch in taps.execution.batches(calibration, batch_size=batch_size, what="calibrate"):
     count = len(batch[0])  # one image alone would run in kernels whose sums differ in the last bit
@@ -103,8 +108,7 @@ class _Taps:
     linear: the calls of QuantizeWeights layers, by layer name.
   """
 
-  def __init__(self, qmodel: keras.Model):
-    graph = Graph.from_model(qmodel)
+  def __init__(self, qmodel: keras.Model, graph: Graph):
     self.execution = Execution(graph, qmodel, call=call_float)
     self.activations: dict[str, list[Ref]] = {}
     self._linear: list[Node] = []

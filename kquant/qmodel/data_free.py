@@ -20,7 +20,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
 
   Args:
     qmodel: made in this process of a model whose batch norms were folded in this process.
-    known: range of the inputs; with None there are no ranges, and what no batch norm tells has mean 0.
+    known: range of the inputs; with None there are no ranges, and what follows from no batch norm has mean 0.
 
   Raises:
     ValueError, UnsupportedLayerError: see `propagate_moments`.

@@ -50,7 +50,7 @@ class DistillationModel(keras.Model):
 
   The loss is feature_weight * relative L2 of the features + output_weight * output_loss of every output
   before its closing softmax or sigmoid, averaged over images. Labels may come with the images: the
-  loss and the metrics given to `compile` then speak of the student's outputs, and the loss is added.
+  loss and the metrics given to `compile` then are of the student's outputs, and the loss is added.
   The student is trained in the mode it has in `fit` (training=True), the teacher runs at inference. A
   checkpoint of it holds its weights (`save_weights_only=True`); the model to save is the student.
 

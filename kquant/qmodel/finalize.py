@@ -41,8 +41,8 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
   Raises:
     ValueError: a tensor was not calibrated, or qmodel has no quantizers.
   """
-  model, encodings, edits = finalize_with_edits(qmodel, target=target)
-  _log(edits)
+  model, graph, encodings = finalize_graph(qmodel, target=target)
+  _log(graph.edits)
   return model, encodings
 
 
@@ -56,12 +56,19 @@ def _log(edits: list[Edit]) -> None:
     logging.warning("finalize: layer %r: %s%s.", first.layer, first.what, more)
 
 
-def finalize_with_edits(qmodel: keras.Model,
-                        *, target: Target = LITERT) -> tuple[keras.Model, Encodings, list[Edit]]:
-  """`finalize`, and the list of scales that had to be raised."""
+def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
+                   graph: Graph | None = None) -> tuple[keras.Model, Graph, Encodings]:
+  """Returns what `finalize` does, and between them the graph of the plain model.
+
+  Its edits are the scales that had to be raised.
+
+  Args:
+    qmodel, target: as of `finalize`.
+    graph: that qmodel was made of, where the caller has it.
+  """
   qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
-  graph = Graph.from_model(qmodel)
-  graph.pass_name = "finalize"
+  graph = Graph.from_model(qmodel) if graph is None else graph.with_weights_of(qmodel)
+  graph.edits, graph.pass_name = [], "finalize"
   encodings = Encodings()
   live = {layer.name: layer for layer in qmodel.layers}
   weights = unwrap_weights(graph, live, target)
@@ -83,7 +90,7 @@ def finalize_with_edits(qmodel: keras.Model,
   snap_constants(graph, encodings)
   model = graph.to_model()
   encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
-  return model, encodings, graph.edits
+  return model, graph, encodings
 
 
 def remove_activation_quantizers(graph: Graph) -> dict[str, list[Ref]]:

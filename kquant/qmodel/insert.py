@@ -39,11 +39,11 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
       "fold": it is folded now; training adapts the folded kernel and bias.
       "train": it learns on, folded into the quantized kernel in every step (`FoldedConv`).
       "absorb": it learns on behind the quantized layer; `finalize` multiplies it into the scales, for
-      which weights need a scale a channel.
+      which weights need per-channel scales.
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    ValueError: an unknown `batch_norm`, or "absorb" with one scale a kernel; a rule that matches no layer, or
+    ValueError: an unknown `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or
       a kind that does not exist.
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config

@@ -178,7 +178,7 @@ def _layer_name(ref: Ref, suffix: str) -> str:
 
 
 def _rule_subject(graph: Graph, ref: Ref) -> Node:
-  """The call of the layer that rules speak of: what is fused with a ReLU goes before the ReLU itself."""
+  """The call of the layer that rules look at: what is fused with a ReLU goes before the ReLU itself."""
   node = ref.node
   if node.facts.role == "relu" and fuses_into_reader(graph, node.inputs[0]):
     node = node.inputs[0].node

@@ -83,7 +83,7 @@ def _name(step: Recipe) -> str:
 
 
 def _cheapest_first(steps: list[Recipe], config: QuantConfig) -> list[Recipe]:
-  """Scaling before rounding, unless some weights have so few bits that nearest integers tell nothing."""
+  """Scaling before rounding, unless weights have so few bits that nearest integers say nothing of it."""
   if min(rule.weights.bits for rule in config.rules) < 8:
     return steps
   return sorted(steps, key=lambda step: step.rounding is not None)

@@ -64,17 +64,18 @@ class Calibrated:
     calibration, report: as `quantized` takes them.
 
   Attributes:
-    qmodel: the model with its quantizers.
+    graph: with the quantizers.
+    qmodel: the model that was made of it.
   """
 
   def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
-    self._calibration = calibration
+    self.graph, self._calibration = graph, calibration
     with report.stage("rewrite"):
       self._float_params = linear_params(graph)
       self.qmodel = insert_into_graph(graph, config)
     report.add_edits(graph.edits, graph.skips)
     with report.stage("calibrate"):
-      self._statistics = observe(self.qmodel, calibration)
+      self._statistics = observe(self.qmodel, calibration, graph=graph)
       set_ranges(self.qmodel, self._statistics)
     self._start = self.qmodel.get_weights()
 
@@ -110,8 +111,8 @@ class Calibrated:
 
 
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
-              seed: int = 0) -> keras.Model:
-  """Returns the calibrated qmodel that a config asks for.
+              seed: int = 0) -> Calibrated:
+  """Returns the calibrated network that a config asks for, its integers chosen.
 
   Args:
     graph: what `scaled` returned; it is edited.
@@ -125,7 +126,7 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   train, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
   with report.stage("finetune_trial"):
     teacher = graph.to_model()
-    trained = _rounded(graph.copy(), config, train, Report(), seed)
+    trained = _rounded(graph.copy(), config, train, Report(), seed).qmodel
     settings = _settings(trained, config.recipe.finetune, len(train[0]), seed)
     held_back = HeldBack(judge, network_outputs(teacher, judge),
                          "nats" if settings.output_loss == "kl" else "dB")
@@ -140,18 +141,18 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
     trial, _ = held_back.try_change(config.recipe.finetune, tune, held_back.quality(answer(judge)),
                                     must_gain=True)
   report.trials.append(dataclasses.replace(trial, epochs=tuple(epochs)))
-  qmodel = _rounded(graph, config, calibration, report, seed)
+  network = _rounded(graph, config, calibration, report, seed)
   if trial.kept:
     with report.stage("finetune"):
-      finetune(qmodel, teacher, calibration, method=config.recipe.finetune,
+      finetune(network.qmodel, teacher, calibration, method=config.recipe.finetune,
                settings=dataclasses.replace(settings, until=epochs[0]))
-  return qmodel
+  return network
 
 
-def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report, seed: int) -> keras.Model:
+def _rounded(graph: Graph, config: QuantConfig, calibration: Any, report: Report, seed: int) -> Calibrated:
   network = Calibrated(graph, config, calibration, report)
   network.choose_integers(config, report, seed=seed)
-  return network.qmodel
+  return network
 
 
 def _settings(qmodel: keras.Model, method: str, images: int, seed: int) -> FinetuneSettings:

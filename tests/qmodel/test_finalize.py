@@ -13,7 +13,7 @@ import tflite_export
 from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
-from kquant.qmodel.finalize import finalize_with_edits
+from kquant.qmodel.finalize import finalize_graph
 from tests import models
 
 FOLD = [kq.standardize, kq.fold_batch_norm]
@@ -26,7 +26,8 @@ def calibrated(model, data, config="int8"):
 
 def finalized(model, data, config="int8"):
   """Returns (final model, encodings, edits)."""
-  return finalize_with_edits(calibrated(model, data, config))
+  final, graph, encodings = finalize_graph(calibrated(model, data, config))
+  return final, encodings, graph.edits
 
 
 def output(model, inputs):

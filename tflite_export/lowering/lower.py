@@ -74,13 +74,17 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, rol
   LOWERINGS[kind] = lower_call
 
 
-def lower(model: keras.Model, encodings: Encodings) -> IntProgram:
+def lower(model: keras.Model | Graph, encodings: Encodings) -> IntProgram:
   """Returns the integer program of a finalised model; its borders have the type of its activations.
+
+  Args:
+    model: the model, or its graph.
+    encodings: what `kquant.finalize` returned with it.
 
   Raises:
     UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
   """
-  lowering = Lowering(Graph.from_model(model), encodings)
+  lowering = Lowering(model if isinstance(model, Graph) else Graph.from_model(model), encodings)
   for node in lowering.graph.nodes:
     if node in lowering.fused:
       continue

@@ -80,7 +80,7 @@ def _check_supported(node: Node, encodings: Encodings) -> None:
   stays = facts.spatial == 2 and not facts.transposed
   if not stays and key in encodings and encodings[key].axis is not None:
     raise UnsupportedLayerError(
-        f"Layer {node.name!r} ({node.kind}): the converter fails on a scale a channel there. Quantize with "
+        f"Layer {node.name!r} ({node.kind}): the converter fails on per-channel scales there. Quantize with "
         f"the preset {'int8_tflm' if facts.spatial == 0 else 'int8_per_tensor'}.")
 
 

@@ -46,7 +46,7 @@ def run() -> None:
     judged = None
     if FLAGS.eval is not None:
       judged = _held_back(inputs, calibration, chosen)
-      evaluation.class_labels(model, judged[0])  # a mistake in them is told before the work
+      evaluation.class_labels(model, judged[0])  # a mistake in them is reported before the work
   _run(model, images, config, report, FLAGS.output, judged)
 
 

@@ -86,7 +86,7 @@ def multiply(ties: ChannelTies, call: Call) -> None:
 
 
 def concatenate(ties: ChannelTies, call: Call) -> None:
-  """Along the channels: slices; along another axis: one scale a channel."""
+  """Along the channels: slices; along another axis: the inputs share the scales of their channels."""
   (result,) = call.outputs
   if call.config["axis"] not in (-1, len(result.shape) - 1):
     add(ties, call)
@@ -95,7 +95,7 @@ def concatenate(ties: ChannelTies, call: Call) -> None:
 
 
 def split(ties: ChannelTies, call: Call) -> None:
-  """Along the channels: slices; along another axis: one scale a channel."""
+  """Along the channels: slices; along another axis: the inputs share the scales of their channels."""
   rank = len(call.inputs[0].shape)
   if int(call.argument(2, "axis", 0)) % rank != rank - 1:
     keep(ties, call)

@@ -128,7 +128,7 @@ class TunedLinear(keras.layers.Wrapper):
                                       trainable="biases" in self.learns)
 
   def scale_channels(self, factors: keras.layers.Layer, before: np.ndarray, behind: np.ndarray) -> None:
-    """Has the channels scaled by factors that layers share; `get_config` does not tell of them.
+    """Has the channels scaled by factors that layers share; `get_config` leaves them out.
 
     Args:
       factors: a `kquant.ptq.finetune.cross_layer.CrossLayerFactors`.

@@ -106,8 +106,8 @@ def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str
   """`correct_local_shift` with the means of inputs that batch norms knew (Nagel et al. 2019, section 4.2.1).
 
   Args:
-    known: InputRange of the inputs; with anything else a layer of whose input no batch norm tells keeps its
-      bias.
+    known: InputRange of the inputs; with anything else a layer whose input follows from no batch norm keeps
+      its bias.
 
   Raises:
     ValueError: float_params lack a layer of qmodel, or no layer knows of a batch norm.

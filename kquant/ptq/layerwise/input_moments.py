@@ -109,7 +109,7 @@ def undoing(matrix: np.ndarray, halves: list[Moments]) -> np.ndarray:
 
   On quantized inputs x the weights nearest to the float outputs W^T (x + d) are W + D, with
   D = (E x x^T)^-1 E x d^T W: fitted with a ridge, then scaled by the factor that the other half of the
-  images asks for. Where no ridge helps there, or there are too few rows to tell, it is 0.
+  images asks for. Where no ridge helps there, or there are too few rows to decide, it is 0.
 
   Args:
     matrix: [blocks, inputs, outputs].

@@ -88,7 +88,7 @@ def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches, halves: l
   """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
 
   Args:
-    grid: says the bits, and whether there is one scale a channel.
+    grid: says the bits, and whether scales are per-channel.
     halves: moments of the layer's inputs, as `measure_moments` returns them.
     images: how many they are of.
   """

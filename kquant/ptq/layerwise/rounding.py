@@ -4,7 +4,8 @@ The error of a layer's outputs is E |(W_hat - W)^T x|^2 = sum over outputs of e^
 W_hat - W and H = E x x^T the Gram matrix of its inputs. Where the bias is corrected afterwards the mean
 of the inputs takes no part, and H = E x x^T - m m^T is centred.
 
-`compensated` rounds one input after the other, the loudest first, and lets the rest make up for each error
+`compensated` rounds one input after the other, that of the largest H_kk first, as in GPTQ, and lets the rest
+make up for each error
 (Hassibi & Stork 1993; Frantar et al. 2022, "GPTQ"); `descend` then moves single integers while the error
 falls; `enumerated` tries every way of rounding up and down and takes the best: for the nine weights of a
 depthwise kernel.
@@ -66,7 +67,7 @@ def weighted_scale(kernel: np.ndarray, weight: np.ndarray, qmax: int, *, per_cha
 
 
 def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
-  """Returns integers: inputs are rounded the loudest first, each error made up for by those behind it.
+  """Returns integers: inputs are rounded in the order of falling H_kk; later ones make up for each error.
 
   With H^-1 = U^T U, U upper triangular, the error (w_k - w_hat_k) / U_kk of input k times U_k is taken from
   the weights behind it.

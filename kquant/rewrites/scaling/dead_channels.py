@@ -1,4 +1,4 @@
-"""Dead channels: those that never speak lose their weights, which would set the grid of a whole tensor.
+"""Dead channels: constant or always cut off, they lose their weights, which would set the grid of a tensor.
 
 Folding a batch norm whose variance is near zero leaves weights of 30 to 80 where the others are below 1,
 on a channel that is constant or that its ReLU always cuts off. Such a row is set to zero; the function

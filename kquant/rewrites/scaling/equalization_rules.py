@@ -185,13 +185,13 @@ def _wished_scales(graph: Graph, node: Node, network: _Network, t: np.ndarray, r
   if statistics is not None:
     ref = Ref(graph.readers(Ref(node))[0]) if fuses_into_reader(graph, Ref(node)) else Ref(node)
     reach = statistics.magnitude(ref) * np.exp(t[ids])
-    spoken = reach > _NEGLIGIBLE * reach.max(initial=0)
+    active = reach > _NEGLIGIBLE * reach.max(initial=0)
     target = max(_largest_of(other, network, t, room, statistics) for other in tensor_class.get(ref, [ref])
                  if other.node.facts.role != "move")
     below = np.maximum(-statistics.low[Ref(node)], 0) * np.exp(t[ids])
-    scale = np.minimum(scale, np.minimum(target / np.where(spoken, reach, 1.0), LARGEST_SCALE))
+    scale = np.minimum(scale, np.minimum(target / np.where(active, reach, 1.0), LARGEST_SCALE))
     scale = np.minimum(scale, np.maximum(target / np.maximum(below, 1e-30), 1.0))
-    alive &= spoken
+    alive &= active
   return np.where(alive, scale, 1.0)
 
 

@@ -135,8 +135,8 @@ def _relative_rounding_error(node: Node, spec: TensorSpec) -> float:
   zero = np.zeros(len(scale), int)
   integers = numerics.quantize(kernel, scale, zero, bits=spec.bits, narrow=True, axis=axis)
   error = numerics.dequantize(integers, scale, zero, axis=axis) - kernel
-  spoken = np.broadcast_to(kernel.any(axis=taps, keepdims=True), kernel.shape)
-  uniform = (spoken * numerics.along(scale.astype(np.float64) ** 2 / 12, kernel.shape, axis)).sum()
+  alive = np.broadcast_to(kernel.any(axis=taps, keepdims=True), kernel.shape)
+  uniform = (alive * numerics.along(scale.astype(np.float64) ** 2 / 12, kernel.shape, axis)).sum()
   return float((error**2).sum() / max(uniform, 1e-30))
 
 
@@ -220,7 +220,7 @@ def _warn_of_depthwise(graph: Graph, config: QuantConfig) -> None:
       graph.skip(node, "per-channel weights into a depthwise layer: scales change its activations alone")
       helpless.append(node.name)
   if helpless:
-    logging.warning("equalize: weights have a scale a channel, so scaling cannot help the kernels of %d "
+    logging.warning("equalize: weights are per-channel, so scaling cannot help the kernels of %d "
                     "layers before depthwise convolutions (%s, ...), only their activations.",
                     len(helpless), helpless[0])
 

@@ -23,7 +23,7 @@ def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) 
 
   Args:
     ratio: channels that are added, as a part of the channels read; at least one a kernel.
-    bits: of the kernel's grid, one scale for the whole kernel.
+    bits: of the kernel's per-tensor grid.
 
   Raises:
     ValueError: a ratio that is not in (0, 1].

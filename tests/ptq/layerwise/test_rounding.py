@@ -74,7 +74,7 @@ def test_descent_ends_where_no_single_step_helps():
       assert (errors(moved, kernel, gram, scale) >= reached * (1 - 1e-5)).all()
 
 
-def test_the_loudest_input_is_rounded_first():
+def test_the_input_of_largest_variance_is_rounded_first():
   """Of two alike inputs the second is louder: it keeps its nearest integer, the first makes up for it."""
   gram = np.array([[[1.0, 1.1], [1.1, 1.3]]])
   kernel, scale = np.array([[[0.4], [0.4]]]), np.ones((1, 1, 1))
