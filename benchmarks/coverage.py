@@ -66,7 +66,7 @@ def main() -> None:
   from ptq import describe
 
   import kquant.cli  # noqa: F401  quiet start
-  header = ("model", "Keras layers", "operators", "float operators", "max LSB a layer",
+  header = ("model", "Keras layers", "operators", "float operators", "max LSB per operator",
             "mismatching elements", "not compared", "seconds", "kinds")
   with tempfile.TemporaryDirectory() as folder:
     rows = [measure(name, folder) for name in SIZES]
@@ -76,13 +76,17 @@ def main() -> None:
 
 {describe("python benchmarks/coverage.py --write")}
 
-Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. "max LSB a layer" is the
-largest difference of an operator's output in LiteRT (default kernels) from the Keras layer given the same
-inputs, over every tensor and two images. "mismatching elements" compares kquant's own integer simulator,
-running free from the inputs, with LiteRT: every tensor, the default (XNNPACK) and the reference kernels,
-two images, two random inputs, and single operators on inputs that sit on rounding ties. "not compared"
-names the operators that are left out of it: the reference SOFTMAX ends the process where the
-exponentials of a row sum to 512 or more, as 1000 nearly equal classes do. "seconds" includes all.
+Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. The figures are about
+exactness alone; with random weights there is no accuracy to compare. Terms: [glossary.md](glossary.md).
+
+- "max LSB per operator": the largest difference between an operator's output in LiteRT (default kernels)
+  and the Keras layer on the same inputs, over every tensor and two images.
+- "mismatching elements": kquant's own integer simulator, which computes the whole network from its inputs,
+  against LiteRT. Compared are every tensor, on the default (XNNPACK) and the reference kernels, for two
+  images and two random inputs, and single operators on inputs whose results are rounding ties.
+- "not compared": operators that are left out. The reference SOFTMAX ends the process if the exponentials of
+  a row sum to 512 or more, as those of 1000 nearly equal classes do.
+- "seconds": quantization, export and all comparisons.
 
 {table}
 """

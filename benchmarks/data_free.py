@@ -84,7 +84,7 @@ def main() -> None:
   import kquant.cli  # noqa: F401  quiet start
   rows = [row for name in flags.models.split(",") for row in compare(name, data, flags.rows.split(";"))]
   head = describe(f"python benchmarks/data_free.py --models={flags.models} --rows=\"{flags.rows}\"")
-  note = ("int8, per-channel but where it says per tensor. With images: calibrated on the first 128 in "
+  note = ("int8, per-channel unless it says per tensor. With images: calibrated on the first 128 in "
           "label order (resnet8: first 256 of x_train), min-max. Without: the range of the inputs and the "
           "batch norms. Judged on the other 372 images (resnet8: all of x_test) by LiteRT at the input of "
           "the softmax; seconds of `quantize` on a shared machine.")

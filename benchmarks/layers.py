@@ -57,15 +57,16 @@ def main() -> None:
   from tests import layer_cases
   with tempfile.TemporaryDirectory() as folder:
     rows = [measure(name, folder) for name in (*layer_cases.layer_classes(), *layer_cases.REFUSED_FORMS)]
-  header = ("layer", "mismatching elements", "operators of a tiny model with it, or why it is refused")
+  header = ("layer", "mismatching elements", "operators of a small model with it, or why it is refused")
   table = "\n".join("| " + " | ".join(row) + " |" for row in [header, ("---",) * len(header), *rows])
   text = f"""# Coverage: the layers of tf_keras
 
 {describe("python benchmarks/layers.py --write")}
 
-Each class in a tiny model with random weights (tests/layer_cases.py). "mismatching elements" compares the
-integer simulator, running free from the inputs, with LiteRT: every tensor, the default (XNNPACK) and the
-reference kernels, three inputs and two random ones. Some models hold a Dense layer beside the layer.
+Each class is quantized in a small model with random weights (tests/layer_cases.py). "mismatching elements"
+compares the integer simulator, which computes the whole model from its inputs, with LiteRT: every tensor, on
+the default (XNNPACK) and the reference kernels, for three given and two random inputs. Some models contain a
+Dense layer beside the layer. Terms: [glossary.md](glossary.md).
 
 {table}
 """

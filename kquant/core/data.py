@@ -1,7 +1,7 @@
-"""What users give as data -> batches of arrays, one array an input of the model.
+"""What users give as data -> batches of arrays, one array for each input of the model.
 
-Every form of data comes down to *elements*: one array, dict or tuple that holds one example or a
-batch. An element is split into one array an input, checked, cast, and cut into batches.
+Every form of data is read as *elements*: one array, dict or tuple that holds one example or a
+batch. An element is split into one array for each input, checked, cast, and cut into batches.
 """
 
 import dataclasses
@@ -17,12 +17,18 @@ _ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Data
              "a generator, a callable that returns one, or the path of an .npz or .npy file")
 
 HELD_BACK = 0.25
-"""The part of the images that judges methods, where nothing else is said."""
+"""Default fraction of the images that is held back to compare methods on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-  """One input of a model: its name, shape without the batch (None where free), and dtype."""
+  """One input of a model.
+
+  Attributes:
+    name: of the Keras input.
+    shape: without the batch; None where a size is free.
+    dtype: of the values that the model takes.
+  """
 
   name: str
   shape: tuple[int | None, ...]
@@ -36,18 +42,18 @@ class InputSpec:
 
 def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
             where: str = "calibration") -> Iterator[list[np.ndarray]]:
-  """Yields the data in batches: one array an input, in the order of `inputs`.
+  """Yields the data in batches: one array for each input, in the order of `inputs`.
 
   Args:
-    data: an array or tensor (one input); a list or tuple of arrays, one an input; a dict by input
+    data: an array or tensor (one input); a list or tuple of arrays, one for each input; a dict by input
       name; a tf.data.Dataset, Keras Sequence, list, generator or other iterable of examples or
       batches (arrays, tuples or dicts), or a callable that returns any of these; the path of an
       .npz (keys: input names, or "x" for one input; others are ignored) or .npy file. Of a tuple
       (x, y) or (x, y, weights), labels and weights are dropped. Whether arrays hold one example or
       a batch follows from their rank.
     inputs: the model's inputs.
-    batch_size: most samples in a batch. Only the last is smaller, and one before samples of
-      another shape (where a spec leaves sizes free).
+    batch_size: largest number of samples in a batch. Only the last batch is smaller, and one before
+      samples of another shape (where a spec leaves sizes free).
     where: what the data are for; errors begin with it.
 
   Returns:
@@ -58,6 +64,10 @@ def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
     ValueError: shapes, keys, numbers of inputs or samples that do not fit, NaN, infinity, no data.
     TypeError: data of no known kind, or arrays that hold no numbers.
     FileNotFoundError: there is no such file.
+
+  >>> images = np.zeros((5, 8, 8, 1))
+  >>> [len(x) for (x,) in batches(images, [InputSpec("image", (8, 8, 1))], batch_size=2)]
+  [2, 2, 1]
   """
   inputs = list(inputs)
   if batch_size < 1:
@@ -70,7 +80,16 @@ def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) ->
   """Returns `samples` of the indices 0 .. count - 1, ascending; all of them if there are fewer.
 
   Args:
+    count: how many there are.
+    samples: how many are wanted.
     order: "random" draws without repetition, seeded by `seed`; "first" takes the first ones.
+    seed: of the draw.
+
+  Raises:
+    ValueError: no data, no sample wanted, or an unknown order.
+
+  >>> choose(10, 3, order="first").tolist()
+  [0, 1, 2]
   """
   if count < 1 or samples < 1:
     raise ValueError(f"choose: expected at least 1 sample of at least 1, got {samples} of {count}; "
@@ -84,7 +103,17 @@ def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) ->
 
 def hold_back(arrays: Sequence[np.ndarray], fraction: float = HELD_BACK, *,
               seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
-  """Returns (the rest, a seeded random `fraction` held back) of arrays [n, ...], each in its old order."""
+  """Returns (the rest, a seeded random fraction that is held back), each in the order it had.
+
+  Args:
+    arrays: one [n, ...] for each input of a model.
+    fraction: of the images to hold back.
+    seed: of the draw, which is the same for all arrays.
+
+  >>> rest, held_back = hold_back([np.arange(8)])
+  >>> len(rest[0]), len(held_back[0])
+  (6, 2)
+  """
   order = np.random.default_rng(seed).permutation(len(arrays[0]))
   held = round(len(order) * fraction)
   rest, back = np.sort(order[held:]), np.sort(order[:held])
@@ -92,7 +121,14 @@ def hold_back(arrays: Sequence[np.ndarray], fraction: float = HELD_BACK, *,
 
 
 def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> list[np.ndarray]:
-  """Returns all of the data as one array [n, ...] an input; arguments and errors as `batches`."""
+  """Returns all of the data as one array [n, ...] for each input.
+
+  Args:
+    data, inputs, where: as `batches` takes them.
+
+  Raises:
+    ValueError, TypeError, FileNotFoundError: as `batches`.
+  """
   return [np.concatenate(parts) for parts in zip(*batches(data, inputs, where=where))]
 
 

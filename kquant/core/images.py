@@ -19,8 +19,8 @@ def load_images(folder: str | os.PathLike, *, height: int, width: int, channels:
                 preprocess: str = "none", names: Sequence[str] | None = None) -> np.ndarray:
   """Returns the images of a folder, float32 [images, height, width, channels], preprocessed.
 
-  An image of another size is resized, its aspect kept, to the smallest size that covers the target
-  (bilinear), and cut to its centre. An image of the right size keeps its pixels.
+  An image of another size is resized (bilinear, same aspect ratio) to the smallest size that covers the
+  target, and cropped to its centre. An image of the right size keeps its pixels.
 
   Args:
     folder: holds the images, not its subfolders.
@@ -53,6 +53,9 @@ def load_images(folder: str | os.PathLike, *, height: int, width: int, channels:
 
 def image_names(folder: str | os.PathLike) -> list[str]:
   """Returns the names of the image files of a folder, sorted.
+
+  Args:
+    folder: subfolders are not searched.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -98,15 +101,19 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def preprocess(images: np.ndarray, mode: str) -> np.ndarray:
-  """Returns images (RGB or one channel, 0..255, [..., channels]) as a network wants them, float32.
+  """Returns images as a network takes them, float32.
 
   Args:
+    images: RGB or one channel, 0..255, [..., channels].
     mode: "none": as they are. "unit": x / 255. "tf": x / 127.5 - 1. "torch": x / 255, less the mean
       of ImageNet, over its deviation, per channel. "caffe": BGR, less the mean of ImageNet.
       "tf", "torch" and "caffe" are the modes of Keras' imagenet_utils.preprocess_input.
 
   Raises:
     ValueError: an unknown mode, or "torch" or "caffe" for images without 3 channels.
+
+  >>> preprocess(np.array([[0.0], [255.0]]), "tf").tolist()
+  [[-1.0], [1.0]]
   """
   images = np.asarray(images, np.float32)
   return _mode(mode, images.shape[-1])(images)
@@ -115,8 +122,13 @@ def preprocess(images: np.ndarray, mode: str) -> np.ndarray:
 def normalization(mode: str, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
   """Returns (mean, deviation, order of the channels) of a mode: it gives (x - mean) / deviation.
 
-  Mean and deviation are float32 [channels], of the channels as the network takes them; the order is
-  "RGB", "BGR" or "GRAYSCALE", and "" for other numbers of channels.
+  Args:
+    mode: of `preprocess`.
+    channels: of the images.
+
+  Returns:
+    Mean and standard deviation, float32 [channels], in the order of the channels that the network takes;
+    and that order: "RGB", "BGR" or "GRAYSCALE", "" for other numbers of channels.
 
   Raises:
     ValueError: as `preprocess`.
@@ -151,6 +163,9 @@ _MODES = {
 
 def read_labels(folder: str | os.PathLike) -> dict[str, int]:
   """Returns {file name: class index} of the folder's labels.csv, whose header is file,label.
+
+  Args:
+    folder: holds the images and labels.csv.
 
   Raises:
     FileNotFoundError: there is no labels.csv.

@@ -14,13 +14,21 @@ SMALLEST_ACTIVATION_WIDTH = 1e-6
 
 
 def grid_limits(bits: int, *, narrow: bool) -> tuple[int, int]:
-  """Returns (qmin, qmax) of a signed grid; a narrow grid is symmetric: 8 bits give [-127, 127]."""
+  """Returns (qmin, qmax), the first and the last integer of a signed grid.
+
+  Args:
+    bits: bits of the grid, 2 or more.
+    narrow: leaves out the lowest integer, so that the grid is symmetric.
+
+  >>> grid_limits(8, narrow=False), grid_limits(8, narrow=True)
+  ((-128, 127), (-127, 127))
+  """
   qmax = 2 ** (bits - 1) - 1
   return (-qmax if narrow else -qmax - 1), qmax
 
 
 def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (scale, zero_point) of the asymmetric grid over [low, high] widened to hold 0.
+  """Returns (scale, zero_point) of the asymmetric grid over [low, high], widened to contain 0.
 
   The zero point is -low / ((high - low) / 255) rounded, counted from the first integer; the scale is
   then the smallest that clips neither end. (Keeping (high - low) / 255 would shift the grid by up to
@@ -32,6 +40,10 @@ def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
   Returns:
     float32 scale and int64 zero_point, both 1-D. Real 0 lies exactly on the grid.
+
+  >>> scale, zero_point = affine_grid(0.0, 255.0, bits=8)
+  >>> float(scale[0]), int(zero_point[0])
+  (1.0, -128)
   """
   qmin, qmax = grid_limits(bits, narrow=False)
   low = np.minimum(np.atleast_1d(np.asarray(low, np.float64)), 0.0)
@@ -43,17 +55,35 @@ def affine_grid(low, high, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def symmetric_grid(magnitude, bits: int, *, smallest: float = SMALLEST_WEIGHT_SCALE) -> np.ndarray:
-  """Returns the float32 scale, 1-D, that puts `magnitude` (max |x|, per channel) on the last integer."""
+  """Returns the scale that puts `magnitude` on the last integer of a symmetric grid: magnitude / qmax.
+
+  Args:
+    magnitude: max |x|, a scalar or [channels].
+    bits: bits of the narrow grid.
+    smallest: lower bound of the scale, for channels that are all 0.
+
+  Returns:
+    float32, 1-D.
+
+  >>> symmetric_grid([127.0, 254.0], bits=8).tolist()
+  [1.0, 2.0]
+  """
   _, qmax = grid_limits(bits, narrow=True)
   magnitude = np.atleast_1d(np.asarray(magnitude, np.float64))
   return np.maximum(magnitude / qmax, smallest).astype(np.float32)
 
 
 def along(values, shape: Sequence[int], axis: Sequence[int] | None) -> np.ndarray:
-  """Returns 1-D `values` ([channels] or [1]) reshaped so that they broadcast over a tensor of `shape`.
+  """Returns 1-D values reshaped so that they broadcast over a tensor.
 
-  `axis` names the channel axes, ascending: (3,) for a Conv2D kernel [h, w, in, out], (2, 3) for a
-  depthwise kernel [h, w, in, multiplier] whose output channel is in * multipliers + multiplier.
+  Args:
+    values: [channels] or [1].
+    shape: of the tensor.
+    axis: its channel axes, ascending: (3,) for a Conv2D kernel [h, w, in, out], (2, 3) for a depthwise
+      kernel [h, w, in, multiplier], whose output channel is in * multipliers + multiplier; None: per-tensor.
+
+  >>> along([1.0, 2.0], (3, 3, 4, 2), (3,)).shape
+  (1, 1, 1, 2)
   """
   values = np.asarray(values)
   if axis is None or values.size == 1:
@@ -62,15 +92,25 @@ def along(values, shape: Sequence[int], axis: Sequence[int] | None) -> np.ndarra
 
 
 def channel_shape(shape: Sequence[int], axis: Sequence[int] | None) -> list[int]:
-  """Returns the shape in which one value a channel broadcasts over a tensor of `shape`; [] without axis."""
+  """Returns the shape in which per-channel values broadcast over a tensor; [] without axis.
+
+  Args:
+    shape: of the tensor.
+    axis: its channel axes, as in `along`; None: per-tensor.
+  """
   return [] if axis is None else [n if i in axis else 1 for i, n in enumerate(shape)]
 
 
 def along_inputs(values: np.ndarray, shape: Sequence[int], in_axis: int) -> np.ndarray:
-  """Returns per-input-channel `values` reshaped to broadcast over a kernel of `shape`.
+  """Returns one value for each input channel, reshaped to broadcast over a kernel.
 
   A grouped kernel [h, w, in / groups, out] gets, for output channel o of group j, the values of the
   inputs j * in / groups + i.
+
+  Args:
+    values: [input channels].
+    shape: of the kernel.
+    in_axis: its axis of input channels.
   """
   groups = len(values) // shape[in_axis]
   if groups == 1:
@@ -81,7 +121,20 @@ def along_inputs(values: np.ndarray, shape: Sequence[int], in_axis: int) -> np.n
 
 def quantize(x, scale, zero_point, *, bits: int, narrow: bool = False,
              axis: Sequence[int] | None = None) -> np.ndarray:
-  """Returns the int64 integers clip(round(x / scale) + zero_point, qmin, qmax), shaped like x."""
+  """Returns the integers q = clip(round(x / scale) + zero_point, qmin, qmax).
+
+  Args:
+    x: real numbers, any shape.
+    scale, zero_point: of the grid, [channels] or [1].
+    bits, narrow: of the grid, as in `grid_limits`.
+    axis: the channel axes of x, as in `along`; None: per-tensor.
+
+  Returns:
+    int64, shaped like x. Values outside the grid saturate; ties go to the even integer.
+
+  >>> quantize([0.24, 0.25, 0.75, 99.0], [0.5], [0], bits=8).tolist()
+  [0, 0, 2, 127]
+  """
   x = np.asarray(x, np.float64)
   qmin, qmax = grid_limits(bits, narrow=narrow)
   scale = along(np.asarray(scale, np.float64), x.shape, axis)
@@ -89,12 +142,29 @@ def quantize(x, scale, zero_point, *, bits: int, narrow: bool = False,
 
 
 def dequantize(q, scale, zero_point, *, axis: Sequence[int] | None = None) -> np.ndarray:
-  """Returns float32 scale * (q - zero_point), the product formed in float64."""
+  """Returns the real numbers x = scale * (q - zero_point).
+
+  Args:
+    q: integers, any shape.
+    scale, zero_point: of the grid, [channels] or [1].
+    axis: the channel axes of q, as in `along`; None: per-tensor.
+
+  Returns:
+    float32, shaped like q; the product is formed in float64.
+
+  >>> dequantize([0, 2, 127], [0.5], [0]).tolist()
+  [0.0, 1.0, 63.5]
+  """
   q = np.asarray(q, np.float64)
   scale = along(np.asarray(scale, np.float64), q.shape, axis)
   return (scale * (q - along(zero_point, q.shape, axis))).astype(np.float32)
 
 
 def bias_scale(input_scale, kernel_scale) -> np.ndarray:
-  """Returns s_x * s_w[channel], the float32 product that the runtime expects of a bias tensor."""
+  """Returns the scale of a bias, s_x * s_w, the float32 product that the runtime expects.
+
+  Args:
+    input_scale: s_x, a scalar.
+    kernel_scale: s_w, [channels] or [1].
+  """
   return np.float32(input_scale) * np.asarray(kernel_scale, np.float32)

@@ -1,4 +1,4 @@
-"""ReestimateBatchNorm: statistics of the quantized network in the place of moving averages."""
+"""ReestimateBatchNorm: batch norm statistics of the quantized network, in place of moving averages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,18 +15,18 @@ from kquant.qmodel.folded_conv import FoldedConv
 
 
 class ReestimateBatchNorm(keras.callbacks.Callback):
-  """Sets mean and variance of each batch norm to the averages over some batches, weights as they are.
+  """Sets mean and variance of each batch norm to their averages over some batches; weights do not change.
 
-  While weights oscillate, moving averages mix statistics of several networks. Before every evaluation,
-  and when the training ends, a pass over the data without any training takes the averages of batch
-  mean and batch variance (Nagel et al. 2022, section 4; Sun et al. 2019).
+  While weights oscillate, moving averages mix the statistics of several networks. Before every evaluation,
+  and at the end of the training, one pass over the data computes the averages of batch mean and batch
+  variance (Nagel et al. 2022, section 4; Sun et al. 2019).
 
-  For models made with `batch_norm="absorb"` or "train"; statistics that were frozen stay.
+  For models made with `batch_norm="absorb"` or "train". Frozen statistics do not change.
 
   Args:
-    images: inputs as `kquant.calibrate` takes them; training images, as augmented as they are.
+    images: inputs as `kquant.calibrate` takes them; training images, augmented as in training.
     batches: how many batches, from the first on.
-    batch_size: of each.
+    batch_size: images in each.
   """
 
   def __init__(self, images: Any, *, batches: int = 50, batch_size: int = 32):
@@ -34,12 +34,12 @@ class ReestimateBatchNorm(keras.callbacks.Callback):
     self._images, self._batches, self._batch_size = images, batches, batch_size
 
   def on_test_begin(self, logs=None):
-    """Takes the statistics anew."""
+    """Computes the statistics again."""
     qmodel = getattr(self.model, "student", self.model)  # of a DistillationModel
     reestimate_batch_norm(qmodel, self._images, batches=self._batches, batch_size=self._batch_size)
 
   def on_train_end(self, logs=None):
-    """Takes the statistics anew."""
+    """Computes the statistics again."""
     self.on_test_begin()
 
 
@@ -47,7 +47,8 @@ def reestimate_batch_norm(model: keras.Model, images: Any, *, batches: int = 50,
                           batch_size: int = 32) -> None:
   """Sets mean and variance of each batch norm to their averages over batches, in place.
 
-  Nothing else of the model changes. See `ReestimateBatchNorm`. A float model too may have stale ones.
+  Nothing else of the model changes. See `ReestimateBatchNorm`. A float model may need it too, if its
+  statistics are out of date.
 
   Args:
     model: what `insert_quantizers` returns with `batch_norm="absorb"` or "train", or a float model.

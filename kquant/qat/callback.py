@@ -1,4 +1,4 @@
-"""What kquant's training callbacks have in common: the step, the part that is over, the layers."""
+"""The base class of kquant's training callbacks: the step, the progress, the quantized layers."""
 
 import tf_keras as keras
 
@@ -6,10 +6,10 @@ from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 
 
 class TrainingCallback(keras.callbacks.Callback):
-  """A callback that knows the step of the whole training, also when it goes on from a checkpoint.
+  """A callback that knows the step of the whole training, also if it continues from a checkpoint.
 
   Attributes:
-    step: optimizer steps that are over, of all epochs.
+    step: optimizer steps so far, of all epochs.
   """
 
   _supports_tf_logs = True  # without it Keras copies the logs of every batch to the host and waits
@@ -33,7 +33,7 @@ class TrainingCallback(keras.callbacks.Callback):
     self.step = self._first + batch + 1
 
   def trace_anew(self) -> None:
-    """Has the functions of the model, and of those in it, traced anew: its layers compute otherwise now."""
+    """Makes Keras trace the functions of the model and of nested models again, after a layer was changed."""
     for model in (self.model, *self.model.submodules):
       if isinstance(model, keras.Model):
         model.train_function = model.test_function = model.predict_function = None
@@ -41,7 +41,7 @@ class TrainingCallback(keras.callbacks.Callback):
 
   @property
   def progress(self) -> float:
-    """Part of the training that is over, 0..1.
+    """Fraction of the training that is over, 0..1.
 
     Raises:
       ValueError: fit does not know how many steps an epoch has.
@@ -52,7 +52,10 @@ class TrainingCallback(keras.callbacks.Callback):
     return self.step / (self.params["steps"] * self.params["epochs"])
 
   def weight_layers(self, *, most_bits: int | None = None) -> list[QuantizeWeights]:
-    """Returns the layers with quantized weights, of at most so many bits, in models within models too.
+    """Returns the layers with quantized weights, also those of nested models.
+
+    Args:
+      most_bits: largest number of bits of their weights; None: any.
 
     Raises:
       ValueError: the model has none.
@@ -68,7 +71,7 @@ class TrainingCallback(keras.callbacks.Callback):
     return narrow
 
   def activation_layers(self) -> list[QuantizeActivation]:
-    """Returns the activation quantizers whose grid no runtime fixes.
+    """Returns the activation quantizers, except those whose grid the runtime fixes.
 
     Raises:
       ValueError: the model has none.

@@ -14,15 +14,26 @@ COUNTED = 0.005
 
 
 def history_of(layer: QuantizeWeights, name: str) -> History:
-  """Returns what is remembered of the integers of a layer's weight, by its attribute."""
+  """Returns the history of the integers of a layer's weight.
+
+  Args:
+    layer: followed by `TrackOscillations`.
+    name: of the weight, as an attribute of the wrapped layer.
+  """
   variables = layer.histories[name]
   return History(*(variables[field].value() for field in History._fields))
 
 
 def fraction(layers: Iterable[QuantizeWeights], field: str, counted: float = COUNTED) -> tf.Tensor:
-  """Returns which part of all followed weights is "frozen", or "oscillating" and not frozen: 0..1.
+  """Returns the fraction of all followed weights that are frozen, or that oscillate and are not frozen.
 
-  Where none is followed it is NaN.
+  Args:
+    layers: quantized layers.
+    field: "frozen" or "oscillating".
+    counted: frequency above which a weight counts as oscillating.
+
+  Returns:
+    A scalar, 0..1; NaN if no weight is followed.
   """
   histories = [history_of(layer, name) for layer in layers for name in layer.histories]
   masks = [h.frozen if field == "frozen" else ~h.frozen & (h.frequency > counted) for h in histories]
@@ -32,16 +43,15 @@ def fraction(layers: Iterable[QuantizeWeights], field: str, counted: float = COU
 
 
 class _WeightFraction(keras.metrics.Metric):
-  """A metric that looks at a model's weights in place of its outputs.
+  """A metric computed from a model's weights, not from its outputs.
 
-  It is read when Keras asks for it, and has the values that the last step of `TrackOscillations` or
-  `FreezeOscillations` left; before there was such a callback it is NaN. A model that is loaded compiled has
-  the metric without its model: it is NaN until `compile` is called with a new one. For models of one output
-  that are trained with labels: of others Keras copies or leaves out what `compile` is given; there the logs
-  of the callback, which stand at the end of an epoch, say the same.
+  Its value is that after the last step of `TrackOscillations` or `FreezeOscillations`; before one of these
+  callbacks has run it is NaN. A compiled model that is loaded has the metric without its model: it is NaN
+  until `compile` is called with a new metric. For models with one output that are trained with labels; for
+  others Keras copies the metric or leaves it out. There use the logs of the callback at the end of an epoch.
 
   Args:
-    model: what is trained: what `insert_quantizers` returned, or a model around it.
+    model: the model that is trained: what `insert_quantizers` returned, or a model around it.
     counted: frequency above which a weight counts as oscillating.
   """
 
@@ -55,10 +65,10 @@ class _WeightFraction(keras.metrics.Metric):
         module for module in (model, *model.submodules) if isinstance(module, QuantizeWeights)]
 
   def update_state(self, *_, **__) -> None:
-    """Does nothing: outputs do not show it."""
+    """Does nothing: outputs are not needed."""
 
   def reset_state(self) -> None:
-    """Does nothing: the callback remembers."""
+    """Does nothing: the callback holds the state."""
 
   def result(self) -> tf.Tensor:
     """Returns the fraction, 0..1."""
@@ -72,13 +82,13 @@ class _WeightFraction(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("kquant")
 class OscillatingFraction(_WeightFraction):
-  """Part of the followed weights that oscillate more often than `counted` and are not frozen."""
+  """Fraction of the followed weights that oscillate more often than `counted` and are not frozen."""
 
   field = "oscillating"
 
 
 @keras.saving.register_keras_serializable("kquant")
 class FrozenFraction(_WeightFraction):
-  """Part of the followed weights that `FreezeOscillations` has frozen."""
+  """Fraction of the followed weights that `FreezeOscillations` has frozen."""
 
   field = "frozen"

@@ -12,21 +12,20 @@ _NEVER = 2.0  # no frequency is above 1
 
 
 class TrackOscillations(TrainingCallback):
-  """Follows the integers of quantized weights and logs the fraction that oscillates at each epoch's end.
+  """Follows the integers of quantized weights and logs the fraction that oscillates, after each epoch.
 
-  `logs["oscillating"]`: weights that are not frozen whose frequency is above `counted`;
-  `logs["frozen"]`: those that are frozen; both 0..1, of all weights that are followed. They show in the
-  history, the progress bar and, where it stands behind this callback, TensorBoard. As Keras metrics, in
-  the logs of every batch, they are `OscillatingFraction` and `FrozenFraction`.
+  `logs["oscillating"]`: the fraction of weights that are not frozen and whose frequency is above `counted`.
+  `logs["frozen"]`: the fraction that is frozen. Both are fractions of all weights that are followed. They
+  appear in the history, the progress bar and, if its callback is behind this one, TensorBoard.
+  `OscillatingFraction` and `FrozenFraction` are the same as Keras metrics, in the logs of every batch.
 
-  What is remembered (10 bytes a weight) are variables of the layers: checkpoints and saved models hold
-  it. Integers are looked at after each batch, once for all layers; with `steps_per_execution` above 1
-  Keras says only when so many steps are over. A layer whose batch norm is folded in training
-  (`FoldedConv`) is followed from when its statistics are frozen.
+  The state (10 bytes for each weight) is held in variables of the layers; checkpoints and saved models
+  contain it. It is updated after each batch; with `steps_per_execution` above 1 only after so many steps.
+  A layer whose batch norm is folded in training (`FoldedConv`) is followed once its statistics are frozen.
 
   Args:
     momentum: weight of one step in the moving averages.
-    bits: weights of at most so many bits are followed: wider ones hardly oscillate.
+    bits: weights of at most this many bits are followed; wider ones hardly oscillate.
     counted: frequency above which a weight counts as oscillating (the paper's 0.005).
   """
 
@@ -50,7 +49,7 @@ class TrackOscillations(TrainingCallback):
     self._measure = tf.function(self._fractions, autograph=False)
 
   def on_train_batch_end(self, batch, logs=None):
-    """Looks at the integers that the step has led to."""
+    """Updates the history with the integers after the step."""
     super().on_train_batch_end(batch, logs)
     self._follow(tf.constant(self.threshold(), tf.float32))
 
@@ -78,16 +77,16 @@ class TrackOscillations(TrainingCallback):
 
 
 class FreezeOscillations(TrackOscillations):
-  """Freezes weights that oscillate too often, at the integer they had most of the time.
+  """Freezes weights that oscillate too often, at the integer nearest to their moving average.
 
   Iterative weight freezing (Nagel et al. 2022, section 4.3, algorithm 1). A frozen weight keeps its
-  integer for good, whatever optimizer, momentum or weight decay do to the float behind it; its scale
-  may still be learned. The threshold falls from `threshold[0]` to `threshold[1]` along a half cosine.
+  integer, whatever the optimizer does to the float weight; its scale may still be learned. The threshold
+  falls from `threshold[0]` to `threshold[1]` along a half cosine.
 
   Args:
     threshold: frequencies at `begin` and at the end; momentum should be well below both. The paper's
       ends at 0.01 to 0.015 with momentum 0.001 and 10^5 steps.
-    begin: part of the training before which nothing is frozen.
+    begin: fraction of the training before which nothing is frozen.
     momentum, bits, counted: as in `TrackOscillations`.
   """
 
@@ -105,7 +104,7 @@ class FreezeOscillations(TrackOscillations):
 
 
 class DampenOscillations(TrainingCallback):
-  """Adds a loss that pulls weights to the middle of their bins: w * sum of (scale * integer - weight)^2.
+  """Adds a loss that pulls weights to the centre of their bins: w * sum of (scale * integer - weight)^2.
 
   Oscillation dampening (Nagel et al. 2022, section 4.2, eq. 5): `oscillation.dampening` of each layer,
   its batch norm folded in, times a weight that rises from `first` to `last` along a half cosine. It is
@@ -114,8 +113,8 @@ class DampenOscillations(TrainingCallback):
   Args:
     last: weight at the end; the paper's.
     first: weight up to `begin`.
-    begin: part of the training before which it stays.
-    bits: weights of at most so many bits are dampened.
+    begin: fraction of the training before which it stays.
+    bits: weights of at most this many bits are dampened.
   """
 
   def __init__(self, *, last: float = 0.1, first: float = 0.0, begin: float = 0.25, bits: int = 4):
@@ -145,12 +144,16 @@ class DampenOscillations(TrainingCallback):
       logs["dampening"] = float(self._weight.numpy())
 
   def on_train_end(self, logs=None):
-    """Takes the loss away."""
+    """Removes the loss."""
     self._weight.assign(0.0)
 
 
 def dampening_of(layer: QuantizeWeights) -> tf.Tensor:
-  """Returns the sum of `oscillation.dampening` over the quantized weights of a layer."""
+  """Returns the sum of `oscillation.dampening` over the quantized weights of a layer.
+
+  Args:
+    layer: whose quantizers have a grid that rounds the weight as it is (`Quantizer.grid`).
+  """
   grids = layer.latent_grids()
   return tf.add_n([oscillation.dampening(*grids[weight.name], weight.out_axes)
                    for weight in weights_of_class(type(layer.layer)) if weight.name in grids])

@@ -1,4 +1,4 @@
-"""Callbacks that switch parts of a quantized model in the course of a training."""
+"""Callbacks that change how a quantized model computes after some steps or epochs."""
 
 import tensorflow as tf
 
@@ -7,10 +7,10 @@ from kquant.qmodel.folded_conv import FoldedConv
 
 
 class _After(TrainingCallback):
-  """Acts once so many steps or epochs are over, or at once where a resumed training has them behind it.
+  """Acts after so many steps or epochs, or at the start of a resumed training that has passed them.
 
   Args:
-    steps, epochs: one of them: when.
+    steps, epochs: one of them: after how many.
   """
 
   def __init__(self, *, steps: int | None = None, epochs: int | None = None):
@@ -43,12 +43,12 @@ class _After(TrainingCallback):
       self.act()
 
   def act(self) -> None:
-    """Does what the callback is for."""
+    """Changes the model."""
     raise NotImplementedError
 
 
 class DelayActivationQuantization(_After):
-  """Trains with float activations at first, and switches their quantizers on after some steps or epochs.
+  """Trains with float activations first, and switches their quantizers on after some steps or epochs.
 
   Weights are quantized from the start (Jacob et al. 2018, section 3.1). The ranges are those of
   calibration; at the end of the training all quantizers are on.
@@ -77,11 +77,11 @@ class DelayActivationQuantization(_After):
 class FreezeRanges(_After):
   """Keeps the ranges of activations, learned or averaged, as they are from some step or epoch on.
 
-  They are put back bit by bit after every batch, so that no momentum of the optimizer moves them. With
-  `steps_per_execution` above 1 they move between the batches that Keras reports.
+  They are restored bit by bit after every batch, so that momentum of the optimizer does not change them. With
+  `steps_per_execution` above 1 they change between the batches that Keras reports.
 
   Args:
-    steps, epochs: one of them: when.
+    steps, epochs: one of them: after how many.
     weights: keep the ranges of weights too.
   """
 
@@ -90,12 +90,12 @@ class FreezeRanges(_After):
     self._weights = weights
 
   def on_train_begin(self, logs=None):
-    """Lets them move."""
+    """Starts with ranges that can change."""
     super().on_train_begin(logs)
     self._put_back = None
 
   def act(self) -> None:
-    """Notes the ranges."""
+    """Keeps the current ranges."""
     variables = [v for layer in self.activation_layers() for v in layer.range_variables.values()]
     if self._weights:
       variables += [v for layer in self.weight_layers() for v in layer.range_variables()]
@@ -109,20 +109,20 @@ class FreezeRanges(_After):
     self._put_back = put_back
 
   def on_train_batch_end(self, batch, logs=None):
-    """Puts the ranges back."""
+    """Restores the ranges."""
     super().on_train_batch_end(batch, logs)
     if self._put_back is not None:
       self._put_back()
 
 
 class FreezeBatchNorm(_After):
-  """Ends the learning of mean and variance in layers made with `batch_norm="train"`.
+  """Freezes mean and variance in layers made with `batch_norm="train"`.
 
-  From then on the training computes with what inference does, without the noise of batches and without
-  the second convolution (Krishnamoorthi 2018, section 3.2.2); gamma and beta learn on.
+  From then on training computes what inference does, without batch statistics and without the second
+  convolution (Krishnamoorthi 2018, section 3.2.2). gamma and beta are trained further.
 
   Args:
-    steps, epochs: one of them: when.
+    steps, epochs: one of them: after how many.
   """
 
   def act(self) -> None:

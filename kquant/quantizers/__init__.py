@@ -1,4 +1,4 @@
-"""Quantizers: one method a file. QUANTIZERS holds those that a TensorSpec names."""
+"""Quantizers, one method in each file. QUANTIZERS holds those that a TensorSpec can name."""
 
 from kquant.quantizers.base import Quantizer
 from kquant.quantizers.dorefa import DoReFaQuantizer

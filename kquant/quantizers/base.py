@@ -17,16 +17,18 @@ Variables = dict[str, tf.Variable]
 
 
 class Quantizer(tfmot_quantizers.Quantizer):
-  """Fake-quantizes a tensor in a Keras layer: y = scale * (q(x) - zero_point), straight through.
+  """Fake-quantizes a tensor in a Keras layer: y = scale * (q(x) - zero_point).
+
+  Its gradient is a straight-through estimator (STE).
 
   Args:
     bits: bits of the signed grid.
     symmetric: zero point 0.
     narrow: leaves out the lowest integer; weights.
-    axis: channel axes of the tensor, ascending, for a grid a channel; None for one grid.
+    axis: channel axes of the tensor, ascending, for per-channel grids; None: per-tensor.
 
-  A quantizer is called with (inputs, training, variables, on=None): `on`, a bool scalar, lets the inputs
-  pass where it is false.
+  A quantizer is called with (inputs, training, variables, on=None). `on` is a bool scalar: where it is false
+  the inputs are returned as they are.
   """
 
   def __init__(self, *, bits: int = 8, symmetric: bool = False, narrow: bool = False,
@@ -37,28 +39,53 @@ class Quantizer(tfmot_quantizers.Quantizer):
     self.axis = None if axis is None else tuple(axis)
 
   def set_range(self, variables: Variables, low, high) -> None:
-    """Sets the grid from real limits, scalars or [channels], of the tensor."""
+    """Sets the grid from a range.
+
+    Args:
+      variables: what `build` returned.
+      low, high: real limits of the tensor, scalars or [channels].
+    """
     for name, value in self.initial_values(low, high).items():
       variables[name].assign(np.broadcast_to(value, variables[name].shape))
 
   @abc.abstractmethod
   def initial_values(self, low, high) -> dict[str, Any]:
-    """Returns {variable name: value} that `set_range` would set."""
+    """Returns {variable name: value} that `set_range` would set.
+
+    Args:
+      low, high: real limits of the tensor, scalars or [channels].
+    """
 
   def values_of(self, kernel: np.ndarray) -> dict[str, Any] | None:
-    """Returns {variable name: value} for a kernel where the method fits it; None where a range decides."""
+    """Returns {variable name: value} for a kernel if the method needs no range; None if a range decides.
+
+    Args:
+      kernel: float32, of the shape that `build` was given.
+    """
     return None
 
   def transform(self, kernel: np.ndarray, variables: Variables) -> np.ndarray:
-    """Returns the values that the grid of `encoding` rounds: the kernel, or what the method makes of it."""
+    """Returns the values that are rounded to the grid of `encoding`: the kernel, or a function of it.
+
+    Args:
+      kernel: float32.
+      variables: what `build` returned.
+    """
     return kernel
 
   @abc.abstractmethod
   def encoding(self, variables: Variables) -> Encoding:
-    """Returns the grid that the variables stand for."""
+    """Returns the grid that the variables describe.
+
+    Args:
+      variables: what `build` returned.
+    """
 
   def grid(self, variables: Variables) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 (scale, zero_point) as tensors, for methods that look at integers in training.
+    """Returns float32 (scale, zero_point) as tensors, for methods that need the integers in training.
+
+    Args:
+      variables: what `build` returned.
 
     Raises:
       TypeError: the method has no grid that rounds the tensor as it is.
@@ -86,13 +113,20 @@ class Quantizer(tfmot_quantizers.Quantizer):
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:
-  """Returns {"registered_name", "config"}; Keras' own helper drops the package in .h5."""
+  """Returns {"registered_name", "config"} of a quantizer; Keras' own helper drops the package in .h5.
+
+  Args:
+    quantizer: of a registered class.
+  """
   return {"registered_name": keras.saving.get_registered_name(type(quantizer)),
           "config": quantizer.get_config()}
 
 
 def deserialize(fields: dict[str, Any]) -> Quantizer:
   """Returns the quantizer that `serialize` described.
+
+  Args:
+    fields: what `serialize` returned.
 
   Raises:
     ValueError: its class is not registered in this process.

@@ -20,11 +20,11 @@ class DoReFaQuantizer(Quantizer):
 
   The integers q are odd, from -M to M, without 0: 1 bit is {-1, 1}, 2 bits {-3, -1, 1, 3}. A file
   stores them as integers of bits + 1 bits, up to 7 bits in int8; 8 bits are for simulation only. The
-  rounding is passed straight through, tanh and the maximum (over the channel, or the kernel without
-  axis) are differentiated.
+  gradient of the rounding is a straight-through estimator; tanh and the maximum (over the channel, or over
+  the kernel without axis) are differentiated.
 
-  The scale is the least-squares one, sum(w q) / sum(q^2), of each channel or of the kernel, which for
-  1 bit is the paper's E|w|, so that a kernel keeps its magnitude; in training it follows the kernel,
+  The scale is the least-squares one, sum(w q) / sum(q^2), per-channel or per-tensor, so that a kernel keeps
+  its magnitude. For 1 bit it is the paper's E|w|. In training it is computed from the kernel in every step,
   without a gradient.
   """
 
@@ -52,7 +52,7 @@ class DoReFaQuantizer(Quantizer):
     return y if on is None else tf.where(on, y, inputs)
 
   def initial_values(self, low, high) -> dict[str, Any]:
-    """Returns the scale whose largest integer is the larger end, float32 [channels] or [1]."""
+    """Returns the scale that puts the larger end on the largest integer, float32 [channels] or [1]."""
     low, high = (np.atleast_1d(np.asarray(end, np.float64)) for end in (low, high))
     scale = np.maximum(np.abs(low), np.abs(high)) / self._largest
     return {"scale": np.maximum(scale, numerics.SMALLEST_WEIGHT_SCALE).astype(np.float32)}

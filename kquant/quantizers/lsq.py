@@ -18,14 +18,15 @@ class LSQQuantizer(Quantizer):
   """Learned step size quantization: Esser et al. 2020, eq. 1 to 5 and section 2.2.
 
   The step (scale) of each grid is trained with the network, by the gradients of
-  `straight_through.onto_grid`; the zero point stays where the range put it. It is trained in the log
-  domain, scale = start * exp(log_step), so that it stays positive whatever the optimizer does, a step
-  of Adam changes it by the same fraction in every layer, and an untrained model has exactly the grids
-  of a MinMaxQuantizer. `start` is what `set_range` found.
+  `straight_through.onto_grid`. The zero point stays where the range put it.
+
+  The step is trained in the log domain, scale = start * exp(log_step); `start` is what `set_range` set. So it
+  stays positive, a step of Adam changes it by the same fraction in every layer, and an untrained model has
+  exactly the grids of a MinMaxQuantizer.
 
   The gradient of log_step is g * dL/dscale * scale / mean(scale^2) over the channels, with the paper's
-  g = 1 / sqrt(N * p): to first order plain SGD then moves a tensor's scale as if it were trained itself,
-  and a dead channel, whose scale is next to nothing, cannot dominate. N is the number of elements that
+  g = 1 / sqrt(N * p). To first order, plain SGD then changes a tensor's scale as if the scale itself were
+  trained, and a dead channel, whose scale is nearly 0, cannot dominate. N is the number of elements that
   share a step (of activations, those of one sample), p the last integer, or the number of steps of an
   asymmetric grid.
 

@@ -16,14 +16,15 @@ from kquant.quantizers.straight_through import round_through, scale_gradient
 class LSQPlusQuantizer(LSQQuantizer):
   """LSQ with a learned offset: Bhalgat et al. 2020, eq. 3 to 5.
 
-  The paper's offset beta is any real number; an integer runtime needs -scale * zero_point with a whole
-  zero point, and 0 on the grid (padding is 0). So the zero point is what is trained,
+  The paper's offset beta is any real number. An integer runtime needs -scale * zero_point with an integer
+  zero point, and 0 on the grid (padding is 0). So the zero point is trained,
 
-    zero_point = round(start's + (2^bits - 1) * shift), within the grid's integers,
+    zero_point = round(z_0 + (2^bits - 1) * shift), clipped to the grid's integers,
 
-  rounded straight through: shift is a fraction of the grid's width, as log_step is one of the step. Its
-  gradient has the paper's g and, as log_step's, is scaled so that plain SGD moves the offset, to first
-  order, as if it were trained itself. A symmetric grid has no offset: there it is LSQ.
+  with the zero point z_0 of the range, and a straight-through estimator for the rounding. shift is a fraction
+  of the grid's width. Its gradient has the paper's g; like that of log_step it is scaled so that, to first
+  order, plain SGD changes the offset as if the offset itself were trained. A symmetric grid has no offset:
+  there it is LSQ.
   """
 
   def build(self, tensor_shape, name: str, layer: keras.layers.Layer) -> Variables:

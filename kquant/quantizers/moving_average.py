@@ -14,10 +14,10 @@ from kquant.quantizers.minmax import MinMaxQuantizer
 class MovingAverageQuantizer(MinMaxQuantizer):
   """Min-max whose range moves with each training batch: Jacob et al. 2018, section 3.1.
 
-  Of activations it is the exponential moving average of the extrema of batches; of weights (a narrow
-  grid) it is the range of the weights as they are. Outside of training, and when frozen, it is a
-  MinMaxQuantizer. Under a distribution strategy each replica follows its own part of the batch, and
-  what is stored is the mean over replicas, as batch norm does.
+  For activations it is the exponential moving average of the extrema of batches; for weights (a narrow
+  grid) it is the range of the current weights. Outside of training, and when frozen, it is a
+  MinMaxQuantizer. Under a distribution strategy each replica uses its own part of the batch, and the mean
+  over replicas is stored, as for batch norm.
 
   Args:
     momentum: of the average; 0.99 keeps 1 % of each batch.
@@ -48,7 +48,12 @@ class MovingAverageQuantizer(MinMaxQuantizer):
     return super().__call__(inputs, training, moved, **kwargs)
 
   def freeze(self, variables: Variables, frozen: bool = True) -> None:
-    """Lets the range stay where it is while the network trains on; `frozen=False` lets it move again."""
+    """Keeps the range as it is in further training.
+
+    Args:
+      variables: what `build` returned.
+      frozen: False lets the range change again.
+    """
     variables["frozen"].assign(frozen)
 
   def initial_values(self, low, high) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from kquant.quantizers.straight_through import onto_grid
 class PACTQuantizer(Quantizer):
   """Parameterized clipping activation: Choi et al. 2018, eq. 1 to 3. For activations.
 
-  Behind a ReLU y = clip(x, 0, alpha) on a grid of alpha / (2^bits - 1), dy/dalpha = 1 where x > alpha
-  and 0 elsewhere: unlike LSQ's step, alpha does not see the rounding. The paper has no other case; a
-  tensor of both signs keeps the zero point of its range, so that alpha, the larger end, moves both ends
-  in proportion. alpha starts at the range.
+  Behind a ReLU, y = clip(x, 0, alpha) on a grid of scale alpha / (2^bits - 1); dy/dalpha is 1 where x > alpha
+  and 0 elsewhere. Unlike that of LSQ's step, the gradient of alpha ignores the rounding. The paper has no
+  other case. Here a tensor of both signs keeps the zero point of its range, so that alpha, the larger end,
+  changes both ends in proportion. alpha starts at the end of the range.
 
   Args:
     decay: L2 penalty decay * sum(alpha^2), added to the model's loss; the paper gives alpha the weight

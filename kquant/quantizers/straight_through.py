@@ -1,4 +1,4 @@
-"""Rounding onto a grid in a forward pass, and the gradients that training uses in its place."""
+"""Rounding to a grid in the forward pass, with straight-through estimators (STE) as gradients."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,10 @@ _SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however it
 def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int, narrow: bool,
               axis: Sequence[int] | None = None, on: tf.Tensor | None = None,
               rounding_gradient: bool = True) -> tf.Tensor:
-  """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point), straight through.
+  """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point).
 
-  Gradients, with v = x / scale and the range [scale (n - zero_point), scale (p - zero_point)]:
+  Straight-through gradients, with v = x / scale and the range
+  [scale (n - zero_point), scale (p - zero_point)]:
 
     dy/dx           1 inside the range, 0 outside
     dy/dscale       round(v) - v inside; n - zero_point below, p - zero_point above
@@ -27,10 +28,10 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
   Args:
     x: any shape, float32.
     scale: float32, [channels] or [1].
-    zero_point: whole numbers as floats, the same shape.
+    zero_point: integers as floats, the same shape.
     bits, narrow: of the grid.
-    axis: channel axes of x, ascending; None for one grid.
-    on: bool scalar; where it is false x passes through, and so does its gradient.
+    axis: channel axes of x, ascending; None: per-tensor.
+    on: bool scalar; where it is false x and its gradient are returned as they are.
     rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
   """
   shape = numerics.channel_shape(x.shape, axis)
@@ -68,7 +69,11 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
 def switched(on: tf.Tensor | None, x: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
   """Returns x where the bool scalar `on` is true or None, else `otherwise`.
 
-  tf.where would broadcast the scalar over the tensor, which takes as long as all the rest.
+  tf.where would broadcast the scalar over the tensor, which takes as long as the quantization itself.
+
+  Args:
+    on: bool scalar or None.
+    x, otherwise: of one shape and type.
   """
   return x if on is None else tf.raw_ops.Select(condition=on, x=x, y=otherwise)
 
@@ -91,11 +96,23 @@ def _split_channels(x, upstream, low, high):
 
 @tf.custom_gradient
 def scale_gradient(x: tf.Tensor, factor: tf.Tensor):
-  """Returns x; its gradient is multiplied by `factor`."""
+  """Returns x; its gradient is multiplied by a factor.
+
+  Args:
+    x: any shape.
+    factor: a scalar, or of a shape that broadcasts over x.
+  """
   return tf.identity(x), lambda upstream: (upstream * factor, None)
 
 
 @tf.custom_gradient
 def round_through(x: tf.Tensor):
-  """Returns x rounded, ties to even; the gradient is that of x."""
+  """Returns x rounded, ties to even; its gradient is 1 (straight-through).
+
+  Args:
+    x: any shape.
+
+  >>> round_through(tf.constant([0.5, 1.5, -0.6])).numpy().tolist()
+  [0.0, 2.0, -1.0]
+  """
   return tf.round(x), lambda upstream: upstream

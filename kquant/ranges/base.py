@@ -1,7 +1,7 @@
-"""Estimator: what every range estimator of an activation tensor shares.
+"""Estimator: the base class of the range estimators of activation tensors.
 
-Estimators are streaming and mergeable, one range a tensor. Their results do not depend, to the last
-bit, on the batch size or on the order of the images.
+Estimators are streaming and mergeable, and give one range for each tensor. Their results do not depend,
+bit by bit, on the batch size or on the order of the images.
 """
 
 import math
@@ -24,7 +24,7 @@ class Estimator:
     images: number of images seen.
     low, high: exact extrema of all data seen.
     histogram: of all data seen, if the class `needs_histogram`; else empty.
-    number: what the method takes beside its name ("percentile:99.9"), or None.
+    number: the parameter of the method (99.9 of "percentile:99.9"), or None.
   """
 
   needs_histogram = False
@@ -38,11 +38,15 @@ class Estimator:
     self.histogram = Histogram()
 
   def measure(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns the statistics of one batch x: [images, ...], of known rank.
+    """Returns the statistics of one batch.
 
-    They are the float32 extrema of each image "low" and "high", [images], and, if the class
-    `needs_histogram`, the "counts" and the "exponent" of `histogram.measure_bins` and the number of
-    "zeros", numbers below the smallest normal one among them.
+    Args:
+      x: [images, ...], of known rank.
+
+    Returns:
+      The float32 extrema of each image, "low" and "high", [images]. If the class `needs_histogram`, also
+      "counts" and "exponent" of `histogram.measure_bins` and the number of "zeros", which includes
+      numbers below the smallest normal one.
     """
     x = tf.cast(x, tf.float32)
     axes = list(range(1, x.shape.rank))
@@ -55,7 +59,10 @@ class Estimator:
     return measured
 
   def absorb(self, measured: dict[str, np.ndarray]) -> None:
-    """Takes what `measure` returned into the state.
+    """Adds what `measure` returned to the state.
+
+    Args:
+      measured: as NumPy arrays.
 
     Raises:
       ValueError: an image gave NaN or infinity.
@@ -74,15 +81,25 @@ class Estimator:
         self.histogram.add(measured["counts"], measured["exponent"], measured["zeros"])
 
   def update(self, x) -> None:
-    """Takes one batch x: [images, ...] into the state."""
+    """Adds one batch to the state.
+
+    Args:
+      x: [images, ...].
+
+    Raises:
+      ValueError: an image gave NaN or infinity.
+    """
     measured = self.measure(tf.convert_to_tensor(x))
     self.absorb({name: value.numpy() for name, value in measured.items()})
 
   def merge(self, other: "Estimator") -> None:
-    """Takes the state of another estimator in, as if this one had seen its data too.
+    """Adds the state of another estimator, as if this one had seen its data too.
+
+    Args:
+      other: an estimator of the same class and number.
 
     Raises:
-      TypeError: the other is of another kind.
+      TypeError: the other is of another class.
       ValueError: it has another number.
     """
     if type(other) is not type(self):
@@ -96,7 +113,7 @@ class Estimator:
     self.histogram.add(other.histogram.counts, other.histogram.exponent, other.histogram.zeros)
 
   def range(self, *, bits: int, symmetric: bool) -> tuple[float, float]:
-    """Returns (low, high), real numbers, not yet widened to hold 0.
+    """Returns (low, high), real numbers, not yet widened to contain 0.
 
     Args:
       bits: bits of the grid that will span the range.
@@ -115,11 +132,18 @@ class Estimator:
     return low, high
 
   def _find(self, bits: int, symmetric: bool) -> tuple[float, float]:
-    """Returns the range of data that are not constant; what lies outside the extrema is for `range`."""
+    """Returns the range of data that are not constant; `range` makes it symmetric where that is asked for."""
     raise NotImplementedError
 
 
 def flushed(extrema: np.ndarray) -> np.ndarray:
-  """Returns float32 extrema as float64, denormals and -0.0 as 0.0: operators differ over those."""
+  """Returns extrema with denormals and -0.0 as 0.0, since operators differ in how they treat these.
+
+  Args:
+    extrema: float32, any shape.
+
+  Returns:
+    float64.
+  """
   extrema = np.asarray(extrema, np.float32).astype(np.float64)
   return np.where(np.abs(extrema) < _SMALLEST, 0.0, extrema)

@@ -1,7 +1,7 @@
 """Cross-entropy ranges for logits: argmin H(softmax(v), softmax(v_hat)) (Nagel et al. 2021, section 3.1).
 
-What matters of logits is the distribution they stand for, so whole rows are kept. Where there are too
-many, those whose hashes are smallest stay: a sample that depends on no order and merges exactly.
+The softmax of a row depends on all of its logits, so whole rows are kept. If there are too many, those
+with the smallest hashes are kept: a sample that does not depend on the order and merges exactly.
 """
 
 import hashlib
@@ -32,6 +32,9 @@ class CrossEntropy(Estimator):
   def measure(self, x):
     """Returns the extrema of each image and its "rows", float32 [images, classes].
 
+    Args:
+      x: logits, [images, classes]; axes of length 1 may stand between.
+
     Raises:
       ValueError: x is not [images, classes].
     """
@@ -49,7 +52,7 @@ class CrossEntropy(Estimator):
     self._bound()
 
   def merge(self, other):
-    """Takes over another one's rows."""
+    """Adds the rows of the other estimator."""
     super().merge(other)
     for key, rows in other._rows.items():
       self._rows[key] = self._rows.get(key, []) + rows

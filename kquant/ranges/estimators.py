@@ -1,6 +1,6 @@
-"""ESTIMATORS: which range [low, high] should the grid of an activation tensor span?
+"""ESTIMATORS: methods that choose the range [low, high] of an activation tensor from data.
 
-The counterpart for kernels, per channel and at once, is `ranges.weights`.
+Ranges of kernels are chosen by `ranges.weights`.
 """
 
 from kquant.core.spec import parse_range
@@ -20,10 +20,18 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 
 
 def make_estimator(range_name: str) -> Estimator:
-  """Returns a new estimator of a `TensorSpec.range`, such as "mse" or "percentile:99.9".
+  """Returns a new estimator of a `TensorSpec.range`.
+
+  Args:
+    range_name: a name of ESTIMATORS, for some with a number: "mse", "percentile:99.9".
 
   Raises:
-    ValueError: no such method, or a number it does not take.
+    ValueError: no such method, or a number that it does not take.
+
+  >>> estimator = make_estimator("minmax")
+  >>> estimator.update([[-1.0, 3.0], [0.0, 5.0]])
+  >>> estimator.range(bits=8, symmetric=False)
+  (-1.0, 5.0)
   """
   name, number = parse_range(range_name)
   return ESTIMATORS[name]() if number is None else ESTIMATORS[name](number)

@@ -1,4 +1,4 @@
-"""Extrema: of all data, and their mean over the images."""
+"""Extrema: of all data, and the mean over the images of each image's extrema."""
 
 import math
 
@@ -6,7 +6,7 @@ from kquant.ranges.base import Estimator, flushed
 
 
 class MinMax(Estimator):
-  """The extrema of all data."""
+  """The smallest and the largest value of all data: nothing saturates."""
 
   def _find(self, bits, symmetric):
     return self.low, self.high
@@ -15,7 +15,7 @@ class MinMax(Estimator):
 class MeanExtrema(Estimator):
   """The mean over the images of each image's minimum, and of its maximum.
 
-  The sums are exact (math.fsum), hence free of order. One pair of numbers an image is kept.
+  The sums are exact (math.fsum) and so do not depend on the order. Two numbers are kept for each image.
   """
 
   def __init__(self):
@@ -29,7 +29,7 @@ class MeanExtrema(Estimator):
     self._highs.extend(flushed(measured["high"]).tolist())
 
   def merge(self, other):
-    """Takes over the extrema of another one's images."""
+    """Adds the extrema of the other estimator's images."""
     super().merge(other)
     self._lows.extend(other._lows)
     self._highs.extend(other._highs)

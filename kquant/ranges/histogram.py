@@ -1,4 +1,4 @@
-"""Exact histograms whose bin width is a power of two that doubles when the data outgrow it.
+"""Exact histograms whose bin width is a power of two that doubles when data lie beyond the last bin.
 
 Bin k of a histogram of exponent e counts the x with trunc(x / 2^e) = k, for |k| < LIMIT. Because
 trunc(trunc(x / 2^e) / 2) = trunc(x / 2^(e+1)), the counts of the coarser bins follow from those of
@@ -43,7 +43,12 @@ def measure_bins(x: tf.Tensor, magnitude: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
 
 
 def coarsen(counts: np.ndarray, doublings: int) -> np.ndarray:
-  """Returns the counts of bins 2^doublings times as wide, int64 [2 * LIMIT - 1]."""
+  """Returns the counts of wider bins, int64 [2 * LIMIT - 1].
+
+  Args:
+    counts: int64 [2 * LIMIT - 1].
+    doublings: how often the width doubles.
+  """
   if doublings == 0:
     return counts
   bins = np.arange(_BINS) - (LIMIT - 1)
@@ -68,7 +73,13 @@ class Histogram:
     self.zeros = 0
 
   def add(self, counts: np.ndarray, exponent: int, zeros: int) -> None:
-    """Adds the counts of another histogram or of one batch; the coarser of the two widths stays."""
+    """Adds the counts of another histogram or of one batch; the larger of the two widths stays.
+
+    Args:
+      counts: int64 [2 * LIMIT - 1].
+      exponent: its bins are 2^exponent wide.
+      zeros: how many of its bin 0 are zeros.
+    """
     exponent = int(exponent)
     self.zeros += int(zeros)
     if exponent > self.exponent:
@@ -81,8 +92,8 @@ class Histogram:
 
     Args:
       zeros: whether zeros, which are exact on every grid, count.
-      low, high: the exact extrema of the data. The outermost bins end there, but stay a sliver
-        (1/64 of a bin) wide so that counts / width is defined.
+      low, high: the exact extrema of the data. The outermost bins end there, but stay at least 1/64 of a
+        bin wide so that counts / width is defined.
     """
     counts = self.counts.copy()
     counts[LIMIT - 1] -= 0 if zeros else self.zeros
@@ -99,7 +110,11 @@ class Histogram:
     """Returns the number below which `fraction` (0..1) of the data lie, right to within a bin.
 
     The data of a bin are taken as evenly spread; between two ranks the result is linear, like
-    np.quantile. The quantiles 0 and 1 are `low` and `high`, the exact extrema of the data.
+    np.quantile. The quantiles 0 and 1 are the exact extrema of the data.
+
+    Args:
+      fraction: 0..1.
+      low, high: the exact extrema of the data.
     """
     edges, counts = self.density(low, high)
     ends = np.cumsum(counts)

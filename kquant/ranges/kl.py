@@ -1,8 +1,8 @@
 """Kullback-Leibler ranges: the clipping that changes the distribution of a tensor least.
 
-Migacz, "8-bit Inference with TensorRT", 2017. P is the histogram up to a threshold, what lies beyond
-added to its last bin; Q is the histogram without what lies beyond, merged to the levels of the grid and
-spread again over the bins that are not empty. The threshold of least KL(P || Q) wins.
+Migacz, "8-bit Inference with TensorRT", 2017. P is the histogram up to a threshold; the data beyond it
+are added to its last bin. Q is the histogram without the data beyond, merged to the levels of the grid and
+spread again over the bins that are not empty. The threshold of least KL(P || Q) is taken.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Least error norm: the range whose grid has the least mean |x - x_hat|^p.
 
-p = 2 is the mean squared error. A larger p clips less: 2.4 is BRECQ's (Li et al. 2021), 4 all but keeps
-the extrema.
+p = 2 is the mean squared error. A larger p clips less: 2.4 is that of BRECQ (Li et al. 2021), 4 nearly
+keeps the extrema.
 """
 
 import numpy as np

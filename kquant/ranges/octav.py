@@ -1,8 +1,11 @@
 """OCTAV: the clipping of least mean squared error by Newton's iteration (Sakr et al. 2022).
 
-Rounding noise of variance step^2 / 12 inside the range is weighed against the squared distance of what
-is clipped. For a range [-s, s] the iteration is s <- E[|x|; |x| > s] / (k P(0 < |x| <= s) + P(|x| > s)),
-k s^2 being the noise; k = 4^-b / 3 in the paper, here that of the grid's own number of steps. Zeros,
+The sum of two errors is minimized: rounding noise of variance step^2 / 12 inside the range, and the
+squared distance of values that saturate. For a range [-s, s] the iteration is
+
+  s <- E[|x|; |x| > s] / (k P(0 < |x| <= s) + P(|x| > s)),
+
+with the noise k s^2. In the paper k = 4^-b / 3; here it follows from the grid's own number of steps. Zeros,
 exact on every grid, do not count.
 """
 
@@ -16,7 +19,7 @@ _TOLERANCE = 1e-9
 
 
 class Octav(Estimator):
-  """The fixed point of the iteration over a histogram; of both ends in turn where they are free.
+  """The fixed point of the iteration over a histogram; for affine grids both ends are updated in turn.
 
   The end h of a range [l, h] of n steps obeys h = (E[x; x > h] + l k P) / (P(x > h) + k P), P being the
   mass inside and k = 1 / (12 n^2); the end l likewise.
@@ -57,7 +60,12 @@ class Mass:
 
 
 def symmetric_clip(mass: Mass, steps: int) -> float:
-  """Returns s of the range [-s, s] with as many steps on either side."""
+  """Returns s of the range [-s, s].
+
+  Args:
+    mass: of the data.
+    steps: from 0 to either end.
+  """
   s, noise = 0.0, 1 / (12 * steps**2)
   for _ in range(_ITERATIONS):
     (right, right_sum), (left, left_sum) = mass.above(s), mass.below(-s)
@@ -70,7 +78,13 @@ def symmetric_clip(mass: Mass, steps: int) -> float:
 
 
 def affine_clip(mass: Mass, steps: int, low: float, high: float) -> tuple[float, float]:
-  """Returns the ends of the range [l, h] of that many steps, l <= 0 <= h, of data in [low, high]."""
+  """Returns the ends of the range [l, h], l <= 0 <= h.
+
+  Args:
+    mass: of the data.
+    steps: from l to h.
+    low, high: extrema of the data.
+  """
   bottom, top, noise = 0.0, 0.0, 1 / (12 * steps**2)
   for _ in range(_ITERATIONS):
     (right, right_sum), (left, left_sum) = mass.above(top), mass.below(bottom)

@@ -1,4 +1,4 @@
-"""Percentiles: a given share of the data is clipped at either end."""
+"""Percentiles: a given fraction of the data saturates at either end."""
 
 from kquant.ranges.base import Estimator
 
@@ -7,7 +7,7 @@ class Percentile(Estimator):
   """The percentiles 100 - p and p of all data, read off a histogram: exact to within a bin.
 
   Args:
-    percentile: p in per cent; 100 is min-max.
+    percentile: p in per cent, above 50; 100 is min-max.
   """
 
   needs_histogram = True

@@ -1,8 +1,8 @@
 """Search for the range whose grid has the least error of some kind.
 
-Both ends of the extrema, widened to hold 0, shrink by 2^-a: all pairs of a = 0, 1/4, .. 7 3/4, then
-around the best pair down to 1/256. The error is that of the grid `numerics` makes of the range, with
-its rounded scale and zero point.
+Both ends of the extrema, widened to contain 0, are multiplied by 2^-a. All pairs of a = 0, 1/4, .. 7 3/4 are
+tried, then pairs around the best one, down to steps of 1/256. The error is that of the grid that `numerics`
+makes of the range, with its rounded scale and zero point.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,9 @@ def search_range(error: GridError, low: float, high: float, *, bits: int, symmet
   Args:
     error: see GridError.
     low, high: extrema of the data.
-    coupled: the ends shrink together first and then one by one, a ninth of the evaluations.
+    bits: of the grid.
+    symmetric: whether the range is (-m, m).
+    coupled: both ends are searched together first and then one after the other: a ninth of the evaluations.
   """
   ends = widened(low, high, symmetric)
   one_end = symmetric or not ends[0] < 0 < ends[1]
@@ -49,13 +51,26 @@ def _one_by_one(error_at: Callable[[np.ndarray], np.ndarray]) -> tuple[float, fl
 
 
 def widened(low: float, high: float, symmetric: bool) -> tuple[float, float]:
-  """Returns the extrema of the grid that clips nothing: they hold 0, or are -m and m."""
+  """Returns the ends of the smallest range in which nothing saturates: it contains 0, or is (-m, m).
+
+  Args:
+    low, high: extrema of the data.
+    symmetric: whether the range is (-m, m).
+
+  >>> widened(1.0, 4.0, symmetric=False), widened(-1.0, 4.0, symmetric=True)
+  ((0.0, 4.0), (-4.0, 4.0))
+  """
   low, high = min(low, 0.0), max(high, 0.0)
   return (-max(-low, high), max(-low, high)) if symmetric else (low, high)
 
 
 def grids_over(lows, highs, bits: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (scale, first, last) of the grids over [lows, highs]; x = scale * (first .. last)."""
+  """Returns (scale, first, last) of many grids; each holds x = scale * (first .. last).
+
+  Args:
+    lows, highs: ends of their ranges, [grids].
+    bits, symmetric: of all of them.
+  """
   if symmetric:
     scale = numerics.symmetric_grid(highs, bits)
     first, last = numerics.grid_limits(bits, narrow=True)
@@ -66,7 +81,12 @@ def grids_over(lows, highs, bits: int, symmetric: bool) -> tuple[np.ndarray, np.
 
 
 def least(error: Callable[[np.ndarray], np.ndarray], *, sides: int) -> np.ndarray:
-  """Returns the ratios in (0, 1], [sides], with the least error(ratios [candidates, sides])."""
+  """Returns the ratios in (0, 1], [sides], of least error.
+
+  Args:
+    error: takes ratios [candidates, sides] and returns [candidates].
+    sides: 1 where both ends have one ratio, else 2.
+  """
   centre, steps, spacing = np.zeros(sides), _COARSE_STEPS, _COARSE_STEPS[1]
   for _ in range(4):
     mesh = np.stack(np.meshgrid(*[steps] * sides, indexing="ij"), axis=-1).reshape(-1, sides)

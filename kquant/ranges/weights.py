@@ -1,4 +1,4 @@
-"""Which range should the grid of each channel of a kernel span?"""
+"""Ranges of kernels, per-channel or per-tensor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ def weight_range(kernel, axis: Sequence[int] | None, *, method: str = "minmax",
 
   Args:
     kernel: any shape.
-    axis: the channel axes, ascending, as in `numerics.along`; None for one range: [1].
+    axis: the channel axes, ascending, as in `numerics.along`; None: per-tensor, [1].
     method: a `TensorSpec.range`. "minmax", "mean_extrema": max |w|. "percentile": that of |w|. "mse",
       "lp": the r * max |w| whose narrow grid has the least sum of |w - w_hat|^p, r = 1, 0.99, .. 0.01,
       then in steps of 0.001 around the best. "octav": see `octav_clip`.
@@ -25,6 +25,10 @@ def weight_range(kernel, axis: Sequence[int] | None, *, method: str = "minmax",
 
   Raises:
     ValueError: an unknown method, fewer than 2 bits, an empty kernel, or one with NaN or infinity.
+
+  >>> low, high = weight_range([[1.0, -4.0], [-2.0, 3.0]], (1,))
+  >>> low.tolist(), high.tolist()
+  ([-2.0, -4.0], [2.0, 4.0])
   """
   kernel = np.asarray(kernel, np.float32)
   name, number = parse_range(method)
@@ -71,6 +75,7 @@ def rounding_errors(rows: np.ndarray, ratios: np.ndarray, qmax: int, power: floa
     rows: |w| over the channel's largest, [channels, weights].
     ratios: range over the channel's largest weight, [channels, candidates].
     qmax: last integer of the grid.
+    power: of the error.
   """
   errors = np.zeros(ratios.shape)
   width = min(rows.shape[1], _WEIGHTS_AT_ONCE)
@@ -104,6 +109,7 @@ def octav_clip(rows: np.ndarray, qmax: int) -> np.ndarray:
 
   Args:
     rows: |w|, [channels, weights], each row's largest above 0.
+    qmax: last integer of the grid.
   """
   ordered = -np.sort(-rows.astype(np.float64), axis=1)
   clipped = np.arange(rows.shape[1])
