@@ -223,7 +223,8 @@ def _within_limits(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _G
   total = np.abs(kernel.astype(np.float64)).sum(axis=taps).reshape(-1)
   bias = layer.params[weight.bias] if weight.bias else np.zeros(total.shape)
   magnitude = np.abs(bias.astype(np.float64))
-  largest_bias, largest_accumulator = target.accumulator_limits(layer.kind, grid, grids.inputs[0].bits)
+  is_dense = layer.facts.role == "linear" and layer.facts.spatial == 0
+  largest_bias, largest_accumulator = target.accumulator_limits(is_dense, grid, grids.inputs[0].bits)
   needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in grids.inputs], axis=0)
   for x in grids.inputs:
     qmin, qmax = x.limits

@@ -400,3 +400,15 @@ def test_narrow_activations_are_refused_at_export_with_a_remedy(tmp_path):
   assert encodings["image"].bits == 4
   with pytest.raises(ValueError, match=r"'image'.*4.bit"):
     export(final, encodings, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("layer, limit", [
+    (layers.Conv2D(2, 1, name="l"), 2**30), (layers.Dense(2, name="l"), 2**26)])
+def test_the_tighter_bound_of_packed_kernels_is_for_dense_layers_alone(layer, limit):
+  x = keras.Input((4, 4, 3))
+  model = keras.Model(x, layer(x))
+  kernel, bias = layer.get_weights()
+  layer.set_weights([kernel * [1, 1e-12], np.float32([0, 1])])  # a channel of next to nothing but its bias
+  data = np.random.default_rng(0).uniform(-1, 1, (8, 4, 4, 3)).astype(np.float32)
+  result = kq.quantize(model, data, config="w4a8")
+  assert limit / 2 < result.encodings.integers["l/bias"].max() <= limit
