@@ -102,14 +102,15 @@ class Report:
   def __str__(self) -> str:
     """The stages, the methods tried and the skipped layers as text."""
     lines = [text_table(("stage", "seconds"), [(n, f"{s:.2f}") for n, s in self.seconds.items()])]
-    if self.trials:
-      lines.append(self.trial_table())
-    if self.skips:
-      lines.append(text_table(("layer", "pass", "not done because"),
-                              [(s.layer, s.pass_name, s.reason) for s in self.skips]))
-    return "\n\n".join(lines)
+    return "\n\n".join([*lines, *self.tables()])
 
-  def trial_table(self) -> str:
-    """The methods that were tried, as text."""
-    return text_table(("method", "what it brought", ""),
-                      [(trial.method, trial, "kept" if trial.kept else "left out") for trial in self.trials])
+  def tables(self) -> list[str]:
+    """Returns the methods that were tried and the skipped layers as text, where there are any."""
+    tables = []
+    if self.trials:
+      rows = [(trial.method, trial, "kept" if trial.kept else "left out") for trial in self.trials]
+      tables.append(text_table(("method", "what it brought", ""), rows))
+    if self.skips:
+      tables.append(text_table(("layer", "pass", "not done because"),
+                               [(s.layer, s.pass_name, s.reason) for s in self.skips]))
+    return tables

@@ -4,6 +4,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.input_range import InputRange
+from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.qmodel.finalize import remove_activation_quantizers, unwrap_weights
 from kquant.ranges.base import Estimator
@@ -27,7 +28,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
   """
   graph = Graph.from_model(qmodel)
   members = remove_activation_quantizers(graph)
-  unwrap_weights(graph, {layer.name: layer for layer in qmodel.layers})
+  unwrap_weights(graph, live_layers(qmodel))
   graph.normalize()
   moments = propagate_moments(graph, known)
   means: dict[str, list[np.ndarray]] = {}

@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.core.text import text_table
+from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.matching import fuses_into_reader, grid_classes
 from kquant.graph.nodes import LayerDef, Node, Ref
@@ -115,7 +116,7 @@ def describe(qmodel: keras.Model, *, target: Target = LITERT) -> Description:
     ValueError: qmodel has no quantizers.
   """
   qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
-  graph, live = Graph.from_model(qmodel), {layer.name: layer for layer in qmodel.layers}
+  graph, live = Graph.from_model(qmodel), live_layers(qmodel)
   members = remove_activation_quantizers(graph)
   if not members:
     raise ValueError(f"Model {qmodel.name!r} has no quantizers; expected what kq.insert_quantizers returns.")

@@ -18,6 +18,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.records import Edit
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.graph import keras_calls
+from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.weights import WeightFacts
@@ -70,7 +71,7 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
   graph = Graph.from_model(qmodel) if graph is None else graph.with_weights_of(qmodel)
   graph.edits, graph.pass_name = [], "finalize"
   encodings = Encodings()
-  live = {layer.name: layer for layer in qmodel.layers}
+  live = live_layers(qmodel)
   weights = unwrap_weights(graph, live, target)
   absorb_batch_norms(graph, weights)
   members = remove_activation_quantizers(graph)

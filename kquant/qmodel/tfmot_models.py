@@ -12,6 +12,7 @@ from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig
 from kquant.graph import keras_calls
+from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.insert import check_weights, insert_activation, wrap
@@ -41,7 +42,7 @@ def from_tfmot(model: keras.Model) -> keras.Model:
   """
   graph = Graph.from_model(model)
   graph.pass_name = "from_tfmot"
-  live = {layer.name: layer for layer in model.layers}
+  live = live_layers(model)
   weights, outputs = _unwrap(graph, live)
   graph.normalize()
   standardize(graph)

@@ -166,13 +166,7 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]
-  lines = [text_table(("result", ""), rows)]
-  if report.trials:
-    lines.append(report.trial_table())
-  if report.skips:
-    lines.append(text_table(("layer", "pass", "not done because"),
-                            [(s.layer, s.pass_name, s.reason) for s in report.skips]))
-  return "\n\n".join(lines)
+  return "\n\n".join([text_table(("result", ""), rows), *report.tables()])
 
 
 def _hint(judged: dict[str, Any]) -> str:

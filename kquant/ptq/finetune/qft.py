@@ -12,6 +12,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core import numerics
+from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, kind_of_class
@@ -36,7 +37,7 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
     ValueError: qmodel is not calibrated, or was not made from float_model.
   """
   graph = Graph.from_model(qmodel)
-  live = {layer.name: layer for layer in qmodel.layers}
+  live = live_layers(qmodel)
   for node in [node for node in graph.nodes if node.layer.cls is QuantizeWeights]:
     if node.layer.cls is QuantizeWeights:  # a shared layer is turned at its first call
       if facts_of(kind_of_class(type(live[node.layer.name].layer))).role == "linear":
