@@ -16,6 +16,7 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
+from kquant.qmodel.placement import check_config
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
@@ -78,6 +79,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
+    check_config(graph, config)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
   if steps:

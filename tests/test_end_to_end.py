@@ -113,3 +113,13 @@ def test_constant_calibration_images_still_give_a_file_that_loads(tmp_path):
   (x,) = models.sample_inputs(model)
   result = kq.quantize(model, np.zeros_like(x))
   assert tflite_export.export(result, tmp_path / "m.tflite", verify=x[:2] * 0).verification.ok
+
+
+def test_a_config_that_does_not_fit_is_refused_before_any_image_is_read():
+  def images():
+    raise AssertionError("an image was read")
+    yield
+
+  config = kq.QuantConfig((kq.Rule("^nowhere$"), kq.Rule()))
+  with pytest.raises(ValueError, match="matches no layer"):
+    kq.quantize(models.ZOO["conv_bn_relu"](), images, config=config, effort="balanced")

@@ -143,9 +143,13 @@ class Rule:
                        "activations can have 16.")
 
   def matches(self, name: str, kind: str) -> bool:
-    """Whether the rule applies to a layer of that name and kind; \"a/b\" is a part of \"a\"."""
-    return (not self.kinds or kind in self.kinds) and any(
-        re.search(self.match, part) for part in _and_outer(name))
+    """Whether the rule applies to a layer of that name and kind, or to that which it is a part of.
+
+    \"a/b\" is a part of \"a\": \"^a$\" matches it. \"expanded_conv/project\" is none of \"conv$\".
+    """
+    return (not self.kinds or kind in self.kinds) and (
+        re.search(self.match, name) is not None or any(
+            re.fullmatch(self.match, outer) for outer in _outer_names(name)))
 
   def __str__(self) -> str:
     """Where it applies, in a few words."""
@@ -154,10 +158,10 @@ class Rule:
     return " and ".join(filter(None, (name, kinds))) or "any layer"
 
 
-def _and_outer(name: str) -> list[str]:
-  """Returns "a/b/c", "a/b", "a" of the name "a/b/c"."""
+def _outer_names(name: str) -> list[str]:
+  """Returns "a/b", "a" of the name "a/b/c"."""
   parts = name.split("/")
-  return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+  return ["/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 @dataclasses.dataclass(frozen=True)

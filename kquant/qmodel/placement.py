@@ -81,6 +81,11 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
   return groups
 
 
+def check_config(graph: Graph, config: QuantConfig) -> None:
+  """Raises what `place` raises, before the work that comes in front of it; the graph stays as it is."""
+  place(graph.copy(), config)
+
+
 def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
   node = sources[0].node

@@ -115,6 +115,11 @@ def test_a_name_says_what_a_layer_is_a_part_of():
   assert Rule("^a/sep$", ("ReLU",)).matches("a/sep/x/y", "ReLU")
 
 
+def test_the_end_of_a_name_is_not_the_end_of_what_it_is_a_part_of():
+  assert Rule("conv$").matches("expanded_conv/conv", "Conv2D")
+  assert not Rule("conv$").matches("expanded_conv/project", "Conv2D")  # as MobileNetV3 names its layers
+
+
 def test_a_rule_says_where_it_applies():
   assert [str(rule) for rule in (Rule(), Rule("a"), Rule("a", ("Dense", "Conv2D")))] == [
       "any layer", "match 'a'", "match 'a' and kinds Dense, Conv2D"]

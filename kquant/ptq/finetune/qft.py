@@ -38,12 +38,13 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
   """
   graph = Graph.from_model(qmodel)
   live = live_layers(qmodel)
+  for layer in graph.layers:  # what is not written back does not learn
+    if layer.params and layer.cls is not QuantizeActivation:
+      layer.config = {**layer.config, "trainable": False}
   for node in [node for node in graph.nodes if node.layer.cls is QuantizeWeights]:
-    if node.layer.cls is QuantizeWeights:  # a shared layer is turned at its first call
-      if facts_of(kind_of_class(type(live[node.layer.name].layer))).role == "linear":
-        _tune_linear(node, live, learns)
-      else:  # a user's layer stays as it is rounded
-        node.layer.config = {**node.layer.config, "trainable": False}
+    linear = facts_of(kind_of_class(type(live[node.layer.name].layer))).role == "linear"
+    if linear and node.layer.cls is QuantizeWeights:  # a shared layer is turned at its first call
+      _tune_linear(node, live, learns)
   for layer in {node.layer: None for node in graph.nodes if node.layer.cls is QuantizeActivation}:
     low, high = np.concatenate(live[layer.name].encoding().range).astype(np.float32)
     ends = [-high, high] if live[layer.name].quantizer.symmetric else [low, high]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import kquant as kq
 from kquant.ptq.finetune.qft import student_of, write_back
@@ -120,3 +121,15 @@ def test_a_model_without_ranges_is_refused():
   folded = kq.rewrite(models.build("conv_bn_relu"), [kq.standardize, kq.fold_batch_norm])
   with pytest.raises(ValueError, match="kq.calibrate"):
     student_of(kq.insert_quantizers(folded), folded, DEGREES)
+
+
+def test_what_is_not_written_back_does_not_learn():
+  x = keras.Input((6, 6, 3))
+  y = keras.layers.PReLU(shared_axes=(1, 2), name="prelu", alpha_initializer="glorot_uniform")(
+      keras.layers.Conv2D(4, 3, name="conv")(x))
+  model = keras.Model(x, keras.layers.Dense(3, name="dense")(keras.layers.Flatten()(y)))
+  qmodel = kq.calibrate(kq.insert_quantizers(model), np.random.default_rng(0).normal(size=(8, 6, 6, 3)))
+  student = student_of(qmodel, model, ["weights", "biases"])
+  assert not student.get_layer("prelu").trainable_weights
+  assert {name.split("/")[0] for name in (weight.name for weight in student.trainable_weights)} == {
+      "conv", "dense"}
