@@ -61,7 +61,7 @@ def check_absorbable(linear: LayerDef, spec: TensorSpec) -> None:
   """Raises ValueError for a kernel of one scale: a batch norm makes many of it."""
   if not spec.per_channel:
     raise ValueError(f"Layer {linear.name!r} has one scale for its kernel, and a batch norm behind it that "
-                     "is to be absorbed into scales a channel; use batch_norm=\"train\" or \"fold\", or "
+                     "is to be absorbed into per-channel scales; use batch_norm=\"train\" or \"fold\", or "
                      "per_channel weights.")
 
 
