@@ -1,7 +1,8 @@
 """Runs the calls of a graph on the live layers of its model, whole or in part, with every tensor at hand.
 
-How a node is called is given with the run: as its layer computes (`call_layer`), in float past its quantizers
-(`call_float`), or by a function of the caller's that rounds, compares or replaces tensors on the way.
+How a node is called is given with the run: as its layer computes at inference (`call_layer`) or in training
+(`call_in_mode`), in float past its quantizers (`call_float`), or by a function of the caller's that rounds,
+compares or replaces tensors on the way.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +25,19 @@ NodeCall = Callable[[keras.layers.Layer, Node, Values], list[Any]]
 
 
 def call_layer(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
-  """Calls a layer as a node says."""
+  """Calls a layer as a node says, at inference: augmenting layers of Keras train unless they are told."""
+  return keras_calls.call_node(layer, node, values.__getitem__, training=False)
+
+
+def call_in_mode(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
+  """Calls a layer as a node says, in the mode of the Keras call that it takes place in."""
   return keras_calls.call_node(layer, node, values.__getitem__)
 
 
 def call_float(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
   """Calls a layer as a node says; layers with quantizers pass float tensors through (`float_call`)."""
-  return keras_calls.call_node(getattr(layer, "float_call", layer), node, values.__getitem__)
+  return keras_calls.call_node(getattr(layer, "float_call", layer), node, values.__getitem__,
+                               training=False)
 
 
 def live_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:

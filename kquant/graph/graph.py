@@ -7,6 +7,7 @@ written to it.
 import contextlib
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import tf_keras as keras
 
 from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls
-from kquant.graph.nodes import LayerDef, Node, Origin, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 
 NOTES = "graph_notes"
 """Key in the config of the one layer that carries the notes of a graph from model to model and into files."""
@@ -43,7 +44,7 @@ class Graph:
     self.skips: list[Skip] = []
     self.pass_name = ""
     self._readers: dict[Ref, list[Node]] = {}
-    self._origins: tuple[Origin, ...] = ()
+    self._stood_for: LayerDef | None = None
     self.normalize()
 
   # --- reading -------------------------------------------------------------------------------
@@ -111,12 +112,12 @@ class Graph:
 
   @contextlib.contextmanager
   def in_place_of(self, node: Node) -> Iterator[None]:
-    """Layers that the block adds stand for the layers of the user's that the node's layer stands for."""
-    outer, self._origins = self._origins, node.layer.origins
+    """Layers that the block adds stand for what the node's layer stands for, and are frozen where it is."""
+    outer, self._stood_for = self._stood_for, node.layer
     try:
       yield
     finally:
-      self._origins = outer
+      self._stood_for = outer
 
   def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
                 params: dict[str, np.ndarray] | None = None) -> LayerDef:
@@ -127,7 +128,8 @@ class Graph:
   def add_node(self, layer: LayerDef, args: tuple, shape: tuple, *,
                kwargs: dict[str, Any] | None = None) -> Ref:
     """Adds one call with one output and returns its tensor; `normalize` sets its place."""
-    layer.origins = layer.origins or self._origins
+    if self._stood_for is not None:
+      layer.take_place_of(self._stood_for)
     node = Node(layer.name, layer, args, dict(kwargs or {}), [tuple(shape)])
     self.nodes.append(node)
     self._note_reader(node)
@@ -153,6 +155,14 @@ class Graph:
     if only is None:
       self.outputs = tf.nest.map_structure(swap, self.outputs)
 
+  def set_input(self, node: Node, place: int, ref: Ref) -> None:
+    """Lets a node read another tensor as one of its `inputs`."""
+    places = itertools.count()
+    swap = lambda leaf: ref if isinstance(leaf, Ref) and next(places) == place else leaf
+    self._forget_reader(node)
+    node.args, node.kwargs = tf.nest.map_structure(swap, (node.args, node.kwargs))
+    self._note_reader(node)
+
   def remove(self, node: Node) -> None:
     """Removes a call with one input: its readers read that input."""
     (source,) = node.inputs
@@ -164,13 +174,20 @@ class Graph:
     self._forget_reader(node)
     self.nodes.remove(node)
 
+  def restore(self, node: Node, args: tuple) -> Ref:
+    """Adds a call that was dropped again, on other arguments, and returns its tensor."""
+    node.args = args
+    self.nodes.append(node)
+    self._note_reader(node)
+    return Ref(node)
+
   def recall(self, node: Node, layer: LayerDef, args: tuple) -> None:
-    """Lets a node call another layer, which stands for what its own stood for, on other arguments.
+    """Lets a node call another layer, which takes the place of its own, on other arguments.
 
     The shape of its output stays.
     """
     self._forget_reader(node)
-    layer.origins = layer.origins or node.layer.origins
+    layer.take_place_of(node.layer)
     node.layer, node.args, node.kwargs = layer, args, {}
     self._note_reader(node)
 

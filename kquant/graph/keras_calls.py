@@ -66,10 +66,17 @@ def _make_layer(definition: LayerDef) -> keras.layers.Layer:
   return layer
 
 
-def call_node(layer: keras.layers.Layer, node: Node, value_of: Callable[[Ref], Any]) -> list[Any]:
-  """Calls a layer as a node says, on the values of its Refs; returns the outputs, flat."""
+def call_node(layer: Callable[..., Any], node: Node, value_of: Callable[[Ref], Any], *,
+              training: bool | None = None) -> list[Any]:
+  """Calls a layer as a node says, on the values of its Refs; returns the outputs, flat.
+
+  Args:
+    training: the mode, for layers that have two; None: that of the Keras call around it.
+  """
   args, kwargs = tf.nest.map_structure(
       lambda leaf: value_of(leaf) if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs))
+  if training is not None and getattr(layer, "_expects_training_arg", True):
+    kwargs = {**kwargs, "training": training}
   return tf.nest.flatten(layer(*args, **kwargs))
 
 

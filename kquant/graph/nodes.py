@@ -52,6 +52,12 @@ class LayerDef:
     """What kquant knows of this layer."""
     return facts_of(self.kind)
 
+  def take_place_of(self, other: "LayerDef") -> None:
+    """Stands for what another layer stands for, unless it stands for something; is frozen where that is."""
+    self.origins = self.origins or other.origins
+    if not other.config.get("trainable", True):
+      self.config = {**self.config, "trainable": False}
+
   def as_origins(self) -> tuple[Origin, ...]:
     """Returns what it is called in the model that it is read from."""
     kinds = dict.fromkeys((self.kind, kind_of_class(self.cls)))

@@ -7,6 +7,7 @@ from kquant.core.input_range import InputRange
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.qmodel.finalize import remove_activation_quantizers, unwrap_weights
+from kquant.qmodel.training_layers import take_out_training_layers
 from kquant.ranges.base import Estimator
 from kquant.ranges.extrema import MinMax
 from kquant.rewrites.scaling.moment_propagation import propagate_moments
@@ -27,6 +28,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
     ValueError, UnsupportedLayerError: see `propagate_moments`.
   """
   graph = Graph.from_model(qmodel)
+  take_out_training_layers(graph)
   members = remove_activation_quantizers(graph)
   unwrap_weights(graph, live_layers(qmodel))
   graph.normalize()

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph import keras_calls
-from kquant.graph.execution import Execution
+from kquant.graph.execution import Execution, call_in_mode
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qmodel.outputs import answers, with_quantizer
@@ -85,7 +85,7 @@ class DistillationModel(keras.Model):
       wanted.append(feature)
       found.append(with_quantizer(student_graph, _tensor(student_graph, feature.key)))
       self._terms.append((feature_weight, relative_l2))
-    self._execution, self._compared = Execution(student_graph, student), found
+    self._execution, self._compared = Execution(student_graph, student, call=call_in_mode), found
     graph.outputs = wanted
     self.teacher = graph.to_model()
     self.teacher.trainable = False

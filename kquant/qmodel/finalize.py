@@ -26,6 +26,7 @@ from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
+from kquant.qmodel.training_layers import take_out_training_layers
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
@@ -73,6 +74,7 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
   encodings = Encodings()
   live = live_layers(qmodel)
   weights = unwrap_weights(graph, live, target)
+  take_out_training_layers(graph)
   absorb_batch_norms(graph, weights)
   members = remove_activation_quantizers(graph)
   if not members:

@@ -92,6 +92,23 @@ class FoldedConv(QuantizeWeights):
     config, params = super().plain_layer()
     return {**config, "use_bias": True}, {**params, "bias": self.folded_bias().numpy()}
 
+  @property
+  def trainable_weights(self) -> list[tf.Variable]:
+    """Those of the wrapper, without what a frozen batch norm has."""
+    frozen = {id(variable) for variable in self._frozen_variables()}
+    return [variable for variable in super().trainable_weights if id(variable) not in frozen]
+
+  @property
+  def non_trainable_weights(self) -> list[tf.Variable]:
+    """The others."""
+    own = super().non_trainable_weights
+    return [*own, *self._frozen_variables()] if self.trainable else own
+
+  def _frozen_variables(self) -> list[tf.Variable]:
+    """Variables of a batch norm that would learn if it were not frozen."""
+    norm = self.batch_norm
+    return [] if norm.trainable else [variable for variable in norm.weights if variable.trainable]
+
   def _own_variables(self) -> list[tf.Variable]:
     own = super()._own_variables()
     return [*own, *self.batch_norm.weights, self.frozen] if own else own

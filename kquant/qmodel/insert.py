@@ -22,6 +22,7 @@ from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.placement import GridGroup, place
+from kquant.qmodel.training_layers import put_back_training_layers, take_out_training_layers
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
@@ -48,7 +49,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   graph = Graph.from_model(model)
-  standardize(graph)
+  standardize(graph, keep_training=True)
   taken = None
   if batch_norm == "fold":
     fold_batch_norm(graph)
@@ -71,6 +72,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     absorb: put these back behind their layers, rather than into them.
   """
   graph.pass_name = "insert_quantizers"
+  training = take_out_training_layers(graph)
   groups, batch_norms = place(graph, config), batch_norms or {}
   for layer in {node.layer: None for node in graph.nodes if node.facts.weights}:
     check_weights(graph, layer)
@@ -85,6 +87,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     insert_activation(graph, group, _activation_quantizer(graph, group))
   if absorb:
     put_back_batch_norms(graph, batch_norms)
+  put_back_training_layers(graph, training)
   return graph.to_model()
 
 

@@ -59,6 +59,7 @@ class LayerFacts:
     pools: makes one value of each channel, or fewer, as the mean over positions.
     passes_copies: does the same to each channel, however many there are: a copy of an input channel is a
       copy of the output channel.
+    training_only: an identity that changes values, or adds a loss, while a model trains.
     requantizes: puts its input on a grid of its own and does nothing else.
     takes_scores: its input are the scores (logits) of classes.
 
@@ -94,6 +95,7 @@ class LayerFacts:
   pads: bool = False
   pools: bool = False
   passes_copies: bool = False
+  training_only: bool = False
   requantizes: bool = False
   takes_scores: bool = False
   fixed_grid: str = ""

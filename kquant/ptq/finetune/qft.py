@@ -19,6 +19,7 @@ from kquant.graph.nodes import Node, kind_of_class
 from kquant.ptq.finetune.cross_layer import CrossLayerFactors, TiedChannels, tied_channels
 from kquant.ptq.finetune.tuned_layers import TunedActivation, TunedLinear
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.training_layers import take_out_training_layers
 
 _FRACTION = 0.5
 """Of a kernel's distance from its integers so much is kept: weights next to a boundary would flip to and fro
@@ -37,6 +38,7 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
     ValueError: qmodel is not calibrated, or was not made from float_model.
   """
   graph = Graph.from_model(qmodel)
+  take_out_training_layers(graph)
   live = live_layers(qmodel)
   for layer in graph.layers:  # what is not written back does not learn
     if layer.params and layer.cls is not QuantizeActivation:

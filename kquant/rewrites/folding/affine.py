@@ -75,7 +75,8 @@ def affine_to_depthwise(graph: Graph, node: Node) -> None:
         "[batch, ..., channels] of at most 4 dimensions, fixed but for the batch.")
   name = node.layer_name
   depthwise = graph.new_layer(
-      keras.layers.DepthwiseConv2D, name, {"kernel_size": 1, "padding": "valid"},
+      keras.layers.DepthwiseConv2D, name,
+      {"kernel_size": 1, "padding": "valid", "trainable": node.config.get("trainable", True)},
       {"depthwise_kernel": scale.reshape(1, 1, channels, 1).astype(np.float32),
        "bias": shift.astype(np.float32)})
   depthwise.output_moments = moments_of(node.layer)

@@ -1,5 +1,7 @@
 """MultiHeadAttention, Attention and EinsumDense as Dense, Reshape, Permute, matmul and Softmax."""
 
+from typing import Any
+
 import numpy as np
 import tf_keras as keras
 
@@ -14,6 +16,7 @@ from kquant.rewrites.standardize.building import (
   is_fixed,
   replace,
 )
+from kquant.rewrites.standardize.training_config import as_matrix, training_config
 
 
 def split_attention(graph: Graph, node: Node) -> None:
@@ -38,12 +41,12 @@ def _split_multi_head(graph: Graph, node: Node) -> None:
   name, factor = node.layer_name, 1 / np.sqrt(node.config["key_dim"])
   heads = [_heads(graph, node, ref, part, scale)
            for ref, part, scale in ((query, "query", factor), (key, "key", 1.0), (value, "value", 1.0))]
-  mixed = _attend(graph, name, *heads)
+  mixed = _attend(graph, node, *heads)
   mixed = add_permute(graph, f"{name}/by_position", mixed, (2, 1, 3))
   _, positions, count, size = mixed.shape
   mixed = add_reshape(graph, f"{name}/joined", mixed, (positions, count * size))
-  result = _dense(graph, f"{name}/attention_output", mixed, kernel.reshape(count * size, -1),
-                  node.layer.params.get("attention_output/bias"))
+  params = _dense_params(kernel.reshape(count * size, -1), node.layer.params.get("attention_output/bias"))
+  result = _dense(graph, f"{name}/attention_output", mixed, params, _training(graph, node, 2))
   replace(graph, node, result, "split into projections, products and a softmax")
 
 
@@ -58,15 +61,19 @@ def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Re
   name, params = f"{node.layer_name}/{part}", node.layer.params
   kernel, bias = params[f"{part}/kernel"], params.get(f"{part}/bias")
   _, heads, size = kernel.shape
-  flat = _dense(graph, name, source, scale * kernel.reshape(-1, heads * size),
-                None if bias is None else scale * bias.reshape(-1))
+  dense = _dense_params(scale * kernel.reshape(-1, heads * size),
+                        None if bias is None else scale * bias.reshape(-1))
+  flat = _dense(graph, name, source, dense, _training(graph, node, 1, scale))
   split = add_reshape(graph, f"{name}/heads", flat, (source.shape[1], heads, size))
   return add_permute(graph, f"{name}/by_head", split, (2, 1, 3))
 
 
-def _attend(graph: Graph, name: str, query: Ref, key: Ref, value: Ref) -> Ref:
+def _attend(graph: Graph, node: Node, query: Ref, key: Ref, value: Ref) -> Ref:
+  name, rate = node.layer_name, node.config["dropout"]
   scores = add_matmul(graph, f"{name}/scores", query, key, transpose_b=True)
   weights = add_layer(graph, keras.layers.Softmax, f"{name}/softmax", {}, scores, scores.shape)
+  if rate:
+    weights = add_layer(graph, keras.layers.Dropout, f"{name}/dropout", {"rate": rate}, weights, scores.shape)
   return add_matmul(graph, f"{name}/mixed", weights, value)
 
 
@@ -83,7 +90,7 @@ def _split_dot_product(graph: Graph, node: Node) -> None:
     scale = np.full(query.shape[-1], float(scale))
     query = graph.add_node(affine_layer(graph, f"{node.layer_name}/scaled", scale, 0 * scale), (query,),
                            query.shape)
-  result = _attend(graph, node.layer_name, query, key, value)
+  result = _attend(graph, node, query, key, value)
   replace(graph, node, result, "split into products and a softmax")
 
 
@@ -103,7 +110,8 @@ def _split_einsum_dense(graph: Graph, node: Node) -> None:
   columns = int(np.prod(outer, dtype=int))
   if contracted > 1:
     source = add_reshape(graph, f"{name}/flat", source, (*inner, int(np.prod(shape[lead - 1:], dtype=int))))
-  result = _dense(graph, name, source, kernel.reshape(-1, columns), bias)
+  result = _dense(graph, name, source, _dense_params(kernel.reshape(-1, columns), bias),
+                  _training(graph, node, contracted))
   if made > 1:
     result = add_reshape(graph, f"{name}/split", result, (*inner, *outer))
   if node.config["activation"] not in (None, "linear"):
@@ -126,9 +134,20 @@ def _dense_terms(equation: str, rank: int) -> tuple[int, int, int] | None:
   return (len(lead), count, len(made)) if is_dense and not set(lead) & set(right) else None
 
 
-def _dense(graph: Graph, name: str, source: Ref, kernel: np.ndarray, bias: np.ndarray | None) -> Ref:
+def _training(graph: Graph, node: Node, inputs: int, factor: float = 1.0) -> dict[str, Any]:
+  """How a kernel whose first `inputs` axes become rows trains, and its bias."""
+  weights = {"kernel": "kernel", "bias": "bias"}
+  return training_config(graph, node, weights, axes=as_matrix(inputs), factor=factor)
+
+
+def _dense_params(kernel: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+  """The weights of a Dense: kernel [inputs, units], and bias [units] where there is one."""
   params = {"kernel": kernel.astype(np.float32)}
-  if bias is not None:
-    params["bias"] = np.asarray(bias, np.float32)
-  return add_layer(graph, keras.layers.Dense, name, {"units": kernel.shape[1], "use_bias": bias is not None},
-                   source, (*source.shape[:-1], kernel.shape[1]), params)
+  return params if bias is None else {**params, "bias": np.asarray(bias, np.float32)}
+
+
+def _dense(graph: Graph, name: str, source: Ref, params: dict[str, np.ndarray],
+           training: dict[str, Any]) -> Ref:
+  units = params["kernel"].shape[1]
+  config = {"units": units, "use_bias": "bias" in params, **training}
+  return add_layer(graph, keras.layers.Dense, name, config, source, (*source.shape[:-1], units), params)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
@@ -11,6 +12,7 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.standardize.building import add_layer, add_reshape, is_fixed, replace
+from kquant.rewrites.standardize.training_config import behind_a_row, training_config
 
 _GLOBAL_POOLS = {"GlobalAveragePooling3D": keras.layers.GlobalAveragePooling2D,
                  "GlobalMaxPooling3D": keras.layers.GlobalMaxPooling2D}
@@ -92,30 +94,40 @@ def _wide(node: Node, *keys: str) -> dict:
   return wide
 
 
+def _training(graph: Graph, node: Node, *kernels: str) -> dict[str, Any]:
+  """How the weights train; the activity_regularizer is of the same output."""
+  weights = {weight: weight for weight in (*kernels, "bias")}
+  return {**training_config(graph, node, weights, axes=behind_a_row),
+          "activity_regularizer": node.config.get("activity_regularizer")}
+
+
 def _up_sampling(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
   size = (1, int(node.config["size"]))
   return add_layer(graph, keras.layers.UpSampling2D, f"{node.layer_name}/image", {"size": size}, row, shape)
 
 
 def _depthwise(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
-  config = {**_wide(node, "kernel_size", "strides", "dilation_rate"),
+  config = {**_training(graph, node, "depthwise"),
+            **_wide(node, "kernel_size", "strides", "dilation_rate"),
             **{key: node.config[key] for key in ("depth_multiplier", "use_bias", "activation")}}
   return add_layer(graph, keras.layers.DepthwiseConv2D, f"{node.layer_name}/image", config, row, shape,
                    _with_row(node, "depthwise_kernel"))
 
 
 def _separable(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
-  config = {**_wide(node, "kernel_size", "strides", "dilation_rate"),
+  config = {**_training(graph, node, "depthwise", "pointwise"),
+            **_wide(node, "kernel_size", "strides", "dilation_rate"),
             **{key: node.config[key] for key in ("depth_multiplier", "use_bias", "activation", "filters")}}
   return add_layer(graph, keras.layers.SeparableConv2D, f"{node.layer_name}/image", config, row, shape,
                    _with_row(node, "depthwise_kernel", "pointwise_kernel"))
 
 
 def _transposed(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
-  config = {**_wide(node, "kernel_size", "strides", "dilation_rate"),
+  config = {**_training(graph, node, "kernel"),
+            **_wide(node, "kernel_size", "strides", "dilation_rate"),
             **{key: node.config[key] for key in ("filters", "use_bias", "activation")}}
   if node.config.get("output_padding") is not None:
-    config["output_padding"] = _wide(node, "output_padding")["output_padding"]
+    config["output_padding"] = (0, *np.atleast_1d(node.config["output_padding"]).tolist())
   return add_layer(graph, keras.layers.Conv2DTranspose, f"{node.layer_name}/image", config, row, shape,
                    _with_row(node, "kernel"))
 

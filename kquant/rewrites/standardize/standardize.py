@@ -20,21 +20,23 @@ from kquant.rewrites.standardize.indices import take_integer_indices
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
 from kquant.rewrites.standardize.shape_operators import name_shape_operator
+from kquant.rewrites.standardize.training_config import split_activity_regularizer, training_config
 
 
 @graph_pass
-def standardize(graph: Graph) -> None:
-  """Splits, renames and drops layers as the module says; the output is unchanged."""
+def standardize(graph: Graph, *, keep_training: bool = False) -> None:
+  """Splits, renames and drops layers as the module says; the output is unchanged.
+
+  Args:
+    keep_training: layers that act in training alone (Dropout, GaussianNoise, RandomFlip) stay.
+  """
   _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices,
               join_copies)
   graph.normalize()
   _treat_each(graph, _split_separable)
   _treat_each(graph, _split_activation)
   _treat_each(graph, name_operator, name_activation, name_scaling, name_shape_operator)
-  for node in list(graph.nodes):
-    if node.facts.role == "identity" or node.facts.requantizes:
-      graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
-      graph.remove(node)
+  drop_identities(graph, keep_training=keep_training)
   for node in graph.nodes:
     if node.facts.role == "linear" and "bias" not in node.layer.params:
       _give_bias(node.layer)
@@ -42,6 +44,15 @@ def standardize(graph: Graph) -> None:
   for node in graph.of_role("linear"):
     if node.facts.spatial == 2 and not node.facts.transposed:
       _absorb_padding(graph, node)
+
+
+def drop_identities(graph: Graph, *, keep_training: bool = False) -> None:
+  """Takes out the calls that do nothing at inference; those that act in training stay if asked for."""
+  for node in list(graph.nodes):
+    kept = keep_training and node.facts.training_only
+    if (node.facts.role == "identity" or node.facts.requantizes) and not kept:
+      graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
+      graph.remove(node)
 
 
 def _treat_each(graph: Graph, *treatments: Callable[[Graph, Node], None]) -> None:
@@ -60,14 +71,16 @@ def _split_separable(graph: Graph, node: Node) -> None:
   common = {"data_format": config["data_format"], "dtype": config["dtype"], "use_bias": False}
   depthwise = graph.new_layer(
       keras.layers.DepthwiseConv2D, f"{layer.name}/depthwise",
-      {**common, "kernel_size": config["kernel_size"], "strides": config["strides"],
+      {**common, **training_config(graph, node, {"depthwise": "depthwise"}),
+       "kernel_size": config["kernel_size"], "strides": config["strides"],
        "padding": config["padding"], "dilation_rate": config["dilation_rate"],
        "depth_multiplier": config["depth_multiplier"]},
       {"depthwise_kernel": layer.params["depthwise_kernel"]})
   pointwise = graph.new_layer(
       keras.layers.Conv2D, layer.name,
-      {**common, "filters": config["filters"], "kernel_size": 1, "use_bias": config["use_bias"],
-       "activation": config["activation"]},
+      {**common, **training_config(graph, node, {"kernel": "pointwise", "bias": "bias"}),
+       "filters": config["filters"], "kernel_size": 1, "use_bias": config["use_bias"],
+       "activation": config["activation"], "activity_regularizer": config.get("activity_regularizer")},
       {"kernel": layer.params["pointwise_kernel"],
        **({"bias": layer.params["bias"]} if config["use_bias"] else {})})
   for call in graph.calls(layer):
@@ -91,7 +104,8 @@ def _split_activation(graph: Graph, node: Node) -> None:
     behind = graph.new_layer(keras.layers.Activation, f"{call.layer_name}/{activation}",
                              {"activation": "linear"})
     behind.config = {**behind.config, "activation": activation}
-    graph.insert_after(Ref(call), behind)
+    result = graph.insert_after(Ref(call), behind)
+    split_activity_regularizer(graph, call, result)
     graph.edit(call, f"activation {activation!r} split off")
 
 

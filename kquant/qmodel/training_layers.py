@@ -1,0 +1,68 @@
+"""Layers that act in training alone (Dropout, noise, augmentation): taken out, put back behind quantizers.
+
+Quantizers are placed where they stand without these layers, since in the file none is left.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Node, Ref
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingCall:
+  """A call that was taken out of a graph.
+
+  Attributes:
+    node: the call.
+    source: the tensor that it reads.
+    readers: (call, place among its inputs) where its result is read.
+    outputs: places among the model's flat outputs where its result stands.
+    alone: nothing else reads its source.
+  """
+
+  node: Node
+  source: Ref
+  readers: tuple[tuple[Node, int], ...]
+  outputs: tuple[int, ...]
+  alone: bool
+
+
+def take_out_training_layers(graph: Graph) -> list[TrainingCall]:
+  """Takes the layers out of a graph, in its order, and returns what `put_back_training_layers` needs."""
+  taken = []
+  for node in [node for node in graph.nodes if node.facts.training_only]:
+    (source,), result = node.inputs, Ref(node)
+    readers = tuple((reader, place) for reader in dict.fromkeys(graph.readers(result))
+                    for place, ref in enumerate(reader.inputs) if ref == result)
+    outputs = tuple(place for place, ref in enumerate(graph.output_refs) if ref == result)
+    taken.append(TrainingCall(node, source, readers, outputs, graph.is_private(source)))
+    graph.remove(node)
+  return taken
+
+
+def put_back_training_layers(graph: Graph, taken: list[TrainingCall]) -> None:
+  """Calls each layer again, between what its result's readers read now and them.
+
+  That is behind the quantizer of the tensor; what augments the model's input stands in front of it.
+  """
+  for call in reversed(taken):
+    if call.alone and call.source.node.facts.role == "input":
+      graph.redirect(call.source, graph.restore(call.node, (call.source,)))
+      continue
+    results: dict[Ref, Ref] = {}
+    for reader, place in call.readers:
+      graph.set_input(reader, place, _result(graph, call.node, reader.inputs[place], results))
+    outputs = graph.output_refs
+    for place in call.outputs:
+      outputs[place] = _result(graph, call.node, outputs[place], results)
+    graph.outputs = tf.nest.pack_sequence_as(graph.outputs, outputs)
+
+
+def _result(graph: Graph, node: Node, ref: Ref, results: dict[Ref, Ref]) -> Ref:
+  """Returns the result of a layer on a tensor, calling it where it has not been; `results` has the others."""
+  if ref not in results:
+    results[ref] = graph.add_node(node.layer, (ref,), ref.shape) if results else graph.restore(node, (ref,))
+  return results[ref]
