@@ -43,6 +43,7 @@ _HOMES = {
     "reestimate_batch_norm": "kquant.qat.bn_reestimate",
     "FreezeBatchNorm": "kquant.qat.schedules",
     "FreezeRanges": "kquant.qat.schedules",
+    "ReportClipping": "kquant.qat.clipping",
     "DelayActivationQuantization": "kquant.qat.schedules",
     "load_model": "kquant.graph.model_files",
     "QuantConfig": "kquant.core.spec",

@@ -29,6 +29,7 @@ def test_names_of_kquant():
       "QuantizationResult",
       "Recipe",
       "ReestimateBatchNorm",
+      "ReportClipping",
       "Rule",
       "TensorSpec",
       "TrackOscillations",

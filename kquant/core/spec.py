@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kquant.core import target as targets
@@ -54,8 +54,9 @@ class TensorSpec:
       True for weights, False for activations but with 16 bits.
     per_channel: one scale an output channel (weights) or one for the tensor. None: True for weights, False
       for activations.
-    quantizer: one of WEIGHT_QUANTIZERS, or of ACTIVATION_QUANTIZERS. After training minmax is all it takes;
-      the others are for training.
+    quantizer: one of WEIGHT_QUANTIZERS, or of ACTIVATION_QUANTIZERS. None: minmax where ranges stay as they
+      are, which is all that quantization after training takes; in a model that is to be trained what
+      `for_training` says.
     range: name of the range estimator, one of RANGES; of activations any ("cross_entropy" for logits
       alone), of weights "minmax", "mean_extrema", "percentile", "mse", "lp", "octav". Two take a number:
       "percentile:99.9" (99.99 per cent), "lp:4" (the power, 2.4).
@@ -64,12 +65,12 @@ class TensorSpec:
   bits: int = 8
   symmetric: bool | None = None
   per_channel: bool | None = None
-  quantizer: str = "minmax"
+  quantizer: str | None = None
   range: str = DEFAULT_RANGE
 
   def __post_init__(self):
     known = dict.fromkeys(WEIGHT_QUANTIZERS + ACTIVATION_QUANTIZERS)
-    if self.quantizer not in known:
+    if self.quantizer is not None and self.quantizer not in known:
       raise ValueError(f"TensorSpec: unknown quantizer {self.quantizer!r}; expected one of "
                        f"{', '.join(known)}.")
     if not 2 <= self.bits <= 8 and self.bits != 16 and (self.bits, self.quantizer) != (1, "dorefa"):
@@ -89,7 +90,15 @@ class TensorSpec:
     """Returns the spec with the defaults of activations: asymmetric, symmetric with 16 bits; per tensor."""
     return self._with_defaults(symmetric=self.bits == 16 or bool(self.per_channel), per_channel=False)
 
-  def _with_defaults(self, **defaults: bool) -> "TensorSpec":
+  def for_training(self) -> "TensorSpec":
+    """Returns the spec with a quantizer whose range follows the tensor, where none is named.
+
+    Ranges over extrema follow these (moving_average); ranges that cut tails are where training starts (lsq).
+    """
+    follows = parse_range(self.range)[0] in ("minmax", "mean_extrema")
+    return self._with_defaults(quantizer="moving_average" if follows else "lsq")
+
+  def _with_defaults(self, **defaults: Any) -> "TensorSpec":
     return dataclasses.replace(self, **{name: value for name, value in defaults.items()
                                         if getattr(self, name) is None})
 
@@ -132,7 +141,7 @@ class Rule:
     except re.error as error:
       raise ValueError(f"Rule: match {self.match!r} is no regular expression: {error}.") from error
     for what, known in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS)):
-      if (name := getattr(self, what).quantizer) not in known:
+      if (name := getattr(self, what).quantizer) is not None and name not in known:
         raise ValueError(f"Rule {self.match!r}: {what} take no quantizer {name!r}; expected one of "
                          f"{', '.join(known)}.")
     if not self.weights.symmetric:
@@ -245,12 +254,20 @@ class QuantConfig:
 
     QuantConfig.preset("w4a4").with_quantizers(weights="lsq", activations="lsq_plus") is for training.
     """
-    def replaced(spec: TensorSpec, name: str | None) -> TensorSpec:
-      return spec if name is None else dataclasses.replace(spec, quantizer=name)
+    def replaced(name: str | None) -> Callable[[TensorSpec], TensorSpec]:
+      return lambda spec: spec if name is None else dataclasses.replace(spec, quantizer=name)
 
+    return self._with_specs(replaced(weights), replaced(activations))
+
+  def for_training(self) -> "QuantConfig":
+    """Returns the config with quantizers that follow what they quantize, where rules name none."""
+    return self._with_specs(TensorSpec.for_training, TensorSpec.for_training)
+
+  def _with_specs(self, of_weights: Callable[[TensorSpec], TensorSpec],
+                  of_activations: Callable[[TensorSpec], TensorSpec]) -> "QuantConfig":
     return dataclasses.replace(self, rules=tuple(
-        dataclasses.replace(rule, weights=replaced(rule.weights, weights),
-                            activations=replaced(rule.activations, activations)) for rule in self.rules))
+        dataclasses.replace(rule, weights=of_weights(rule.weights),
+                            activations=of_activations(rule.activations)) for rule in self.rules))
 
   def to_json(self) -> dict[str, Any]:
     """Returns a JSON-ready dict."""

@@ -63,11 +63,13 @@ class DelayActivationQuantization(_After):
     for layer in self.activation_layers():
       layer.encoding()  # raises where a range was never set
       layer.quantizing.assign(False)
+      layer.waits = True
 
   def act(self) -> None:
     """Switches them on."""
     for layer in self.activation_layers():
       layer.quantizing.assign(True)
+      layer.waits = False
 
   def on_train_end(self, logs=None):
     """Switches them on."""

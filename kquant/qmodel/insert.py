@@ -33,9 +33,12 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
                       batch_norm: str = "fold") -> keras.Model:
   """Returns a new model with quantizers: weights have their ranges, activations wait for calibration.
 
+  One that is trained without `calibrate` takes the ranges of its first batch to start from.
+
   Args:
     model: float model.
-    config: a QuantConfig or the name of a preset.
+    config: a QuantConfig or the name of a preset. Where a TensorSpec names no quantizer its range follows the
+      tensor in training (`TensorSpec.for_training`).
     batch_norm: what becomes of a batch norm right behind a linear layer (all others are folded):
       "fold": it is folded now; training adapts the folded kernel and bias.
       "train": it learns on, folded into the quantized kernel in every step (`FoldedConv`).
@@ -47,7 +50,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
     ValueError: an unknown `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or
       a kind that does not exist.
   """
-  config = QuantConfig.preset(config) if isinstance(config, str) else config
+  config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
   graph = Graph.from_model(model)
   standardize(graph, keep_training=True)
   taken = None
@@ -137,10 +140,11 @@ def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], 
   state = {f"{weight}_{name}": value for weight, (_, values) in weights.items()
            for name, value in values.items()}
   if batch_norm is None:
-    wrapper = QuantizeWeights(inner, quantize_config, rule=rule)
+    wrapper = QuantizeWeights(inner, quantize_config, rule=rule, trainable=inner.trainable)
     layer.params = {**layer.params, **state}
   else:
-    wrapper = FoldedConv(inner, quantize_config, batch_norm.cls.from_config(batch_norm.config), rule=rule)
+    norm = batch_norm.cls.from_config(batch_norm.config)
+    wrapper = FoldedConv(inner, quantize_config, norm, rule=rule, trainable=inner.trainable or norm.trainable)
     layer.params = {**layer.params, **batch_norm.params, **state}
   layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
@@ -152,11 +156,12 @@ def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | Non
   if group.fixed is not None:
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
+  learns = any(ref.node.config.get("trainable", True) for ref in group.sources)
   carrier = {} if any(NOTES in layer.config for layer in graph.layers) else {NOTES: {}}
   layer = graph.new_layer(QuantizeActivation, group.name,
                           {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
                            "float_in_training": fixed is not None and _ends_model(graph, group.sources[0]),
-                           "rule": group.rule, **carrier})
+                           "rule": group.rule, "trainable": learns, **carrier})
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
@@ -177,7 +182,7 @@ def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,
   """Returns the quantizer of a layer's weight, and its state over the range that the spec names."""
   kernel = layer.params[weight.name] if batch_norm is None else folded_kernel(layer, batch_norm)
   axis = weight.out_axes if spec.per_channel else None
-  quantizer = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
+  quantizer = QUANTIZERS[spec.quantizer or "minmax"](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.values_of(kernel)
   if values is None:
     values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
@@ -191,7 +196,7 @@ def _activation_quantizer(graph: Graph, group: GridGroup) -> Quantizer:
                      "be per_channel.")
   if spec.range == "cross_entropy" and group.fixed is None:
     _check_logits(graph, group.sources)
-  return QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
+  return QUANTIZERS[spec.quantizer or "minmax"](bits=spec.bits, symmetric=spec.symmetric)
 
 
 def _check_logits(graph: Graph, sources: list[Ref]) -> None:

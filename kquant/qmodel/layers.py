@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from absl import logging
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
@@ -34,7 +35,8 @@ class _Switch:
 class QuantizeActivation(keras.layers.Layer, _Switch):
   """Fake-quantizes a tensor on one grid; tensors that share a grid share the layer.
 
-  It is off until calibration has set its range, unless the runtime fixes its grid.
+  It is off until calibration has set its range, unless the runtime fixes its grid. Trained before that, it
+  takes the extrema of its first batch and logs it: a model never trains in float without a word.
 
   Args:
     quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
@@ -55,6 +57,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
     self.rule = rule
+    self.waits = False  # it is off on purpose: `DelayActivationQuantization` turns it on
     self._graph_notes = None if graph_notes is None else json.dumps(graph_notes)  # Keras would track a dict
 
   def build(self, input_shape):
@@ -70,8 +73,32 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
     if self.passes_through or training and self.float_in_training:
       return tf.identity(inputs)
+    if training and not self.waits and self._is_off():
+      self._start_from(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
     return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
+
+  def _is_off(self) -> bool:
+    """Whether it is off while a training step is traced."""
+    with tf.init_scope():
+      value = self.quantizing.read_value()
+      return not tf.executing_eagerly() or not value.numpy()
+
+  def _start_from(self, inputs: tf.Tensor) -> None:
+    """Takes the range of the inputs, and turns the quantizer on, in the first step that is run."""
+    logging.log_first_n(logging.WARNING, "The model was not calibrated: its ranges start from the extrema of "
+                        "the first training batch (layer %r and others); run kq.calibrate(qmodel, images) "
+                        "before fit.", 1, self.name)
+
+    def start():
+      low, high = (tf.reshape(tf.cast(end, tf.float32), [1]) for end in (
+          tf.reduce_min(inputs), tf.reduce_max(inputs)))
+      for name, value in self.quantizer.first_values(low, high).items():
+        self.range_variables[name].assign(value)
+      self.quantizing.assign(True)
+      return True
+
+    tf.cond(self.quantizing, lambda: True, start)
 
   def float_call(self, inputs, training=None, observe=True):
     """Returns the inputs: the layer as the float network knows it."""

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras import quantizers as tfmot_quantizers
 
-from kquant.core import numerics
+from kquant.core import fake_quantization, numerics
 from kquant.core.encodings import Encoding
 
 Variables = dict[str, tf.Variable]
@@ -55,6 +55,17 @@ class Quantizer(tfmot_quantizers.Quantizer):
     Args:
       low, high: real limits of the tensor, scalars or [channels].
     """
+
+  def first_values(self, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns {variable name: value} for the extrema of a first batch, [channels] or [1], when traced.
+
+    Args:
+      low, high: extrema of the tensor.
+
+    Raises:
+      NotImplementedError: the method is for weights alone, whose range is known.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no range to set from activations.")
 
   def values_of(self, kernel: np.ndarray) -> dict[str, Any] | None:
     """Returns {variable name: value} for a kernel if the method needs no range; None if a range decides.
@@ -110,6 +121,14 @@ class Quantizer(tfmot_quantizers.Quantizer):
       scale = numerics.symmetric_grid(np.maximum(np.abs(low), np.abs(high)), self.bits)
       return scale, np.zeros(scale.shape, np.int64)
     return numerics.affine_grid(low, high, self.bits)
+
+  def _grid_over_tf(self, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`_grid_over` of tensors: float32 (scale, zero_point)."""
+    if self.symmetric:
+      scale = fake_quantization.symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)
+      return scale, tf.zeros_like(scale)
+    scale, zero_point = fake_quantization.affine_grid_tf(low, high, self.bits)
+    return scale, tf.cast(zero_point, tf.float32)
 
 
 def serialize(quantizer: Quantizer) -> dict[str, Any]:

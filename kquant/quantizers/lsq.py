@@ -57,6 +57,11 @@ class LSQQuantizer(Quantizer):
     values = {"start": scale, "log_step": np.zeros_like(scale)}
     return values if self.symmetric else {**values, "zero_point": zero_point.astype(np.float32)}
 
+  def first_values(self, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the step and zero point over [low, high]; log_step, and what else is learned, stays 0."""
+    scale, zero_point = self._grid_over_tf(low, high)
+    return {"start": scale} if self.symmetric else {"start": scale, "zero_point": zero_point}
+
   def encoding(self, variables: Variables) -> Encoding:
     """Returns the grid of the trained step."""
     scale, zero_point = (value.numpy() for value in self._trained_grid(variables))

@@ -35,6 +35,10 @@ class MinMaxQuantizer(Quantizer):
     return {"min": np.atleast_1d(np.asarray(low, np.float32)),
             "max": np.atleast_1d(np.asarray(high, np.float32))}
 
+  def first_values(self, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns {"min", "max"}."""
+    return {"min": low, "max": high}
+
   def encoding(self, variables: Variables) -> Encoding:
     """Returns the grid over [min, max], widened to hold 0."""
     grid = self._grid_over(variables["min"].numpy(), variables["max"].numpy())

@@ -52,6 +52,11 @@ class PACTQuantizer(Quantizer):
     zero_point = zero_point.astype(np.float32)
     return {"alpha": (scale * self._steps(zero_point)).astype(np.float32), "zero_point": zero_point}
 
+  def first_values(self, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns alpha and the zero point over [low, high]."""
+    scale, zero_point = self._grid_over_tf(low, high)
+    return {"alpha": scale * self._steps(zero_point), "zero_point": zero_point}
+
   def encoding(self, variables: Variables) -> Encoding:
     """Returns the grid that ends at alpha."""
     zero_point = np.rint(variables["zero_point"].numpy()).astype(np.int64)

@@ -55,7 +55,8 @@ def test_json_of_before_loads():
   wide = {**spec, "symmetric": False}
   fields = {**QuantConfig().to_json(), "rules": [{"match": "", "kinds": [], "weights": spec,
                                                   "activations": wide}]}
-  assert QuantConfig.from_json(fields).rules == (Rule(weights=TensorSpec(per_channel=False)),)
+  still = TensorSpec(per_channel=False, quantizer="minmax")
+  assert QuantConfig.from_json(fields).rules == (Rule(weights=still, activations=still),)
 
 
 def test_defaults_are_int8():
@@ -209,7 +210,20 @@ def test_with_quantizers_replaces_them_in_every_rule_and_nothing_else():
                        recipe=Recipe(bias="none"))
   learned = config.with_quantizers(weights="lsq", activations="pact")
   assert {(rule.weights.quantizer, rule.activations.quantizer) for rule in learned.rules} == {("lsq", "pact")}
-  assert learned.with_quantizers(weights="minmax", activations="minmax") == config
+  still = config.with_quantizers(weights="minmax", activations="minmax")
+  assert learned.with_quantizers(weights="minmax", activations="minmax") == still
+  assert still.for_training() == still and learned.for_training() == learned
+
+
+def test_quantizers_for_training_follow_what_they_quantize():
+  config = QuantConfig((Rule("a", weights=TensorSpec(4, range="mse")), Rule())).for_training()
+  first, last = config.rules
+  assert (first.weights.quantizer, first.activations.quantizer) == ("lsq", "moving_average")
+  assert (last.weights.quantizer, last.activations.quantizer) == ("moving_average", "moving_average")
+
+
+def test_replacing_no_quantizers_changes_nothing():
+  config = QuantConfig((Rule("a", weights=TensorSpec(4, True, True, range="mse")), Rule()))
   assert config.with_quantizers() == config
   assert config.with_quantizers(weights="dorefa").rules[0].activations == config.rules[0].activations
 

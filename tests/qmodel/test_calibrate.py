@@ -56,7 +56,7 @@ def test_calibration_sees_the_float_network_not_the_quantized_one():
   kq.calibrate(qmodel, x)  # now with every quantizer on
   assert encodings(qmodel) == first
   logits = model(x, training=False).numpy()
-  low, high = qmodel.get_layer("dense/quantize").range_variables.values()
+  low, high, _ = qmodel.get_layer("dense/quantize").range_variables.values()
   np.testing.assert_allclose([low.numpy()[0], high.numpy()[0]], [logits.min(), logits.max()], rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_a_groups_range_covers_all_its_tensors():
   small = layers.Dense(2, use_bias=False, kernel_initializer=keras.initializers.Constant(-1.0), name="small")
   qmodel = kq.insert_quantizers(keras.Model(x, layers.Concatenate()([big, small(x)])))
   kq.calibrate(qmodel, np.float32([[1.0, 0.5], [0.25, 0.0]]))
-  low, high = qmodel.get_layer("big/quantize").range_variables.values()
+  low, high, _ = qmodel.get_layer("big/quantize").range_variables.values()
   assert (low.numpy()[0], high.numpy()[0]) == (-1.5, 15.0)
 
 
@@ -77,14 +77,16 @@ def test_tensors_that_share_a_grid_are_searched_as_one(name):
   left, right = (layers.Conv2D(3, 1, name=side)(image) for side in ("left", "right"))
   x = layers.MaxPooling2D(2)(layers.Concatenate()([left, right]))
   model = models.randomized(keras.Model(image, layers.Flatten()(x)))
-  qmodel = kq.insert_quantizers(model, QuantConfig((Rule(activations=TensorSpec(4, range=name)),)))
+  qmodel = kq.insert_quantizers(model, QuantConfig((
+      Rule(activations=TensorSpec(4, quantizer="minmax", range=name)),)))
   images = np.random.default_rng(0).laplace(size=(9, 8, 8, 2)).astype(np.float32)
   kq.calibrate(qmodel, images)
   both = keras.Model(image, [left, right]).predict(images, verbose=0)
   joint, alone = make_estimator(name), make_estimator(name)
   joint.update(np.concatenate(both, axis=-1))
   alone.update(both[0])
-  limits = [v.numpy()[0] for v in qmodel.get_layer("left/quantize").range_variables.values()]
+  state = qmodel.get_layer("left/quantize").range_variables
+  limits = [state[end].numpy()[0] for end in ("min", "max")]
   np.testing.assert_allclose(limits, joint.range(bits=4, symmetric=False), rtol=1e-5)
   assert not np.allclose(limits, alone.range(bits=4, symmetric=False), rtol=1e-3)
   assert {layer.name for layer in qmodel.layers if isinstance(layer, QuantizeActivation)} == {
@@ -185,7 +187,7 @@ def test_statistics_are_taken_without_changing_the_model():
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", RANGES)
 def test_the_estimator_named_in_the_spec_sets_the_range(name, bits, symmetric):
-  qmodel = inserted(spec=TensorSpec(bits=bits, symmetric=symmetric, range=name))
+  qmodel = inserted(spec=TensorSpec(bits=bits, symmetric=symmetric, quantizer="minmax", range=name))
   x = np.random.default_rng(0).laplace(size=(6, *models.IMAGE)).astype(np.float32)
   kq.calibrate(qmodel, x)
   estimator = make_estimator(name)

@@ -42,13 +42,13 @@ def test_ranges_are_six_deviations_within_hard_limits():
   model, images = trained()
   qmodel = kq.calibrate(kq.insert_quantizers(kq.rewrite(model, FOLD)), InputRange(-1, 1))
   beta, gamma = (model.layers[2].get_weights()[i].astype(float) for i in (1, 0))
-  limits = {layer.name: [v.numpy()[0] for v in layer.range_variables.values()]
+  limits = {layer.name: [layer.range_variables[end].numpy()[0] for end in ("min", "max")]
             for layer in qmodel.layers if layer.name.endswith("/quantize")}
   assert limits["image/quantize"] == [-1.0, 1.0]
   np.testing.assert_allclose(limits["cap/quantize"], [0.0, min(6.0, (beta + 6 * gamma).max())], rtol=1e-3)
   measured = kq.calibrate(kq.insert_quantizers(kq.rewrite(model, FOLD)), images)
   for name, (low, high) in limits.items():
-    seen = [v.numpy()[0] for v in measured.get_layer(name).range_variables.values()]
+    seen = [measured.get_layer(name).range_variables[end].numpy()[0] for end in ("min", "max")]
     if name != "image/quantize":
       assert low <= seen[0] + 0.3 and high >= seen[1] - 0.3, name
       pooled = name.startswith(("global", "out"))  # an average counts as wide as what it averages

@@ -376,7 +376,8 @@ def test_another_process_needs_only_to_import_the_layers(tmp_path):
 def test_quantized_model_trains_and_keeps_its_grids():
   model = models.build("conv_bn_relu")
   (x,) = models.sample_inputs(model, images=8)
-  qmodel = kq.insert_quantizers(kq.rewrite(model, [kq.standardize, kq.fold_batch_norm]))
+  still = kq.QuantConfig().with_quantizers(weights="minmax", activations="minmax")
+  qmodel = kq.insert_quantizers(kq.rewrite(model, [kq.standardize, kq.fold_batch_norm]), still)
   kq.calibrate(qmodel, x)
   before = {w.name: w.numpy() for w in qmodel.weights}
   qmodel.compile("sgd", "mse")
