@@ -122,7 +122,8 @@ class Graph:
   def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
                 params: dict[str, np.ndarray] | None = None) -> LayerDef:
     """Returns a LayerDef of a Keras class whose config is completed by the class's defaults."""
-    full = cls(**{**(config or {}), "name": name}).get_config()
+    with keras_calls.float32_policy():
+      full = cls(**{**(config or {}), "name": name}).get_config()
     return LayerDef(name, cls, full, dict(params or {}))
 
   def add_node(self, layer: LayerDef, args: tuple, shape: tuple, *,

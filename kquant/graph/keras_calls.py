@@ -3,6 +3,7 @@
 Every private Keras attribute that kquant touches is touched here, and nowhere else.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,27 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.nodes import LayerDef, Node, Ref
 
 _MOMENTS = "kquant_output_moments"
+
+
+@contextlib.contextmanager
+def float32_policy() -> Iterator[None]:
+  """Layers that the block makes compute in float32, whatever the user's global policy and floatx are.
+
+  A simulation has the integers of the file in float32 alone. Both are put back.
+  """
+  policy, floatx = keras.mixed_precision.global_policy(), keras.backend.floatx()
+  keras.backend.set_floatx("float32")
+  keras.mixed_precision.set_global_policy("float32")
+  try:
+    yield
+  finally:
+    keras.backend.set_floatx(floatx)
+    keras.mixed_precision.set_global_policy(policy)
+
+
+def in_float32(dtype: str) -> str:
+  """Returns "float32" for a floating dtype or the name of a mixed policy; others as they are."""
+  return "float32" if "float" in dtype else dtype
 
 
 def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
@@ -35,6 +57,7 @@ def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
   return reader.nodes, inputs, outputs
 
 
+@float32_policy()
 def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.Model:
   """Builds a new model: makes each layer from its config, calls it as its nodes say, sets weights."""
   layers: dict[LayerDef, keras.layers.Layer] = {}
@@ -92,7 +115,7 @@ def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
 
 def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
-  return [InputSpec(name, tuple(tensor.shape[1:]), tensor.dtype.name)
+  return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name))
           for name, tensor in zip(model.input_names, model.inputs)]
 
 
@@ -208,13 +231,17 @@ class _Reader:
             "Give it one.") from error
       if "name" in config:
         config["name"] = name
-      if "mixed" in layer.dtype_policy.name:
-        config["dtype"] = "float32"
-      params = {key: variable.numpy() for key, variable in named_variables(layer)}
+      if "dtype" in config:
+        config["dtype"] = in_float32(layer.dtype_policy.name)
+      params = {key: _in_float32(variable.numpy()) for key, variable in named_variables(layer)}
       found = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
       found.origins = found.as_origins()
       self.layers[id(layer)] = found
     return self.layers[id(layer)]
+
+
+def _in_float32(values: np.ndarray) -> np.ndarray:
+  return values.astype(in_float32(values.dtype.name), copy=False)
 
 
 def _weights_for(layer: keras.layers.Layer, definition: LayerDef) -> list[tuple[tf.Variable, np.ndarray]]:

@@ -69,7 +69,7 @@ class DistillationModel(keras.Model):
   def __init__(self, student: keras.Model, teacher: keras.Model, *, features: str | None = "auto",
                feature_weight: float = 1.0, output_loss: str = "relative_l2", output_weight: float = 1.0,
                **kwargs):
-    super().__init__(**kwargs)
+    super().__init__(**{"dtype": "float32", **kwargs})
     if output_loss not in LOSSES:
       raise ValueError(f"DistillationModel: output_loss must be one of {', '.join(LOSSES)}, got "
                        f"{output_loss!r}.")

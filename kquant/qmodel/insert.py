@@ -9,6 +9,7 @@ import tf_keras as keras
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.graph.graph import NOTES, Graph
+from kquant.graph.keras_calls import float32_policy
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.passes import log_skips
 from kquant.graph.weights import WeightFacts
@@ -124,6 +125,7 @@ def _misfit(weight: WeightFacts, params: dict[str, np.ndarray]) -> str:
   return ""
 
 
+@float32_policy()
 def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], *,
          batch_norm: LayerDef | None = None, rule: str = "") -> None:
   """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizers.

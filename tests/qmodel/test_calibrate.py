@@ -43,7 +43,7 @@ def test_ranges_are_the_extrema_of_the_float_tensors():
   kq.calibrate(qmodel, np.float32([[1, -2], [3, 0], [2, 2]]))
   (layer,) = [layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation)]
   assert {name: v.numpy().tolist() for name, v in layer.range_variables.items()} == {
-      "min": [-2.0], "max": [3.0]}
+      "min": [-2.0], "max": [3.0], "frozen": False}
 
 
 def test_calibration_sees_the_float_network_not_the_quantized_one():
