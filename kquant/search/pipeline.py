@@ -20,6 +20,7 @@ from kquant.ptq.layerwise.bias_correction import (
   linear_params,
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers
+from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.layers import QuantizeActivation
@@ -88,8 +89,8 @@ class Calibrated:
     method = config.recipe.rounding
     if method != "nearest":
       with report.stage("rounding"):
-        shared = round_layers(self.qmodel, self._float_params, self._statistics, self._calibration,
-                              method=method, seed=seed)
+        turns = layer_turns(self.qmodel, self._calibration, float_params=self._float_params)
+        shared = round_layers(turns, self._float_params, self._statistics, method=method, seed=seed)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):

@@ -16,6 +16,7 @@ from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from kquant.ptq.layerwise.bias_correction import correct_iteratively, linear_params
 from kquant.ptq.layerwise.layer_rounding import round_layers
+from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.quantizers import MovingAverageQuantizer
@@ -169,7 +170,8 @@ def test_methods_of_layers_leave_it_at_the_nearest_integers_and_name_it():
   params = linear_params(standardize(Graph.from_model(model)))
   assert set(params["pair"]) == {"A", "a", "B", "b"}
   statistics = observe(qmodel, x)
-  assert round_layers(qmodel, params, statistics, [x]) == ["pair"]
+  turns = layer_turns(qmodel, [x], float_params=params)
+  assert round_layers(turns, params, statistics) == ["pair"]
   np.testing.assert_array_equal(qmodel.get_layer("pair").layer.A.numpy(), params["pair"]["A"])
   assert correct_iteratively(qmodel, params, statistics, [x]) == ["pair"]
 
