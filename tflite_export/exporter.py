@@ -20,6 +20,7 @@ from tflite_export.operators.check import check
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import certificate as certificates
 from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.certificate import inexact_operators
 from tflite_export.proof.verifier import Verification, VerificationError
 
@@ -122,4 +123,4 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
 def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  return certificates.certify(contents, verifier.border_inputs(program, encodings, images))
+  return certificates.certify(contents, border_inputs(program, encodings, images))

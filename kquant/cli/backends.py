@@ -13,7 +13,7 @@ from tflite_export.exporter import Exported
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
-from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.converter import convert, differences
 from tflite_export.proof.simulate import simulate
 from tflite_export.proof.verifier import VerificationError
@@ -40,7 +40,7 @@ def converted(model: keras.Model, encodings: Encodings, images: list[np.ndarray]
   if FLAGS.backend != "converter":
     return None
   program = lower(model, encodings)
-  inputs = verifier.border_inputs(program, encodings, images)
+  inputs = border_inputs(program, encodings, images)
   data, ours, said = _convert(model, encodings), to_bytes(program), []
   for kernels in ("xnnpack", "reference"):
     try:

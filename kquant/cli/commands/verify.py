@@ -18,6 +18,7 @@ from tflite_export.lowering.lower import lower, with_border
 from tflite_export.operators.batch import with_batch
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs, input_grid
 from tflite_export.proof.certificate import certify, inexact_operators
 from tflite_export.proof.verifier import Verification, VerificationError
 
@@ -34,7 +35,7 @@ def run() -> None:
   data = pathlib.Path(FLAGS.tflite).read_bytes()
   try:
     stored = from_bytes(data)
-    grids = [None if stored.tensors[name].dtype == "int32" else verifier.input_grid(stored, encodings, name)
+    grids = [None if stored.tensors[name].dtype == "int32" else input_grid(stored, encodings, name)
              for name in stored.inputs]
   except ValueError as error:
     raise VerificationError(f"{FLAGS.tflite}: {error}") from error
@@ -45,7 +46,7 @@ def run() -> None:
                           images=None if model is None else images)
   certificate, problems = None, found.problems
   if not problems:
-    certificate = certify(data, verifier.border_inputs(stored, encodings, images), seed=FLAGS.seed)
+    certificate = certify(data, border_inputs(stored, encodings, images), seed=FLAGS.seed)
     problems = inexact_operators(certificate)
     if FLAGS.certificate:
       shared.write_json(FLAGS.certificate, certificate)

@@ -50,19 +50,19 @@ class Pair(layers.Layer):
     return {**super().get_config(), "first": self.first, "second": self.second}
 
 
-def lower_pair(lowering, node):
+def lower_pair(builder, node):
   """Two FULLY_CONNECTED onto the grid of the output, and a CONCATENATION."""
-  output, parts = lowering.activation(Ref(node)), []
-  grid = lowering.program.tensors[output]
+  output, parts = builder.activation(Ref(node)), []
+  grid = builder.program.tensors[output]
   for weight in WEIGHTS:
-    kernel = lowering.integers(f"{node.layer.name}/{weight.key}", layout=np.transpose, axis=0)
-    units = lowering.program.tensors[kernel].shape[0]
-    part = lowering.program.add_tensor(
+    kernel = builder.integers(f"{node.layer.name}/{weight.key}", layout=np.transpose, axis=0)
+    units = builder.program.tensors[kernel].shape[0]
+    part = builder.program.add_tensor(
         IntTensor(f"{node.name}/{weight.name}x", (1, units), grid.dtype, grid.scale, grid.zero_point))
-    lowering.add(node, "FULLY_CONNECTED", [*lowering.inputs(node), kernel, lowering.bias(node, weight.bias)],
-                 [part], version=5, keep_num_dims=False, fused_activation_function="NONE")
+    builder.add(node, "FULLY_CONNECTED", [*builder.inputs(node), kernel, builder.bias(node, weight.bias)],
+                [part], version=5, keep_num_dims=False, fused_activation_function="NONE")
     parts.append(part)
-  lowering.add(node, "CONCATENATION", parts, [output], version=2, axis=1, fused_activation_function="NONE")
+  builder.add(node, "CONCATENATION", parts, [output], version=2, axis=1, fused_activation_function="NONE")
 
 
 @pytest.fixture(autouse=True)
