@@ -157,11 +157,12 @@ def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | Non
     quantizer = MinMaxQuantizer(bits=group.fixed.bits)
     fixed = [float(end[0]) for end in group.fixed.range]
   learns = any(ref.node.config.get("trainable", True) for ref in group.sources)
-  carrier = {} if any(NOTES in layer.config for layer in graph.layers) else {NOTES: {}}
   layer = graph.new_layer(QuantizeActivation, group.name,
                           {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
                            "float_in_training": fixed is not None and _ends_model(graph, group.sources[0]),
-                           "rule": group.rule, "trainable": learns, **carrier})
+                           "rule": group.rule, "trainable": learns})
+  if not any(NOTES in other.config for other in graph.layers):
+    layer.config[NOTES] = {}
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
