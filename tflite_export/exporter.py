@@ -89,8 +89,8 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     written = time.perf_counter()
     images = None if verify is None else data.gather(verify, keras_calls.input_specs(model), where="verify")
     stored = temporary.read_bytes()
-    found = verifier.verify(stored, model, encodings, program=program, images=images)
-    _raise_first(path, found.problems)
+    verification = verifier.verify(stored, model, encodings, program=program, images=images)
+    _raise_first(path, verification.problems)
     verified = time.perf_counter()
     certificate = None
     if certify:
@@ -102,7 +102,7 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   seconds = {"export": written - start, "verify": verified - written}
   if certify:
     seconds["certify"] = time.perf_counter() - verified
-  return Exported(path, len(contents), program, found, seconds, certificate)
+  return Exported(path, len(contents), program, verification, seconds, certificate)
 
 
 def _raise_first(path: pathlib.Path, problems: list[str]) -> None:

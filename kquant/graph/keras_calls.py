@@ -211,9 +211,9 @@ class _Reader:
       if "mixed" in layer.dtype_policy.name:
         config["dtype"] = "float32"
       params = {key: variable.numpy() for key, variable in named_variables(layer)}
-      found = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
-      found.origins = found.as_origins()
-      self.layers[id(layer)] = found
+      definition = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
+      definition.origins = definition.as_origins()
+      self.layers[id(layer)] = definition
     return self.layers[id(layer)]
 
 

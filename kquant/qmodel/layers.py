@@ -241,8 +241,8 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     integers = tf.cast(history["integers"], tf.float32)
     scale, _, qmax = self._grid_of(name, quantizer, state)
     beyond = quantizer(tf.fill(values.shape, 2 * tf.reduce_max(scale) * qmax), False, state)
-    kept = _with_gradient_of(scale * integers, beyond * (integers / qmax))
-    return tf.where(tf.logical_and(history["frozen"], self.quantizing), kept, values)
+    frozen = _with_gradient_of(scale * integers, beyond * (integers / qmax))
+    return tf.where(tf.logical_and(history["frozen"], self.quantizing), frozen, values)
 
   def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
     """Returns (scale, to broadcast over the weight, qmin, qmax)."""

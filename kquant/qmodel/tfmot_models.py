@@ -118,7 +118,7 @@ def _state_of(graph: Graph, group, outputs: dict[str, State]) -> State | tuple[N
   """The quantizer of a group: that of the layers which write its tensors."""
   if group.fixed is not None:
     return None, None
-  found = {}
+  by_owner = {}
   for ref in group.sources:
     name = ref.node.layer.name
     owner = next((owner for owner in outputs if name == owner or name.startswith(f"{owner}/")), None)
@@ -126,8 +126,8 @@ def _state_of(graph: Graph, group, outputs: dict[str, State]) -> State | tuple[N
       raise UnsupportedLayerError(
           f"Tensor {ref.key!r} has no quantizer; annotate the layer that writes it with a Kernel"
           "QuantizeConfig that has an output quantizer, or with an OutputQuantizeConfig.")
-    found[owner] = outputs[owner]
-  (first, (quantizer, values)), *others = found.items()
+    by_owner[owner] = outputs[owner]
+  (first, (quantizer, values)), *others = by_owner.items()
   for name, (_, other) in others:
     if any(not np.array_equal(values[key], other.get(key)) for key in values):
       raise UnsupportedLayerError(f"Layers {first!r} and {name!r} write tensors that one integer operator "

@@ -100,14 +100,12 @@ class Calibrated:
 
   def _correct_bias(self, method: str) -> list[str]:
     """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
-    known = self.qmodel, self._float_params
     if method == "local":
-      correct_local_shift(*known, self._statistics)
+      correct_local_shift(self.qmodel, self._float_params, self._statistics)
     elif method == "analytic":
-      calibration = self._calibration
-      correct_analytic_shift(*known, calibration if isinstance(calibration, InputRange) else None)
+      correct_analytic_shift(self.qmodel, self._float_params, self._calibration)
     elif method == "iterative":
-      return correct_iteratively(*known, self._statistics, self._calibration)
+      return correct_iteratively(self.qmodel, self._float_params, self._statistics, self._calibration)
     return []
 
 

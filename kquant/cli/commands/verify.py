@@ -41,16 +41,16 @@ def run() -> None:
     raise VerificationError(f"{FLAGS.tflite}: {error}") from error
   specs = [InputSpec(name.removesuffix(f"/{stored.tensors[name].dtype}"), stored.tensors[name].shape[1:],
                      "float32" if grid else "int32") for name, grid in zip(stored.inputs, grids)]
-  images, said = running.inputs_to_run(specs, grids)
-  found = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
-                          images=None if model is None else images)
-  certificate, problems = None, found.problems
+  images, description = running.inputs_to_run(specs, grids)
+  verification = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
+                                 images=None if model is None else images)
+  certificate, problems = None, verification.problems
   if not problems:
     certificate = certify(data, border_inputs(stored, encodings, images), seed=FLAGS.seed)
     problems = inexact_operators(certificate)
     if FLAGS.certificate:
       shared.write_json(FLAGS.certificate, certificate)
-  _tell(found, certificate, problems, said)
+  _tell(verification, certificate, problems, description)
 
 
 def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgram) -> IntProgram | None:
@@ -73,15 +73,16 @@ def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgra
   return program
 
 
-def _tell(found: Verification, certificate: dict[str, Any] | None, problems: list[str], said: str) -> None:
+def _tell(verification: Verification, certificate: dict[str, Any] | None, problems: list[str],
+          description: str) -> None:
   """Prints what was compared; raises VerificationError where something differs."""
   if problems:
     print("\n".join(problems[:PROBLEMS_SHOWN]))
     more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
     raise VerificationError(f"{FLAGS.tflite}: {problems[0]}{more}")
-  operators = (f"each within {found.max_lsb} LSB of its Keras layer on {said}" if FLAGS.model
+  operators = (f"each within {verification.max_lsb} LSB of its Keras layer on {description}" if FLAGS.model
                else "not compared; give --model")
   print(text_table(("result", ""), [
       ("integers", "every weight, bias, scale and zero point of the encodings equal"),
-      ("operators", operators), ("run on", said), *running.certificate_rows(certificate)]))
+      ("operators", operators), ("run on", description), *running.certificate_rows(certificate)]))
   print(f"verified: {FLAGS.tflite}")

@@ -17,7 +17,7 @@ from kquant.rewrites.standardize.training_config import behind_a_row, training_c
 _GLOBAL_POOLS = {"GlobalAveragePooling3D": keras.layers.GlobalAveragePooling2D,
                  "GlobalMaxPooling3D": keras.layers.GlobalMaxPooling2D}
 _VOLUMES = {
-    # kind: (layer of two dimensions, {its argument: (our argument, value of an axis that is left alone)})
+    # kind: (layer of two dimensions, {argument that is cut: its value for an idle axis}, arguments copied)
     "MaxPooling3D": (keras.layers.MaxPooling2D, {"pool_size": 1, "strides": 1}, ("padding",)),
     "AveragePooling3D": (keras.layers.AveragePooling2D, {"pool_size": 1, "strides": 1}, ("padding",)),
     "UpSampling3D": (keras.layers.UpSampling2D, {"size": 1}, ()),
@@ -41,9 +41,9 @@ def change_dimensions(graph: Graph, node: Node) -> None:
 
 def _split_volume(graph: Graph, node: Node) -> None:
   """The first two axes, then the third."""
-  cls, sliced, kept = _VOLUMES[node.kind]
+  cls, sliced, copied = _VOLUMES[node.kind]
   (source,), name = node.inputs, node.layer_name
-  common = {key: node.config[key] for key in kept}
+  common = {key: node.config[key] for key in copied}
   depth, height, width, channels = source.shape[1:]
   _, new_depth, new_height, new_width, _ = node.shapes[0]
   first = {key: tuple(node.config[key][:2]) for key in sliced}
