@@ -10,7 +10,7 @@ import numpy as np
 
 from kquant.core import numerics
 from kquant.graph.graph import Graph
-from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.scaling.channel_statistics import ChannelStatistics
 from kquant.rewrites.scaling.scale_groups import ScaleGroups
@@ -79,7 +79,7 @@ class _Network:
     self.graph = graph
     self.groups = groups
     self.statistics = statistics
-    self.one_grid = {ref: refs for refs in grid_classes(graph) for ref in refs}
+    self.grid_group = {ref: refs for refs in grid_groups(graph) for ref in refs}
     self.extents = {node: kernel_extent(node, groups) for node in linear}
     self.stages = [self._stage(nodes, linear) for nodes in self._sharing(linear)]
 
@@ -188,7 +188,7 @@ def _wished_scales(network: _Network, node: Node, t: np.ndarray, room: np.ndarra
     ref = Ref(graph.readers(Ref(node))[0]) if fuses_into_reader(graph, Ref(node)) else Ref(node)
     reach = statistics.magnitude(ref) * np.exp(t[ids])
     active = reach > _NEGLIGIBLE * reach.max(initial=0)
-    target = max(_largest_of(network, other, t, room) for other in network.one_grid.get(ref, [ref])
+    target = max(_largest_of(network, other, t, room) for other in network.grid_group.get(ref, [ref])
                  if other.node.facts.role != "move")
     below = np.maximum(-statistics.low[Ref(node)], 0) * np.exp(t[ids])
     scale = np.minimum(scale, np.minimum(target / np.where(active, reach, 1.0), LARGEST_SCALE))
