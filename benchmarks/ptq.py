@@ -44,7 +44,7 @@ def images_of(name: str, data: pathlib.Path, *, drawn: bool = False):
   if drawn:
     chosen = np.random.default_rng(0).permutation(len(names))
     names = [names[i] for i in [*sorted(chosen[:128]), *sorted(chosen[128:])]]
-  x = images.load_images(data / "imagenet", height=224, width=224, preprocess="tf", names=names)
+  x = images.load_images(data / "imagenet", images.ImageFormat(224, 224, preprocess="tf"), names=names)
   return x[:128], x[128:], np.array([labels[n] for n in names[128:]])
 
 

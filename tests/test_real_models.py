@@ -27,7 +27,7 @@ class Arrays:
 def imagenet(folder):
   labels = images.read_labels(folder)
   names = sorted(labels, key=labels.get)
-  x = images.load_images(folder, height=224, width=224, preprocess="tf", names=names)
+  x = images.load_images(folder, images.ImageFormat(224, 224, preprocess="tf"), names=names)
   return x[:128], Arrays(x[128:], np.array([labels[name] for name in names[128:]]))
 
 

@@ -20,6 +20,7 @@ from tflite_export.operators.check import check
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import certificate as certificates
 from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.certificate import inexact_operators
 from tflite_export.proof.verifier import Verification, VerificationError
 
@@ -88,8 +89,8 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     written = time.perf_counter()
     images = None if verify is None else data.gather(verify, keras_calls.input_specs(model), where="verify")
     stored = temporary.read_bytes()
-    found = verifier.verify(stored, model, encodings, program=program, images=images)
-    _raise_first(path, found.problems)
+    verification = verifier.verify(stored, model, encodings, program=program, images=images)
+    _raise_first(path, verification.problems)
     verified = time.perf_counter()
     certificate = None
     if certify:
@@ -101,7 +102,7 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   seconds = {"export": written - start, "verify": verified - written}
   if certify:
     seconds["certify"] = time.perf_counter() - verified
-  return Exported(path, len(contents), program, found, seconds, certificate)
+  return Exported(path, len(contents), program, verification, seconds, certificate)
 
 
 def _raise_first(path: pathlib.Path, problems: list[str]) -> None:
@@ -122,4 +123,4 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
 def _certificate(contents: bytes, program: IntProgram, encodings: Encodings,
                  images: list[np.ndarray]) -> dict[str, Any]:
   """Certifies on the images, put on the grids and types of the file's border."""
-  return certificates.certify(contents, verifier.border_inputs(program, encodings, images))
+  return certificates.certify(contents, border_inputs(program, encodings, images))

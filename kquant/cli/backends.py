@@ -13,7 +13,7 @@ from tflite_export.exporter import Exported
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
-from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.converter import convert, differences
 from tflite_export.proof.simulate import simulate
 from tflite_export.proof.verifier import VerificationError
@@ -40,20 +40,20 @@ def converted(model: keras.Model, encodings: Encodings, images: list[np.ndarray]
   if FLAGS.backend != "converter":
     return None
   program = lower(model, encodings)
-  inputs = verifier.border_inputs(program, encodings, images)
-  data, ours, said = _convert(model, encodings), to_bytes(program), []
+  inputs = border_inputs(program, encodings, images)
+  data, ours, remarks = _convert(model, encodings), to_bytes(program), []
   for kernels in ("xnnpack", "reference"):
     try:
       simulate(program, inputs, mode=kernels)  # raises where the reference SOFTMAX would end the process
       different = sum(differences(data, ours, inputs, kernels))
     except ValueError as error:  # or the reference kernels lack a version that the converter writes
-      said.append(f"not compared on the {kernels} kernels: {error}")
+      remarks.append(f"not compared on the {kernels} kernels: {error}")
       continue
     if different:
       raise VerificationError(f"the converter's file gives {different} other output elements than ours on "
                               f"the {kernels} kernels")
-    said.append(f"outputs equal to our own file's on the {kernels} kernels")
-  return data, "; ".join(said)
+    remarks.append(f"outputs equal to our own file's on the {kernels} kernels")
+  return data, "; ".join(remarks)
 
 
 def _convert(model: keras.Model, encodings: Encodings) -> bytes:
@@ -70,9 +70,9 @@ def put_in_place(written: Exported, second: tuple[bytes, str] | None) -> list[tu
   """Puts the converter's file in the place of ours; returns the rows of a table that say so."""
   if second is None:
     return []
-  data, said = second
+  data, remarks = second
   temporary = pathlib.Path(written.path).with_name(f".{written.path.name}.tmp")
   temporary.write_bytes(data)
   os.replace(temporary, written.path)
   written.bytes, written.program = len(data), from_bytes(data)
-  return [("converter", f"its file stands in the place of ours: {said}")]
+  return [("converter", f"its file stands in the place of ours: {remarks}")]

@@ -27,8 +27,7 @@ class ImageFolder:
       raise ValueError(f"{folder} is a folder of images, but the model takes {takes}; give a .npz file.")
     self._folder = folder
     self._names = images.image_names(folder)
-    self._size = dict(zip(("height", "width", "channels"), shape))
-    self._preprocess = preprocess
+    self._format = images.ImageFormat(*shape, preprocess)
 
   def __len__(self) -> int:
     return len(self._names)
@@ -36,7 +35,7 @@ class ImageFolder:
   def load(self, indices: Sequence[int]) -> list[np.ndarray]:
     """Returns the inputs of those images, [array [images, h, w, c]]."""
     names = [self._names[i] for i in indices]
-    return [images.load_images(self._folder, **self._size, preprocess=self._preprocess, names=names)]
+    return [images.load_images(self._folder, self._format, names=names)]
 
   def labels(self) -> np.ndarray | None:
     """Returns the class index of every image; None without a labels.csv.

@@ -158,10 +158,10 @@ class Encodings:
       body = json.loads(path.read_text())
     except ValueError:
       body = None
-    found = body if isinstance(body, dict) else {}
-    if found.get("format") != "kquant encodings" or found.get("version") != FORMAT_VERSION:
+    fields = body if isinstance(body, dict) else {}
+    if fields.get("format") != "kquant encodings" or fields.get("version") != FORMAT_VERSION:
       raise ValueError(f"{path}: expected a kquant encodings file of version {FORMAT_VERSION}, "
-                       f"got format {found.get('format')!r}, version {found.get('version')!r}.")
+                       f"got format {fields.get('format')!r}, version {fields.get('version')!r}.")
     with np.load(path.with_name(body["integers"])) as stored:
       integers = {key.replace("|", "/"): stored[key] for key in stored.files}
     encodings = cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)

@@ -1,5 +1,7 @@
 """The grid in TensorFlow: what `numerics` computes, bit for bit, inside a traced function."""
 
+import dataclasses
+
 import tensorflow as tf
 
 from kquant.core import numerics
@@ -23,18 +25,40 @@ def symmetric_grid_tf(magnitude: tf.Tensor, bits: int, *,
   return tf.cast(tf.maximum(tf.cast(magnitude, tf.float64) / qmax, smallest), tf.float32)
 
 
-def fake_quantize(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int,
-                  narrow: bool = False, dtype: tf.DType = tf.float32) -> tf.Tensor:
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridTensors:
+  """A grid whose scale and zero point are tensors: what `Encoding` is in NumPy.
+
+  Attributes:
+    scale: [channels] or [1], or of a shape that broadcasts over the tensor.
+    zero_point: of the same shape.
+    bits, narrow: as in `numerics.grid_limits`.
+    axis: the channel axes of the tensor, ascending, where the scale is [channels]; else None.
+  """
+
+  scale: tf.Tensor
+  zero_point: tf.Tensor
+  bits: int
+  narrow: bool = False
+  axis: tuple[int, ...] | None = None
+
+  @property
+  def limits(self) -> tuple[int, int]:
+    """(qmin, qmax) of the grid."""
+    return numerics.grid_limits(self.bits, narrow=self.narrow)
+
+
+def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float32) -> tf.Tensor:
   """Returns scale * (clip(round(x / scale) + zero_point) - zero_point) in x's dtype, no gradient rule.
 
   Args:
     x: any shape.
-    scale, zero_point: shaped to broadcast over x.
+    grid: its scale broadcasts over x.
     dtype: precision of the quotient. float64 gives exactly the integers of `quantize`; float32 is
       enough for activations, whose integers the runtime decides.
   """
-  qmin, qmax = numerics.grid_limits(bits, narrow=narrow)
-  scale, zero_point = tf.cast(scale, dtype), tf.cast(zero_point, dtype)
+  qmin, qmax = grid.limits
+  scale, zero_point = tf.cast(grid.scale, dtype), tf.cast(grid.zero_point, dtype)
   q = tf.round(tf.cast(x, dtype) / scale)
   limits = qmin - zero_point, qmax - zero_point
   if scale.shape.rank:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import csv
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,8 +16,24 @@ _TORCH_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 _CAFFE_MEAN = np.array([103.939, 116.779, 123.68], np.float32)
 
 
-def load_images(folder: str | os.PathLike, *, height: int, width: int, channels: int = 3,
-                preprocess: str = "none", names: Sequence[str] | None = None) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+  """How a network takes its images.
+
+  Attributes:
+    height, width: pixels.
+    channels: 3 (RGB) or 1 (luminance).
+    preprocess: a mode of the function `preprocess`.
+  """
+
+  height: int
+  width: int
+  channels: int = 3
+  preprocess: str = "none"
+
+
+def load_images(folder: str | os.PathLike, wanted: ImageFormat, *,
+                names: Sequence[str] | None = None) -> np.ndarray:
   """Returns the images of a folder, float32 [images, height, width, channels], preprocessed.
 
   An image of another size is resized (bilinear, same aspect ratio) to the smallest size that covers the
@@ -24,9 +41,7 @@ def load_images(folder: str | os.PathLike, *, height: int, width: int, channels:
 
   Args:
     folder: holds the images, not its subfolders.
-    height, width: pixels.
-    channels: 3 (RGB) or 1 (luminance).
-    preprocess: a mode of the function `preprocess`.
+    wanted: the format of the result.
     names: file names, in the order wanted; None takes all images sorted by name.
 
   Raises:
@@ -34,16 +49,15 @@ def load_images(folder: str | os.PathLike, *, height: int, width: int, channels:
     ValueError: no image in the folder, one that cannot be read, or an unknown mode.
   """
   folder = pathlib.Path(folder)
-  convert = _mode(preprocess, channels)
-  if channels not in (1, 3):
-    raise ValueError(f"load_images: expected 1 or 3 channels, got {channels}; "
+  convert = _mode(wanted.preprocess, wanted.channels)
+  if wanted.channels not in (1, 3):
+    raise ValueError(f"load_images: expected 1 or 3 channels, got {wanted.channels}; "
                      "give other images as an array.")
   names = image_names(folder) if names is None else list(names)
-  images = np.empty((len(names), height, width, channels), np.float32)
+  images = np.empty((len(names), wanted.height, wanted.width, wanted.channels), np.float32)
 
   def load(index):
-    pixels = _decode(folder / names[index], height, width, channels)
-    images[index] = convert(pixels.astype(np.float32))
+    images[index] = convert(_decode(folder / names[index], wanted).astype(np.float32))
 
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     for _ in pool.map(load, range(len(names))):
@@ -72,23 +86,24 @@ def image_names(folder: str | os.PathLike) -> list[str]:
   return names
 
 
-def _decode(path: pathlib.Path, height: int, width: int, channels: int) -> np.ndarray:
+def _decode(path: pathlib.Path, wanted: ImageFormat) -> np.ndarray:
   """Returns the pixels of one image, uint8 [height, width, channels]."""
   if not path.exists():
     raise FileNotFoundError(f"load_images: there is no image {path}; check its name.")
   try:
     with PIL.Image.open(path) as file:
-      image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
+      image = _eight_bits(file).convert("RGB" if wanted.channels == 3 else "L")
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
     raise ValueError(f"load_images: {path} cannot be read as an image ({error}); "
                      "repair or remove that file.") from error
+  height, width = wanted.height, wanted.width
   factor = max(width / image.width, height / image.height)
   size = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
   if size != image.size:
     image = image.resize(size, PIL.Image.Resampling.BILINEAR)
   left, top = (size[0] - width) // 2, (size[1] - height) // 2
   image = image.crop((left, top, left + width, top + height))
-  return np.asarray(image, np.uint8).reshape(height, width, channels)
+  return np.asarray(image, np.uint8).reshape(height, width, wanted.channels)
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:

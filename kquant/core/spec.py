@@ -69,10 +69,10 @@ class TensorSpec:
   range: str = DEFAULT_RANGE
 
   def __post_init__(self):
-    known = dict.fromkeys(WEIGHT_QUANTIZERS + ACTIVATION_QUANTIZERS)
-    if self.quantizer is not None and self.quantizer not in known:
+    quantizers = dict.fromkeys(WEIGHT_QUANTIZERS + ACTIVATION_QUANTIZERS)
+    if self.quantizer is not None and self.quantizer not in quantizers:
       raise ValueError(f"TensorSpec: unknown quantizer {self.quantizer!r}; expected one of "
-                       f"{', '.join(known)}.")
+                       f"{', '.join(quantizers)}.")
     if not 2 <= self.bits <= 8 and self.bits != 16 and (self.bits, self.quantizer) != (1, "dorefa"):
       raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations, "
                        "1 for weights with quantizer='dorefa'.")
@@ -140,10 +140,10 @@ class Rule:
       re.compile(self.match)
     except re.error as error:
       raise ValueError(f"Rule: match {self.match!r} is no regular expression: {error}.") from error
-    for what, known in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS)):
-      if (name := getattr(self, what).quantizer) is not None and name not in known:
+    for what, choices in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS)):
+      if (name := getattr(self, what).quantizer) is not None and name not in choices:
         raise ValueError(f"Rule {self.match!r}: {what} take no quantizer {name!r}; expected one of "
-                         f"{', '.join(known)}.")
+                         f"{', '.join(choices)}.")
     if not self.weights.symmetric:
       raise ValueError(f"Rule {self.match!r}: weights must be symmetric; no runtime kernel takes a "
                        "weight zero point.")
@@ -237,11 +237,11 @@ class QuantConfig:
       return cls(rules=(Rule(kinds=("Dense",), weights=TensorSpec(per_channel=False), optional=True), Rule()))
     if name == "int16x8":
       return cls(rules=(Rule(activations=TensorSpec(bits=16)),))
-    if found := re.fullmatch(r"w([2-8])a([2-8])(_unpacked)?", name):
-      weights, activations = int(found[1]), int(found[2])
+    if widths := re.fullmatch(r"w([2-8])a([2-8])(_unpacked)?", name):
+      weights, activations = int(widths[1]), int(widths[2])
       of_activations = TensorSpec(bits=activations, range=DEFAULT_RANGE if activations == 8 else "mse")
       return cls(rules=(Rule(weights=TensorSpec(bits=weights), activations=of_activations),),
-                 target=f"litert{found[3] or ''}")
+                 target=f"litert{widths[3] or ''}")
     raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
                      "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
 

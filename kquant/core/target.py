@@ -77,7 +77,7 @@ MobileNetV2 at 224 pixels, w4a8, one thread on x86 (LiteRT 2.3): 2,264,464 bytes
 3,999,328 bytes and 1.9 ms unpacked, the least of 60 runs in turn.
 """
 
-TARGETS = {found.name: found for found in (LITERT, LITERT_UNPACKED)}
+TARGETS = {each.name: each for each in (LITERT, LITERT_UNPACKED)}
 
 
 def target(name: str) -> Target:

@@ -96,7 +96,7 @@ class Execution:
       parts = [run([tf.constant(array[start:start + batch_size], spec.dtype)
                     for array, spec in zip(images, self.specs, strict=True)])
                for start in range(0, len(images[0]), batch_size)]
-      return [np.concatenate(found) for found in zip(*parts)]
+      return [np.concatenate(batches) for batches in zip(*parts)]
 
     return outputs
 

@@ -234,9 +234,9 @@ class _Reader:
       if "dtype" in config:
         config["dtype"] = in_float32(layer.dtype_policy.name)
       params = {key: _in_float32(variable.numpy()) for key, variable in named_variables(layer)}
-      found = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
-      found.origins = found.as_origins()
-      self.layers[id(layer)] = found
+      definition = LayerDef(name, type(layer), config, params, vars(layer).get(_MOMENTS))
+      definition.origins = definition.as_origins()
+      self.layers[id(layer)] = definition
     return self.layers[id(layer)]
 
 

@@ -10,8 +10,8 @@ def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
           and graph.readers(ref)[0].facts.role == "relu")
 
 
-def grid_classes(graph: Graph) -> list[list[Ref]]:
-  """Returns the classes of tensors that must share a grid, in topological order."""
+def grid_groups(graph: Graph) -> list[list[Ref]]:
+  """Returns the groups of tensors that must share a grid, in topological order."""
   parent: dict[Ref, Ref] = {}
 
   def root(ref: Ref) -> Ref:
@@ -29,7 +29,7 @@ def grid_classes(graph: Graph) -> list[list[Ref]]:
         for source in node.inputs:
           first, second = root(source), root(ref)
           parent[second] = first
-  classes: dict[Ref, list[Ref]] = {}
+  groups: dict[Ref, list[Ref]] = {}
   for ref in parent:
-    classes.setdefault(root(ref), []).append(ref)
-  return list(classes.values())
+    groups.setdefault(root(ref), []).append(ref)
+  return list(groups.values())

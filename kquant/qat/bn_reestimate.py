@@ -63,7 +63,7 @@ def reestimate_batch_norm(model: keras.Model, images: Any, *, batches: int = 50,
                      "with batch norms, or one whose quantizers were inserted with batch_norm=\"absorb\" or "
                      "\"train\".")
   statistics = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
-  momenta, kept = [norm.momentum for norm in norms], [(v, v.numpy()) for v in model.weights]
+  momenta, values_before = [norm.momentum for norm in norms], [(v, v.numpy()) for v in model.weights]
   sums, count = [np.zeros(v.shape) for v in statistics], 0
   try:
     for norm in norms:
@@ -77,7 +77,7 @@ def reestimate_batch_norm(model: keras.Model, images: Any, *, batches: int = 50,
   finally:
     for norm, momentum in zip(norms, momenta):
       norm.momentum = momentum
-    for variable, value in kept:  # whatever else a training step moves
+    for variable, value in values_before:  # whatever else a training step moves
       variable.assign(value)
   for variable, total in zip(statistics, sums):
     variable.assign((total / count).astype(np.float32))

@@ -60,10 +60,10 @@ class TrainingCallback(keras.callbacks.Callback):
     Raises:
       ValueError: the model has none.
     """
-    found = self._layers(QuantizeWeights)
+    layers = self._layers(QuantizeWeights)
     if most_bits is None:
-      return found
-    narrow = [layer for layer in found
+      return layers
+    narrow = [layer for layer in layers
               if all(grid.bits <= most_bits for grid in layer.weight_encodings().values())]
     if not narrow:
       raise ValueError(f"{type(self).__name__}: no weights of at most {most_bits} bits; raise bits=, or "
@@ -79,8 +79,8 @@ class TrainingCallback(keras.callbacks.Callback):
     return [layer for layer in self._layers(QuantizeActivation) if layer.fixed is None]
 
   def _layers(self, kind: type) -> list:
-    found = [module for module in (self.model, *self.model.submodules) if isinstance(module, kind)]
-    if not found:
+    layers = [module for module in (self.model, *self.model.submodules) if isinstance(module, kind)]
+    if not layers:
       raise ValueError(f"{type(self).__name__}: model {self.model.name!r} has no {kind.__name__} layers; "
                        "expected what kq.insert_quantizers returns.")
-    return sorted(found, key=lambda layer: layer.name)
+    return sorted(layers, key=lambda layer: layer.name)

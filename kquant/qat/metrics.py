@@ -37,9 +37,9 @@ def fraction(layers: Iterable[QuantizeWeights], field: str, counted: float = COU
   """
   histories = [history_of(layer, name) for layer in layers for name in layer.histories]
   masks = [h.frozen if field == "frozen" else ~h.frozen & (h.frequency > counted) for h in histories]
-  found = sum((tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks), tf.constant(0.0))
+  count = sum((tf.math.count_nonzero(mask, dtype=tf.float32) for mask in masks), tf.constant(0.0))
   total = float(sum(mask.shape.num_elements() for mask in masks))
-  return found / total if masks else tf.constant(float("nan"))
+  return count / total if masks else tf.constant(float("nan"))
 
 
 class _WeightFraction(keras.metrics.Metric):

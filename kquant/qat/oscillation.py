@@ -80,8 +80,8 @@ def freeze(history: History, threshold: tf.Tensor) -> History:
   """
   frozen = history.frozen | (history.frequency > threshold)
   nearest = tf.cast(tf.round(history.average), tf.int8)
-  kept = tf.where(frozen & ~history.frozen, nearest, history.integers)
-  return history._replace(integers=kept, frozen=frozen)
+  integers = tf.where(frozen & ~history.frozen, nearest, history.integers)
+  return history._replace(integers=integers, frozen=frozen)
 
 
 def dampening(weight: tf.Tensor, scale: tf.Tensor, low: tf.Tensor, high: tf.Tensor,

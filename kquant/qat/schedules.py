@@ -101,11 +101,11 @@ class FreezeRanges(_After):
     variables = [v for layer in self.activation_layers() for v in layer.range_variables.values()]
     if self._weights:
       variables += [v for layer in self.weight_layers() for v in layer.range_variables()]
-    kept = [tf.constant(variable.numpy()) for variable in variables]
+    values = [tf.constant(variable.numpy()) for variable in variables]
 
     @tf.function(autograph=False)
     def put_back():
-      for variable, value in zip(variables, kept):
+      for variable, value in zip(variables, values):
         variable.assign(value)
 
     self._put_back = put_back
@@ -133,9 +133,9 @@ class FreezeBatchNorm(_After):
     Raises:
       ValueError: the model has no such layers.
     """
-    found = [layer for layer in self.weight_layers() if isinstance(layer, FoldedConv)]
-    if not found:
+    layers = [layer for layer in self.weight_layers() if isinstance(layer, FoldedConv)]
+    if not layers:
       raise ValueError("FreezeBatchNorm: no layer folds its batch norm in training; insert the quantizers "
                        "with batch_norm=\"train\", or leave the callback out.")
-    for layer in found:
+    for layer in layers:
       layer.freeze_statistics()

@@ -29,10 +29,10 @@ def take_out_batch_norms(graph: Graph, mode: str) -> dict[LayerDef, LayerDef]:
   """
   if mode not in LEARNING_MODES:
     raise ValueError(f"insert_quantizers: batch_norm must be 'fold', 'train' or 'absorb', got {mode!r}.")
-  found = [node for node in graph.of_role("affine") if _is_learnable(graph, node)]
-  fold_batch_norm(graph, keep=found)
+  learnable = [node for node in graph.of_role("affine") if _is_learnable(graph, node)]
+  fold_batch_norm(graph, keep=learnable)
   taken = {}
-  for node in found:
+  for node in learnable:
     linear, norm = node.inputs[0].node.layer, node.layer
     mean = norm.params["moving_mean"] - linear.params["bias"]
     norm.params = {**norm.params, "moving_mean": mean.astype(np.float32)}

@@ -13,7 +13,7 @@ from kquant.ranges.extrema import MinMax
 from kquant.rewrites.scaling.moment_propagation import propagate_moments
 
 
-def known_without_data(qmodel: keras.Model, known: InputRange | None
+def known_without_data(qmodel: keras.Model, input_range: InputRange | None
                        ) -> tuple[dict[str, Estimator], dict[str, np.ndarray]]:
   """Returns ({QuantizeActivation layer: its range}, {QuantizeWeights layer: mean of its input}).
 
@@ -22,7 +22,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
 
   Args:
     qmodel: made in this process of a model whose batch norms were folded in this process.
-    known: range of the inputs; with None there are no ranges, and what follows from no batch norm has mean 0.
+    input_range: of the inputs; with None there are no ranges, and what follows from no batch norm has mean 0.
 
   Raises:
     ValueError, UnsupportedLayerError: see `propagate_moments`.
@@ -32,7 +32,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
   members = remove_activation_quantizers(graph)
   unwrap_weights(graph, live_layers(qmodel))
   graph.normalize()
-  moments = propagate_moments(graph, known)
+  moments = propagate_moments(graph, input_range)
   means: dict[str, list[np.ndarray]] = {}
   for node in graph.nodes:
     if node.facts.weights:
@@ -40,7 +40,7 @@ def known_without_data(qmodel: keras.Model, known: InputRange | None
       mean = moments[source].mean if source in moments else np.zeros(source.shape[-1])
       means.setdefault(node.layer.name, []).append(mean)
   ranges = {}
-  for name, refs in members.items() if known is not None else ():
+  for name, refs in members.items() if input_range is not None else ():
     ranges[name] = MinMax()
     ranges[name].images = 1
     ranges[name].low = min(float(moments[ref].low.min()) for ref in refs)

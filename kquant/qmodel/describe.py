@@ -11,7 +11,7 @@ from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.core.text import text_table
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
-from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.qmodel.finalize import packing_obstacle, remove_activation_quantizers
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
@@ -123,10 +123,10 @@ def describe(qmodel: keras.Model, *, target: Target = LITERT) -> Description:
   wrappers = _take_out_of_wrappers(graph, live)
   graph.normalize()
   of_ref = {ref: live[name] for name, refs in members.items() for ref in refs}
-  classes = {ref: refs for refs in grid_classes(graph) for ref in refs}
-  of_ref.update({ref: of_ref[source] for ref, refs in classes.items() for source in refs
+  groups = {ref: refs for refs in grid_groups(graph) for ref in refs}
+  of_ref.update({ref: of_ref[source] for ref, refs in groups.items() for source in refs
                  if ref not in of_ref and source in of_ref})
-  describer = _Describer(graph, of_ref, classes, wrappers, target)
+  describer = _Describer(graph, of_ref, groups, wrappers, target)
   return Description(tuple(describer.row(node) for node in graph.nodes))
 
 
@@ -146,13 +146,13 @@ class _Describer:
 
   Args:
     of_ref: {tensor: its quantizer}.
-    classes: {tensor: all tensors that have its grid}.
+    groups: {tensor: all tensors that have its grid}.
     wrappers: {layer: its QuantizeWeights}.
   """
 
-  def __init__(self, graph: Graph, of_ref: dict[Ref, QuantizeActivation], classes: dict[Ref, list[Ref]],
+  def __init__(self, graph: Graph, of_ref: dict[Ref, QuantizeActivation], groups: dict[Ref, list[Ref]],
                wrappers: dict[LayerDef, QuantizeWeights], target: Target):
-    self.graph, self.of_ref, self.classes = graph, of_ref, classes
+    self.graph, self.of_ref, self.groups = graph, of_ref, groups
     self.wrappers, self.target = wrappers, target
 
   def row(self, node: Node) -> DescriptionRow:
@@ -175,7 +175,7 @@ class _Describer:
     if ref not in self.of_ref:
       return None
     layer = self.of_ref[ref]
-    others = tuple(other.key for other in self.classes.get(ref, []) if other != ref)
+    others = tuple(other.key for other in self.groups.get(ref, []) if other != ref)
     ends = scale = zero = None
     if layer.quantizing.numpy():
       grid = layer.encoding()
@@ -225,7 +225,7 @@ class _Describer:
     if output is None:
       notes.append("integers as they are, on no grid")
     elif output.fixed:
-      source = self.classes[written][0].node
+      source = self.groups[written][0].node
       notes.append("fixed grid: that of its whole table" if source.facts.table else
                    f"fixed grid: the runtime's {source.kind} has no other")
     if output is not None and output.shared_with and written.node is node:
@@ -236,7 +236,7 @@ class _Describer:
 
   def _why_shared(self, ref: Ref, others: tuple[str, ...]) -> str:
     """With whom a tensor shares its grid, and the kinds of layers between that take and give one grid."""
-    kinds = dict.fromkeys(other.node.kind for other in self.classes[ref]
+    kinds = dict.fromkeys(other.node.kind for other in self.groups[ref]
                           if other.node.facts.role in ("move", "average"))
     return f"one grid with {_few(others)}, on both sides of {_few(list(kinds))}"
 

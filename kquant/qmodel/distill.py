@@ -76,16 +76,16 @@ class DistillationModel(keras.Model):
     self.student = student
     graph, student_graph = _float_graph(teacher), Graph.from_model(student)
     feature = find_features(graph) if features == "auto" else features and _tensor(graph, features)
-    wanted, found = answers(graph), answers(student_graph)
-    if len(wanted) != len(found):
-      raise ValueError(f"DistillationModel: the student has {len(found)} outputs, the teacher {len(wanted)}; "
-                       "pass the float model that the student was made from.")
+    wanted, compared = answers(graph), answers(student_graph)
+    if len(wanted) != len(compared):
+      raise ValueError(f"DistillationModel: the student has {len(compared)} outputs, the teacher "
+                       f"{len(wanted)}; pass the float model that the student was made from.")
     self._terms = [(output_weight, LOSSES[output_loss])] * len(wanted)
     if feature:
       wanted.append(feature)
-      found.append(with_quantizer(student_graph, _tensor(student_graph, feature.key)))
+      compared.append(with_quantizer(student_graph, _tensor(student_graph, feature.key)))
       self._terms.append((feature_weight, relative_l2))
-    self._execution, self._compared = Execution(student_graph, student, call=call_in_mode), found
+    self._execution, self._compared = Execution(student_graph, student, call=call_in_mode), compared
     graph.outputs = wanted
     self.teacher = graph.to_model()
     self.teacher.trainable = False

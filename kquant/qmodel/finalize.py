@@ -125,15 +125,15 @@ def unwrap_weights(graph: Graph, live: dict,
 
 def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]:
   """Adds the tensors that only move integers: they have the grid of what they read."""
-  known = {}
+  all_grids = {}
   for node in graph.nodes:
     for index in range(len(node.shapes)):
       ref = Ref(node, index)
       if ref in grids:
-        known[ref] = grids[ref]
+        all_grids[ref] = grids[ref]
       elif node.facts.role == "move":
-        known[ref] = known[node.inputs[0]]
-  return known
+        all_grids[ref] = all_grids[node.inputs[0]]
+  return all_grids
 
 
 def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members: dict[str, list[Ref]],

@@ -22,7 +22,7 @@ from kquant.qmodel.batch_norm_modes import (
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
-from kquant.qmodel.placement import GridGroup, place
+from kquant.qmodel.placement import QuantizerPlacement, place
 from kquant.qmodel.training_layers import put_back_training_layers, take_out_training_layers
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
@@ -77,7 +77,7 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
   """
   graph.pass_name = "insert_quantizers"
   training = take_out_training_layers(graph)
-  groups, batch_norms = place(graph, config), batch_norms or {}
+  placements, batch_norms = place(graph, config), batch_norms or {}
   for layer in {node.layer: None for node in graph.nodes if node.facts.weights}:
     check_weights(graph, layer)
     rule, norm = config.rule(layer.name, layer.kind, layer.origins), batch_norms.get(layer)
@@ -87,8 +87,8 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     quantizers = {weight.name: _weight_quantizer(layer, weight, rule.weights, norm)
                   for weight in layer.facts.weights}
     wrap(layer, quantizers, batch_norm=norm, rule=str(rule))
-  for group in groups:
-    insert_activation(graph, group, _activation_quantizer(graph, group))
+  for placement in placements:
+    insert_activation(graph, placement, _activation_quantizer(graph, placement))
   if absorb:
     put_back_batch_norms(graph, batch_norms)
   put_back_training_layers(graph, training)
@@ -151,25 +151,26 @@ def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], 
   layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
 
-def insert_activation(graph: Graph, group: GridGroup, quantizer: Quantizer | None,
+def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Quantizer | None,
                       values: dict[str, Any] | None = None) -> None:
-  """Puts the QuantizeActivation of a group behind its tensors, on where its quantizer's state is known."""
-  fixed = None
-  if group.fixed is not None:
-    quantizer = MinMaxQuantizer(bits=group.fixed.bits)
-    fixed = [float(end[0]) for end in group.fixed.range]
-  learns = any(ref.node.config.get("trainable", True) for ref in group.sources)
-  carrier = {} if any(NOTES in layer.config for layer in graph.layers) else {NOTES: {}}
-  layer = graph.new_layer(QuantizeActivation, group.name,
-                          {"quantizer": quantizer, "range": group.spec.range, "fixed": fixed,
-                           "float_in_training": fixed is not None and _ends_model(graph, group.sources[0]),
-                           "rule": group.rule, "trainable": learns, **carrier})
+  """Puts a QuantizeActivation behind the tensors of a grid group, on where its quantizer's state is known."""
+  sources, fixed = placement.sources, None
+  if placement.fixed is not None:
+    quantizer = MinMaxQuantizer(bits=placement.fixed.bits)
+    fixed = [float(end[0]) for end in placement.fixed.range]
+  learns = any(ref.node.config.get("trainable", True) for ref in sources)
+  layer = graph.new_layer(QuantizeActivation, placement.name,
+                          {"quantizer": quantizer, "range": placement.spec.range, "fixed": fixed,
+                           "float_in_training": fixed is not None and _ends_model(graph, sources[0]),
+                           "rule": placement.rule, "trainable": learns})
+  if not any(NOTES in other.config for other in graph.layers):
+    layer.config[NOTES] = {}
   if values is not None:
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
-  for ref in group.sources:
+  for ref in sources:
     graph.insert_after(ref, layer)
-  for ref in group.averages:
+  for ref in placement.averages:
     graph.insert_after(ref, layer, kwargs={"observe": False})
 
 
@@ -191,13 +192,13 @@ def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,
   return quantizer, values
 
 
-def _activation_quantizer(graph: Graph, group: GridGroup) -> Quantizer:
-  spec = group.spec
+def _activation_quantizer(graph: Graph, placement: QuantizerPlacement) -> Quantizer:
+  spec = placement.spec
   if spec.per_channel:
-    raise ValueError(f"Tensor {group.sources[0].key!r}: an activation has one grid; its TensorSpec must not "
-                     "be per_channel.")
-  if spec.range == "cross_entropy" and group.fixed is None:
-    _check_logits(graph, group.sources)
+    raise ValueError(f"Tensor {placement.sources[0].key!r}: an activation has one grid; its TensorSpec must "
+                     "not be per_channel.")
+  if spec.range == "cross_entropy" and placement.fixed is None:
+    _check_logits(graph, placement.sources)
   return QUANTIZERS[spec.quantizer or "minmax"](bits=spec.bits, symmetric=spec.symmetric)
 
 

@@ -45,12 +45,12 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
     rule: where the rule applies that decided; for `kquant.describe`.
-    graph_notes: what the model's graph knows beside its layers (`Graph.notes`); one layer of a model has it.
+
+  The config of one layer of a model has what its graph knows beside its layers, too (`Graph.notes`).
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               float_in_training: bool = False, rule: str = "", graph_notes: dict[str, Any] | None = None,
-               **kwargs):
+               float_in_training: bool = False, rule: str = "", **kwargs):
     super().__init__(**kwargs)
     self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
     self.range = range
@@ -58,7 +58,7 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     self.float_in_training = float_in_training
     self.rule = rule
     self.waits = False  # it is off on purpose: `DelayActivationQuantization` turns it on
-    self._graph_notes = None if graph_notes is None else json.dumps(graph_notes)  # Keras would track a dict
+    self._graph_notes: str | None = None  # JSON: Keras would track a dict
 
   def build(self, input_shape):
     """Adds the quantizer's variables and the switch."""
@@ -124,11 +124,20 @@ class QuantizeActivation(keras.layers.Layer, _Switch):
     return input_shape
 
   def get_config(self) -> dict[str, Any]:
-    """Returns the arguments of the constructor."""
+    """Returns the arguments of the constructor, and the notes of the graph where it has them."""
     notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
             "float_in_training": self.float_in_training, "rule": self.rule, **notes}
+
+  @classmethod
+  def from_config(cls, config):
+    """Returns the layer that `get_config` described."""
+    arguments = {name: value for name, value in config.items() if name != NOTES}
+    layer = super().from_config(arguments)
+    if NOTES in config:
+      layer._graph_notes = json.dumps(config[NOTES])
+    return layer
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -232,8 +241,8 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     integers = tf.cast(history["integers"], tf.float32)
     scale, _, qmax = self._grid_of(name, quantizer, state)
     beyond = quantizer(tf.fill(values.shape, 2 * tf.reduce_max(scale) * qmax), False, state)
-    kept = _with_gradient_of(scale * integers, beyond * (integers / qmax))
-    return tf.where(tf.logical_and(history["frozen"], self.quantizing), kept, values)
+    frozen = _with_gradient_of(scale * integers, beyond * (integers / qmax))
+    return tf.where(tf.logical_and(history["frozen"], self.quantizing), frozen, values)
 
   def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
     """Returns (scale, to broadcast over the weight, qmin, qmax)."""

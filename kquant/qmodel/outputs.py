@@ -14,8 +14,8 @@ from kquant.rewrites.scaling.channel_statistics import before_saturation
 
 def answers(graph: Graph) -> list[Ref]:
   """Returns the outputs of a float or quantized network before what saturates, behind their quantizers."""
-  found = [before_saturation(_without_quantizer(ref)) for ref in graph.output_refs]
-  return [with_quantizer(graph, ref) for ref in found]
+  tensors = [before_saturation(_without_quantizer(ref)) for ref in graph.output_refs]
+  return [with_quantizer(graph, ref) for ref in tensors]
 
 
 def with_quantizer(graph: Graph, ref: Ref) -> Ref:

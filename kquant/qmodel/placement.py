@@ -17,7 +17,7 @@ from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.core.target import Target, target
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
-from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.rules import check_kinds, check_matches
 
@@ -28,8 +28,8 @@ REMEDIES = {
 
 
 @dataclasses.dataclass
-class GridGroup:
-  """Tensors on one grid.
+class QuantizerPlacement:
+  """The quantizer of a grid group, and the tensors that it comes behind.
 
   Attributes:
     sources: tensors whose values are computed onto the grid; calibration looks at them.
@@ -51,8 +51,8 @@ class GridGroup:
     return _layer_name(self.sources[0], "quantize")
 
 
-def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
-  """Returns the groups of a standardized graph; adds a planned requantization where grids collide.
+def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
+  """Returns where quantizers go in a standardized graph; adds a planned requantization where grids collide.
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
@@ -64,8 +64,8 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
   for node in graph.nodes:
     check_supported(node)
   _part_colliding_grids(graph, limits)
-  groups, deciders = [], {node.layer: node.layer for node in graph.nodes if node.facts.role == "linear"}
-  for refs in grid_classes(graph):
+  placements, deciders = [], {node.layer: node.layer for node in graph.nodes if node.facts.role == "linear"}
+  for refs in grid_groups(graph):
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     averages = [ref for ref in refs if ref.node.facts.role == "average"]
     subject = _rule_subject(graph, sources[0])
@@ -75,10 +75,10 @@ def place(graph: Graph, config: QuantConfig) -> list[GridGroup]:
     rule = config.rule(subject.layer.name, subject.kind, subject.layer.origins)
     fixed = limits.fixed_grid(sources[0].node.facts.fixed_grid, rule.activations.bits)
     fixed = fixed or _grid_of_table(sources, rule.activations)
-    groups.append(GridGroup(sources, averages, rule.activations, fixed, str(rule)))
-  _check_widths(groups)
+    placements.append(QuantizerPlacement(sources, averages, rule.activations, fixed, str(rule)))
+  _check_widths(placements)
   check_matches(config, deciders)
-  return groups
+  return placements
 
 
 def check_config(graph: Graph, config: QuantConfig) -> None:
@@ -97,11 +97,11 @@ def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
 
 
-def _check_widths(groups: list[GridGroup]) -> None:
+def _check_widths(placements: list[QuantizerPlacement]) -> None:
   """Raises ValueError where activations of 16 bits meet others: no operator takes both."""
-  wide = [group for group in groups if group.spec.bits == 16]
-  if wide and len(wide) < len(groups):
-    other = next(group for group in groups if group.spec.bits != 16)
+  wide = [placement for placement in placements if placement.spec.bits == 16]
+  if wide and len(wide) < len(placements):
+    other = next(placement for placement in placements if placement.spec.bits != 16)
     raise ValueError(f"Tensor {wide[0].sources[0].key!r} has 16 bits and {other.sources[0].key!r} has "
                      f"{other.spec.bits}; activations have 16 bits throughout or nowhere, so give every rule "
                      "the same (as the preset int16x8 does).")
@@ -152,12 +152,12 @@ def _supported_layers() -> list[str]:
 
 
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:
-  """Puts a requantization behind each source whose grid cannot be that of its class.
+  """Puts a requantization behind each source whose grid cannot be that of its group.
 
   A softmax that is concatenated with a convolution has a grid of its own; so has a ReLU with a cap
   that no fused activation can hold.
   """
-  for refs in grid_classes(graph):
+  for refs in grid_groups(graph):
     sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
     if len(sources) == 1:
       continue

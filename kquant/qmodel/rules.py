@@ -20,13 +20,13 @@ def check_kinds(graph: Graph, config: QuantConfig) -> None:
   Args:
     graph: standardized: its layers know of what layers of the user's they were made.
   """
-  known = {*LAYERS, *(name for name, value in vars(keras.layers).items() if isinstance(value, type)),
-           *(kind for node in graph.nodes for _, kind in _subjects(node.layer))}
+  all_kinds = {*LAYERS, *(name for name, value in vars(keras.layers).items() if isinstance(value, type)),
+               *(kind for node in graph.nodes for _, kind in _subjects(node.layer))}
   for rule in config.rules:
     for kind in rule.kinds:
-      if kind not in known and not _is_operator(kind):
+      if kind not in all_kinds and not _is_operator(kind):
         raise ValueError(f"Rule with {rule}: there is no layer kind {kind!r}; expected "
-                         f"{_listed(_nearest(kind, known))} (a layer of your own is 'module.Class').")
+                         f"{_listed(_nearest(kind, all_kinds))} (a layer of your own is 'module.Class').")
 
 
 def check_matches(config: QuantConfig, deciders: dict[LayerDef, LayerDef]) -> None:
@@ -66,8 +66,8 @@ def _nearest(word: str, words: set[str]) -> list[str]:
   by_lower: dict[str, str] = {}
   for candidate in sorted(words):
     by_lower.setdefault(candidate.lower(), candidate)
-  found = difflib.get_close_matches(word.lower(), by_lower, n=_NEAREST, cutoff=0.0)
-  return [by_lower[name] for name in found]
+  nearest = difflib.get_close_matches(word.lower(), by_lower, n=_NEAREST, cutoff=0.0)
+  return [by_lower[name] for name in nearest]
 
 
 def _listed(words: list[str]) -> str:

@@ -16,7 +16,7 @@ from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.qmodel.insert import check_weights, insert_activation, wrap
-from kquant.qmodel.placement import place
+from kquant.qmodel.placement import QuantizerPlacement, place
 from kquant.quantizers import MinMaxQuantizer, Quantizer
 from kquant.rewrites.standardize.standardize import standardize
 
@@ -46,7 +46,7 @@ def from_tfmot(model: keras.Model) -> keras.Model:
   weights, outputs = _unwrap(graph, live)
   graph.normalize()
   standardize(graph)
-  groups = place(graph, QuantConfig())
+  placements = place(graph, QuantConfig())
   for layer in {node.layer: None for node in graph.nodes if node.facts.weights}:
     check_weights(graph, layer)
     for weight in layer.facts.weights:
@@ -55,9 +55,9 @@ def from_tfmot(model: keras.Model) -> keras.Model:
         raise UnsupportedLayerError(f"Layer {layer.name!r} has no quantizer for its {weight.key}; annotate "
                                     f"it with a {config} of kquant's quantizers.")
     wrap(layer, weights[layer.name], rule=_ANNOTATED)
-  for group in groups:
-    group.rule = _ANNOTATED
-    insert_activation(graph, group, *_state_of(graph, group, outputs))
+  for placement in placements:
+    placement.rule = _ANNOTATED
+    insert_activation(graph, placement, *_state_of(graph, placement, outputs))
   return graph.to_model()
 
 
@@ -114,20 +114,21 @@ def _known(quantizer, variables) -> State:
   return own, own.initial_values(low, high)
 
 
-def _state_of(graph: Graph, group, outputs: dict[str, State]) -> State | tuple[None, None]:
-  """The quantizer of a group: that of the layers which write its tensors."""
-  if group.fixed is not None:
+def _state_of(graph: Graph, placement: QuantizerPlacement,
+              outputs: dict[str, State]) -> State | tuple[None, None]:
+  """The quantizer of a grid group: that of the layers which write its tensors."""
+  if placement.fixed is not None:
     return None, None
-  found = {}
-  for ref in group.sources:
+  by_owner = {}
+  for ref in placement.sources:
     name = ref.node.layer.name
     owner = next((owner for owner in outputs if name == owner or name.startswith(f"{owner}/")), None)
     if owner is None or not _is_last(graph, ref, owner):
       raise UnsupportedLayerError(
           f"Tensor {ref.key!r} has no quantizer; annotate the layer that writes it with a Kernel"
           "QuantizeConfig that has an output quantizer, or with an OutputQuantizeConfig.")
-    found[owner] = outputs[owner]
-  (first, (quantizer, values)), *others = found.items()
+    by_owner[owner] = outputs[owner]
+  (first, (quantizer, values)), *others = by_owner.items()
   for name, (_, other) in others:
     if any(not np.array_equal(values[key], other.get(key)) for key in values):
       raise UnsupportedLayerError(f"Layers {first!r} and {name!r} write tensors that one integer operator "

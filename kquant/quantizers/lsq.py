@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
+from kquant.core.fake_quantization import GridTensors
 from kquant.quantizers.base import Quantizer, Variables
 from kquant.quantizers.straight_through import onto_grid
 
@@ -48,8 +49,7 @@ class LSQQuantizer(Quantizer):
   def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the fake-quantized tensor."""
     scale, zero_point = self._trained_grid(weights, self._gradient_scale(inputs))
-    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis,
-                     on=on)
+    return onto_grid(inputs, GridTensors(scale, zero_point, self.bits, self.narrow, self.axis), on=on)
 
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns the step and zero point over [low, high], as float32 [channels] or [1]; log_step is 0."""

@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import fake_quantization
 from kquant.core.encodings import Encoding
+from kquant.core.fake_quantization import GridTensors, affine_grid_tf, symmetric_grid_tf
 from kquant.quantizers.base import Quantizer, Variables
 from kquant.quantizers.straight_through import onto_grid
 
@@ -27,8 +27,7 @@ class MinMaxQuantizer(Quantizer):
   def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the fake-quantized tensor; the gradient is 1 inside the range and 0 outside."""
     scale, zero_point = self._grid(weights["min"], weights["max"])
-    return onto_grid(inputs, scale, zero_point, bits=self.bits, narrow=self.narrow, axis=self.axis,
-                     on=on)
+    return onto_grid(inputs, GridTensors(scale, zero_point, self.bits, self.narrow, self.axis), on=on)
 
   def initial_values(self, low, high) -> dict[str, np.ndarray]:
     """Returns {"min", "max"} as float32 [channels] or [1]."""
@@ -50,6 +49,6 @@ class MinMaxQuantizer(Quantizer):
 
   def _grid(self, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if self.symmetric:
-      scale = fake_quantization.symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)
+      scale = symmetric_grid_tf(tf.maximum(tf.abs(low), tf.abs(high)), self.bits)
       return scale, tf.zeros_like(scale)
-    return fake_quantization.affine_grid_tf(low, high, self.bits)
+    return affine_grid_tf(low, high, self.bits)

@@ -8,6 +8,7 @@ import tf_keras as keras
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
+from kquant.core.fake_quantization import GridTensors
 from kquant.quantizers.base import Quantizer, Variables
 from kquant.quantizers.straight_through import onto_grid
 
@@ -43,8 +44,8 @@ class PACTQuantizer(Quantizer):
   def __call__(self, inputs: tf.Tensor, training, weights: Variables, *, on=None, **kwargs) -> tf.Tensor:
     """Returns the clipped and fake-quantized tensor."""
     zero_point = tf.convert_to_tensor(weights["zero_point"])
-    return onto_grid(inputs, self._scale(weights), zero_point, bits=self.bits, narrow=self.narrow,
-                     axis=self.axis, on=on, rounding_gradient=False)
+    grid = GridTensors(self._scale(weights), zero_point, self.bits, self.narrow, self.axis)
+    return onto_grid(inputs, grid, on=on, rounding_gradient=False)
 
   def initial_values(self, low, high) -> dict[str, Any]:
     """Returns alpha and the zero point over [low, high], as float32 [channels] or [1]."""

@@ -1,16 +1,14 @@
 """Rounding to a grid in the forward pass, with straight-through estimators (STE) as gradients."""
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
-from kquant.core import fake_quantization, numerics
+from kquant.core import numerics
+from kquant.core.fake_quantization import GridTensors, fake_quantize
 
 _SLACK = 1 + 2.0**-20  # the element that set a range lies inside it, however its scale was rounded
 
 
-def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: int, narrow: bool,
-              axis: Sequence[int] | None = None, on: tf.Tensor | None = None,
+def onto_grid(x: tf.Tensor, grid: GridTensors, *, on: tf.Tensor | None = None,
               rounding_gradient: bool = True) -> tf.Tensor:
   """Returns y = scale * (clip(round(x / scale) + zero_point, n, p) - zero_point).
 
@@ -27,32 +25,25 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
 
   Args:
     x: any shape, float32.
-    scale: float32, [channels] or [1].
-    zero_point: integers as floats, the same shape.
-    bits, narrow: of the grid.
-    axis: channel axes of x, ascending; None: per-tensor.
+    grid: scale float32, [channels] or [1]; zero_point the same shape, integers as floats.
     on: bool scalar; where it is false x and its gradient are returned as they are.
     rounding_gradient: False lets dy/dscale be 0 inside (Choi et al. 2018, PACT, eq. 3).
   """
-  shape = numerics.channel_shape(x.shape, axis)
-  taps = None if axis is None else [i for i in range(x.shape.rank) if i not in axis]
-  qmin, qmax = numerics.grid_limits(bits, narrow=narrow)
+  shape = numerics.channel_shape(x.shape, grid.axis)
+  taps = None if grid.axis is None else [i for i in range(x.shape.rank) if i not in grid.axis]
 
   @tf.custom_gradient
   def apply(x, scale, zero_point):
-    scale_of_x, zero_of_x = (tf.reshape(v, shape) for v in (scale, zero_point))
-    rounded = fake_quantization.fake_quantize(x, scale_of_x, zero_of_x, bits=bits, narrow=narrow,
-                                     dtype=tf.float64 if narrow else tf.float32)
+    over_x = GridTensors(tf.reshape(scale, shape), tf.reshape(zero_point, shape), grid.bits, grid.narrow)
+    rounded = fake_quantize(x, over_x, dtype=tf.float64 if grid.narrow else tf.float32)
     y = switched(on, rounded, x)
 
     def gradient(upstream):
-      wide = scale_of_x * _SLACK
-      limits = wide * (qmin - zero_of_x), wide * (qmax - zero_of_x)
       if taps is None:
-        of_x, outside, ends = _split(x, upstream, *limits, bits, narrow)
+        of_x, outside, ends = _split(x, upstream, over_x)
         times_scale = ends + tf.reduce_sum(of_x * (y - x)) if rounding_gradient else ends
       else:
-        of_x, beyond = _split_channels(x, upstream, *limits)
+        of_x, beyond = _split_channels(x, upstream, over_x)
         outside = tf.reduce_sum(beyond, taps)
         times_scale = tf.reduce_sum(upstream * y - of_x * x if rounding_gradient else beyond * y, taps)
       of_scale = tf.reshape(times_scale, scale.shape) / scale
@@ -63,7 +54,7 @@ def onto_grid(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, *, bits: in
 
     return y, gradient
 
-  return apply(x, scale, tf.cast(zero_point, scale.dtype))
+  return apply(x, grid.scale, tf.cast(grid.zero_point, grid.scale.dtype))
 
 
 def switched(on: tf.Tensor | None, x: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
@@ -78,19 +69,26 @@ def switched(on: tf.Tensor | None, x: tf.Tensor, otherwise: tf.Tensor) -> tf.Ten
   return x if on is None else tf.raw_ops.Select(condition=on, x=x, y=otherwise)
 
 
-def _split(x, upstream, low, high, bits, narrow):
-  """Returns (upstream inside [low, high], its sum outside, that of upstream * y outside); scalar limits.
+def _ends(grid: GridTensors) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns the ends of a grid's range, _SLACK further apart."""
+  (qmin, qmax), wide = grid.limits, grid.scale * _SLACK
+  return wide * (qmin - grid.zero_point), wide * (qmax - grid.zero_point)
+
+
+def _split(x, upstream, grid):
+  """Returns (upstream inside the range, its sum outside, that of upstream * y outside); of one scale.
 
   The gradient of TensorFlow's own fake quantization makes them in one operator.
   """
+  low, high = _ends(grid)
   inside, below, above = tf.quantization.fake_quant_with_min_max_vars_gradient(
-      upstream, x, low, high, num_bits=bits, narrow_range=narrow)
+      upstream, x, low, high, num_bits=grid.bits, narrow_range=grid.narrow)
   return inside, below + above, (low * below + high * above) / _SLACK
 
 
-def _split_channels(x, upstream, low, high):
-  """Returns upstream inside [low, high] and outside, for limits that broadcast over x."""
-  inside = upstream * tf.cast(tf.equal(tf.clip_by_value(x, low, high), x), upstream.dtype)
+def _split_channels(x, upstream, grid):
+  """Returns upstream inside the range and outside, for scales that broadcast over x."""
+  inside = upstream * tf.cast(tf.equal(tf.clip_by_value(x, *_ends(grid)), x), upstream.dtype)
   return inside, upstream - inside
 
 

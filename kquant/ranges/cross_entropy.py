@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kquant.ranges.base import Estimator
-from kquant.ranges.search import search_range
+from kquant.ranges.search import Grids, RangeCandidates, search_range
 
 _MOST_ELEMENTS = 1 << 20
 
@@ -63,8 +63,8 @@ class CrossEntropy(Estimator):
     room = self._most_rows()
     if sum(map(len, self._rows.values())) <= room:
       return
-    kept, self._rows = sorted(self._rows.items()), {}
-    for key, rows in kept:
+    by_hash, self._rows = sorted(self._rows.items()), {}
+    for key, rows in by_hash:
       if room > 0:
         self._rows[key] = rows[:room]
       room -= len(rows)
@@ -75,23 +75,22 @@ class CrossEntropy(Estimator):
 
   def _find(self, bits, symmetric):
     logits = np.concatenate([rows for _, rows in sorted(self._rows.items())]).astype(np.float64)
-    return search_range(lambda *grids: cross_entropies(logits, *grids), self.low, self.high, bits=bits,
-                        symmetric=symmetric, coupled=True)
+    return search_range(lambda grids: cross_entropies(logits, grids),
+                        RangeCandidates(self.low, self.high, bits, symmetric), coupled=True)
 
 
-def cross_entropies(logits: np.ndarray, scale: np.ndarray, first: np.ndarray,
-                    last: np.ndarray) -> np.ndarray:
+def cross_entropies(logits: np.ndarray, grids: Grids) -> np.ndarray:
   """Returns the mean H(softmax(v), softmax(v_hat)) in nats over rows v, for each of many grids: [grids].
 
   Args:
     logits: [images, classes].
-    scale: [grids]. first, last: integers of the grid less its zero point, [grids].
+    grids: to be judged.
   """
   weights = np.exp(logits - logits.max(axis=1, keepdims=True))
   weights /= weights.sum(axis=1, keepdims=True)
-  result = np.empty(len(scale))
-  for index, step in enumerate(np.asarray(scale, np.float64)):
-    v = step * np.clip(np.rint(logits / step), first[index], last[index])
+  result = np.empty(len(grids.scale))
+  for index, step in enumerate(np.asarray(grids.scale, np.float64)):
+    v = step * np.clip(np.rint(logits / step), grids.first[index], grids.last[index])
     v -= v.max(axis=1, keepdims=True)
     losses = np.log(np.exp(v).sum(axis=1)) - np.einsum("nc,nc->n", weights, v)
     result[index] = math.fsum(losses) / len(losses)

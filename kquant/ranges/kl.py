@@ -8,7 +8,7 @@ spread again over the bins that are not empty. The threshold of least KL(P || Q)
 import numpy as np
 
 from kquant.ranges.base import Estimator
-from kquant.ranges.search import grids_over, widened
+from kquant.ranges.search import Grids, grids_over, widened
 
 _SMOOTHING = 1e-4
 _CANDIDATES = 256
@@ -36,32 +36,32 @@ class KullbackLeibler(Estimator):
     thresholds = np.append(thresholds, np.inf)
     lows, highs = np.maximum(ends[0], -thresholds), np.minimum(ends[1], thresholds)
     edges, counts = self.histogram.density(self.low, self.high, zeros=False)
-    losses = divergences(edges, counts, thresholds, *grids_over(lows, highs, bits, symmetric))
+    losses = divergences(edges, counts, thresholds, grids_over(lows, highs, bits, symmetric))
     best = len(losses) - 1 - int(np.argmin(losses[::-1]))
     return max(self.low, float(lows[best])), min(self.high, float(highs[best]))
 
 
-def divergences(edges: np.ndarray, counts: np.ndarray, thresholds: np.ndarray, scale: np.ndarray,
-                first: np.ndarray, last: np.ndarray) -> np.ndarray:
+def divergences(edges: np.ndarray, counts: np.ndarray, thresholds: np.ndarray, grids: Grids) -> np.ndarray:
   """Returns KL(P || Q) in nats for each of many clipped grids: [grids].
 
   Args:
     edges: [bins + 1], ascending. counts: [bins].
     thresholds: |x| is clipped there, at edges, [grids].
-    scale: [grids]. first, last: integers of the grid less its zero point, [grids].
+    grids: those of the clipped ranges.
   """
   centres = (edges[:-1] + edges[1:]) / 2
   result = np.full(len(thresholds), np.inf)
   for index, threshold in enumerate(thresholds):
-    (kept,) = np.nonzero(np.abs(centres) < threshold)
-    if not len(kept):
+    (within,) = np.nonzero(np.abs(centres) < threshold)
+    if not len(within):
       continue
-    start, stop = kept[0], kept[-1] + 1
+    start, stop = within[0], within[-1] + 1
     inside = counts[start:stop].astype(np.float64)
     p = inside.copy()
     p[0] += counts[:start].sum()
     p[-1] += counts[stop:].sum()
-    levels = np.clip(np.rint(centres[start:stop] / scale[index]), first[index], last[index]).astype(int)
+    levels = np.rint(centres[start:stop] / grids.scale[index])
+    levels = np.clip(levels, grids.first[index], grids.last[index]).astype(int)
     result[index] = _divergence(p, _merged(inside, p > 0, levels - levels[0]))
   return result
 

@@ -7,7 +7,7 @@ keeps the extrema.
 import numpy as np
 
 from kquant.ranges.base import Estimator
-from kquant.ranges.search import search_range
+from kquant.ranges.search import Grids, RangeCandidates, search_range
 
 _GRIDS_AT_ONCE = 16
 
@@ -29,8 +29,8 @@ class LpError(Estimator):
 
   def _find(self, bits, symmetric):
     edges, counts = self.histogram.density(self.low, self.high)
-    return search_range(lambda *grids: power_error(edges, counts, *grids, power=self.number),
-                        self.low, self.high, bits=bits, symmetric=symmetric)
+    return search_range(lambda grids: power_error(edges, counts, grids, power=self.number),
+                        RangeCandidates(self.low, self.high, bits, symmetric))
 
 
 class MeanSquaredError(LpError):
@@ -40,8 +40,7 @@ class MeanSquaredError(LpError):
     super().__init__(2.0)
 
 
-def power_error(edges: np.ndarray, counts: np.ndarray, scale: np.ndarray, first: np.ndarray,
-                last: np.ndarray, *, power: float) -> np.ndarray:
+def power_error(edges: np.ndarray, counts: np.ndarray, grids: Grids, *, power: float) -> np.ndarray:
   """Returns the sum of |x - x_hat|^p over a histogram, for each of many grids: [grids].
 
   With u = x / scale and q = clip(round(u), first, last), the integral from 0 to u of |v - q(v)|^p dv is
@@ -50,19 +49,19 @@ def power_error(edges: np.ndarray, counts: np.ndarray, scale: np.ndarray, first:
 
   Args:
     edges: [bins + 1], ascending. counts: [bins].
-    scale: [grids]. first, last: integers of the grid less its zero point, [grids].
+    grids: to be judged.
     power: p, positive.
 
   Returns:
     The sums in units of the histogram's width to the power p + 1: any data give finite numbers.
   """
-  scale = np.asarray(scale, np.float64)
+  scale = np.asarray(grids.scale, np.float64)
   step = -np.diff(counts / np.diff(edges), prepend=0, append=0)
   errors = []
   for start in range(0, scale.size, _GRIDS_AT_ONCE):
     part = slice(start, start + _GRIDS_AT_ONCE)
     u = edges / scale[part, None]
-    q = np.clip(np.rint(u), first[part, None], last[part, None])
+    q = np.clip(np.rint(u), grids.first[part, None], grids.last[part, None])
     u -= q
     errors.append(np.einsum("ge,e->g", q * 0.5**power + u * np.abs(u) ** power, step))
   return (scale / (edges[-1] - edges[0])) ** (power + 1) / (power + 1) * np.concatenate(errors)

@@ -44,8 +44,8 @@ def weight_range(kernel, axis: Sequence[int] | None, *, method: str = "minmax",
   channels = math.prod(kernel.shape[i] for i in axis)
   rows = np.abs(np.moveaxis(kernel, axis, range(len(axis))).reshape(channels, -1))
   high = rows.max(axis=1).astype(np.float64)
-  known, (_, qmax) = high > 0, numerics.grid_limits(bits, narrow=True)
-  high[known] *= WEIGHT_METHODS[name](rows[known] / high[known, None], qmax, number)
+  filled, (_, qmax) = high > 0, numerics.grid_limits(bits, narrow=True)
+  high[filled] *= WEIGHT_METHODS[name](rows[filled] / high[filled, None], qmax, number)
   return 0.0 - high, high
 
 
@@ -54,8 +54,8 @@ def _largest(rows: np.ndarray, qmax: int, number: float | None) -> np.ndarray:
 
 
 def _percentile(rows: np.ndarray, qmax: int, number: float | None) -> np.ndarray:
-  found = np.quantile(rows, number / 100, axis=1)
-  return np.where(found > 0, found, 1.0)
+  ratios = np.quantile(rows, number / 100, axis=1)
+  return np.where(ratios > 0, ratios, 1.0)
 
 
 def _least_power_error(rows: np.ndarray, qmax: int, number: float | None) -> np.ndarray:

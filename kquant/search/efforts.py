@@ -98,11 +98,12 @@ def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: Flo
   quality = held_back.quality(bench.outputs(config))
   for step in steps:
     candidate = config.following(step)
-    trial, found = held_back.try_change(_name(step), functools.partial(bench.outputs, candidate), quality,
-                                        must_gain=step.equalize is not None)
+    change = functools.partial(bench.outputs, candidate)
+    trial, candidate_quality = held_back.try_change(_name(step), change, quality,
+                                                    must_gain=step.equalize is not None)
     report.trials.append(trial)
     if trial.kept:
-      config, quality = candidate, found
+      config, quality = candidate, candidate_quality
   return config
 
 

@@ -20,6 +20,7 @@ from kquant.ptq.layerwise.bias_correction import (
   linear_params,
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers
+from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.layers import QuantizeActivation
@@ -88,8 +89,8 @@ class Calibrated:
     method = config.recipe.rounding
     if method != "nearest":
       with report.stage("rounding"):
-        shared = round_layers(self.qmodel, self._float_params, self._statistics, self._calibration,
-                              method=method, seed=seed)
+        turns = layer_turns(self.qmodel, self._calibration, float_params=self._float_params)
+        shared = round_layers(turns, self._float_params, self._statistics, method=method, seed=seed)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
@@ -99,14 +100,12 @@ class Calibrated:
 
   def _correct_bias(self, method: str) -> list[str]:
     """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
-    known = self.qmodel, self._float_params
     if method == "local":
-      correct_local_shift(*known, self._statistics)
+      correct_local_shift(self.qmodel, self._float_params, self._statistics)
     elif method == "analytic":
-      calibration = self._calibration
-      correct_analytic_shift(*known, calibration if isinstance(calibration, InputRange) else None)
+      correct_analytic_shift(self.qmodel, self._float_params, self._calibration)
     elif method == "iterative":
-      return correct_iteratively(*known, self._statistics, self._calibration)
+      return correct_iteratively(self.qmodel, self._float_params, self._statistics, self._calibration)
     return []
 
 

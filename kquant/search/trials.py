@@ -49,14 +49,14 @@ class HeldBack:
     start = time.perf_counter()
     after = self.quality(change())
     gain, error = paired_change(after, before)
-    kept = gain > GAIN * error if must_gain else gain >= -HARM * error
+    accepted = gain > GAIN * error if must_gain else gain >= -HARM * error
     seconds = time.perf_counter() - start
-    return Trial(method, kept, len(self.images[0]), gain, error, self.unit, seconds), after
+    return Trial(method, accepted, len(self.images[0]), gain, error, self.unit, seconds), after
 
 
-def paired_change(found: np.ndarray, before: np.ndarray) -> tuple[float, float]:
-  """Returns the mean of found - before, each [images], and its standard error: infinite for one image."""
-  difference = found - before
+def paired_change(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+  """Returns the mean of after - before, each [images], and its standard error: infinite for one image."""
+  difference = after - before
   error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
   return float(difference.mean()), float(error)
 
@@ -66,13 +66,13 @@ def image_sqnr_db(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.
 
   Of several outputs it is the mean.
   """
-  found = []
+  decibels = []
   for output, wanted in zip(outputs, reference):
     axes = tuple(range(1, wanted.ndim))
     noise = np.square(output.astype(np.float64) - wanted).sum(axis=axes)
     signal = np.square(wanted.astype(np.float64)).sum(axis=axes)
-    found.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
-  return np.mean(found, axis=0)
+    decibels.append(10 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-12 * signal + 1e-30)))
+  return np.mean(decibels, axis=0)
 
 
 def image_divergence(outputs: list[np.ndarray], reference: list[np.ndarray]) -> np.ndarray:
@@ -80,9 +80,9 @@ def image_divergence(outputs: list[np.ndarray], reference: list[np.ndarray]) -> 
 
   The mean over all that is not the last axis; of several outputs the mean.
   """
-  found = []
+  divergences = []
   for output, wanted in zip(outputs, reference):
     mine, theirs = (scipy.special.log_softmax(x.astype(np.float64), -1) for x in (output, wanted))
     divergence = (np.exp(theirs) * (theirs - mine)).sum(-1)
-    found.append(divergence.reshape(len(divergence), -1).mean(1))
-  return np.mean(found, axis=0)
+    divergences.append(divergence.reshape(len(divergence), -1).mean(1))
+  return np.mean(divergences, axis=0)

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 from tf_keras.applications import imagenet_utils
 
-from kquant.core.images import image_names, load_images, preprocess, read_labels
+from kquant.core.images import ImageFormat, image_names, load_images, preprocess, read_labels
 
 
 def write(folder, name, pixels):
@@ -21,7 +21,7 @@ def test_images_of_the_right_size_keep_their_pixels_sorted_by_name(tmp_path):
   for i in (3, 1, 2):
     write(tmp_path, f"{i}.png", noise(8, 6, seed=i))
   (tmp_path / "labels.csv").write_text("file,label\n")
-  images = load_images(tmp_path, height=8, width=6)
+  images = load_images(tmp_path, ImageFormat(8, 6))
   assert images.dtype == np.float32 and images.shape == (3, 8, 6, 3)
   np.testing.assert_array_equal(images, [noise(8, 6, seed=i) for i in (1, 2, 3)])
   assert image_names(tmp_path) == ["1.png", "2.png", "3.png"]
@@ -31,7 +31,7 @@ def test_names_choose_images_and_their_order(tmp_path):
   for i in range(20):
     write(tmp_path, f"{i}.bmp", np.full((2, 2, 3), i))
   names = [f"{i}.bmp" for i in (7, 2, 19, 2)]
-  images = load_images(str(tmp_path), height=2, width=2, names=names)
+  images = load_images(str(tmp_path), ImageFormat(2, 2), names=names)
   np.testing.assert_array_equal(images[:, 0, 0, 0], [7, 2, 19, 2])
 
 
@@ -39,7 +39,7 @@ def test_a_wide_image_is_cut_to_its_centre(tmp_path):
   # 8 x 4 to 4 x 4: the height fits already, so that the middle columns 2..5 stay as they are.
   pixels = noise(4, 8)
   write(tmp_path, "wide.png", pixels)
-  np.testing.assert_array_equal(load_images(tmp_path, height=4, width=4)[0], pixels[:, 2:6])
+  np.testing.assert_array_equal(load_images(tmp_path, ImageFormat(4, 4))[0], pixels[:, 2:6])
 
 
 def test_the_smallest_size_that_covers_the_target(tmp_path):
@@ -47,13 +47,13 @@ def test_the_smallest_size_that_covers_the_target(tmp_path):
   write(tmp_path, "x.png", pixels)
   resized = PIL.Image.fromarray(pixels).resize((33, 20), PIL.Image.Resampling.BILINEAR)
   expected = np.asarray(resized)[:, 6:26]  # 50 x 30 to 33 x 20, then the middle 20 columns
-  np.testing.assert_array_equal(load_images(tmp_path, height=20, width=20)[0], expected)
+  np.testing.assert_array_equal(load_images(tmp_path, ImageFormat(20, 20))[0], expected)
 
 
 @pytest.mark.parametrize("height, width", [(7, 5), (64, 64), (3, 40), (1, 1)])
 def test_any_target_is_covered(tmp_path, height, width):
   write(tmp_path, "x.png", np.full((31, 17, 3), 200))
-  np.testing.assert_array_equal(load_images(tmp_path, height=height, width=width),
+  np.testing.assert_array_equal(load_images(tmp_path, ImageFormat(height, width)),
                                 np.full((1, height, width, 3), 200, np.float32))
 
 
@@ -62,16 +62,16 @@ def test_modes_of_images(tmp_path):
   write(tmp_path, "grey.png", grey)
   write(tmp_path, "with_alpha.png", np.dstack([noise(4, 4), np.full((4, 4), 255, np.uint8)]))
   PIL.Image.fromarray(grey).convert("P").save(tmp_path / "palette.gif")
-  images = load_images(tmp_path, height=4, width=4)
+  images = load_images(tmp_path, ImageFormat(4, 4))
   np.testing.assert_array_equal(images[0], np.repeat(grey[..., None], 3, axis=-1))
   np.testing.assert_array_equal(images[2], noise(4, 4))
-  luminance = load_images(tmp_path, height=4, width=4, channels=1, names=["grey.png"])
+  luminance = load_images(tmp_path, ImageFormat(4, 4, channels=1), names=["grey.png"])
   np.testing.assert_array_equal(luminance[0, ..., 0], grey)
 
 
 def test_load_images_preprocesses(tmp_path):
   write(tmp_path, "x.png", noise(4, 4))
-  np.testing.assert_array_equal(load_images(tmp_path, height=4, width=4, preprocess="caffe")[0],
+  np.testing.assert_array_equal(load_images(tmp_path, ImageFormat(4, 4, preprocess="caffe"))[0],
                                 preprocess(noise(4, 4), "caffe"))
 
 
@@ -95,16 +95,16 @@ def test_preprocess_by_hand():
 
 def test_errors(tmp_path):
   with pytest.raises(FileNotFoundError, match="there is no folder .*none"):
-    load_images(tmp_path / "none", height=4, width=4)
+    load_images(tmp_path / "none", ImageFormat(4, 4))
   with pytest.raises(ValueError, match="expected images .*.jpg.* in the folder .*found none"):
-    load_images(tmp_path, height=4, width=4)
+    load_images(tmp_path, ImageFormat(4, 4))
   write(tmp_path, "good.png", noise(4, 4))
   with pytest.raises(FileNotFoundError, match="there is no image .*other.png; check its name"):
-    load_images(tmp_path, height=4, width=4, names=["good.png", "other.png"])
+    load_images(tmp_path, ImageFormat(4, 4), names=["good.png", "other.png"])
   with pytest.raises(ValueError, match="expected 1 or 3 channels, got 4"):
-    load_images(tmp_path, height=4, width=4, channels=4)
+    load_images(tmp_path, ImageFormat(4, 4, channels=4))
   with pytest.raises(ValueError, match="expected a mode of .*'unit', 'tf'.*got 'keras'"):
-    load_images(tmp_path, height=4, width=4, preprocess="keras")
+    load_images(tmp_path, ImageFormat(4, 4, preprocess="keras"))
   with pytest.raises(ValueError, match="3 channels for mode 'torch', got 1"):
     preprocess(np.zeros((4, 4, 1)), "torch")
 
@@ -116,7 +116,7 @@ def test_an_image_that_cannot_be_read(tmp_path, content):
   (tmp_path / "b.png").write_bytes(
       {"text": b"not an image", "empty": b"", "truncated": whole[:len(whole) // 2]}[content])
   with pytest.raises(ValueError, match="b.png cannot be read as an image .*repair or remove"):
-    load_images(tmp_path, height=4, width=4)
+    load_images(tmp_path, ImageFormat(4, 4))
 
 
 def test_read_labels(tmp_path):

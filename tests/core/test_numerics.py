@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from tf_keras import layers
 
-from kquant.core import fake_quantization, numerics
+from kquant.core import numerics
+from kquant.core.fake_quantization import GridTensors, affine_grid_tf, fake_quantize, symmetric_grid_tf
 from kquant.core.numerics import affine_grid, dequantize, grid_limits, quantize, symmetric_grid
 
 BITS = range(2, 9)
@@ -76,7 +77,7 @@ def test_ties_go_to_the_even_integer():
   assert quantize(ties, 1.0, 0, bits=8).tolist() == expected
   # The tie is decided before the zero point is added: an odd one does not turn it.
   assert quantize(ties, 1.0, 5, bits=8).tolist() == [q + 5 for q in expected]
-  faked = fake_quantization.fake_quantize(tf.constant(ties, tf.float32), 1.0, 5.0, bits=8)
+  faked = fake_quantize(tf.constant(ties, tf.float32), GridTensors(1.0, 5.0, bits=8))
   assert faked.numpy().tolist() == expected
 
 
@@ -85,7 +86,7 @@ def test_narrow_grids_leave_out_the_lowest_integer():
     qmax = 2 ** (bits - 1) - 1
     assert quantize([-1e9, 1e9], 1.0, 0, bits=bits, narrow=True).tolist() == [-qmax, qmax]
     assert quantize([-1e9, 1e9], 1.0, 0, bits=bits, narrow=False).tolist() == [-qmax - 1, qmax]
-    narrow = fake_quantization.fake_quantize(tf.constant([-1e9, 1e9]), 1.0, 0.0, bits=bits, narrow=True)
+    narrow = fake_quantize(tf.constant([-1e9, 1e9]), GridTensors(1.0, 0.0, bits, narrow=True))
     assert narrow.numpy().tolist() == [-qmax, qmax]
 
 
@@ -140,12 +141,12 @@ def test_pixels_of_a_symmetric_range_lie_near_the_grid():
 def test_tensorflow_and_numpy_choose_the_same_grid_bit_for_bit(bits, seed):
   low, high = random_ranges(seed)
   scale, zero_point = affine_grid(low, high, bits)
-  scale_tf, zero_point_tf = fake_quantization.affine_grid_tf(tf.constant(low), tf.constant(high), bits)
+  scale_tf, zero_point_tf = affine_grid_tf(tf.constant(low), tf.constant(high), bits)
   assert_same_bits(scale, scale_tf)
   assert_same_bits(zero_point.astype(np.float64), zero_point_tf + 0.0)
   magnitude = np.maximum(np.abs(low), np.abs(high))
   assert_same_bits(symmetric_grid(magnitude, bits),
-                   fake_quantization.symmetric_grid_tf(tf.constant(magnitude), bits))
+                   symmetric_grid_tf(tf.constant(magnitude), bits))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -154,7 +155,7 @@ def test_both_decide_the_ties_of_round_ranges_alike(bits, unit):
   # low * 255 / (high - low) is half way between integers for many of them.
   low, high = unit * np.indices((60, 60)).reshape(2, -1) * np.array([[-1], [1]])
   scale, zero_point = affine_grid(low, high, bits)
-  scale_tf, zero_point_tf = fake_quantization.affine_grid_tf(tf.constant(low), tf.constant(high), bits)
+  scale_tf, zero_point_tf = affine_grid_tf(tf.constant(low), tf.constant(high), bits)
   assert_same_bits(scale, scale_tf)
   np.testing.assert_array_equal(zero_point, zero_point_tf)
 
@@ -162,7 +163,7 @@ def test_both_decide_the_ties_of_round_ranges_alike(bits, unit):
 @pytest.mark.parametrize("bits", BITS)
 def test_float32_ranges_give_the_same_grid_in_both(bits):
   low, high = (end.astype(np.float32) for end in random_ranges(11))
-  compiled = tf.function(fake_quantization.affine_grid_tf, jit_compile=False)
+  compiled = tf.function(affine_grid_tf, jit_compile=False)
   scale, zero_point = affine_grid(low, high, bits)
   scale_tf, zero_point_tf = compiled(tf.constant(low), tf.constant(high), bits)
   assert_same_bits(scale, scale_tf)
@@ -184,9 +185,8 @@ def test_float64_fake_quantize_is_quantize_then_dequantize_bit_for_bit(bits, nar
   steps = rng.integers(-2 ** bits, 2 ** bits + 1, (200, 64)) + rng.choice([0, 0.5, 0.25], (200, 64))
   x = (steps * scale).astype(np.float32)
   x = np.nextafter(x, (x + rng.choice([-1, 0, 1], x.shape)).astype(np.float32), dtype=np.float32)
-  options = {"bits": bits, "narrow": narrow}
-  q = quantize(x, scale, zero_point, axis=(1,), **options)
-  faked = fake_quantization.fake_quantize(tf.constant(x), scale, zero_point, dtype=tf.float64, **options)
+  q = quantize(x, scale, zero_point, axis=(1,), bits=bits, narrow=narrow)
+  faked = fake_quantize(tf.constant(x), GridTensors(scale, zero_point, bits, narrow), dtype=tf.float64)
   # + 0: the grid has one zero, TensorFlow's product may bear a sign.
   assert_same_bits(dequantize(q, scale, zero_point, axis=(1,)) + np.float32(0), faked.numpy() + np.float32(0))
 

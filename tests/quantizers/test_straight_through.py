@@ -5,15 +5,21 @@ import pytest
 import tensorflow as tf
 
 from kquant.core import numerics
+from kquant.core.fake_quantization import GridTensors
 from kquant.quantizers.straight_through import onto_grid, round_through, scale_gradient, switched
 
 
-def gradients(x, scale, zero_point, upstream, **options):
+def grid(scale, zero_point, bits, narrow, axis=None):
+  return GridTensors(tf.constant(np.float32(scale)), tf.constant(np.float32(zero_point)), bits, narrow, axis)
+
+
+def gradients(x, grid, upstream, **options):
   """Returns (y, gradients of sum(upstream * y) by x, scale and zero point)."""
-  tensors = [tf.constant(np.float32(value)) for value in (x, scale, zero_point)]
+  x = tf.constant(np.float32(x))
+  tensors = [x, grid.scale, grid.zero_point]
   with tf.GradientTape() as tape:
     tape.watch(tensors)
-    y = onto_grid(*tensors, **options)
+    y = onto_grid(x, grid, **options)
     loss = tf.reduce_sum(y * tf.constant(np.float32(upstream)))
   return [y.numpy(), *(g.numpy() for g in tape.gradient(loss, tensors))]
 
@@ -26,9 +32,8 @@ def test_one_grid_and_one_channel_have_the_same_gradients(bits, narrow, zero_poi
   qmin, qmax = numerics.grid_limits(bits, narrow=narrow)
   scale = np.float32(3.0 / (qmax - qmin))
   x, upstream = rng.normal(size=(50, 1)) * 2, rng.normal(size=(50, 1))
-  options = {"bits": bits, "narrow": narrow, "rounding_gradient": rounding_gradient}
-  one = gradients(x, [scale], [zero_point], upstream, **options)
-  channel = gradients(x, [scale], [zero_point], upstream, axis=(1,), **options)
+  one, channel = (gradients(x, grid([scale], [zero_point], bits, narrow, axis), upstream,
+                            rounding_gradient=rounding_gradient) for axis in (None, (1,)))
   for mine, theirs in zip(one, channel):
     assert mine.shape == theirs.shape
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -46,12 +51,11 @@ def test_one_grid_and_one_channel_have_the_same_gradients(bits, narrow, zero_poi
 def test_switched_off_values_and_gradients_pass(axis):
   x, upstream = [[0.25, -9.0, np.inf]], [[1.0, 2.0, 3.0]]
   count = 3 if axis else 1
-  y, of_x, of_scale, of_zero_point = gradients(x, [1.0] * count, [0.0] * count, upstream, bits=2, narrow=True,
-                                               axis=axis, on=tf.constant(False))
+  ternary = grid([1.0] * count, [0.0] * count, 2, True, axis)
+  y, of_x, of_scale, of_zero_point = gradients(x, ternary, upstream, on=tf.constant(False))
   assert y.tolist() == x and of_x.tolist() == upstream
   assert not of_zero_point.any() and not of_scale.any()
-  y, of_x, *_ = gradients(x, [1.0] * count, [0.0] * count, upstream, bits=2, narrow=True, axis=axis,
-                          on=tf.constant(True))
+  y, of_x, *_ = gradients(x, ternary, upstream, on=tf.constant(True))
   assert y.tolist() == [[0, -1, 1]] and of_x.tolist() == [[1, 0, 0]]
 
 
@@ -60,7 +64,7 @@ def test_switched_off_values_and_gradients_pass(axis):
 def test_the_element_that_set_the_range_lies_inside(sign, axis):
   for high in np.random.default_rng(0).uniform(0.1, 10, 200).astype(np.float32):
     scale = numerics.symmetric_grid(high, 8)
-    _, of_x, *_ = gradients([[sign * high]], scale, [0.0], [[1.0]], bits=8, narrow=True, axis=axis)
+    _, of_x, *_ = gradients([[sign * high]], grid(scale, [0.0], 8, True, axis), [[1.0]])
     assert of_x.tolist() == [[1.0]]
 
 

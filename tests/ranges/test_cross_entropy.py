@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kquant.core import numerics
 from kquant.ranges import cross_entropy
 from kquant.ranges.cross_entropy import cross_entropies
 from kquant.ranges.estimators import make_estimator
+from kquant.ranges.search import Grids, grids_over
 
 
 def run(*batches):
@@ -31,8 +31,8 @@ def test_cross_entropy_by_hand():
   odds = 1 / (1 + np.exp(-2.0))
   expected = [-(odds * np.log(1 / (1 + np.exp(-d))) + (1 - odds) * np.log(1 / (1 + np.exp(d))))
               for d in (2.0, 1.0)]
-  first, last = np.array([-1, -1]), np.array([1, 1])
-  errors = cross_entropies(np.array([[1.0, -1.0]]), np.array([1.0, 0.5]), first, last)
+  grids = Grids(np.array([1.0, 0.5]), np.array([-1, -1]), np.array([1, 1]))
+  errors = cross_entropies(np.array([[1.0, -1.0]]), grids)
   np.testing.assert_allclose(errors, expected)
 
 
@@ -43,9 +43,7 @@ def test_no_range_of_a_search_is_much_better(bits, seed):
   x[0, 0] = -60.0  # the low end matters to no softmax
 
   def loss(low, high):
-    scale, zero_point = numerics.affine_grid(low, high, bits)
-    first, last = numerics.grid_limits(bits, narrow=False)
-    return cross_entropies(x.astype(np.float64), scale, first - zero_point, last - zero_point)[0]
+    return cross_entropies(x.astype(np.float64), grids_over(low, high, bits, symmetric=False))[0]
 
   low, high = run(x).range(bits=bits, symmetric=False)
   searched = min(loss(x.min() * a, x.max() * b) for a in np.linspace(0.05, 1, 20)

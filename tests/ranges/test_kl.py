@@ -5,6 +5,7 @@ import pytest
 
 from kquant.ranges.estimators import make_estimator
 from kquant.ranges.kl import divergences
+from kquant.ranges.search import Grids
 
 
 def kl_range(x, bits=8, symmetric=False):
@@ -13,24 +14,28 @@ def kl_range(x, bits=8, symmetric=False):
   return estimator.range(bits=bits, symmetric=symmetric)
 
 
+def one_grid(scale, first, last):
+  return Grids(np.array([scale]), np.array([first]), np.array([last]))
+
+
 def test_divergence_by_hand():
   """Four bins, levels 0 and 1 of scale 2 over [0, 4); then clipped at 2: one level a bin."""
   edges, counts = np.arange(5.0), np.array([4.0, 2.0, 1.0, 1.0])
-  grid = np.array([2.0]), np.array([0]), np.array([2])  # centres .5 | 1.5 2.5 | 3.5 round to 0, 1, 2
+  grid = one_grid(2.0, 0, 2)  # centres .5 | 1.5 2.5 | 3.5 round to 0, 1, 2
   p, q = np.array([4, 2, 1, 1]) / 8, np.array([4, 1.5, 1.5, 1]) / 8
-  (found,) = divergences(edges, counts, np.array([np.inf]), *grid)
+  (found,) = divergences(edges, counts, np.array([np.inf]), grid)
   assert found == pytest.approx((p * np.log(p / q)).sum())
   p, q = np.array([4, 4]) / 8, np.array([4, 2]) / 6  # what is beyond 2 counts in P alone
-  (found,) = divergences(edges, counts, np.array([2.0]), *grid)
+  (found,) = divergences(edges, counts, np.array([2.0]), grid)
   assert found == pytest.approx((p * np.log(p / q)).sum())
 
 
 def test_empty_bins_get_nothing_and_a_bin_of_outliers_alone_a_little():
   edges, counts = np.arange(5.0), np.array([3.0, 0.0, 0.0, 1.0])
-  (found,) = divergences(edges, counts, np.array([np.inf]), np.array([9.0]), np.array([0]), np.array([0]))
+  (found,) = divergences(edges, counts, np.array([np.inf]), one_grid(9.0, 0, 0))
   p, q = np.array([3, 1]) / 4, np.array([2, 2]) / 4
   assert found == pytest.approx((p * np.log(p / q)).sum())
-  (found,) = divergences(edges, counts, np.array([2.0]), np.array([1.0]), np.array([0]), np.array([3]))
+  (found,) = divergences(edges, counts, np.array([2.0]), one_grid(1.0, 0, 3))
   p, q = np.array([3, 1]) / 4, np.array([3, 1e-4]) / 3.0001
   assert found == pytest.approx((p * np.log(p / q)).sum())
 

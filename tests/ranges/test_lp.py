@@ -5,6 +5,7 @@ import pytest
 
 from kquant.ranges.estimators import make_estimator
 from kquant.ranges.lp import power_error
+from kquant.ranges.search import Grids
 
 
 def lp_range(name, x, bits):
@@ -16,8 +17,8 @@ def lp_range(name, x, bits):
 @pytest.mark.parametrize("power", [2.0, 2.4, 4.0])
 def test_error_of_a_uniform_bin_by_hand(power):
   """One count in [0, 2] on the grid {0, 1}: [0, .5] and twice more below half a step, [1.5, 2] beyond 1."""
-  error = power_error(np.array([0.0, 2.0]), np.array([1]), np.array([1.0]), np.array([0]), np.array([1]),
-                      power=power)
+  error = power_error(np.array([0.0, 2.0]), np.array([1]),
+                      Grids(np.array([1.0]), np.array([0]), np.array([1])), power=power)
   half, whole = 0.5 ** (power + 1) / (power + 1), 1 / (power + 1)
   expected = (half * 2 + whole) / 2  # [0, .5], [.5, 1], [1, 2] at density 1/2
   assert error == pytest.approx(expected / 2 ** (power + 1), rel=1e-12)
@@ -30,11 +31,11 @@ def test_error_is_that_of_the_data(power, seed):
   x = rng.normal(size=200_000) + 0.3
   counts, edges = np.histogram(x, 600)
   scale = np.array([0.1, 0.4])
-  found = power_error(edges, counts, scale, np.array([-8, -3]), np.array([7, 4]), power=power)
+  errors = power_error(edges, counts, Grids(scale, np.array([-8, -3]), np.array([7, 4])), power=power)
   q = [np.clip(np.rint(x / s), a, b) for s, a, b in zip(scale, (-8, -3), (7, 4))]
   expected = [(np.abs(x - s * q) ** power).sum() for s, q in zip(scale, q)]
   extent = edges[-1] - edges[0]
-  np.testing.assert_allclose(found * extent ** (power + 1), expected, rtol=0.01)
+  np.testing.assert_allclose(errors * extent ** (power + 1), expected, rtol=0.01)
 
 
 def test_a_larger_power_clips_less_and_two_is_mse():

@@ -90,7 +90,7 @@ def _signature(model: schema.Model, graph: schema.SubGraph) -> tuple[list[str], 
   if not model.SignatureDefsLength():
     return [], []
   signature = model.SignatureDefs(0)
-  found = []
+  sides = []
   for side in ("Inputs", "Outputs"):
     entry, count = getattr(signature, side), getattr(signature, f"{side}Length")()
     names: dict[int, list[str]] = {}
@@ -98,8 +98,8 @@ def _signature(model: schema.Model, graph: schema.SubGraph) -> tuple[list[str], 
       names.setdefault(named.TensorIndex(), []).append(_text(named.Name()))
     tensors = _integers(graph, side)
     complete = all(len(names.get(index, [])) >= tensors.count(index) for index in tensors)
-    found.append([names[index].pop(0) for index in tensors] if complete else [])
-  return found[0], found[1]
+    sides.append([names[index].pop(0) for index in tensors] if complete else [])
+  return sides[0], sides[1]
 
 
 def _metadata(model: schema.Model) -> dict[str, bytes]:

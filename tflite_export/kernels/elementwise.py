@@ -49,9 +49,9 @@ def prelu(call: Call, x: np.ndarray, alpha: np.ndarray) -> list:
   source, slope = call.inputs
   s_x, s_y = scale_of(source), scale_of(call.outputs[0])
   x, alpha = _aligned(call, centred(x, source), centred(alpha, slope))
-  kept = multiply_double(x, s_x / s_y)
-  scaled = multiply_double(x * alpha, s_x * scale_of(slope) / s_y)
-  return [finish(call, np.where(x >= 0, kept, scaled))]
+  positive = multiply_double(x, s_x / s_y)
+  negative = multiply_double(x * alpha, s_x * scale_of(slope) / s_y)
+  return [finish(call, np.where(x >= 0, positive, negative))]
 
 
 def _sum(call: Call, a: np.ndarray, b: np.ndarray, *, sign: int) -> np.ndarray:
@@ -60,7 +60,8 @@ def _sum(call: Call, a: np.ndarray, b: np.ndarray, *, sign: int) -> np.ndarray:
   a, b = _aligned(call, centred(a, first), centred(b, second))
   scales = [scale_of(tensor) for tensor in (first, second, y)]
   if call.arithmetic == "xnnpack":
-    return finish(call, _delegated_sum(a, b, *scales, sign=sign))
+    s_a, s_b, s_y = scales
+    return finish(call, _delegated_sum(a, b, s_a / s_y, s_b / s_y, sign=sign))
   s_a, s_b, s_y = (np.float64(scale) for scale in scales)
   twice, shift = 2 * max(s_a, s_b), _REFERENCE_SHIFTS[y.dtype]
   multiply = _multiply_in_vectors if sign > 0 and _has_vectors(call) else _multiply_each
@@ -87,10 +88,9 @@ def _multiply_in_vectors(call: Call, v: np.ndarray, real: np.float64) -> np.ndar
   return np.concatenate(parts, axis=1).reshape(v.shape)
 
 
-def _delegated_sum(a: np.ndarray, b: np.ndarray, s_a: np.float32, s_b: np.float32, s_y: np.float32, *,
+def _delegated_sum(a: np.ndarray, b: np.ndarray, ratio_a: np.float32, ratio_b: np.float32, *,
                    sign: int) -> np.ndarray:
-  """Returns (a m_a +- b m_b) / 2^shift, ties up; the larger multiplier has 21 bits."""
-  ratio_a, ratio_b = s_a / s_y, s_b / s_y
+  """Returns (a m_a +- b m_b) / 2^shift, ties up; m = 2^shift ratio, rounded, and the larger has 21 bits."""
   exponent = int(np.frexp(max(ratio_a, ratio_b))[1]) - 1
   shift = _DELEGATE_BITS - exponent
   m_a, m_b = (int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in (ratio_a, ratio_b))

@@ -36,8 +36,9 @@ def _leaky(call: Call, x: np.ndarray) -> np.ndarray:
   alpha, d = np.float32(call.option("alpha", 0.0)), centred(x, source)
   if call.arithmetic == "xnnpack":
     ratio = scale_of(source) / scale_of(y)
-    kept, scaled = (int(np.rint(part * np.float32(1 << _DELEGATE_BITS))) for part in (ratio, ratio * alpha))
-    return shift_up(np.where(d >= 0, d * kept, d * scaled), _DELEGATE_BITS)
+    positive, negative = (int(np.rint(part * np.float32(1 << _DELEGATE_BITS)))
+                          for part in (ratio, ratio * alpha))
+    return shift_up(np.where(d >= 0, d * positive, d * negative), _DELEGATE_BITS)
   slope = scale_of(source) * alpha / scale_of(y)
   return np.where(d >= 0, _scaled(call, x), multiply_double(d, slope))
 

@@ -22,21 +22,21 @@ from kquant.graph.nodes import Node, Ref
 from kquant.graph.weights import WeightFacts, check_weights
 from tflite_export.lowering import elementwise as elementwise_layers
 from tflite_export.lowering import linear, pooling, shapes
+from tflite_export.lowering.builder import Lower, ProgramBuilder
 from tflite_export.lowering.elementwise import lower_table
-from tflite_export.lowering.lowering import Lower, Lowering
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 
-def _input(lowering: Lowering, node: Node) -> None:
+def _input(builder: ProgramBuilder, node: Node) -> None:
   if Ref(node).is_integer:
-    lowering.indices(Ref(node))
+    builder.indices(Ref(node))
   else:
-    lowering.activation(Ref(node))
+    builder.activation(Ref(node))
 
 
-def _requantize(lowering: Lowering, node: Node) -> None:
-  lowering.add(node, "QUANTIZE", lowering.inputs(node), [lowering.activation(Ref(node))],
-               reason=f"{node.name}: the grids of its two sides cannot be one")
+def _requantize(builder: ProgramBuilder, node: Node) -> None:
+  operator = builder.add(node, "QUANTIZE", builder.inputs(node), [builder.activation(Ref(node))])
+  operator.reason = f"{node.name}: the grids of its two sides cannot be one"
 
 
 LOWERINGS: dict[str, Lower] = {
@@ -50,14 +50,14 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, rol
 
   Args:
     layer_class: a Keras layer with `get_config`, registered with Keras if models are to be saved.
-    lower_call: appends its operators: called with the `Lowering` and the `Node` of a call. The default
+    lower_call: appends its operators: called with the `ProgramBuilder` and the `Node` of a call. The default
       computes any function of one element as a table of 256 integers.
     role: what the layer does to grids, as in `kquant.graph.kinds.record`: "own", "move" or "average".
     elementwise: the layer is a function of each element alone, whose table `finalize` makes; None: where
       `lower_call` is the default, which places that table.
     weights: its quantized weights, each of which it applies to its one input: role "own" alone. Each has
-      a quantizer of its own; its integers are `lowering.integers(f"{node.layer.name}/{key}", ...)`, those of
-      its bias, on the grid s_x * s_w, `lowering.bias(node, name)`. The verifier knows the layouts of Keras:
+      a quantizer of its own; its integers are `builder.integers(f"{node.layer.name}/{key}", ...)`, those of
+      its bias, on the grid s_x * s_w, `builder.bias(node, name)`. The verifier knows the layouts of Keras:
       [in, out] of what becomes a FULLY_CONNECTED, [h, w, in, out] of a CONV_2D.
 
   Raises:
@@ -84,16 +84,16 @@ def lower(model: keras.Model | Graph, encodings: Encodings) -> IntProgram:
   Raises:
     UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
   """
-  lowering = Lowering(model if isinstance(model, Graph) else Graph.from_model(model), encodings)
-  for node in lowering.graph.nodes:
-    if node in lowering.fused:
+  builder = ProgramBuilder(model if isinstance(model, Graph) else Graph.from_model(model), encodings)
+  for node in builder.graph.nodes:
+    if node in builder.fused:
       continue
     if node.kind not in LOWERINGS:
       raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) has no integer operator; replace it.")
-    LOWERINGS[node.kind](lowering, node)
-  program = lowering.program
-  program.inputs = [ref.key for ref in lowering.graph.input_refs]
-  program.outputs = [ref.key for ref in lowering.graph.output_refs]
+    LOWERINGS[node.kind](builder, node)
+  program = builder.program
+  program.inputs = [ref.key for ref in builder.graph.input_refs]
+  program.outputs = [ref.key for ref in builder.graph.output_refs]
   program.input_names, program.output_names = encodings.input_names, encodings.output_names
   program.description = f"kquant {importlib.metadata.version('kquant')}"
   return program

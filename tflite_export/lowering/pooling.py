@@ -4,72 +4,72 @@ import numpy as np
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.nodes import Node, Ref
-from tflite_export.lowering.lowering import Lower, Lowering
+from tflite_export.lowering.builder import Lower, ProgramBuilder
 
 
 def _pool_2d(kind: str) -> Lower:
-  def lower_pool(lowering: Lowering, node: Node) -> None:
+  def lower_pool(builder: ProgramBuilder, node: Node) -> None:
     (height, width), (stride_h, stride_w) = node.config["pool_size"], node.config["strides"]
-    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))],
-                 padding=node.config["padding"].upper(), stride_h=stride_h, stride_w=stride_w,
-                 filter_height=height, filter_width=width)
+    builder.add(node, kind, builder.inputs(node), [builder.activation(Ref(node))],
+                padding=node.config["padding"].upper(), stride_h=stride_h, stride_w=stride_w,
+                filter_height=height, filter_width=width)
   return lower_pool
 
 
 def _pool_1d(kind: str) -> Lower:
-  def lower_pool(lowering: Lowering, node: Node) -> None:
-    (source,) = lowering.inputs(node)
-    output = lowering.activation(Ref(node))
-    result = lowering.reshaped(f"{node.name}/image", lowering.row_shape(output), output)
-    lowering.add(node, kind, [lowering.as_row(node, source)], [result],
-                 padding=node.config["padding"].upper(), stride_h=1,
-                 stride_w=node.config["strides"][0], filter_height=1,
-                 filter_width=node.config["pool_size"][0])
-    lowering.reshape(node, result, output)
+  def lower_pool(builder: ProgramBuilder, node: Node) -> None:
+    (source,) = builder.inputs(node)
+    output = builder.activation(Ref(node))
+    result = builder.reshaped(f"{node.name}/image", builder.row_shape(output), output)
+    builder.add(node, kind, [builder.as_row(node, source)], [result],
+                padding=node.config["padding"].upper(), stride_h=1,
+                stride_w=node.config["strides"][0], filter_height=1,
+                filter_width=node.config["pool_size"][0])
+    builder.reshape(node, result, output)
   return lower_pool
 
 
-def _global_average(lowering: Lowering, node: Node) -> None:
-  axes = lowering.constant(f"{node.name}/axes", range(1, len(node.inputs[0].shape) - 1))
-  output = lowering.saturating_output(node)
-  lowering.add(node, "MEAN", [*lowering.inputs(node), axes], [output],
-               keep_dims=bool(node.config["keepdims"]))
+def _global_average(builder: ProgramBuilder, node: Node) -> None:
+  axes = builder.constant(f"{node.name}/axes", range(1, len(node.inputs[0].shape) - 1))
+  output = builder.saturating_output(node)
+  builder.add(node, "MEAN", [*builder.inputs(node), axes], [output],
+              keep_dims=bool(node.config["keepdims"]))
 
 
-def _global_max(lowering: Lowering, node: Node) -> None:
+def _global_max(builder: ProgramBuilder, node: Node) -> None:
   """One MAX_POOL_2D over the whole image; a sequence is an image of one row."""
-  (source,) = lowering.inputs(node)
+  (source,) = builder.inputs(node)
   if len(node.inputs[0].shape) == 3:
-    source = lowering.as_row(node, source)
-  _, height, width, channels = lowering.program.tensors[source].shape
-  output = lowering.activation(Ref(node))
-  pooled = lowering.reshaped(f"{node.name}/image", (1, 1, 1, channels), output)
-  lowering.add(node, "MAX_POOL_2D", [source], [pooled], padding="VALID", stride_h=1,
-               stride_w=1, filter_height=height, filter_width=width)
-  lowering.reshape(node, pooled, output)
+    source = builder.as_row(node, source)
+  _, height, width, channels = builder.program.tensors[source].shape
+  output = builder.activation(Ref(node))
+  pooled = builder.reshaped(f"{node.name}/image", (1, 1, 1, channels), output)
+  builder.add(node, "MAX_POOL_2D", [source], [pooled], padding="VALID", stride_h=1,
+              stride_w=1, filter_height=height, filter_width=width)
+  builder.reshape(node, pooled, output)
 
 
 def _resize(kind: str) -> Lower:
-  def lower_resize(lowering: Lowering, node: Node) -> None:
-    output = lowering.activation(Ref(node))
-    size = lowering.constant(f"{node.name}/size", lowering.program.tensors[output].shape[1:3])
-    lowering.add(node, kind, [*lowering.inputs(node), size], [output],
-                 align_corners=False, half_pixel_centers=True)
+  def lower_resize(builder: ProgramBuilder, node: Node) -> None:
+    output = builder.activation(Ref(node))
+    size = builder.constant(f"{node.name}/size", builder.program.tensors[output].shape[1:3])
+    builder.add(node, kind, [*builder.inputs(node), size], [output],
+                align_corners=False, half_pixel_centers=True)
   return lower_resize
 
 
 def _reduce(kind: str) -> Lower:
   """tf.reduce_mean, reduce_max, reduce_min over any axes but the batch."""
-  def lower_reduce(lowering: Lowering, node: Node) -> None:
+  def lower_reduce(builder: ProgramBuilder, node: Node) -> None:
     rank = len(node.inputs[0].shape)
     axes = node.argument(1, "axis")
     axes = range(rank) if axes is None else np.atleast_1d(axes)
     axes = sorted(int(axis) % rank for axis in axes)
     if 0 in axes:
       raise UnsupportedLayerError(f"Layer {node.name!r} reduces the batch axis; name the other axes.")
-    constant = lowering.constant(f"{node.name}/axes", axes)
-    lowering.add(node, kind, [*lowering.inputs(node), constant], [lowering.saturating_output(node)],
-                 keep_dims=bool(node.argument(2, "keepdims", False)))
+    constant = builder.constant(f"{node.name}/axes", axes)
+    builder.add(node, kind, [*builder.inputs(node), constant], [builder.saturating_output(node)],
+                keep_dims=bool(node.argument(2, "keepdims", False)))
   return lower_reduce
 
 

@@ -6,41 +6,43 @@ import numpy as np
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.nodes import Node, Ref
-from tflite_export.lowering.lowering import Lower, Lowering
+from tflite_export.lowering.builder import Lower, ProgramBuilder
 
 
-def _strided_slice(lowering: Lowering, node: Node, source: str, output: str, begin: Sequence[int],
-                   end: Sequence[int], strides: Sequence[int]) -> None:
-  bounds = [lowering.constant(f"{output}/{name}", values)
-            for name, values in (("begin", begin), ("end", end), ("strides", strides))]
-  lowering.add(node, "STRIDED_SLICE", [source, *bounds], [output])
+def _strided_slice(builder: ProgramBuilder, node: Node, source: str, output: str,
+                   parts: Sequence[range]) -> None:
+  """Takes a part of each axis of a tensor."""
+  bounds = [builder.constant(f"{output}/begin", [part.start for part in parts]),
+            builder.constant(f"{output}/end", [part.stop for part in parts]),
+            builder.constant(f"{output}/strides", [part.step for part in parts])]
+  builder.add(node, "STRIDED_SLICE", [source, *bounds], [output])
 
 
-def _cropping(lowering: Lowering, node: Node) -> None:
-  (source,) = lowering.inputs(node)
-  crops = np.array([(0, 0), *np.reshape(node.config["cropping"], (-1, 2)).tolist(), (0, 0)])
-  end = np.array(lowering.program.tensors[source].shape) - crops[:, 1]
-  _strided_slice(lowering, node, source, lowering.activation(Ref(node)), crops[:, 0], end,
-                 np.ones(len(crops)))
+def _cropping(builder: ProgramBuilder, node: Node) -> None:
+  (source,) = builder.inputs(node)
+  crops = [(0, 0), *np.reshape(node.config["cropping"], (-1, 2)).tolist(), (0, 0)]
+  parts = [range(first, size - last)
+           for size, (first, last) in zip(builder.program.tensors[source].shape, crops)]
+  _strided_slice(builder, node, source, builder.activation(Ref(node)), parts)
 
 
-def _getitem(lowering: Lowering, node: Node) -> None:
+def _getitem(builder: ProgramBuilder, node: Node) -> None:
   """x[a:b:c, i, ..., None]: one STRIDED_SLICE, and a RESHAPE where an axis goes or comes."""
-  (source,) = lowering.inputs(node)
-  shape = lowering.program.tensors[source].shape
-  begin, end, strides = _bounds(node, shape)
-  output = lowering.activation(Ref(node))
-  cut = tuple(len(range(b, e, s)) for b, e, s in zip(begin, end, strides))
-  if cut == lowering.program.tensors[output].shape:
-    _strided_slice(lowering, node, source, output, begin, end, strides)
+  (source,) = builder.inputs(node)
+  shape = builder.program.tensors[source].shape
+  parts = _parts(node, shape)
+  output = builder.activation(Ref(node))
+  cut = tuple(map(len, parts))
+  if cut == builder.program.tensors[output].shape:
+    _strided_slice(builder, node, source, output, parts)
     return
-  middle = lowering.reshaped(f"{node.name}/cut", cut, output)
-  _strided_slice(lowering, node, source, middle, begin, end, strides)
-  lowering.reshape(node, middle, output)
+  middle = builder.reshaped(f"{node.name}/cut", cut, output)
+  _strided_slice(builder, node, source, middle, parts)
+  builder.reshape(node, middle, output)
 
 
-def _bounds(node: Node, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
-  """Returns begin, end and stride of every axis of the input; the batch is taken whole."""
+def _parts(node: Node, shape: tuple[int, ...]) -> list[range]:
+  """Returns the part that is taken of every axis of the input; the batch is taken whole."""
   items = node.argument(1, "slice_spec")
   items = items if isinstance(items, (tuple, list)) else (items,)
   items = [item for item in items if item is not None]
@@ -48,136 +50,133 @@ def _bounds(node: Node, shape: tuple[int, ...]) -> tuple[list[int], list[int], l
     place = next(i for i, item in enumerate(items) if item is Ellipsis)
     items[place:place + 1] = [slice(None)] * (len(shape) - len(items) + 1)
   items += [slice(None)] * (len(shape) - len(items))
-  ranges = []
+  parts = []
   for axis, (item, size) in enumerate(zip(items, shape)):
     if isinstance(item, dict):
       item = slice(item["start"], item["stop"], item["step"])
     if not isinstance(item, slice):
       item = slice(int(item), int(item) + 1 or None)
-    begin, end, stride = item.indices(size)
-    if stride < 0 or (axis == 0 and (begin, end, stride) != (0, 1, 1)):
+    part = range(*item.indices(size))
+    if part.step < 0 or (axis == 0 and (part.start, part.stop, part.step) != (0, 1, 1)):
       raise UnsupportedLayerError(f"Layer {node.name!r} slices the batch or runs backwards; the file has "
                                   "batch 1 and forward slices.")
-    ranges.append((begin, end, stride))
-  return tuple(map(list, zip(*ranges)))
+    parts.append(part)
+  return parts
 
 
-def _split(lowering: Lowering, node: Node) -> None:
+def _split(builder: ProgramBuilder, node: Node) -> None:
   """tf.split: one STRIDED_SLICE an output."""
-  (source,) = lowering.inputs(node)
-  shape = lowering.program.tensors[source].shape
+  (source,) = builder.inputs(node)
+  shape = builder.program.tensors[source].shape
   axis = int(node.argument(2, "axis", 0)) % len(shape)
   start = 0
   for index in range(len(node.shapes)):
-    output = lowering.activation(Ref(node, index))
-    size = lowering.program.tensors[output].shape[axis]
-    _cut_axis(lowering, node, source, output, axis, start, size)
+    output = builder.activation(Ref(node, index))
+    size = builder.program.tensors[output].shape[axis]
+    _strided_slice(builder, node, source, output, _along(shape, axis, range(start, start + size)))
     start += size
 
 
-def _unstack(lowering: Lowering, node: Node) -> None:
+def _unstack(builder: ProgramBuilder, node: Node) -> None:
   """tf.unstack: a slice of one and a RESHAPE for each output."""
-  (source,) = lowering.inputs(node)
-  shape = lowering.program.tensors[source].shape
+  (source,) = builder.inputs(node)
+  shape = builder.program.tensors[source].shape
   axis = int(node.argument(2, "axis", 0)) % len(shape)
   for index in range(len(node.shapes)):
-    output = lowering.activation(Ref(node, index))
-    cut = lowering.reshaped(f"{output}/cut", (*shape[:axis], 1, *shape[axis + 1:]), output)
-    _cut_axis(lowering, node, source, cut, axis, index, 1)
-    lowering.reshape(node, cut, output)
+    output = builder.activation(Ref(node, index))
+    cut = builder.reshaped(f"{output}/cut", (*shape[:axis], 1, *shape[axis + 1:]), output)
+    _strided_slice(builder, node, source, cut, _along(shape, axis, range(index, index + 1)))
+    builder.reshape(node, cut, output)
 
 
-def _cut_axis(lowering: Lowering, node: Node, source: str, output: str, axis: int, start: int,
-              size: int) -> None:
-  shape = lowering.program.tensors[source].shape
-  begin, end = [0] * len(shape), list(shape)
-  begin[axis], end[axis] = start, start + size
-  _strided_slice(lowering, node, source, output, begin, end, [1] * len(shape))
+def _along(shape: Sequence[int], axis: int, part: range) -> list[range]:
+  """A part of one axis, and the others whole."""
+  return [part if place == axis else range(size) for place, size in enumerate(shape)]
 
 
-def _stack(lowering: Lowering, node: Node) -> None:
+def _stack(builder: ProgramBuilder, node: Node) -> None:
   """tf.stack: each tensor gets the new axis, then CONCATENATION."""
-  output = lowering.activation(Ref(node))
-  rank = len(lowering.program.tensors[output].shape)
+  output = builder.activation(Ref(node))
+  rank = len(builder.program.tensors[output].shape)
   axis = int(node.argument(1, "axis", 0)) % rank
   parts = []
-  for index, source in enumerate(lowering.inputs(node)):
-    shape = lowering.program.tensors[source].shape
-    part = lowering.reshaped(f"{node.name}/part{index}", (*shape[:axis], 1, *shape[axis:]), output)
-    parts.append(lowering.reshape(node, source, part))
-  lowering.add(node, "CONCATENATION", parts, [output], axis=axis,
-               fused_activation_function="NONE")
+  for index, source in enumerate(builder.inputs(node)):
+    shape = builder.program.tensors[source].shape
+    part = builder.reshaped(f"{node.name}/part{index}", (*shape[:axis], 1, *shape[axis:]), output)
+    parts.append(builder.reshape(node, source, part))
+  builder.add(node, "CONCATENATION", parts, [output], axis=axis,
+              fused_activation_function="NONE")
 
 
-def _concatenate(lowering: Lowering, node: Node) -> None:
+def _concatenate(builder: ProgramBuilder, node: Node) -> None:
   axis = node.config["axis"] % len(node.shapes[0])
   if axis == 0:
     raise UnsupportedLayerError(f"Layer {node.name!r} concatenates along the batch axis, which has size 1.")
-  lowering.add(node, "CONCATENATION", lowering.inputs(node), [lowering.activation(Ref(node))],
-               axis=axis, fused_activation_function="NONE")
+  builder.add(node, "CONCATENATION", builder.inputs(node), [builder.activation(Ref(node))],
+              axis=axis, fused_activation_function="NONE")
 
 
-def _permute(lowering: Lowering, node: Node) -> None:
-  order = lowering.constant(f"{node.name}/perm", [0, *node.config["dims"]])
-  lowering.add(node, "TRANSPOSE", [*lowering.inputs(node), order], [lowering.activation(Ref(node))])
+def _permute(builder: ProgramBuilder, node: Node) -> None:
+  order = builder.constant(f"{node.name}/perm", [0, *node.config["dims"]])
+  builder.add(node, "TRANSPOSE", [*builder.inputs(node), order], [builder.activation(Ref(node))])
 
 
 def _blocks(kind: str) -> Lower:
-  def lower_blocks(lowering: Lowering, node: Node) -> None:
-    (source,) = lowering.inputs(node)
-    if lowering.program.tensors[source].dtype == "int16":
+  def lower_blocks(builder: ProgramBuilder, node: Node) -> None:
+    (source,) = builder.inputs(node)
+    if builder.program.tensors[source].dtype == "int16":
       block = int(node.argument(1, "block_size"))
-      _move_blocks(lowering, node, source, block, deepen=kind == "SPACE_TO_DEPTH")
+      _move_blocks(builder, node, source, block, deepen=kind == "SPACE_TO_DEPTH")
       return
-    lowering.add(node, kind, lowering.inputs(node), [lowering.activation(Ref(node))],
-                 block_size=int(node.argument(1, "block_size")))
+    builder.add(node, kind, builder.inputs(node), [builder.activation(Ref(node))],
+                block_size=int(node.argument(1, "block_size")))
   return lower_blocks
 
 
-def _move_blocks(lowering: Lowering, node: Node, source: str, block: int, *, deepen: bool) -> None:
+def _move_blocks(builder: ProgramBuilder, node: Node, source: str, block: int, *, deepen: bool) -> None:
   """Depth to space, or back, by RESHAPE, TRANSPOSE and RESHAPE: their operators take no int16."""
-  output = lowering.activation(Ref(node))
-  tensors = lowering.program.tensors
+  output = builder.activation(Ref(node))
+  tensors = builder.program.tensors
   _, height, width, channels = tensors[output if deepen else source].shape
   depth = channels // block**2
   apart = (1, height, block, width, block, depth) if deepen else (1, height, width, block, block, depth)
   order = (0, 1, 3, 2, 4, 5)  # its own inverse
-  parts = lowering.reshape(node, source, lowering.reshaped(f"{node.name}/parts", apart, output))
-  moved = lowering.reshaped(f"{node.name}/moved", [apart[axis] for axis in order], output)
-  lowering.add(node, "TRANSPOSE", [parts, lowering.constant(f"{node.name}/perm", order)], [moved])
-  lowering.reshape(node, moved, output)
+  parts = builder.reshape(node, source, builder.reshaped(f"{node.name}/parts", apart, output))
+  moved = builder.reshaped(f"{node.name}/moved", [apart[axis] for axis in order], output)
+  builder.add(node, "TRANSPOSE", [parts, builder.constant(f"{node.name}/perm", order)], [moved])
+  builder.reshape(node, moved, output)
 
 
-def _zero_padding(lowering: Lowering, node: Node) -> None:
+def _zero_padding(builder: ProgramBuilder, node: Node) -> None:
   spatial = np.reshape(node.config["padding"], (-1, 2))
-  _pad(lowering, node, [[0, 0], *spatial.tolist(), [0, 0]])
+  _pad(builder, node, [[0, 0], *spatial.tolist(), [0, 0]])
 
 
-def _tf_pad(lowering: Lowering, node: Node) -> None:
+def _tf_pad(builder: ProgramBuilder, node: Node) -> None:
   """tf.pad with zeros, for which the zero point stands, or with the tensor mirrored."""
   mode, value = str(node.argument(2, "mode", "CONSTANT")).upper(), node.argument(4, "constant_values", 0)
   paddings = np.asarray(node.argument(1, "paddings"))
   if paddings[0].any():
     raise UnsupportedLayerError(f"Layer {node.name!r} pads the batch axis; pad the other axes.")
   if mode in ("REFLECT", "SYMMETRIC"):
-    amounts = lowering.constant(f"{node.name}/paddings", paddings)
-    lowering.add(node, "MIRROR_PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))],
-                 mode=mode)
+    amounts = builder.constant(f"{node.name}/paddings", paddings)
+    builder.add(node, "MIRROR_PAD", [*builder.inputs(node), amounts], [builder.activation(Ref(node))],
+                mode=mode)
   elif np.any(np.asarray(value) != 0):
     raise UnsupportedLayerError(f"Layer {node.name!r} pads with {value}; pad with zeros, or concatenate a "
                                 "constant.")
   else:
-    _pad(lowering, node, paddings)
+    _pad(builder, node, paddings)
 
 
-def _pad(lowering: Lowering, node: Node, paddings) -> None:
-  amounts = lowering.constant(f"{node.name}/paddings", paddings)
-  lowering.add(node, "PAD", [*lowering.inputs(node), amounts], [lowering.activation(Ref(node))])
+def _pad(builder: ProgramBuilder, node: Node, paddings) -> None:
+  amounts = builder.constant(f"{node.name}/paddings", paddings)
+  builder.add(node, "PAD", [*builder.inputs(node), amounts], [builder.activation(Ref(node))])
 
 
-def _reshape(lowering: Lowering, node: Node) -> None:
-  (source,) = lowering.inputs(node)
-  lowering.reshape(node, source, lowering.activation(Ref(node)))
+def _reshape(builder: ProgramBuilder, node: Node) -> None:
+  (source,) = builder.inputs(node)
+  builder.reshape(node, source, builder.activation(Ref(node)))
 
 
 LOWERINGS: dict[str, Lower] = {

@@ -124,8 +124,8 @@ def mean(program: IntProgram, op: IntOp, rng: np.random.Generator) -> Sums:
   """Every mean over the axes."""
   x, y = program.tensors[op.inputs[0]], program.tensors[op.outputs[0]]
   axes = sorted(int(axis) % len(x.shape) for axis in program.tensors[op.inputs[1]].data.ravel())
-  kept = [axis for axis in range(len(x.shape)) if axis not in axes]
-  places = np.arange(np.prod(x.shape)).reshape(x.shape).transpose(*kept, *axes)
+  others = [axis for axis in range(len(x.shape)) if axis not in axes]
+  places = np.arange(np.prod(x.shape)).reshape(x.shape).transpose(*others, *axes)
   places = places.reshape(int(np.prod(y.shape)), -1)
   return _averages(x.shape, y.shape, places, float(x.scale[0]) / float(y.scale[0]), {})
 

@@ -190,16 +190,15 @@ def _chosen_constants(model: schema.ModelT, graph: schema.SubGraphT, op: schema.
   kind, theirs = _kind(model, op), graph.tensors[op.inputs[1]]
   stored = model.buffers[theirs.buffer].data
   given = graph.tensors[op.inputs[0]].quantization.scale[0]
-  found = [(program.tensors[mine.inputs[1]], program.tensors[mine.inputs[2]], program.tensors[mine.inputs[0]])
-           for mine in program.ops if mine.kind == kind]
-  found = [(kernel, bias) for kernel, bias, source in found
+  candidates = [[program.tensors[name] for name in mine.inputs] for mine in program.ops if mine.kind == kind]
+  equal = [(kernel, bias) for source, kernel, bias in candidates
            if stored is not None and kernel.data.shape == tuple(theirs.shape)
            and np.array_equal(kernel.data.reshape(-1).view(np.uint8), stored)
            and abs(source.scale[0] / given - 1) < _CLOSE]
-  if not found:
+  if not equal:
     raise ValueError(f"The converter's {kind} {theirs.name.decode()!r} has none of the chosen "
                      "kernels: the kernel of a layer called twice it scales anew, by its largest weight.")
-  return found[0]
+  return equal[0]
 
 
 def _nearest(tensor: schema.TensorT, chosen: list[IntTensor]) -> IntTensor:

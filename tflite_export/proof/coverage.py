@@ -31,9 +31,9 @@ def _strange_tensors(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None
     if inputs[place].data is None:
       return f"the {name} is computed"
   sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (inputs, outputs))
-  kept = {"int16"} if "int16" in sources else {"int8"}
-  operands = record.simulated.operands or kept | _kernel_types(record, sources)
-  strange = sorted((sources - operands) | (results - (record.simulated.results or kept)))
+  activation_types = {"int16"} if "int16" in sources else {"int8"}
+  operands = record.simulated.operands or activation_types | _kernel_types(record, sources)
+  strange = sorted((sources - operands) | (results - (record.simulated.results or activation_types)))
   return f"tensors of {', '.join(strange)}" if strange else None
 
 

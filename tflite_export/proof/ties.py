@@ -110,12 +110,12 @@ def _pair_probe(program: IntProgram, op: IntOp, rng: np.random.Generator) -> Pro
   swapped = first.data is not None or first.shape != y.shape and second.data is None
   chosen, given = (second, first) if swapped else (first, second)
   images = max(1, _PAIR_ELEMENTS // int(np.prod(y.shape)))
-  known = given.data if given.data is not None else rng.integers(-128, 128, (images, *given.shape))
-  codes = np.broadcast_to(known, (images, *y.shape)).astype(np.int64) + 128
+  values_given = given.data if given.data is not None else rng.integers(-128, 128, (images, *given.shape))
+  codes = np.broadcast_to(values_given, (images, *y.shape)).astype(np.int64) + 128
   solved = near[int(swapped), codes, rng.integers(0, near.shape[2], codes.shape)]
   solved = solved[(slice(None), *(slice(0, length) for length in chosen.shape))]
   arrays = {tensor.name: values.reshape(-1, *tensor.shape[1:]).astype(np.int8)
-            for tensor, values in ((chosen, solved), (given, known))}
+            for tensor, values in ((chosen, solved), (given, values_given))}
   return Probe(alone, [arrays[name] for name in alone.inputs], op)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core.encodings import Encoding, Encodings
+from kquant.core.encodings import Encodings
 from kquant.graph.execution import call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
@@ -20,7 +20,8 @@ from tflite_export.file.layout import COARSE, KERNELS
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.program.batch import RESIZED, is_dynamic
-from tflite_export.program.program import IntOp, IntProgram, IntTensor
+from tflite_export.program.program import IntOp, IntProgram
+from tflite_export.proof.borders import border_inputs, on_border
 from tflite_export.proof.runtime import Runtime
 
 LARGEST_LAYER_LSB = {8: 1, 16: 4}
@@ -82,26 +83,29 @@ def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
     program: what the file was written from; every tensor and operator of it is compared too.
     images: float inputs, [n, ...] for each model input, to run; None leaves the running out.
   """
-  found = Verification()
+  result = Verification()
   try:
     stored = from_bytes(data)
   except ValueError as error:
-    found.problems.append(str(error))
-    return found
-  _compare_constants(stored, encodings, found)
-  _compare_grids(stored, encodings, found)
-  _look_for_floats(stored, found)
+    result.problems.append(str(error))
+    return result
+  _compare_constants(stored, encodings, result)
+  _compare_grids(stored, encodings, result)
+  _look_for_floats(stored, result)
   if program is not None:
-    _compare_program(stored, program, found)
-  if images is not None and found.ok:
+    _compare_program(stored, program, result)
+  if images is not None and result.ok:
     try:
-      _compare_runs(data, stored, model, encodings, images, found)
+      runs = _Runs(stored, model, encodings, images)
+      runs.compare_layers(result)
+      runs.compare_outputs(data, result)
+      result.images = len(images[0])
     except ValueError as error:  # a file that no runtime loads, tensors of other shapes
-      found.problems.append(f"cannot be run beside the Keras model: {error}")
-  return found
+      result.problems.append(f"cannot be run beside the Keras model: {error}")
+  return result
 
 
-def _compare_constants(stored: IntProgram, encodings: Encodings, found: Verification) -> None:
+def _compare_constants(stored: IntProgram, encodings: Encodings, result: Verification) -> None:
   """Every integer of every kernel, bias and constant, each in the file under its key."""
   layout = {name: KERNELS[op.kind] for op in stored.ops if op.kind in KERNELS
             for name in op.inputs[1:2]}
@@ -109,48 +113,48 @@ def _compare_constants(stored: IntProgram, encodings: Encodings, found: Verifica
     tensor = stored.tensors.get(key)
     expected = layout.get(key, lambda q: q)(integers)
     if tensor is None or tensor.data is None or not np.array_equal(tensor.data, expected):
-      found.problems.append(f"{key}: the file's integers differ from the chosen ones")
+      result.problems.append(f"{key}: the file's integers differ from the chosen ones")
       if integers.dtype in (np.int32, np.int64):  # those of biases; a user's layer names them as it likes
-        found.biases_equal = False
+        result.biases_equal = False
       else:
-        found.weights_equal = False
+        result.weights_equal = False
 
 
-def _compare_grids(stored: IntProgram, encodings: Encodings, found: Verification) -> None:
+def _compare_grids(stored: IntProgram, encodings: Encodings, result: Verification) -> None:
   """Every scale and zero point, bit by bit."""
   for key, grid in encodings.grids.items():
     tensor = stored.tensors.get(key)
     if (tensor is None or tensor.scale is None or not np.array_equal(tensor.scale, grid.scale)
         or not np.array_equal(tensor.zero_point, grid.zero_point)):
-      found.encodings_equal = False
-      found.problems.append(f"{key}: the file's scale or zero point differs from the chosen one")
+      result.encodings_equal = False
+      result.problems.append(f"{key}: the file's scale or zero point differs from the chosen one")
 
 
-def _look_for_floats(stored: IntProgram, found: Verification) -> None:
-  found.float_operators = float_operators(stored)
-  if found.float_operators:
-    found.problems.append(f"operators on float tensors: {', '.join(found.float_operators)}")
+def _look_for_floats(stored: IntProgram, result: Verification) -> None:
+  result.float_operators = float_operators(stored)
+  if result.float_operators:
+    result.problems.append(f"operators on float tensors: {', '.join(result.float_operators)}")
 
 
-def _compare_program(stored: IntProgram, program: IntProgram, found: Verification) -> None:
+def _compare_program(stored: IntProgram, program: IntProgram, result: Verification) -> None:
   """Tensors, operators, inputs and outputs, field by field."""
   for name in sorted(set(stored.tensors) | set(program.tensors)):
     mine, theirs = program.tensors.get(name), stored.tensors.get(name)
     difference = "missing on one side" if mine is None or theirs is None else mine.difference(theirs)
     if difference:
-      found.encodings_equal = False
-      found.problems.append(f"{name}: {difference}")
+      result.encodings_equal = False
+      result.problems.append(f"{name}: {difference}")
   if (stored.inputs, stored.outputs) != (program.inputs, program.outputs):
-    found.problems.append("inputs or outputs differ from the program's")
+    result.problems.append("inputs or outputs differ from the program's")
   for field in ("signature", "description", "metadata"):
     if getattr(stored, field) != getattr(program, field):
-      found.problems.append(f"{field} {_brief(getattr(stored, field))} in the file, "
+      result.problems.append(f"{field} {_brief(getattr(stored, field))} in the file, "
                             f"{_brief(getattr(program, field))} in the program")
   if len(stored.ops) != len(program.ops):
-    found.problems.append(f"{len(stored.ops)} operators in the file, {len(program.ops)} in the program")
+    result.problems.append(f"{len(stored.ops)} operators in the file, {len(program.ops)} in the program")
   for mine, theirs in zip(program.ops, stored.ops):
     if difference := _operator_difference(mine, theirs):
-      found.problems.append(f"operator of {mine.source!r}: {difference}")
+      result.problems.append(f"operator of {mine.source!r}: {difference}")
 
 
 def _brief(value: Any) -> str:
@@ -171,25 +175,57 @@ def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-def _compare_runs(data: bytes, stored: IntProgram, model: keras.Model, encodings: Encodings,
-                  images: list[np.ndarray], found: Verification) -> None:
-  """LiteRT's integers of every tensor against the Keras layers; then the file's own output."""
-  graph = Graph.from_model(model)
-  inputs = border_inputs(stored, encodings, images)
-  watched = [ref for node in graph.nodes for ref in _refs(node) if ref.key in encodings
-             and node.facts.role != "input"]
-  names = [ref.key for ref in watched]
-  probe = Runtime(to_bytes(stored.with_outputs([*names, *stored.outputs])))
-  results = probe.run_many(inputs)
-  integers = dict(zip(names, results))
-  for ref, image in zip(graph.input_refs, images):
-    integers[ref.key] = image if ref.is_integer else encodings[ref.key].quantize(image)
-  coarse = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in COARSE for name in op.outputs}
-  _compare_layers(graph, model, encodings, integers, coarse, found)
-  for batch in (None, RESIZED) if is_dynamic(stored) else (None,):
-    outputs = Runtime(data, batch=batch).run_many(inputs)
-    _compare_outputs(graph, stored, encodings, integers, outputs, found)
-  found.images = len(images[0])
+class _Runs:
+  """A file and its Keras model, run on the same inputs."""
+
+  def __init__(self, stored: IntProgram, model: keras.Model, encodings: Encodings, images: list[np.ndarray]):
+    self._stored, self._encodings = stored, encodings
+    self._graph, self._layers = Graph.from_model(model), live_layers(model)
+    self._inputs = border_inputs(stored, encodings, images)
+    self._integers = self._watched(images)
+
+  def _watched(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """LiteRT's integers of every tensor that has an encoding."""
+    names = [ref.key for node in self._graph.nodes for ref in node.outputs
+             if ref.key in self._encodings and node.facts.role != "input"]
+    probe = Runtime(to_bytes(self._stored.with_outputs([*names, *self._stored.outputs])))
+    integers = dict(zip(names, probe.run_many(self._inputs)))
+    for ref, image in zip(self._graph.input_refs, images):
+      integers[ref.key] = image if ref.is_integer else self._encodings[ref.key].quantize(image)
+    return integers
+
+  def compare_layers(self, result: Verification) -> None:
+    """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
+    given, free = _OnGrids(self._encodings, self._integers), _OnGrids(self._encodings)
+    for simulation in (given, free):
+      run_nodes(self._graph.nodes, self._layers, simulation.inputs(self._graph, self._integers),
+                call=simulation.call)
+    limits = {name: _coarse_lsb(self._stored, op) for op in self._stored.ops if op.kind in COARSE
+              for name in op.outputs}
+    for ref, computed in given.integers.items():
+      difference = self._distance(ref, computed)
+      result.layers[ref.key] = difference
+      if difference > limits.get(ref.key, LARGEST_LAYER_LSB[self._encodings[ref.key].bits]):
+        result.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
+    result.max_lsb = max(result.layers.values(), default=0)
+    result.output_max_lsb = max((self._distance(ref, free.integers[ref]) for ref in self._graph.output_refs
+                                 if ref in free.integers), default=0)
+
+  def _distance(self, ref: Ref, computed: np.ndarray) -> int:
+    """The largest difference of integers from the runtime's, in LSB."""
+    return int(np.abs(computed - self._integers[ref.key].astype(np.int64)).max(initial=0))
+
+  def compare_outputs(self, data: bytes, result: Verification) -> None:
+    """What the file itself gives, against the watched tensors that are the model's outputs."""
+    expected = self._graph.output_refs
+    for batch in (None, RESIZED) if is_dynamic(self._stored) else (None,):
+      outputs = Runtime(data, batch=batch).run_many(self._inputs)
+      if len(outputs) != len(expected):
+        result.problems.append(f"{len(outputs)} outputs in the file, {len(expected)} in the model")
+      for ref, name, output in zip(expected, self._stored.outputs, outputs):
+        watched = on_border(self._integers[ref.key], self._encodings[ref.key], self._stored.tensors[name])
+        if not np.array_equal(output, watched):
+          result.problems.append(f"output {name}: the file's values are not those of the watched {ref.key!r}")
 
 
 def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
@@ -202,74 +238,6 @@ def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
   wide = output.dtype == "int16"
   classes = output.shape[-1] if wide and COARSE[op.kind] else 0
   return LARGEST_COARSE_LSB[16 if wide else 8] + classes * LEAST_POWER_16
-
-
-def _compare_outputs(graph: Graph, stored: IntProgram, encodings: Encodings,
-                     integers: dict[str, np.ndarray], outputs: list[np.ndarray], found: Verification) -> None:
-  """What the file itself gives, against the watched tensors that are the model's outputs."""
-  if len(outputs) != len(graph.output_refs):
-    found.problems.append(f"{len(outputs)} outputs in the file, {len(graph.output_refs)} in the model")
-  for ref, name, output in zip(graph.output_refs, stored.outputs, outputs):
-    expected = on_border(integers[ref.key], encodings[ref.key], stored.tensors[name])
-    if not np.array_equal(output, expected):
-      found.problems.append(f"output {name}: the file's values are not those of the watched {ref.key!r}")
-
-
-def _refs(node: Node) -> list[Ref]:
-  return [Ref(node, index) for index in range(len(node.shapes))]
-
-
-def border_inputs(program: IntProgram, encodings: Encodings, images: list[np.ndarray]) -> list[np.ndarray]:
-  """Real values, or indices, as the inputs of a file take them.
-
-  Raises:
-    ValueError: the encodings have no grid for an input.
-  """
-  inputs = []
-  for name, image in zip(program.inputs, images):
-    tensor = program.tensors[name]
-    if tensor.dtype == "int32":
-      inputs.append(image.astype(np.int32))
-    else:
-      grid = input_grid(program, encodings, name)
-      inputs.append(on_border(grid.quantize(image), grid, tensor))
-  return inputs
-
-
-def input_grid(program: IntProgram, encodings: Encodings, name: str) -> Encoding:
-  """The grid of a file's input, which bears its type behind its key where it is not int8.
-
-  Raises:
-    ValueError: the encodings have none.
-  """
-  key = name.removesuffix(f"/{program.tensors[name].dtype}")
-  if key not in encodings:
-    raise ValueError(f"Encodings have no grid for input {key!r}; they belong to another model.")
-  return encodings[key]
-
-
-def on_border(integers: np.ndarray, grid: Encoding, tensor: IntTensor) -> np.ndarray:
-  """Integers of a grid as the file's input or output tensor holds them."""
-  if tensor.dtype == "float32":
-    return grid.dequantize(integers)
-  return (integers.astype(np.int64) + (128 if tensor.dtype == "uint8" else 0)).astype(tensor.dtype)
-
-
-def _compare_layers(graph: Graph, model: keras.Model, encodings: Encodings,
-                    integers: dict[str, np.ndarray], coarse: dict[str, int], found: Verification) -> None:
-  """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
-  given, free = _OnGrids(encodings, integers), _OnGrids(encodings)
-  for simulation in (given, free):
-    run_nodes(graph.nodes, live_layers(model), simulation.inputs(graph, integers), call=simulation.call)
-  for ref, computed in given.integers.items():
-    difference = int(np.abs(computed - integers[ref.key].astype(np.int64)).max(initial=0))
-    found.layers[ref.key] = difference
-    if difference > coarse.get(ref.key, LARGEST_LAYER_LSB[encodings[ref.key].bits]):
-      found.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
-  found.max_lsb = max(found.layers.values(), default=0)
-  ends = [(free.integers[ref], integers[ref.key].astype(np.int64)) for ref in graph.output_refs
-          if ref in free.integers]
-  found.output_max_lsb = max((int(np.abs(mine - theirs).max(initial=0)) for mine, theirs in ends), default=0)
 
 
 class _OnGrids:

@@ -28,7 +28,7 @@ def run() -> None:
   if missing:
     raise ValueError(f"{FLAGS.encodings} has no grid for the model's input {missing[0]!r}; expected the "
                      f"encodings that were saved with {FLAGS.model}.")
-  inputs, said = running.inputs_to_run(specs, [encodings.grids.get(spec.name) for spec in specs])
+  inputs, description = running.inputs_to_run(specs, [encodings.grids.get(spec.name) for spec in specs])
   second = backends.converted(model, encodings, inputs)
   written = export((model, encodings), FLAGS.output, verify=inputs, io=FLAGS.io, batch=shared.batch(),
                    certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
@@ -37,16 +37,16 @@ def run() -> None:
     shared.write_json(FLAGS.certificate, written.certificate)
   if FLAGS.c_array:
     shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
-  print(_table(written, said, converter_rows))
+  print(_table(written, description, converter_rows))
 
 
-def _table(written: Exported, said: str, converter_rows: list[tuple[str, str]]) -> str:
+def _table(written: Exported, description: str, converter_rows: list[tuple[str, str]]) -> str:
   counts = written.program.operator_counts()
   return text_table(("result", ""), [
       ("bytes", f"{written.bytes:,}"),
       ("operators", ", ".join(f"{kind} {count}" for kind, count in counts.items())),
       ("verified", "integers, grids and biases equal; each operator within "
-                   f"{written.verification.max_lsb} LSB of its Keras layer on {said}"),
+                   f"{written.verification.max_lsb} LSB of its Keras layer on {description}"),
       *running.certificate_rows(written.certificate),
       *converter_rows,
       ("file", written.path)])

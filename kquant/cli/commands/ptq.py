@@ -1,5 +1,6 @@
 """What kquant.cli.ptq does: float Keras model in, verified full-integer .tflite out."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tf_keras as keras
 from absl import flags
 
 from kquant import api
@@ -28,6 +30,25 @@ FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """What one run does.
+
+  Attributes:
+    model: the float model.
+    calibration: its calibration inputs, one array an input.
+    config: how it is quantized.
+    output: the path of the .tflite file.
+    judged: the source that it is judged by, and its samples; None: it is not.
+  """
+
+  model: keras.Model
+  calibration: list[np.ndarray]
+  config: QuantConfig
+  output: str
+  judged: tuple[Source, np.ndarray] | None
+
+
 def run() -> None:
   """Runs what the flags say."""
   _check_flags()
@@ -47,7 +68,7 @@ def run() -> None:
     if FLAGS.eval is not None:
       judged = _held_back(inputs, calibration, chosen)
       evaluation.class_labels(model, judged[0])  # a mistake in them is reported before the work
-  _run(model, images, config, report, FLAGS.output, judged)
+  _run(_Task(model, images, config, FLAGS.output, judged), report)
 
 
 def _check_flags() -> None:
@@ -102,17 +123,18 @@ def _demo(config: QuantConfig) -> None:
     np.savez(held_back, x=x_test, y=y_test)
     source = open_source(str(held_back), keras_calls.input_specs(model))
     output = FLAGS.output or os.path.join(folder, "digits.tflite")
-    _run(model, [x[:FLAGS.calibration_samples]], config, report, output, (source, np.arange(len(source))))
+    _run(_Task(model, [x[:FLAGS.calibration_samples]], config, output, (source, np.arange(len(source)))),
+         report)
 
 
-def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, output: str,
-         judged: tuple[Source, np.ndarray] | None) -> None:
+def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes the files and prints the table."""
-  result = api.quantize(model, images, config=config, recipe=shared.recipe(), effort=FLAGS.effort,
+  images = task.calibration
+  result = api.quantize(task.model, images, config=task.config, recipe=shared.recipe(), effort=FLAGS.effort,
                         seed=FLAGS.seed)
   few = [array[:VERIFY_IMAGES] for array in images]
   second = backends.converted(result.model, result.encodings, few)
-  written = export(result, output, verify=few, io=FLAGS.io, batch=shared.batch(),
+  written = export(result, task.output, verify=few, io=FLAGS.io, batch=shared.batch(),
                    certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
   converter_rows = backends.put_in_place(written, second)
   seconds = {**report.seconds, **result.report.seconds, **written.seconds}
@@ -124,10 +146,10 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
       "trials": result.report.to_json()["trials"],
       "verify": written.verification.to_json(),
   }
-  if judged is not None:
+  if task.judged is not None:
     with report.stage("eval"):
       program = lower(result.model, result.encodings)
-      summary["eval"] = evaluation.evaluate(model, program, *judged)
+      summary["eval"] = evaluation.evaluate(task.model, program, *task.judged)
     seconds["eval"] = report.seconds["eval"]
   seconds["total"] = sum(seconds.values())
   summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
@@ -144,14 +166,14 @@ def _run(model, images: list[np.ndarray], config: QuantConfig, report: Report, o
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
   print(_table(summary, written, result.report, converter_rows))
-  if judged is not None and (hint := _hint(summary["eval"])):
+  if task.judged is not None and (hint := _hint(summary["eval"])):
     print(hint)
 
 
 def _table(summary: dict[str, Any], written: Exported, report: Report,
            converter_rows: list[tuple[str, str]]) -> str:
   """The run on one page."""
-  found = written.verification
+  verification = written.verification
   rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
   if "eval" in summary:
     rows += _eval_rows(summary["eval"])
@@ -159,8 +181,8 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
       ("bytes", f"{summary['bytes']:,}"),
       ("operators", ", ".join(f"{kind} {count}" for kind, count in summary["operators"].items())),
       ("float operators", ", ".join(summary["float_operators"]) or "none"),
-      ("verified", f"integers, grids and biases equal; each operator within {found.max_lsb} LSB of its "
-                   f"Keras layer on {found.images} images"),
+      ("verified", f"integers, grids and biases equal; each operator within {verification.max_lsb} "
+                   f"LSB of its Keras layer on {verification.images} images"),
       *certificate_rows(written.certificate),
       *converter_rows,
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),

@@ -16,6 +16,7 @@ from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.data import InputSpec, choose
+from kquant.core.encodings import Encodings
 from kquant.core.records import Report
 from kquant.core.spec import QuantConfig, Rule
 from kquant.core.target import target
@@ -62,7 +63,17 @@ def run() -> None:
       correct_bias(qmodel, model, images)
   with report.stage("train"):
     logs = _train(model, qmodel, x, y, images)
-  _finish(model, qmodel, config, images, logs, judged, report)
+  network = finalize(qmodel, target=target(config.target))
+  written = _export(network, images)
+  summary = _summary(logs, written)
+  if judged is not None:
+    with report.stage("eval"):
+      summary["simulation"] = _simulated(model, qmodel, judged)
+      if _fits_a_file(config):
+        summary["eval"] = evaluation.evaluate(model, lower(*network), judged, np.arange(len(judged)))
+  summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
+  _save(qmodel, *network, summary)
+  print(text_table(("result", ""), _rows(summary, written)))
 
 
 def _config() -> QuantConfig:
@@ -189,31 +200,32 @@ class EventLog(keras.callbacks.Callback):
     self._writer.flush()
 
 
-def _finish(model: keras.Model, qmodel: keras.Model, config: QuantConfig, images: list[np.ndarray],
-            logs: dict[str, Any], judged: Source | None, report: Report) -> None:
-  """Exports and judges; writes the files and prints the table."""
-  summary: dict[str, Any] = {"preset": FLAGS.preset, "quantizer": FLAGS.quantizer, "history": {
+def _export(network: tuple[keras.Model, Encodings], images: list[np.ndarray]) -> Exported | None:
+  """Writes and verifies the file of --output, where it is given."""
+  if not FLAGS.output:
+    return None
+  return export(network, FLAGS.output, verify=[array[:VERIFY_IMAGES] for array in images],
+                preprocess=FLAGS.preprocess)
+
+
+def _summary(logs: dict[str, Any], written: Exported | None) -> dict[str, Any]:
+  """What --summary holds of the training and of the file."""
+  summary = {"preset": FLAGS.preset, "quantizer": FLAGS.quantizer, "history": {
       name: [float(value) for value in values] for name, values in logs.items()}}
-  final, encodings = finalize(qmodel, target=target(config.target))
-  written = None
-  if FLAGS.output:
-    written = export((final, encodings), FLAGS.output, verify=[array[:VERIFY_IMAGES] for array in images],
-                     preprocess=FLAGS.preprocess)
+  if written is not None:
     summary.update(bytes=written.bytes, verify=written.verification.to_json())
-  if judged is not None:
-    with report.stage("eval"):
-      summary["simulation"] = _simulated(model, qmodel, judged)
-      if _fits_a_file(config):
-        summary["eval"] = evaluation.evaluate(model, lower(final, encodings), judged, np.arange(len(judged)))
-  summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
+  return summary
+
+
+def _save(qmodel: keras.Model, final: keras.Model, encodings: Encodings, summary: dict[str, Any]) -> None:
+  """Writes the files that flags name."""
   if FLAGS.encodings:
     encodings.save(FLAGS.encodings)
-  for path, saved in ((FLAGS.save_model, final), (FLAGS.save_qmodel, qmodel)):
+  for path, model in ((FLAGS.save_model, final), (FLAGS.save_qmodel, qmodel)):
     if path:
-      saved.save(path)
+      model.save(path)
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
-  print(text_table(("result", ""), _rows(summary, written)))
 
 
 def _ends_in_softmax(model: keras.Model) -> bool:

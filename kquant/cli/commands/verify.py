@@ -18,6 +18,7 @@ from tflite_export.lowering.lower import lower, with_border
 from tflite_export.operators.batch import with_batch
 from tflite_export.program.program import IntProgram
 from tflite_export.proof import verifier
+from tflite_export.proof.borders import border_inputs, input_grid
 from tflite_export.proof.certificate import certify, inexact_operators
 from tflite_export.proof.verifier import Verification, VerificationError
 
@@ -34,22 +35,22 @@ def run() -> None:
   data = pathlib.Path(FLAGS.tflite).read_bytes()
   try:
     stored = from_bytes(data)
-    grids = [None if stored.tensors[name].dtype == "int32" else verifier.input_grid(stored, encodings, name)
+    grids = [None if stored.tensors[name].dtype == "int32" else input_grid(stored, encodings, name)
              for name in stored.inputs]
   except ValueError as error:
     raise VerificationError(f"{FLAGS.tflite}: {error}") from error
   specs = [InputSpec(name.removesuffix(f"/{stored.tensors[name].dtype}"), stored.tensors[name].shape[1:],
                      "float32" if grid else "int32") for name, grid in zip(stored.inputs, grids)]
-  images, said = running.inputs_to_run(specs, grids)
-  found = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
-                          images=None if model is None else images)
-  certificate, problems = None, found.problems
+  images, description = running.inputs_to_run(specs, grids)
+  verification = verifier.verify(data, model, encodings, program=_expected(model, encodings, stored),
+                                 images=None if model is None else images)
+  certificate, problems = None, verification.problems
   if not problems:
-    certificate = certify(data, verifier.border_inputs(stored, encodings, images), seed=FLAGS.seed)
+    certificate = certify(data, border_inputs(stored, encodings, images), seed=FLAGS.seed)
     problems = inexact_operators(certificate)
     if FLAGS.certificate:
       shared.write_json(FLAGS.certificate, certificate)
-  _tell(found, certificate, problems, said)
+  _tell(verification, certificate, problems, description)
 
 
 def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgram) -> IntProgram | None:
@@ -72,15 +73,16 @@ def _expected(model: keras.Model | None, encodings: Encodings, stored: IntProgra
   return program
 
 
-def _tell(found: Verification, certificate: dict[str, Any] | None, problems: list[str], said: str) -> None:
+def _tell(verification: Verification, certificate: dict[str, Any] | None, problems: list[str],
+          description: str) -> None:
   """Prints what was compared; raises VerificationError where something differs."""
   if problems:
     print("\n".join(problems[:PROBLEMS_SHOWN]))
     more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
     raise VerificationError(f"{FLAGS.tflite}: {problems[0]}{more}")
-  operators = (f"each within {found.max_lsb} LSB of its Keras layer on {said}" if FLAGS.model
+  operators = (f"each within {verification.max_lsb} LSB of its Keras layer on {description}" if FLAGS.model
                else "not compared; give --model")
   print(text_table(("result", ""), [
       ("integers", "every weight, bias, scale and zero point of the encodings equal"),
-      ("operators", operators), ("run on", said), *running.certificate_rows(certificate)]))
+      ("operators", operators), ("run on", description), *running.certificate_rows(certificate)]))
   print(f"verified: {FLAGS.tflite}")

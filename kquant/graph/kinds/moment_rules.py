@@ -162,8 +162,8 @@ def pad(call: Call, x: Moments) -> Moments:
 def reduce(call: Call, x: Moments) -> Moments | None:
   """A reduction that leaves the channels alone."""
   rank, axes = len(call.inputs[0].shape), call.argument(1, "axis")
-  kept = axes is not None and not {rank - 1, 0} & {int(axis) % rank for axis in np.atleast_1d(axes)}
-  return x if kept else None
+  channels_stay = axes is not None and not {rank - 1, 0} & {int(axis) % rank for axis in np.atleast_1d(axes)}
+  return x if channels_stay else None
 
 
 def concatenate(call: Call, *inputs: Moments) -> Moments:

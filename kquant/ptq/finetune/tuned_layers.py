@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import fake_quantization, numerics
+from kquant.core import numerics
+from kquant.core.fake_quantization import GridTensors, affine_grid_tf, fake_quantize, symmetric_grid_tf
 from kquant.graph import keras_calls
 from kquant.graph.kinds.table import facts_of
 from kquant.qmodel.layers import QuantizeActivation
@@ -61,11 +62,11 @@ def fake_quantize_range(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, *, bits: 
   @tf.custom_gradient
   def quantized(x, low, high):
     if symmetric:
-      scale, zero_point = fake_quantization.symmetric_grid_tf(tf.maximum(-low, high), bits), 0.0
+      scale, zero_point = symmetric_grid_tf(tf.maximum(-low, high), bits), 0.0
     else:
-      scale, zero_point = fake_quantization.affine_grid_tf(low, high, bits)
+      scale, zero_point = affine_grid_tf(low, high, bits)
     zero_point = tf.cast(zero_point, tf.float32)
-    y = fake_quantization.fake_quantize(x, scale, zero_point, bits=bits)
+    y = fake_quantize(x, GridTensors(scale, zero_point, bits))
 
     def gradient(upstream):
       below, above = x < scale * (qmin - zero_point), x > scale * (qmax - zero_point)

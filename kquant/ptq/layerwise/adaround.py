@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.ptq.layerwise.rounding import RoundingProblem
+
 _ZETA, _GAMMA = 1.1, -0.1
 _BETA = (20.0, 2.0)
 _WARM_START = 0.2
@@ -25,16 +27,17 @@ def inverse_sigmoid(h: np.ndarray) -> np.ndarray:
   return -np.log((_ZETA - _GAMMA) / (h - _GAMMA) - 1.0)
 
 
-def adaround(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *, iterations: int = 1000,
+def adaround(problem: RoundingProblem, scale: np.ndarray, *, iterations: int = 1000,
              learning_rate: float = 0.02, strength: float = 1.0) -> np.ndarray:
   """Returns integers, each the weight over its scale rounded down or up.
 
   Args:
-    kernel, gram, scale: as in `kquant.ptq.layerwise.rounding`.
+    problem, scale: as in `kquant.ptq.layerwise.rounding`.
     iterations: steps of Adam; in the first fifth of them there is no regulariser.
     learning_rate: of V. (The paper's 10,000 steps at 0.001 come to as much movement; here a step is exact.)
     strength: lambda, the error counted in units of H_kk s^2 / 12, what a weight's rounding leaves.
   """
+  kernel, gram, qmax = problem.kernel, problem.gram, problem.qmax
   lower = np.clip(np.floor(kernel / scale), -qmax, qmax - 1)
   fraction = np.clip(kernel / scale - lower, 0.0, 1.0)
   spread = np.diagonal(gram, axis1=1, axis2=2)[:, :, None] * scale**2 / 12

@@ -102,17 +102,17 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
 
 
 def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
-                           known: Any = None) -> None:
+                           calibration: Any = None) -> None:
   """`correct_local_shift` with the means of inputs that batch norms knew (Nagel et al. 2019, section 4.2.1).
 
   Args:
-    known: InputRange of the inputs; with anything else a layer whose input follows from no batch norm keeps
+    calibration: an InputRange; with anything else a layer whose input follows from no batch norm keeps
       its bias.
 
   Raises:
     ValueError: float_params lack a layer of qmodel, or no layer knows of a batch norm.
   """
-  _, means = known_without_data(qmodel, known if isinstance(known, InputRange) else None)
+  _, means = known_without_data(qmodel, calibration if isinstance(calibration, InputRange) else None)
   correct_local_shift(qmodel, float_params, Statistics({}, means, {}))
 
 

@@ -85,10 +85,10 @@ def _cut(rows: tf.Tensor) -> tf.Tensor:
 
 def _added(sums: list[np.ndarray] | None, rows: tf.Tensor, more: tf.Tensor) -> list[np.ndarray]:
   """Adds (count, sum x, sum d, sum x x^T, sum x d^T) of some rows x and of what they lack, d."""
-  found = [rows.shape[1], tf.reduce_sum(rows, 1), tf.reduce_sum(more, 1),
+  terms = [rows.shape[1], tf.reduce_sum(rows, 1), tf.reduce_sum(more, 1),
            tf.matmul(rows, rows, transpose_a=True), tf.matmul(rows, more, transpose_a=True)]
-  found = [np.asarray(part, np.float64) for part in found]
-  return found if sums is None else [a + b for a, b in zip(sums, found)]
+  terms = [np.asarray(term, np.float64) for term in terms]
+  return terms if sums is None else [a + b for a, b in zip(sums, terms)]
 
 
 def _centred(sums: list[np.ndarray]) -> Moments:
@@ -120,13 +120,13 @@ def undoing(matrix: np.ndarray, halves: list[Moments]) -> np.ndarray:
     return nothing
   best, factor, ridge = 0.0, 0.0, 0.0
   for tried in _RIDGES:
-    wanted = found = 0.0
+    projection = power = 0.0
     for own, other in (halves, halves[::-1]):
       fitted = _fit(own, matrix, tried)
-      wanted += np.sum(fitted * (other.cross @ matrix))
-      found += np.sum(fitted * (other.gram @ fitted))
-    if wanted > 0 and wanted**2 / found > best:  # what it takes off the squared error there
-      best, factor, ridge = wanted**2 / found, min(wanted / found, 1.0), tried
+      projection += np.sum(fitted * (other.cross @ matrix))
+      power += np.sum(fitted * (other.gram @ fitted))
+    if projection > 0 and projection**2 / power > best:  # what it takes off the squared error there
+      best, factor, ridge = projection**2 / power, min(projection / power, 1.0), tried
   return factor * _fit(merged(halves), matrix, ridge) if best else nothing
 
 

@@ -5,6 +5,7 @@ In topological order, for each layer: the moments of its quantized inputs, its i
 before did wrong in a way that this one can undo, it undoes (`input_moments.undoing`).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from kquant.ptq.layerwise.adaround import adaround
 from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params
 from kquant.ptq.layerwise.input_moments import Moments, cuts, measure_moments, merged, undoing
 from kquant.ptq.layerwise.patches import Patches
-from kquant.ptq.layerwise.streaming import layer_turns
+from kquant.ptq.layerwise.rounding import RoundingProblem
+from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.rewrites.standardize.standardize import standardize
 
@@ -55,61 +57,68 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
   """
   float_params = linear_params(standardize(Graph.from_model(float_model)))
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
-  shared = round_layers(qmodel, float_params, observe(qmodel, images), images, method=method, seed=seed)
+  turns = layer_turns(qmodel, images, float_params=float_params)
+  shared = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)
   for name in shared:
     logging.warning("round_weights: layer %r is %s.", name, SHARED_REASON)
   return qmodel
 
 
-def round_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], statistics: Statistics,
-                 images: list[np.ndarray], *, method: str = "closed_form", seed: int = 0) -> list[str]:
-  """`round_weights` on what is known already; returns the names of layers rounded to nearest, as shared."""
+def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
+                 statistics: Statistics, *, method: str = "closed_form", seed: int = 0) -> list[str]:
+  """`round_weights` on statistics that exist; returns the names of layers rounded to nearest, as shared.
+
+  Args:
+    turns: of all layers with quantized weights, with their float inputs (`layer_turns`).
+    float_params: {layer: its float weights by name}.
+    statistics: of the float network.
+    method, seed: as in `round_weights`.
+  """
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
   left = []
   generator = np.random.default_rng(seed)
-  for turn in layer_turns(qmodel, images, float_params=float_params):
+  for turn in turns:
     if turn.patches is None:
       left.append(turn.layer.name)
       continue
     ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
     halves = measure_moments(turn, generator)
     with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
-      kernel, scale = round_kernel(float_params[turn.layer.name][name], grid, turn.patches, halves,
-                                   images=turn.images, method=method)
+      kernel, scale = round_kernel(turn, float_params[turn.layer.name][name], grid, halves, method=method)
     turn.layer.set_scale(name, scale)
     turn.layer.set_integers(name, kernel)
     correct_mean(turn, statistics)
   return list(dict.fromkeys(left))
 
 
-def round_kernel(kernel: np.ndarray, grid: Encoding, patches: Patches, halves: list[Moments], *,
-                 images: int, method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
+def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments], *,
+                 method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
 
   Args:
-    grid: says the bits, and whether scales are per-channel.
+    turn: of the kernel's layer.
+    grid: gives the bits, and whether scales are per-channel.
     halves: moments of the layer's inputs, as `measure_moments` returns them.
-    images: how many they are of.
   """
+  patches = turn.patches
   parts = cuts(patches.inputs)
   matrix = patches.matrix(kernel).astype(np.float64)
   whole, cut = matrix.shape, (patches.blocks * parts, patches.inputs // parts, patches.outputs)
   matrix = (matrix.reshape(cut) + undoing(matrix.reshape(cut), halves)).reshape(whole)
-  damping = np.clip(_DAMPING * patches.inputs / parts / images, _LEAST_DAMPING, _MOST_DAMPING)
+  damping = np.clip(_DAMPING * patches.inputs / parts / turn.images, _LEAST_DAMPING, _MOST_DAMPING)
   gram = rounding.damped(merged(halves).gram, damping)
-  qmax, per_channel = grid.limits[1], grid.axis is not None
+  problem, per_channel = RoundingProblem(matrix.reshape(cut), gram, grid.limits[1]), grid.axis is not None
   weight = np.diagonal(gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
-  scale = rounding.weighted_scale(matrix, weight, qmax, per_channel=per_channel)
+  scale = rounding.weighted_scale(matrix, weight, problem.qmax, per_channel=per_channel)
   if method == "adaround":
-    integers = adaround(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax)
+    integers = adaround(problem, _spread(scale, patches, parts))
   elif patches.inputs <= rounding.LARGEST_ENUMERATED:
-    integers, scale = rounding.enumerated(matrix, gram, scale, qmax, per_channel=per_channel)
+    integers, scale = rounding.enumerated(problem, scale, per_channel=per_channel)
   elif parts == 1:
-    integers, scale = rounding.rounded(matrix, gram, scale, qmax)
+    integers, scale = rounding.rounded(problem, scale)
   else:  # one scale for several parts: it stays
-    integers, _ = rounding.rounded(matrix.reshape(cut), gram, _spread(scale, patches, parts), qmax,
-                                   keep_scale=True)
+    integers, _ = rounding.rounded(problem, _spread(scale, patches, parts), keep_scale=True)
   return patches.kernel(integers.reshape(whole)), scale.reshape(-1)
 
 

@@ -10,10 +10,11 @@ make up for each error
 falls; `enumerated` tries every way of rounding up and down and takes the best: for the nine weights of a
 depthwise kernel.
 
-All take a layer's matrices as `patches.Patches` makes them: kernel [blocks, inputs, outputs],
-gram [blocks, inputs, inputs] and scale [blocks, 1, outputs] that broadcasts; integers lie within
--qmax .. qmax.
+All take a layer's matrices as `patches.Patches` makes them, in a `RoundingProblem`, and a scale
+[blocks, 1, outputs] that broadcasts; integers lie within -qmax .. qmax.
 """
+
+import dataclasses
 
 import numpy as np
 import scipy.linalg
@@ -28,10 +29,28 @@ _MOST_ELEMENTS = 2**23
 LARGEST_ENUMERATED = 9
 
 
-def output_error(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> np.ndarray:
-  """Returns e^T H e of each output, [blocks, outputs]."""
-  error = integers * scale - kernel
-  return np.einsum("bko,bko->bo", error, gram @ error)
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoundingProblem:
+  """The weights of one layer, and what their rounding is judged by.
+
+  Attributes:
+    kernel: W, [blocks, inputs, outputs].
+    gram: H of the layer's inputs, [blocks, inputs, inputs].
+    qmax: the last integer of the grid.
+  """
+
+  kernel: np.ndarray
+  gram: np.ndarray
+  qmax: int
+
+  def output_error(self, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Returns e^T H e of each output, [blocks, outputs]."""
+    error = integers * scale - self.kernel
+    return np.einsum("bko,bko->bo", error, self.gram @ error)
+
+  def per_output(self, scale: np.ndarray) -> np.ndarray:
+    """Returns a scale as one of each output, [blocks, 1, outputs]."""
+    return np.broadcast_to(scale, (len(self.kernel), 1, self.kernel.shape[2]))
 
 
 def damped(gram: np.ndarray, damping: float) -> np.ndarray:
@@ -66,7 +85,7 @@ def weighted_scale(kernel: np.ndarray, weight: np.ndarray, qmax: int, *, per_cha
   return best
 
 
-def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
+def compensated(problem: RoundingProblem, scale: np.ndarray) -> np.ndarray:
   """Returns integers: inputs are rounded in the order of falling H_kk; later ones make up for each error.
 
   With H^-1 = U^T U, U upper triangular, the error (w_k - w_hat_k) / U_kk of input k times U_k is taken from
@@ -75,7 +94,7 @@ def compensated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: i
   Raises:
     numpy.linalg.LinAlgError: a Gram matrix is not positive definite; see `damped`.
   """
-  return _compensated(kernel, _factors(gram), np.asarray(scale)[None], qmax)[0][0]
+  return _compensated(problem, _factors(problem.gram), np.asarray(scale)[None])[0][0]
 
 
 def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -89,16 +108,17 @@ def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   return factors
 
 
-def _compensated(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scales: np.ndarray,
-                 qmax: int) -> tuple[np.ndarray, np.ndarray]:
+def _compensated(problem: RoundingProblem, factors: list[tuple[np.ndarray, np.ndarray]],
+                 scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers [scales, blocks, inputs, outputs] and e^T H e [scales, blocks, outputs], one a scale."""
+  kernel = problem.kernel
   scales = np.broadcast_to(scales, (len(scales), len(kernel), 1, kernel.shape[2]))
   integers = np.empty((len(scales), *kernel.shape))
   errors = np.empty((len(scales), len(kernel), kernel.shape[2]))
   for block, (order, upper) in enumerate(factors):
     rest = np.repeat(kernel[block, order].astype(np.float64)[:, None], len(scales), axis=1)
-    found, errors[:, block] = _in_order(rest, upper, scales[:, block, 0], qmax)
-    integers[:, block, order] = np.moveaxis(found, 1, 0)
+    in_order, errors[:, block] = _in_order(rest, upper, scales[:, block, 0], problem.qmax)
+    integers[:, block, order] = np.moveaxis(in_order, 1, 0)
   return integers, errors
 
 
@@ -121,18 +141,18 @@ def _in_order(rest: np.ndarray, upper: np.ndarray, scale: np.ndarray,
   return integers, total
 
 
-def descend(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
+def descend(problem: RoundingProblem, integers: np.ndarray, scale: np.ndarray, *,
             sweeps: int = 4) -> np.ndarray:
   """Returns integers of which none can be moved by itself to a lower e^T H e, or those after `sweeps`.
 
   The best step of integer k is -(H e)_k / (H_kk s), rounded.
   """
-  integers, gram = integers.astype(np.float32), gram.astype(np.float32)
-  scale = np.broadcast_to(np.float32(scale), (len(kernel), 1, kernel.shape[2]))
-  for block in range(len(kernel)):
-    slope = gram[block] @ (integers[block] * scale[block] - kernel[block].astype(np.float32))
+  integers, gram = integers.astype(np.float32), problem.gram.astype(np.float32)
+  scale = problem.per_output(np.float32(scale))
+  for block, kernel in enumerate(problem.kernel):
+    slope = gram[block] @ (integers[block] * scale[block] - kernel.astype(np.float32))
     for _ in range(sweeps):
-      if not _sweep(integers[block], slope, gram[block], scale[block, 0], qmax):
+      if not _sweep(integers[block], slope, gram[block], scale[block, 0], problem.qmax):
         break
   return integers
 
@@ -156,15 +176,14 @@ def _sweep(integers: np.ndarray, slope: np.ndarray, gram: np.ndarray, scale: np.
   return moved
 
 
-def refitted_scale(integers: np.ndarray, kernel: np.ndarray, gram: np.ndarray,
-                   scale: np.ndarray) -> np.ndarray:
+def refitted_scale(problem: RoundingProblem, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
   """Returns the scale of least e^T H e for fixed integers: q^T H w / q^T H q, summed where it is shared.
 
   Where the integers are all zero, or it would not be positive, it is the old one.
   """
-  projected = gram @ integers
+  projected = problem.gram @ integers
   over, under = (_by_scale(np.einsum("bko,bko->bo", projected, side), scale)[:, None]
-                 for side in (kernel, integers))
+                 for side in (problem.kernel, integers))
   return np.where((under > 0) & (over > 0), over / np.maximum(under, 1e-30), scale)
 
 
@@ -173,7 +192,7 @@ def _by_scale(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
   return values.sum(axis=(-2, -1), keepdims=True) if scale.size == 1 else values
 
 
-def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
+def rounded(problem: RoundingProblem, scale: np.ndarray, *,
             keep_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers, scale): `compensated`, `descend`, then `refitted_scale` and `descend` once more.
 
@@ -184,44 +203,45 @@ def rounded(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, 
     keep_scale: the scale stays as it is.
   """
   if keep_scale:
-    return descend(compensated(kernel, gram, scale, qmax), kernel, gram, scale, qmax), scale
-  integers, scale = _best_of_scales(kernel, _factors(gram), scale, qmax)
-  integers = descend(integers, kernel, gram, scale, qmax)
-  refit = refitted_scale(integers, kernel, gram, scale)
-  moved = descend(integers, kernel, gram, refit, qmax)
-  errors, errors_moved = (_by_scale(output_error(found, kernel, gram, grid), scale)[:, None]
-                          for found, grid in ((integers, scale), (moved, refit)))
+    return descend(problem, compensated(problem, scale), scale), scale
+  integers, scale = _best_of_scales(problem, scale)
+  integers = descend(problem, integers, scale)
+  refit = refitted_scale(problem, integers, scale)
+  moved = descend(problem, integers, refit)
+  errors, errors_moved = (_by_scale(problem.output_error(*candidate), scale)[:, None]
+                          for candidate in ((integers, scale), (moved, refit)))
   better = errors_moved < errors
   return np.where(better, moved, integers), np.where(better, refit, scale)
 
 
-def _best_of_scales(kernel: np.ndarray, factors: list[tuple[np.ndarray, np.ndarray]], scale: np.ndarray,
-                    qmax: int) -> tuple[np.ndarray, np.ndarray]:
+def _best_of_scales(problem: RoundingProblem, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers, scale) of the ratio that gives each output, or all on one scale, the least error."""
-  best, found, found_scale = np.inf, np.zeros(kernel.shape), scale
-  tried = _RATIOS if qmax < _MANY_LEVELS else _RATIOS[:1]
+  kernel, factors = problem.kernel, _factors(problem.gram)
+  least, best, best_scale = np.inf, np.zeros(kernel.shape), scale
+  tried = _RATIOS if problem.qmax < _MANY_LEVELS else _RATIOS[:1]
   for ratios in np.array_split(tried, min(len(tried), -(-kernel.size * len(tried) // _MOST_ELEMENTS))):
     scales = scale * ratios[:, None, None, None]
-    integers, errors = _compensated(kernel, factors, scales, qmax)
+    integers, errors = _compensated(problem, factors, scales)
     for candidate, error, grid in zip(integers, _by_scale(errors, scale)[:, :, None], scales):
-      better = error < best
-      best = np.where(better, error, best)
-      found, found_scale = np.where(better, candidate, found), np.where(better, grid, found_scale)
-  return found, found_scale
+      better = error < least
+      least = np.where(better, error, least)
+      best, best_scale = np.where(better, candidate, best), np.where(better, grid, best_scale)
+  return best, best_scale
 
 
-def enumerated(kernel: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int, *,
+def enumerated(problem: RoundingProblem, scale: np.ndarray, *,
                per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers, scale): the best of all ways to round each weight down or up.
 
   Args:
-    kernel: at most LARGEST_ENUMERATED inputs a block.
+    problem: of at most LARGEST_ENUMERATED inputs a block.
     scale: kept; with `per_channel` one more variable: 1.15 to 0.6 times it are tried for each output.
   """
+  kernel, gram, qmax = problem.kernel, problem.gram, problem.qmax
   inputs = kernel.shape[1]
   patterns = (np.arange(2**inputs)[:, None] >> np.arange(inputs) & 1).astype(np.float64)  # [patterns, inputs]
   of_pattern = np.einsum("pk,bkl,pl->bp", patterns, gram, patterns, optimize=True)
-  full = np.broadcast_to(scale, (len(kernel), 1, kernel.shape[2]))
+  full = problem.per_output(scale)
   best, chosen = np.full(full.shape, np.inf), np.zeros(kernel.shape)
   best_scale = full.copy()
   for ratio in np.linspace(1.15, 0.6, 23) if per_channel else (1.0,):

@@ -206,13 +206,13 @@ class _Stream:
       return
     layer = self.layers[stage.linear.layer.name].layer
     params = self._float_params[layer.name]
-    kept = {name: getattr(layer, name).numpy() for name in params}
+    current = {name: getattr(layer, name).numpy() for name in params}
     try:
       for name, value in params.items():
         getattr(layer, name).assign(value)
       yield
     finally:
-      for name, value in kept.items():
+      for name, value in current.items():
         getattr(layer, name).assign(value)
 
   def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
@@ -232,9 +232,9 @@ class _Stream:
       compute = tf.function(compute, autograph=False, input_signature=[specs])
     results = None
     for part in chunks:
-      found = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
-      results = self._empty((self.images, *found.shape[1:]), found.dtype) if results is None else results
-      results[part] = found
+      outputs = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+      results = self._empty((self.images, *outputs.shape[1:]), outputs.dtype) if results is None else results
+      results[part] = outputs
     return results
 
 

@@ -103,8 +103,8 @@ def _absorb_backward(graph: Graph, ref: Ref, scale: np.ndarray, shift: np.ndarra
                      moments: Moments | None) -> None:
   """Lets the producer of a tensor compute scale * x + shift, whose moments are given if they are known."""
   node = ref.node
-  known = node.layer.output_moments
-  _remember(graph, node, moments or known and (scale * known[0] + shift, np.abs(scale) * known[1]))
+  old = node.layer.output_moments
+  _remember(graph, node, moments or old and (scale * old[0] + shift, np.abs(scale) * old[1]))
   if node.facts.role == "linear":
     kernel, facts = node.layer.params[node.facts.kernel.name], node.facts
     bias = node.layer.params.get("bias", np.zeros(len(scale)))

@@ -75,11 +75,12 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
   for number, batch in enumerate(batches):
     direction = tf.constant([seed, number], tf.int32)
     sums.absorb(len(batch[0]), step([tf.convert_to_tensor(array) for array in batch], direction))
-  found = sums.statistics()
+  statistics = sums.statistics()
   if gains and linear:
     for layer, moments in zip(linear, zip(*(sums.totals(name) for name in _SLOPE_MOMENTS))):
-      found.weight_gain[layer] = _centred_gain(layer, found.mean[graph.calls(layer)[0].inputs[0]], *moments)
-  return found
+      mean = statistics.mean[graph.calls(layer)[0].inputs[0]]
+      statistics.weight_gain[layer] = _centred_gain(layer, mean, *moments)
+  return statistics
 
 
 def _centred_gain(layer: LayerDef, mean: np.ndarray, squares: np.ndarray, products: np.ndarray,
@@ -112,12 +113,12 @@ class _Sums:
 
   def statistics(self) -> ChannelStatistics:
     """Returns what was seen."""
-    found = {name: [reduce([part[i] for part in parts], axis=0) for i in range(len(self._refs))]
-             for name, parts in self._parts.items() if name not in _SLOPE_MOMENTS
-             for reduce in [{"low": np.min, "high": np.max}.get(name, np.sum)]}
-    for name in {"mean", "mean_square", "gain"} & found.keys():
-      found[name] = [values / self._images for values in found[name]]
-    return ChannelStatistics(**{name: dict(zip(self._refs, values)) for name, values in found.items()},
+    combined = {name: [reduce([part[i] for part in parts], axis=0) for i in range(len(self._refs))]
+                for name, parts in self._parts.items() if name not in _SLOPE_MOMENTS
+                for reduce in [{"low": np.min, "high": np.max}.get(name, np.sum)]}
+    for name in {"mean", "mean_square", "gain"} & combined.keys():
+      combined[name] = [values / self._images for values in combined[name]]
+    return ChannelStatistics(**{name: dict(zip(self._refs, values)) for name, values in combined.items()},
                              images=self._images)
 
 

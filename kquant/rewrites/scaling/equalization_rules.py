@@ -10,7 +10,7 @@ import numpy as np
 
 from kquant.core import numerics
 from kquant.graph.graph import Graph
-from kquant.graph.matching import fuses_into_reader, grid_classes
+from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.scaling.channel_statistics import ChannelStatistics
 from kquant.rewrites.scaling.scale_groups import ScaleGroups
@@ -72,11 +72,14 @@ class _Producers:
 
 
 class _Network:
-  """What the rules need of a graph: its kernels, and who shares a scale with whom."""
+  """What the rules need of a graph: its kernels, its tensors, and who shares a scale with whom."""
 
-  def __init__(self, graph: Graph, groups: ScaleGroups):
+  def __init__(self, graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | None = None):
     linear = [node for node in graph.nodes if node.facts.role == "linear"]
+    self.graph = graph
     self.groups = groups
+    self.statistics = statistics
+    self.grid_group = {ref: refs for refs in grid_groups(graph) for ref in refs}
     self.extents = {node: kernel_extent(node, groups) for node in linear}
     self.stages = [self._stage(nodes, linear) for nodes in self._sharing(linear)]
 
@@ -151,14 +154,13 @@ def two_step(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | 
 
 def _amplify(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | None, *,
              headroom: bool) -> np.ndarray:
-  network, t = _Network(graph, groups), np.zeros(groups.count)
-  tensor_class = {ref: refs for refs in grid_classes(graph) for ref in refs}
+  network, t = _Network(graph, groups, statistics), np.zeros(groups.count)
   for stage in network.stages:
     room = _headroom(network, stage, t) if headroom else np.ones(groups.count)
     wish = np.full(groups.count, np.inf)
     for node in stage.nodes:
       ids = groups.index[Ref(node)]
-      scales = _wished_scales(graph, node, network, t, room, statistics, tensor_class)
+      scales = _wished_scales(network, node, t, room)
       np.minimum.at(wish, ids, np.maximum(scales, room[ids]))
     wish = np.where(np.isfinite(wish) & groups.free, wish, 1.0)
     t += np.log(wish)
@@ -175,9 +177,9 @@ def _headroom(network: _Network, stage: _Producers, t: np.ndarray) -> np.ndarray
   return np.where(room > _NEGLIGIBLE, np.minimum(room, 1.0), 1.0)
 
 
-def _wished_scales(graph: Graph, node: Node, network: _Network, t: np.ndarray, room: np.ndarray,
-                   statistics: ChannelStatistics | None, tensor_class: dict[Ref, list[Ref]]) -> np.ndarray:
+def _wished_scales(network: _Network, node: Node, t: np.ndarray, room: np.ndarray) -> np.ndarray:
   """What one producer wishes for its output channels, [O]."""
+  graph, statistics = network.graph, network.statistics
   ids = network.groups.index[Ref(node)]
   kernel = network.extents[node].by_output(t)
   alive = kernel > _NEGLIGIBLE * kernel.max(initial=0)
@@ -186,7 +188,7 @@ def _wished_scales(graph: Graph, node: Node, network: _Network, t: np.ndarray, r
     ref = Ref(graph.readers(Ref(node))[0]) if fuses_into_reader(graph, Ref(node)) else Ref(node)
     reach = statistics.magnitude(ref) * np.exp(t[ids])
     active = reach > _NEGLIGIBLE * reach.max(initial=0)
-    target = max(_largest_of(other, network, t, room, statistics) for other in tensor_class.get(ref, [ref])
+    target = max(_largest_of(network, other, t, room) for other in network.grid_group.get(ref, [ref])
                  if other.node.facts.role != "move")
     below = np.maximum(-statistics.low[Ref(node)], 0) * np.exp(t[ids])
     scale = np.minimum(scale, np.minimum(target / np.where(active, reach, 1.0), LARGEST_SCALE))
@@ -195,8 +197,7 @@ def _wished_scales(graph: Graph, node: Node, network: _Network, t: np.ndarray, r
   return np.where(alive, scale, 1.0)
 
 
-def _largest_of(ref: Ref, network: _Network, t: np.ndarray, room: np.ndarray,
-                statistics: ChannelStatistics) -> float:
+def _largest_of(network: _Network, ref: Ref, t: np.ndarray, room: np.ndarray) -> float:
   """a of a tensor, lowered as far as the readers of its largest channels have headroom."""
   ids = network.groups.index[ref]
-  return float((statistics.magnitude(ref) * np.exp(t[ids]) * room[ids]).max(initial=0))
+  return float((network.statistics.magnitude(ref) * np.exp(t[ids]) * room[ids]).max(initial=0))

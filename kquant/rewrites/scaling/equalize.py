@@ -5,6 +5,7 @@
   joint               the scales that minimize the predicted output noise of the whole network
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,16 @@ def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, ca
   noise = noise_model(graph, groups, statistics, config) if statistics and statistics.gain else None
   if noise is not None and not noise.terms:  # nothing that could be scaled reaches the outputs
     return
-  low, high = _bounds(graph, groups, statistics, cap)
+  bounds = _bounds(graph, groups, statistics, cap)
   if method == "joint":
-    t = _joint(noise, low, high)
+    t = _joint(noise, bounds)
     if cap == "exact":
-      t = _spare_caps(graph, groups, noise, low, high, t)
+      t = _spare_caps(graph, groups, noise, bounds, t)
   elif method == "pairwise":
     t = pairwise(graph, groups)
   else:
     t = {"one_step": one_step, "two_step": two_step}[method](graph, groups, statistics)
-  t = np.clip(t, low, high)
+  t = np.clip(t, bounds.low, bounds.high)
   if noise is not None and not _lowers_noise(graph, noise, t, method) and guard:
     graph.skip(graph.output_refs[0].node, f"scales of {method} not applied: they would raise the noise")
     return
@@ -91,9 +92,9 @@ def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, ca
 
 
 def _check(method: str, cap: str, has_data: bool) -> None:
-  for name, value, known in (("method", method, METHODS), ("cap", cap, CAPS)):
-    if value not in known:
-      raise ValueError(f"equalize: {name} must be one of {', '.join(known)}, got {value!r}.")
+  for name, value, choices in (("method", method, METHODS), ("cap", cap, CAPS)):
+    if value not in choices:
+      raise ValueError(f"equalize: {name} must be one of {', '.join(choices)}, got {value!r}.")
   for what in (f"method={method!r}",) * (method == "joint") + (f"cap={cap!r}",) * (cap == "calibrated"):
     if not has_data:
       raise ValueError(f"equalize: {what} needs calibration images; give calibration=images, or use "
@@ -140,9 +141,16 @@ def _relative_rounding_error(node: Node, spec: TensorSpec) -> float:
   return float((error**2).sum() / max(uniform, 1e-30))
 
 
-def _bounds(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | None,
-            cap: str) -> tuple[np.ndarray, np.ndarray]:
-  """Least and largest log-scale of each group."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bounds:
+  """Least and largest log-scale of each group, [groups]."""
+
+  low: np.ndarray
+  high: np.ndarray
+
+
+def _bounds(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | None, cap: str) -> _Bounds:
+  """Returns how far the channels of each group may be scaled."""
   high = np.where(groups.free, _LARGEST_LOG_SCALE, 0.0)
   low = -high
   if cap == "calibrated":
@@ -152,15 +160,16 @@ def _bounds(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics | N
       room = np.where(reach < _CAP_MARGIN * limit, np.log(_CAP_MARGIN * limit / reach), 0.0)
       np.minimum.at(high, ids, room)
       low[ids[room == 0]] = 0.0
-  return np.minimum(low, high), high
+  return _Bounds(np.minimum(low, high), high)
 
 
 def _capped(graph: Graph) -> list[Node]:
   return [node for node in graph.of_role("relu") if node.config.get("max_value") is not None]
 
 
-def _joint(noise: NoiseModel, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _joint(noise: NoiseModel, bounds: _Bounds) -> np.ndarray:
   """The log-scales of least predicted noise: a geometric program, convex, by L-BFGS-B."""
+  low, high = bounds.low, bounds.high
   (free,) = np.nonzero(high > low)
   if not len(free):
     return np.zeros(len(low))
@@ -172,14 +181,14 @@ def _joint(noise: NoiseModel, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.log(value), slope[free] / value
 
   with threadpool_limits(1, user_api="blas"):  # the vectors are short: threads would only wait
-    found = minimize(objective, np.clip(0.0, low, high)[free], jac=True, method="L-BFGS-B",
-                     bounds=np.stack([low, high], axis=1)[free], options={"maxiter": _ITERATIONS})
+    minimum = minimize(objective, np.clip(0.0, low, high)[free], jac=True, method="L-BFGS-B",
+                       bounds=np.stack([low, high], axis=1)[free], options={"maxiter": _ITERATIONS})
   t = np.zeros(len(low))
-  t[free] = found.x
+  t[free] = minimum.x
   return t
 
 
-def _spare_caps(graph: Graph, groups: ScaleGroups, noise: NoiseModel, low: np.ndarray, high: np.ndarray,
+def _spare_caps(graph: Graph, groups: ScaleGroups, noise: NoiseModel, bounds: _Bounds,
                 t: np.ndarray) -> np.ndarray:
   """Leaves the tensors unscaled whose own cap a channel, an operator in the file, buys next to nothing."""
   best, losses = noise(t), []
@@ -187,13 +196,13 @@ def _spare_caps(graph: Graph, groups: ScaleGroups, noise: NoiseModel, low: np.nd
     without = t.copy()
     without[groups.index[Ref(node)]] = 0.0
     losses.append((10 * np.log10(noise(without) / best), node))
-  spent, low, high = 0.0, low.copy(), high.copy()
+  spent, low, high = 0.0, bounds.low.copy(), bounds.high.copy()
   for loss, node in sorted(losses, key=lambda entry: entry[0]):
     spent += loss
     if spent > _CAP_WORTH:
       break
     low[groups.index[Ref(node)]] = high[groups.index[Ref(node)]] = 0.0
-  return _joint(noise, low, high)
+  return _joint(noise, _Bounds(low, high))
 
 
 def _lowers_noise(graph: Graph, noise: NoiseModel, t: np.ndarray, method: str) -> bool:

@@ -17,32 +17,32 @@ from kquant.rewrites.scaling.channel_statistics import ChannelStatistics
 _MANY_IMAGES = 10**6
 
 
-def propagate_moments(graph: Graph, known: InputRange | None) -> dict[Ref, Moments]:
+def propagate_moments(graph: Graph, input_range: InputRange | None) -> dict[Ref, Moments]:
   """Returns the moments of the tensors of a standardized graph.
 
   Args:
     graph: its batch norms folded in this process: files do not hold what they knew.
-    known: range of the inputs, each taken as evenly spread. With None nothing is known of them, and
+    input_range: of the inputs, each taken as evenly spread. With None nothing is known of them, and
       tensors of which nothing follows from batch norms are left out.
 
   Raises:
     ValueError: no layer knows of a batch norm.
-    UnsupportedLayerError: with a `known` range, a layer that moments cannot be carried through.
+    UnsupportedLayerError: with an `input_range`, a layer that moments cannot be carried through.
   """
   if all(node.layer.output_moments is None for node in graph.nodes):
     raise ValueError(f"Model {graph.name!r} remembers no batch norms, from which ranges and means follow "
                      "without images; fold them in this process (kq.fold_batch_norm; files forget them), or "
                      "give calibration images.")
-  found: dict[Ref, Moments] = {}
+  moments: dict[Ref, Moments] = {}
   for node in graph.nodes:
-    moments = _moments_of(node, known, found)
-    if moments is not None:
-      found[Ref(node)] = moments
-    elif known is not None:
+    of_output = _moments_of(node, input_range, moments)
+    if of_output is not None:
+      moments[Ref(node)] = of_output
+    elif input_range is not None:
       raise UnsupportedLayerError(
           f"Layer {node.name!r} ({node.kind}): what batch norms know cannot be carried through it; give "
           "calibration images.")
-  return found
+  return moments
 
 
 def as_statistics(moments: dict[Ref, Moments]) -> ChannelStatistics:
@@ -52,11 +52,11 @@ def as_statistics(moments: dict[Ref, Moments]) -> ChannelStatistics:
   return ChannelStatistics(*parts, squares, images=_MANY_IMAGES)
 
 
-def _moments_of(node: Node, known: InputRange | None, found: dict[Ref, Moments]) -> Moments | None:
+def _moments_of(node: Node, input_range: InputRange | None, moments: dict[Ref, Moments]) -> Moments | None:
   """The moments of a call's output by its rule, mean and deviation as its batch norm knew them if it did."""
   if node.facts.role == "input":
-    return _input(node, known)
-  inputs = [found.get(ref) for ref in node.inputs]
+    return _input(node, input_range)
+  inputs = [moments.get(ref) for ref in node.inputs]
   rule = node.facts.moment_rule
   carried = None if rule is None or None in inputs or len(node.shapes) > 1 else rule(node, *inputs)
   if node.layer.output_moments is None:
@@ -68,9 +68,8 @@ def _moments_of(node: Node, known: InputRange | None, found: dict[Ref, Moments])
   return exact
 
 
-def _input(node: Node, known: InputRange | None) -> Moments | None:
-  if known is None:
+def _input(node: Node, input_range: InputRange | None) -> Moments | None:
+  if input_range is None:
     return None
-  ones = np.ones(node.shapes[0][-1] or 1)
-  return Moments((known.low + known.high) / 2 * ones, (known.high - known.low) ** 2 / 12 * ones,
-                 known.low * ones, known.high * ones)
+  low, high, ones = input_range.low, input_range.high, np.ones(node.shapes[0][-1] or 1)
+  return Moments((low + high) / 2 * ones, (high - low) ** 2 / 12 * ones, low * ones, high * ones)

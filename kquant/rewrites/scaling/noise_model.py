@@ -14,7 +14,7 @@ import numpy as np
 from kquant.core import numerics
 from kquant.core.spec import QuantConfig, TensorSpec
 from kquant.graph.graph import Graph
-from kquant.graph.matching import grid_classes
+from kquant.graph.matching import grid_groups
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.scaling.channel_statistics import ChannelStatistics
 from kquant.rewrites.scaling.equalization_rules import flat_kernel, kernel_extent
@@ -147,7 +147,7 @@ def noise_model(graph: Graph, groups: ScaleGroups, statistics: ChannelStatistics
       _weight_noise(node, groups, statistics,
                     config.rule(node.layer.name, node.kind, node.layer.origins).weights)
       for node in graph.nodes if node.facts.role == "linear"]
-  for refs in grid_classes(graph):
+  for refs in grid_groups(graph):
     refs = [ref for ref in refs if ref.node.facts.role not in ("move", "fixed")]
     if any(groups.free[groups.index[ref]].any() for ref in refs):
       node = refs[0].node

@@ -9,7 +9,6 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.building import (
-  add_layer,
   add_matmul,
   add_permute,
   add_reshape,
@@ -71,9 +70,10 @@ def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Re
 def _attend(graph: Graph, node: Node, query: Ref, key: Ref, value: Ref) -> Ref:
   name, rate = node.layer_name, node.config["dropout"]
   scores = add_matmul(graph, f"{name}/scores", query, key, transpose_b=True)
-  weights = add_layer(graph, keras.layers.Softmax, f"{name}/softmax", {}, scores, scores.shape)
+  weights = graph.add_node(graph.new_layer(keras.layers.Softmax, f"{name}/softmax"), (scores,), scores.shape)
   if rate:
-    weights = add_layer(graph, keras.layers.Dropout, f"{name}/dropout", {"rate": rate}, weights, scores.shape)
+    dropout = graph.new_layer(keras.layers.Dropout, f"{name}/dropout", {"rate": rate})
+    weights = graph.add_node(dropout, (weights,), scores.shape)
   return add_matmul(graph, f"{name}/mixed", weights, value)
 
 
@@ -115,8 +115,9 @@ def _split_einsum_dense(graph: Graph, node: Node) -> None:
   if made > 1:
     result = add_reshape(graph, f"{name}/split", result, (*inner, *outer))
   if node.config["activation"] not in (None, "linear"):
-    result = add_layer(graph, keras.layers.Activation, f"{name}/activation",
-                       {"activation": node.config["activation"]}, result, result.shape)
+    activation = graph.new_layer(keras.layers.Activation, f"{name}/activation",
+                                 {"activation": node.config["activation"]})
+    result = graph.add_node(activation, (result,), result.shape)
   replace(graph, node, result, "written as Dense")
 
 
@@ -150,4 +151,5 @@ def _dense(graph: Graph, name: str, source: Ref, params: dict[str, np.ndarray],
            training: dict[str, Any]) -> Ref:
   units = params["kernel"].shape[1]
   config = {"units": units, "use_bias": "bias" in params, **training}
-  return add_layer(graph, keras.layers.Dense, name, config, source, (*source.shape[:-1], units), params)
+  layer = graph.new_layer(keras.layers.Dense, name, config, params)
+  return graph.add_node(layer, (source,), (*source.shape[:-1], units))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
@@ -11,23 +10,22 @@ from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.standardize.operators import operator_layer
 
 
-def add_layer(graph: Graph, cls: type, name: str, config: dict[str, Any], inputs: Ref | list[Ref],
-              shape: Sequence[int | None], params: dict[str, np.ndarray] | None = None) -> Ref:
-  """Calls a new layer on a tensor or a list of them; `shape` is that of the result, with the batch."""
-  return graph.add_node(graph.new_layer(cls, name, config, params), (inputs,), tuple(shape))
+def add_merge(graph: Graph, cls: type, name: str, inputs: list[Ref]) -> Ref:
+  """Calls a Keras layer such as Multiply on tensors; the first has the shape of the result."""
+  return graph.add_node(graph.new_layer(cls, name), (inputs,), inputs[0].shape)
 
 
 def add_reshape(graph: Graph, name: str, source: Ref, shape: Sequence[int]) -> Ref:
   """Reshapes a tensor to `shape`, given without the batch."""
   shape = tuple(int(n) for n in shape)
-  return add_layer(graph, keras.layers.Reshape, name, {"target_shape": shape}, source,
-                   (source.shape[0], *shape))
+  layer = graph.new_layer(keras.layers.Reshape, name, {"target_shape": shape})
+  return graph.add_node(layer, (source,), (source.shape[0], *shape))
 
 
 def add_permute(graph: Graph, name: str, source: Ref, dims: Sequence[int]) -> Ref:
   """Transposes a tensor; `dims` as for keras.layers.Permute: 1 is the first axis behind the batch."""
   shape = (source.shape[0], *(source.shape[axis] for axis in dims))
-  return add_layer(graph, keras.layers.Permute, name, {"dims": tuple(dims)}, source, shape)
+  return graph.add_node(graph.new_layer(keras.layers.Permute, name, {"dims": tuple(dims)}), (source,), shape)
 
 
 def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Ref], shape: Sequence[int | None],

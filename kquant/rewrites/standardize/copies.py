@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
-from kquant.rewrites.standardize.building import add_layer, is_fixed, replace
+from kquant.rewrites.standardize.building import is_fixed, replace
 
 _GATHERS = ("tf.gather", "tf.compat.v1.gather")
 
@@ -47,7 +47,7 @@ def _chosen(graph: Graph, name: str, source: Ref, axis: int, places: np.ndarray)
   if len(parts) == 1:
     return parts[0]
   shape = (*source.shape[:axis], len(places), *source.shape[axis + 1:])
-  return add_layer(graph, keras.layers.Concatenate, name, {"axis": axis}, parts, shape)
+  return graph.add_node(graph.new_layer(keras.layers.Concatenate, name, {"axis": axis}), (parts,), shape)
 
 
 def _runs(places: np.ndarray) -> list[range]:

@@ -11,13 +11,13 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_layer, add_reshape, is_fixed, replace
+from kquant.rewrites.standardize.building import add_reshape, is_fixed, replace
 from kquant.rewrites.standardize.training_config import behind_a_row, training_config
 
 _GLOBAL_POOLS = {"GlobalAveragePooling3D": keras.layers.GlobalAveragePooling2D,
                  "GlobalMaxPooling3D": keras.layers.GlobalMaxPooling2D}
 _VOLUMES = {
-    # kind: (layer of two dimensions, {its argument: (our argument, value of an axis that is left alone)})
+    # kind: (layer of two dimensions, {argument that is cut: its value for an idle axis}, arguments copied)
     "MaxPooling3D": (keras.layers.MaxPooling2D, {"pool_size": 1, "strides": 1}, ("padding",)),
     "AveragePooling3D": (keras.layers.AveragePooling2D, {"pool_size": 1, "strides": 1}, ("padding",)),
     "UpSampling3D": (keras.layers.UpSampling2D, {"size": 1}, ()),
@@ -41,19 +41,19 @@ def change_dimensions(graph: Graph, node: Node) -> None:
 
 def _split_volume(graph: Graph, node: Node) -> None:
   """The first two axes, then the third."""
-  cls, sliced, kept = _VOLUMES[node.kind]
+  cls, sliced, copied = _VOLUMES[node.kind]
   (source,), name = node.inputs, node.layer_name
-  common = {key: node.config[key] for key in kept}
+  common = {key: node.config[key] for key in copied}
   depth, height, width, channels = source.shape[1:]
   _, new_depth, new_height, new_width, _ = node.shapes[0]
   first = {key: tuple(node.config[key][:2]) for key in sliced}
   second = {key: (idle, node.config[key][2]) for key, idle in sliced.items()}
   x = add_reshape(graph, f"{name}/planes", source, (depth, height, width * channels))
-  x = add_layer(graph, cls, f"{name}/depth_height", {**common, **first}, x,
-                (x.shape[0], new_depth, new_height, width * channels))
+  x = graph.add_node(graph.new_layer(cls, f"{name}/depth_height", {**common, **first}), (x,),
+                     (x.shape[0], new_depth, new_height, width * channels))
   x = add_reshape(graph, f"{name}/rows", x, (new_depth * new_height, width, channels))
-  x = add_layer(graph, cls, f"{name}/width", {**common, **second}, x,
-                (x.shape[0], new_depth * new_height, new_width, channels))
+  x = graph.add_node(graph.new_layer(cls, f"{name}/width", {**common, **second}), (x,),
+                     (x.shape[0], new_depth * new_height, new_width, channels))
   x = add_reshape(graph, f"{name}/volume", x, node.shapes[0][1:])
   replace(graph, node, x, "written in two dimensions")
 
@@ -62,7 +62,7 @@ def _flatten_global_pool(graph: Graph, node: Node) -> None:
   (source,), name = node.inputs, node.layer_name
   depth, height, width, channels = source.shape[1:]
   x = add_reshape(graph, f"{name}/rows", source, (depth * height, width, channels))
-  x = add_layer(graph, _GLOBAL_POOLS[node.kind], f"{name}/pool", {}, x, (x.shape[0], channels))
+  x = graph.add_node(graph.new_layer(_GLOBAL_POOLS[node.kind], f"{name}/pool"), (x,), (x.shape[0], channels))
   if node.config["keepdims"]:
     x = add_reshape(graph, f"{name}/kept", x, node.shapes[0][1:])
   replace(graph, node, x, "written in two dimensions")
@@ -75,8 +75,9 @@ def _widen_sequence(graph: Graph, node: Node) -> None:
   (source,), name = node.inputs, node.layer_name
   if node.config.get("padding") == "causal":
     reach = (node.config["kernel_size"][0] - 1) * node.config["dilation_rate"][0]
-    source = add_layer(graph, keras.layers.ZeroPadding1D, f"{name}/causal", {"padding": (reach, 0)}, source,
-                       (source.shape[0], source.shape[1] + reach, source.shape[2]))
+    padding = graph.new_layer(keras.layers.ZeroPadding1D, f"{name}/causal", {"padding": (reach, 0)})
+    batch, length, channels = source.shape
+    source = graph.add_node(padding, (source,), (batch, length + reach, channels))
   row = add_reshape(graph, f"{name}/row", source, (1, *source.shape[1:]))
   length, channels = node.shapes[0][1:]
   result = _SEQUENCES[node.kind](graph, node, row, (row.shape[0], 1, length, channels))
@@ -102,24 +103,27 @@ def _training(graph: Graph, node: Node, *kernels: str) -> dict[str, Any]:
 
 
 def _up_sampling(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
-  size = (1, int(node.config["size"]))
-  return add_layer(graph, keras.layers.UpSampling2D, f"{node.layer_name}/image", {"size": size}, row, shape)
+  config = {"size": (1, int(node.config["size"]))}
+  layer = graph.new_layer(keras.layers.UpSampling2D, f"{node.layer_name}/image", config)
+  return graph.add_node(layer, (row,), shape)
 
 
 def _depthwise(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
   config = {**_training(graph, node, "depthwise"),
             **_wide(node, "kernel_size", "strides", "dilation_rate"),
             **{key: node.config[key] for key in ("depth_multiplier", "use_bias", "activation")}}
-  return add_layer(graph, keras.layers.DepthwiseConv2D, f"{node.layer_name}/image", config, row, shape,
-                   _with_row(node, "depthwise_kernel"))
+  layer = graph.new_layer(keras.layers.DepthwiseConv2D, f"{node.layer_name}/image", config,
+                          _with_row(node, "depthwise_kernel"))
+  return graph.add_node(layer, (row,), shape)
 
 
 def _separable(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
   config = {**_training(graph, node, "depthwise", "pointwise"),
             **_wide(node, "kernel_size", "strides", "dilation_rate"),
             **{key: node.config[key] for key in ("depth_multiplier", "use_bias", "activation", "filters")}}
-  return add_layer(graph, keras.layers.SeparableConv2D, f"{node.layer_name}/image", config, row, shape,
-                   _with_row(node, "depthwise_kernel", "pointwise_kernel"))
+  layer = graph.new_layer(keras.layers.SeparableConv2D, f"{node.layer_name}/image", config,
+                          _with_row(node, "depthwise_kernel", "pointwise_kernel"))
+  return graph.add_node(layer, (row,), shape)
 
 
 def _transposed(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
@@ -128,8 +132,9 @@ def _transposed(graph: Graph, node: Node, row: Ref, shape: Sequence) -> Ref:
             **{key: node.config[key] for key in ("filters", "use_bias", "activation")}}
   if node.config.get("output_padding") is not None:
     config["output_padding"] = (0, *np.atleast_1d(node.config["output_padding"]).tolist())
-  return add_layer(graph, keras.layers.Conv2DTranspose, f"{node.layer_name}/image", config, row, shape,
-                   _with_row(node, "kernel"))
+  layer = graph.new_layer(keras.layers.Conv2DTranspose, f"{node.layer_name}/image", config,
+                          _with_row(node, "kernel"))
+  return graph.add_node(layer, (row,), shape)
 
 
 def _with_row(node: Node, *kernels: str) -> dict[str, np.ndarray]:

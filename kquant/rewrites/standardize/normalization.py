@@ -17,8 +17,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.building import (
-  add_layer,
   add_matmul,
+  add_merge,
   add_operator,
   add_permute,
   add_reshape,
@@ -55,28 +55,22 @@ def split_normalization(graph: Graph, node: Node) -> None:
 def _normalized(graph: Graph, name: str, source: Ref, epsilon: float) -> Ref:
   """Each row of the last axis, centred, over the root of its mean square + epsilon."""
   *_, size = source.shape
-  per_row = (*source.shape[:-1], 1)
-  centred = _centred(graph, name, source, per_row)
-  scale = _row_scale(graph, name, centred, per_row, epsilon)
-  scaled = add_layer(graph, keras.layers.Multiply, f"{name}/scaled", {}, [centred, scale], source.shape)
+  mean = _reduce(graph, f"{name}/mean", "mean", source)
+  centred = add_merge(graph, keras.layers.Subtract, f"{name}/centred", [source, mean])
+  scale = _row_scale(graph, name, centred, epsilon)
+  scaled = add_merge(graph, keras.layers.Multiply, f"{name}/scaled", [centred, scale])
   raised = _function(graph, f"{name}/epsilon", scale, factor=size * float(epsilon), exponent=2.0)
   return _to_unit_length(graph, name, scaled, {"factor": float(np.sqrt(size)), "exponent": -0.5}, raised)
 
 
-def _centred(graph: Graph, name: str, source: Ref, per_row: tuple) -> Ref:
-  mean = _reduce(graph, f"{name}/mean", "mean", source, per_row)
-  return add_layer(graph, keras.layers.Subtract, f"{name}/centred", {}, [source, mean], source.shape)
-
-
-def _row_scale(graph: Graph, name: str, centred: Ref, per_row: tuple, epsilon: float) -> Ref:
+def _row_scale(graph: Graph, name: str, centred: Ref, epsilon: float) -> Ref:
   """Returns t: 1 / (max - min + sqrt(epsilon)) of each row."""
-  ends = [_reduce(graph, f"{name}/{end}", end, centred, per_row) for end in ("max", "min")]
-  width = add_layer(graph, keras.layers.Subtract, f"{name}/width", {}, ends, per_row)
-  if len(per_row) > 2:
-    widest = _reduce(graph, f"{name}/widest", "max", width, (per_row[0], *(1 for _ in per_row[1:])),
-                     axis=list(range(1, len(per_row))))
+  ends = [_reduce(graph, f"{name}/{end}", end, centred) for end in ("max", "min")]
+  width, rank = add_merge(graph, keras.layers.Subtract, f"{name}/width", ends), len(centred.shape)
+  if rank > 2:
+    widest = _reduce(graph, f"{name}/widest", "max", width, axes=range(1, rank))
     floor = _function(graph, f"{name}/floor", widest, factor=_FLATTEST)
-    width = add_layer(graph, keras.layers.Maximum, f"{name}/widened", {}, [width, floor], per_row)
+    width = add_merge(graph, keras.layers.Maximum, f"{name}/widened", [width, floor])
   return _function(graph, f"{name}/scale", width, offset=float(np.sqrt(epsilon)), exponent=-1.0)
 
 
@@ -84,24 +78,24 @@ def _to_unit_length(graph: Graph, name: str, source: Ref, function: dict[str, fl
                     raised: Ref | None = None) -> Ref:
   """Multiplies each row by a function of its sum of squares, `raised` added."""
   *lead, size = source.shape[1:]
-  per_row = (source.shape[0], *lead, 1)
   rows = add_reshape(graph, f"{name}/rows", source, (int(np.prod(lead, dtype=int)), 1, size))
   squares = add_matmul(graph, f"{name}/squares", rows, rows, transpose_b=True)
-  squares = add_reshape(graph, f"{name}/power", squares, per_row[1:])
+  squares = add_reshape(graph, f"{name}/power", squares, (*lead, 1))
   if raised is not None:
-    squares = add_layer(graph, keras.layers.Add, f"{name}/raised", {}, [squares, raised], per_row)
+    squares = add_merge(graph, keras.layers.Add, f"{name}/raised", [squares, raised])
   factor = _function(graph, f"{name}/factor", squares, **function)
-  return add_layer(graph, keras.layers.Multiply, f"{name}/normalized", {}, [source, factor], source.shape)
+  return add_merge(graph, keras.layers.Multiply, f"{name}/normalized", [source, factor])
 
 
-def _reduce(graph: Graph, name: str, what: str, source: Ref, shape: tuple,
-            axis: Sequence[int] | None = None) -> Ref:
-  return add_operator(graph, name, f"math.reduce_{what}", (source,), shape,
-                      axis=axis or [len(source.shape) - 1], keepdims=True)
+def _reduce(graph: Graph, name: str, what: str, source: Ref, *, axes: Sequence[int] | None = None) -> Ref:
+  """The mean, max or min over axes, None: over the last one; they stay, of size 1."""
+  axes = [len(source.shape) - 1] if axes is None else list(axes)
+  shape = [1 if axis in axes else size for axis, size in enumerate(source.shape)]
+  return add_operator(graph, name, f"math.reduce_{what}", (source,), shape, axis=axes, keepdims=True)
 
 
 def _function(graph: Graph, name: str, source: Ref, **numbers: float) -> Ref:
-  return add_layer(graph, ShiftedPower, name, numbers, source, source.shape)
+  return graph.add_node(graph.new_layer(ShiftedPower, name, numbers), (source,), source.shape)
 
 
 def _grouped(graph: Graph, node: Node, source: Ref) -> Ref:

@@ -49,8 +49,8 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
 def drop_identities(graph: Graph, *, keep_training: bool = False) -> None:
   """Takes out the calls that do nothing at inference; those that act in training stay if asked for."""
   for node in list(graph.nodes):
-    kept = keep_training and node.facts.training_only
-    if (node.facts.role == "identity" or node.facts.requantizes) and not kept:
+    stays = keep_training and node.facts.training_only
+    if (node.facts.role == "identity" or node.facts.requantizes) and not stays:
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
       graph.remove(node)
 

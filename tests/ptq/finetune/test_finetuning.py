@@ -117,17 +117,17 @@ def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(preset, befo
                                                                     monkeypatch):
   model = models.build("mobile_block")
   inputs, rounded, tuned = models.sample_inputs(model, images=40), [], []
-  round_layers = pipeline.round_layers
+  layer_turns = pipeline.layer_turns
 
-  def rounding(qmodel, params, statistics, images, **more):
+  def turns(qmodel, images, **more):
     rounded.append(images[0])
-    return round_layers(qmodel, params, statistics, images, **more)
+    return layer_turns(qmodel, images, **more)
 
   def tuning(qmodel, teacher, images, **more):
     tuned.append((images[0], more.get("validation"), more["settings"].until))
     return Finetuning(qmodel, [1.0, 0.5], 1)
 
-  monkeypatch.setattr(pipeline, "round_layers", rounding)
+  monkeypatch.setattr(pipeline, "layer_turns", turns)
   monkeypatch.setattr(pipeline, "finetune", tuning)
   found = iter([np.full(10, before), after + np.linspace(-1.0, 1.0, 10)])  # the standard error is 0.21
   monkeypatch.setattr(trials, "image_sqnr_db", lambda *_: next(found))

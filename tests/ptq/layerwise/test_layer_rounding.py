@@ -94,7 +94,7 @@ def test_shared_layers_are_named():
   x = [np.random.default_rng(0).normal(size=(16, 6, 6, 2)).astype(np.float32)]
   qmodel = calibrate(insert_quantizers(model), x)
   params = linear_params(Graph.from_model(model))
-  assert round_layers(qmodel, params, observe(qmodel, x), x) == ["shared"]
+  assert round_layers(layer_turns(qmodel, x, float_params=params), params, observe(qmodel, x)) == ["shared"]
 
 
 def test_moments_are_the_covariance_of_all_rows():

@@ -62,10 +62,10 @@ def test_a_function_of_one_element_needs_no_code(tmp_path):
 
 
 def test_a_layer_that_moves_integers_gives_its_operator(tmp_path):
-  def lower_turn(lowering, node):
-    order = lowering.constant(f"{node.name}/perm", [0, 2, 1, 3])
-    lowering.add(node, "TRANSPOSE", [*lowering.inputs(node), order], [lowering.activation(Ref(node))],
-                 version=2)
+  def lower_turn(builder, node):
+    order = builder.constant(f"{node.name}/perm", [0, 2, 1, 3])
+    builder.add(node, "TRANSPOSE", [*builder.inputs(node), order], [builder.activation(Ref(node))],
+                version=2)
 
   tflite_export.register_lowering(Turn, lower_turn, role="move")
   written = exported(model_with(Turn(name="turn")), tmp_path)
@@ -82,8 +82,8 @@ def test_errors_name_the_role_and_the_class():
 
 
 def test_a_lowering_of_ones_own_may_use_the_table_where_the_layer_is_said_to_be_elementwise(tmp_path):
-  def lower_cube(lowering, node):
-    lower_table(lowering, node)
+  def lower_cube(builder, node):
+    lower_table(builder, node)
 
   tflite_export.register_lowering(Cube, lower_cube, elementwise=True)
   assert exported(model_with(Cube(name="cube")), tmp_path).verification.ok

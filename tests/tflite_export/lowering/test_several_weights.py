@@ -16,6 +16,7 @@ from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import Ref
 from kquant.ptq.layerwise.bias_correction import correct_iteratively, linear_params
 from kquant.ptq.layerwise.layer_rounding import round_layers
+from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.quantizers import MovingAverageQuantizer
@@ -49,19 +50,19 @@ class Pair(layers.Layer):
     return {**super().get_config(), "first": self.first, "second": self.second}
 
 
-def lower_pair(lowering, node):
+def lower_pair(builder, node):
   """Two FULLY_CONNECTED onto the grid of the output, and a CONCATENATION."""
-  output, parts = lowering.activation(Ref(node)), []
-  grid = lowering.program.tensors[output]
+  output, parts = builder.activation(Ref(node)), []
+  grid = builder.program.tensors[output]
   for weight in WEIGHTS:
-    kernel = lowering.integers(f"{node.layer.name}/{weight.key}", layout=np.transpose, axis=0)
-    units = lowering.program.tensors[kernel].shape[0]
-    part = lowering.program.add_tensor(
+    kernel = builder.integers(f"{node.layer.name}/{weight.key}", layout=np.transpose, axis=0)
+    units = builder.program.tensors[kernel].shape[0]
+    part = builder.program.add_tensor(
         IntTensor(f"{node.name}/{weight.name}x", (1, units), grid.dtype, grid.scale, grid.zero_point))
-    lowering.add(node, "FULLY_CONNECTED", [*lowering.inputs(node), kernel, lowering.bias(node, weight.bias)],
-                 [part], version=5, keep_num_dims=False, fused_activation_function="NONE")
+    builder.add(node, "FULLY_CONNECTED", [*builder.inputs(node), kernel, builder.bias(node, weight.bias)],
+                [part], version=5, keep_num_dims=False, fused_activation_function="NONE")
     parts.append(part)
-  lowering.add(node, "CONCATENATION", parts, [output], version=2, axis=1, fused_activation_function="NONE")
+  builder.add(node, "CONCATENATION", parts, [output], version=2, axis=1, fused_activation_function="NONE")
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +170,8 @@ def test_methods_of_layers_leave_it_at_the_nearest_integers_and_name_it():
   params = linear_params(standardize(Graph.from_model(model)))
   assert set(params["pair"]) == {"A", "a", "B", "b"}
   statistics = observe(qmodel, x)
-  assert round_layers(qmodel, params, statistics, [x]) == ["pair"]
+  turns = layer_turns(qmodel, [x], float_params=params)
+  assert round_layers(turns, params, statistics) == ["pair"]
   np.testing.assert_array_equal(qmodel.get_layer("pair").layer.A.numpy(), params["pair"]["A"])
   assert correct_iteratively(qmodel, params, statistics, [x]) == ["pair"]
 

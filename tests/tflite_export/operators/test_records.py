@@ -17,7 +17,7 @@ FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / 
 RECORDS, LAYOUT = "tflite_export/operators", "tflite_export/file/layout.py"
 
 # Files that name an operator beside its record, its lowering and the layout, and why.
-FUSED = {"tflite_export/lowering/lowering.py", "tflite_export/program/program.py"}  # as an activation
+FUSED = {"tflite_export/lowering/builder.py", "tflite_export/program/program.py"}  # as an activation
 BESIDE = {
     "RELU": {*FUSED, "kquant/cli/native_messages.py"},  # a float file that makes the runtime print
     "RELU6": FUSED,

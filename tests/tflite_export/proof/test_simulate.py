@@ -141,7 +141,7 @@ def test_tensors_whose_first_axis_is_not_the_batch():
 @pytest.mark.parametrize("name", ["mobilenet_v2_1.0_224", "mobilenet_v1_0.25_224"])
 def test_a_trained_network_is_exact(shared_data, name):
   labels = images.read_labels(shared_data / "imagenet")
-  x = images.load_images(shared_data / "imagenet", height=224, width=224, preprocess="tf",
+  x = images.load_images(shared_data / "imagenet", images.ImageFormat(224, 224, preprocess="tf"),
                          names=sorted(labels, key=labels.get)[:20])
   result = kq.quantize(load_model(shared_data / "models" / f"{name}.h5"), x[:16])
   program = lower(result.model, result.encodings)

@@ -1,4 +1,4 @@
-"""Lowering: an integer program under construction, and what every operator needs of it."""
+"""ProgramBuilder: an integer program under construction, and what every operator needs of it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from tflite_export.program.program import IntOp, IntProgram, IntTensor
 _DTYPES = {8: "int8", 16: "int16"}
 
 
-class Lowering:
+class ProgramBuilder:
   """The program under construction.
 
   Attributes:
@@ -119,11 +119,12 @@ class Lowering:
                                              grid.zero_point))
 
   def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *,
-          version: int | None = None, reason: str = "", **options: Any) -> None:
-    """Appends an operator; `version` is that for int8 tensors, where it is not its record's."""
+          version: int | None = None, **options: Any) -> IntOp:
+    """Appends an operator, and returns it; `version` is that over int8 tensors, where not its record's."""
     dtypes = {self.program.tensors[name].dtype for name in (*inputs, *outputs)}
     version = operator_of(kind).version_over(dtypes, version)
-    self.program.ops.append(IntOp(kind, inputs, outputs, options, version, node.name, reason))
+    self.program.ops.append(IntOp(kind, inputs, outputs, options, version, node.name))
+    return self.program.ops[-1]
 
   def reshape(self, node: Node, source: str, result: str) -> str:
     """Appends a RESHAPE of a tensor to another one's shape; returns the result."""
@@ -168,4 +169,4 @@ def clamp(relu: Node, grid: Encoding) -> str:
   return "RELU" if low < -half_step else "NONE"
 
 
-Lower = Callable[[Lowering, Node], None]
+Lower = Callable[[ProgramBuilder, Node], None]
