@@ -11,6 +11,7 @@ import tf_keras as keras
 
 from kquant.core import data
 from kquant.core.encodings import Encodings
+from kquant.core.files import written_whole
 from kquant.graph import keras_calls
 from tflite_export.file import metadata
 from tflite_export.file.writer import to_bytes
@@ -45,6 +46,12 @@ class Exported:
   seconds: dict[str, float]
   certificate: dict[str, Any] | None = None
 
+  def __str__(self) -> str:
+    """The file, its size, its operators and what was compared, on two lines."""
+    counts = ", ".join(f"{kind} {count}" for kind, count in self.program.operator_counts().items())
+    run = f"run on {self.verification.images} images" if self.verification.images else "not run"
+    return f"{self.path}: {self.bytes:,} bytes, constants equal, {run}\n{counts}"
+
 
 def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str = "int8",
            batch: int | str | None = 1, certify: bool = False, preprocess: str = "none") -> Exported:
@@ -74,18 +81,13 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
   if certify and verify is None:
     raise ValueError("export: certify=True needs inputs to run on; give verify=images.")
   model, encodings = _parts_of(result)
-  path = pathlib.Path(path)
-  if not path.absolute().parent.is_dir():
-    raise FileNotFoundError(f"{path} cannot be written: make the folder {path.absolute().parent}.")
-  start = time.perf_counter()
-  program = with_batch(with_border(lower(getattr(result, "graph", None) or model, encodings), io), batch)
-  if preprocess != "none":
-    program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
-  check(program)
-  contents = to_bytes(program)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    temporary.write_bytes(contents)
+  with written_whole(path) as (temporary,):
+    start = time.perf_counter()
+    program = with_batch(with_border(lower(getattr(result, "graph", None) or model, encodings), io), batch)
+    if preprocess != "none":
+      program.metadata[metadata.ENTRY] = metadata.image_metadata(program, preprocess)
+    check(program)
+    temporary.write_bytes(to_bytes(program))
     written = time.perf_counter()
     images = None if verify is None else data.gather(verify, keras_calls.input_specs(model), where="verify")
     stored = temporary.read_bytes()
@@ -96,16 +98,13 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     if certify:
       certificate = _certificate(stored, program, encodings, images)
       _raise_first(path, inexact_operators(certificate))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
   seconds = {"export": written - start, "verify": verified - written}
   if certify:
     seconds["certify"] = time.perf_counter() - verified
-  return Exported(path, len(contents), program, verification, seconds, certificate)
+  return Exported(pathlib.Path(path), len(stored), program, verification, seconds, certificate)
 
 
-def _raise_first(path: pathlib.Path, problems: list[str]) -> None:
+def _raise_first(path: str | os.PathLike, problems: list[str]) -> None:
   if problems:
     more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
     raise VerificationError(f"{path}: not written, {problems[0]}{more}")

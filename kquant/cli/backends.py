@@ -1,7 +1,5 @@
 """--backend=converter: the file of TensorFlow's converter for the same encodings, if it computes the same."""
 
-import os
-import pathlib
 
 import numpy as np
 import tf_keras as keras
@@ -9,6 +7,7 @@ from absl import flags
 
 from kquant.cli.native_messages import without_native_messages
 from kquant.core.encodings import Encodings
+from kquant.core.files import written_whole
 from tflite_export.exporter import Exported
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
@@ -71,8 +70,7 @@ def put_in_place(written: Exported, second: tuple[bytes, str] | None) -> list[tu
   if second is None:
     return []
   data, remarks = second
-  temporary = pathlib.Path(written.path).with_name(f".{written.path.name}.tmp")
-  temporary.write_bytes(data)
-  os.replace(temporary, written.path)
+  with written_whole(written.path) as (temporary,):
+    temporary.write_bytes(data)
   written.bytes, written.program = len(data), from_bytes(data)
   return [("converter", f"its file stands in the place of ours: {remarks}")]

@@ -3,13 +3,16 @@
 import json
 import os
 import pathlib
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
 from kquant.cli.native_messages import import_tensorflow_quietly
+from kquant.core.files import written_whole
 from kquant.core.recipe import BIAS_CORRECTIONS, EFFORTS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, Recipe
 from kquant.core.spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, QuantConfig
 from kquant.core.target import target
@@ -19,14 +22,15 @@ flags.disclaim_key_flags()  # --help shows the flags below as the script's own
 TRAINED_QUANTIZERS = tuple(name for name in WEIGHT_QUANTIZERS if name in ACTIVATION_QUANTIZERS)
 
 
-def define_path(name: str, text: str, *, ending: str = "") -> None:
+def define_path(name: str, text: str, *, endings: tuple[str, ...] = ("",)) -> None:
   """Defines a flag for a path that is not empty and ends as it should."""
   if is_defined(name):
     return
   flags.DEFINE_string(name, None, text)
   flags.register_validator(
-      name, lambda path: path is None or (path != "" and path.endswith(ending)),
-      message=f"expected a path that ends in {ending}" if ending else "expected a path, got an empty one")
+      name, lambda path: path is None or (path != "" and path.endswith(endings)),
+      message="expected a path, got an empty one" if "" in endings else
+      f"expected a path that ends in {' or '.join(endings)}")
 
 
 def is_defined(name: str) -> bool:
@@ -110,10 +114,12 @@ def define_file_flags() -> None:
     flags.register_validator(
         "batch", lambda value: value == "dynamic" or (value.isdecimal() and int(value) > 0),
         message="expected a positive number or dynamic")
-  define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)", ending=".json")
+  define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)",
+              endings=(".json",))
   define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
-              ending=".json")
-  define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c")
+              endings=(".json",))
+  define_path("c_array", "C source for the file as an array, for microcontrollers: .cc, .cpp or .c",
+              endings=(".cc", ".cpp", ".cxx", ".c", ".h", ".hpp"))
 
 
 def define_run_flags() -> None:
@@ -214,9 +220,8 @@ def write_json(path: str, body: dict) -> None:
 
 def write_text(path: str, text: str) -> None:
   """Writes a text file whole or not at all."""
-  temporary = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  with written_whole(path) as (temporary,):
+    temporary.write_text(text)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -237,8 +242,6 @@ def run(main: Callable[[], None]) -> None:
       main()
     except VerificationError as error:
       _leave(1, f"Verification failed: {error}")
-    except KeyboardInterrupt:
-      _leave(130, "interrupted")
     except (ValueError, TypeError, OSError, MemoryError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -250,7 +253,15 @@ def run(main: Callable[[], None]) -> None:
     except flags.Error as error:
       _leave(2, f"{str(error).rstrip(' ?')} (--help lists the flags).")
 
-  app.run(guarded, flags_parser=parse)
+  signal.signal(signal.SIGTERM, _terminate)  # so that what is half written is removed
+  try:
+    app.run(guarded, flags_parser=parse)
+  except KeyboardInterrupt:  # in imports, too
+    _leave(130, "interrupted")
+
+
+def _terminate(number: int, frame: Any) -> None:
+  _leave(128 + number, "terminated")
 
 
 def _leave(code: int, message: str) -> None:

@@ -10,8 +10,9 @@ shared.define_data_flags()
 shared.define_file_flags()
 shared.define_method_flags()
 shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
-                   ending=".keras")
-shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers", ending=".keras")
+                   endings=(".keras",))
+shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers",
+                   endings=(".keras",))
 
 
 def main() -> None:

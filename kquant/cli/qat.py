@@ -23,11 +23,11 @@ shared.define_path("log_dir", "folder for loss, accuracy and oscillations of eac
 shared.define_path("checkpoint", "folder for the state of the training, written after each epoch")
 flags.DEFINE_bool("resume", False, "go on with the training in --checkpoint")
 shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
-                   ending=".keras")
+                   endings=(".keras",))
 shared.define_path("save_qmodel", ".keras file for the trained model with its quantizers",
-                   ending=".keras")
+                   endings=(".keras",))
 shared.define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)",
-                   ending=".json")
+                   endings=(".json",))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from kquant.core import numerics
+from kquant.core.files import written_whole
 
 FORMAT_VERSION = 1
 
@@ -135,16 +136,10 @@ class Encodings:
     body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
             "input_names": self.input_names, "output_names": self.output_names,
             "grids": {key: grid.to_json() for key, grid in self.grids.items()}}
-    written = {target: target.with_name(f".{target.name}.tmp") for target in (integers_path, path)}
-    try:
-      with open(written[integers_path], "wb") as file:
+    with written_whole(integers_path, path) as (integers, grids):
+      with open(integers, "wb") as file:
         np.savez_compressed(file, **{k.replace("/", "|"): v for k, v in self.integers.items()})
-      written[path].write_text(json.dumps(body, indent=1))
-      for target, temporary in written.items():
-        os.replace(temporary, target)
-    finally:
-      for temporary in written.values():
-        temporary.unlink(missing_ok=True)
+      grids.write_text(json.dumps(body, indent=1))
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Encodings":

@@ -18,7 +18,7 @@ def quantized(name="conv_bn_relu", *, weights="minmax", bits=4, batch_norm="fold
   model = models.build(name)
   (x,) = models.sample_inputs(model, images=16)
   spec = kq.TensorSpec(bits=bits, symmetric=True, per_channel=True, quantizer=weights)
-  config = kq.QuantConfig(rules=(kq.Rule(weights=spec),))
+  config = kq.QuantConfig(rules=(kq.Rule(weights=spec),)).with_quantizers(activations="minmax")
   qmodel = kq.calibrate(kq.insert_quantizers(model, config, batch_norm=batch_norm), x)
   return qmodel, x, np.random.default_rng(2).normal(size=model(x).shape).astype(np.float32)
 

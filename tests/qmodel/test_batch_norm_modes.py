@@ -22,7 +22,8 @@ MODES = ("fold", "train", "absorb")
 def calibrated(name, mode, config="w4a8"):
   model = models.build(name)
   (x,) = models.sample_inputs(model, images=32)
-  return model, kq.calibrate(kq.insert_quantizers(model, config, batch_norm=mode), x), x
+  still = kq.QuantConfig.preset(config).with_quantizers(weights="minmax", activations="minmax")
+  return model, kq.calibrate(kq.insert_quantizers(model, still, batch_norm=mode), x), x
 
 
 def trained(name, mode, config="w4a8", steps=4):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.nodes import Node, Ref
 from tflite_export.lowering.builder import Lower, ProgramBuilder
 
@@ -65,8 +64,6 @@ def _reduce(kind: str) -> Lower:
     axes = node.argument(1, "axis")
     axes = range(rank) if axes is None else np.atleast_1d(axes)
     axes = sorted(int(axis) % rank for axis in axes)
-    if 0 in axes:
-      raise UnsupportedLayerError(f"Layer {node.name!r} reduces the batch axis; name the other axes.")
     constant = builder.constant(f"{node.name}/axes", axes)
     builder.add(node, kind, [*builder.inputs(node), constant], [builder.saturating_output(node)],
                 keep_dims=bool(node.argument(2, "keepdims", False)))

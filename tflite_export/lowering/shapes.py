@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.kinds.slicing import slice_parts
 from kquant.graph.nodes import Node, Ref
 from tflite_export.lowering.builder import Lower, ProgramBuilder
 
@@ -30,7 +30,7 @@ def _getitem(builder: ProgramBuilder, node: Node) -> None:
   """x[a:b:c, i, ..., None]: one STRIDED_SLICE, and a RESHAPE where an axis goes or comes."""
   (source,) = builder.inputs(node)
   shape = builder.program.tensors[source].shape
-  parts = _parts(node, shape)
+  parts = slice_parts(node, shape)
   output = builder.activation(Ref(node))
   cut = tuple(map(len, parts))
   if cut == builder.program.tensors[output].shape:
@@ -39,29 +39,6 @@ def _getitem(builder: ProgramBuilder, node: Node) -> None:
   middle = builder.reshaped(f"{node.name}/cut", cut, output)
   _strided_slice(builder, node, source, middle, parts)
   builder.reshape(node, middle, output)
-
-
-def _parts(node: Node, shape: tuple[int, ...]) -> list[range]:
-  """Returns the part that is taken of every axis of the input; the batch is taken whole."""
-  items = node.argument(1, "slice_spec")
-  items = items if isinstance(items, (tuple, list)) else (items,)
-  items = [item for item in items if item is not None]
-  if Ellipsis in [item for item in items if not isinstance(item, (dict, slice))]:
-    place = next(i for i, item in enumerate(items) if item is Ellipsis)
-    items[place:place + 1] = [slice(None)] * (len(shape) - len(items) + 1)
-  items += [slice(None)] * (len(shape) - len(items))
-  parts = []
-  for axis, (item, size) in enumerate(zip(items, shape)):
-    if isinstance(item, dict):
-      item = slice(item["start"], item["stop"], item["step"])
-    if not isinstance(item, slice):
-      item = slice(int(item), int(item) + 1 or None)
-    part = range(*item.indices(size))
-    if part.step < 0 or (axis == 0 and (part.start, part.stop, part.step) != (0, 1, 1)):
-      raise UnsupportedLayerError(f"Layer {node.name!r} slices the batch or runs backwards; the file has "
-                                  "batch 1 and forward slices.")
-    parts.append(part)
-  return parts
 
 
 def _split(builder: ProgramBuilder, node: Node) -> None:
@@ -110,8 +87,6 @@ def _stack(builder: ProgramBuilder, node: Node) -> None:
 
 def _concatenate(builder: ProgramBuilder, node: Node) -> None:
   axis = node.config["axis"] % len(node.shapes[0])
-  if axis == 0:
-    raise UnsupportedLayerError(f"Layer {node.name!r} concatenates along the batch axis, which has size 1.")
   builder.add(node, "CONCATENATION", builder.inputs(node), [builder.activation(Ref(node))],
               axis=axis, fused_activation_function="NONE")
 
@@ -154,17 +129,12 @@ def _zero_padding(builder: ProgramBuilder, node: Node) -> None:
 
 def _tf_pad(builder: ProgramBuilder, node: Node) -> None:
   """tf.pad with zeros, for which the zero point stands, or with the tensor mirrored."""
-  mode, value = str(node.argument(2, "mode", "CONSTANT")).upper(), node.argument(4, "constant_values", 0)
+  mode = str(node.argument(2, "mode", "CONSTANT")).upper()
   paddings = np.asarray(node.argument(1, "paddings"))
-  if paddings[0].any():
-    raise UnsupportedLayerError(f"Layer {node.name!r} pads the batch axis; pad the other axes.")
   if mode in ("REFLECT", "SYMMETRIC"):
     amounts = builder.constant(f"{node.name}/paddings", paddings)
     builder.add(node, "MIRROR_PAD", [*builder.inputs(node), amounts], [builder.activation(Ref(node))],
                 mode=mode)
-  elif np.any(np.asarray(value) != 0):
-    raise UnsupportedLayerError(f"Layer {node.name!r} pads with {value}; pad with zeros, or concatenate a "
-                                "constant.")
   else:
     _pad(builder, node, paddings)
 

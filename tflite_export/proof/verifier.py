@@ -6,13 +6,17 @@ operator's output is compared with the Keras layer given the same inputs.
 """
 
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core.data import gather
 from kquant.core.encodings import Encodings
+from kquant.graph import keras_calls
 from kquant.graph.execution import call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
@@ -72,18 +76,27 @@ class Verification:
     return dataclasses.asdict(self)
 
 
-def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
-           program: IntProgram | None = None, images: list[np.ndarray] | None = None) -> Verification:
+def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings: Encodings, *,
+           program: IntProgram | None = None, images: Any = None) -> Verification:
   """Compares a file with the finalised model and the encodings that it was made of.
 
   Args:
-    data: the bytes of the .tflite file.
+    data: the bytes of the .tflite file, or its path.
     model: finalised model; needed for `images` alone.
     encodings: its encodings.
     program: what the file was written from; every tensor and operator of it is compared too.
-    images: float inputs, [n, ...] for each model input, to run; None leaves the running out.
+    images: float inputs to run, as `kquant.calibrate` takes them; None leaves the running out.
+
+  Raises:
+    OSError: there is no file of that path.
+    ValueError: images that do not fit the model, or images without a model.
   """
   result = Verification()
+  data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
+  if images is not None:
+    if model is None:
+      raise ValueError("verify: images are compared with the model; give it, or leave them out.")
+    images = gather(images, keras_calls.input_specs(model), where="images")
   try:
     stored = from_bytes(data)
   except ValueError as error:
@@ -91,6 +104,7 @@ def verify(data: bytes, model: keras.Model | None, encodings: Encodings, *,
     return result
   _compare_constants(stored, encodings, result)
   _compare_grids(stored, encodings, result)
+  _compare_names(stored, encodings, result)
   _look_for_floats(stored, result)
   if program is not None:
     _compare_program(stored, program, result)
@@ -128,6 +142,14 @@ def _compare_grids(stored: IntProgram, encodings: Encodings, result: Verificatio
         or not np.array_equal(tensor.zero_point, grid.zero_point)):
       result.encodings_equal = False
       result.problems.append(f"{key}: the file's scale or zero point differs from the chosen one")
+
+
+def _compare_names(stored: IntProgram, encodings: Encodings, result: Verification) -> None:
+  """The names by which the signature calls inputs and outputs, in their order."""
+  for side, names, chosen in (("inputs", stored.input_names, encodings.input_names),
+                              ("outputs", stored.output_names, encodings.output_names)):
+    if chosen and names != chosen:
+      result.problems.append(f"the signature calls its {side} {names}, expected {chosen}")
 
 
 def _look_for_floats(stored: IntProgram, result: Verification) -> None:

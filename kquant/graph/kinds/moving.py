@@ -4,6 +4,13 @@ from typing import Any
 
 from kquant.graph.kinds import moment_rules, scale_rules
 from kquant.graph.kinds.record import LayerFacts, refused, taken_apart
+from kquant.graph.kinds.slicing import (
+  refused_batch_axis,
+  refused_join,
+  refused_pad,
+  refused_slice,
+  refused_stack,
+)
 
 
 def _up_sampling_kind(config: dict[str, Any]) -> str:
@@ -58,15 +65,15 @@ KINDS: dict[str, LayerFacts] = {
     "Reshape": _per_channel("move"),
     "Permute": LayerFacts("move", scale_rule=scale_rules.permute, moment_rule=moment_rules.permute),
     "Concatenate": LayerFacts("move", joins=True, scale_rule=scale_rules.concatenate,
-                              moment_rule=moment_rules.concatenate),
+                              moment_rule=moment_rules.concatenate, refused_form=refused_join),
     "RepeatVector": taken_apart(),
-    "tf.__operators__.getitem": _MOVE,
-    "tf.split": LayerFacts("move", scale_rule=scale_rules.split),
-    "tf.unstack": _MOVE,
-    "tf.stack": _MOVE,
+    "tf.__operators__.getitem": LayerFacts("move", refused_form=refused_slice),
+    "tf.split": LayerFacts("move", scale_rule=scale_rules.split, refused_form=refused_batch_axis(2)),
+    "tf.unstack": LayerFacts("move", refused_form=refused_batch_axis(2)),
+    "tf.stack": LayerFacts("move", refused_form=refused_stack),
     "tf.nn.depth_to_space": _MOVE,
     "tf.nn.space_to_depth": _MOVE,
-    "tf.compat.v1.pad": _MOVE,
+    "tf.compat.v1.pad": LayerFacts("move", refused_form=refused_pad),
     "tf.image.resize": _RESIZES,
     "tf.tile": _COPIES,
     "tf.roll": _COPIES,

@@ -2,6 +2,7 @@
 
 from kquant.graph.kinds import moment_rules, scale_rules
 from kquant.graph.kinds.record import LayerFacts, taken_apart
+from kquant.graph.kinds.slicing import refused_batch_axis
 
 
 def _pool(role: str, **facts) -> LayerFacts:
@@ -9,7 +10,8 @@ def _pool(role: str, **facts) -> LayerFacts:
 
 
 def _reduction(role: str, **facts) -> LayerFacts:
-  return LayerFacts(role, scale_rule=scale_rules.reduce, moment_rule=moment_rules.reduce, **facts)
+  return LayerFacts(role, scale_rule=scale_rules.reduce, moment_rule=moment_rules.reduce,
+                    refused_form=refused_batch_axis(1, None), **facts)
 
 
 KINDS: dict[str, LayerFacts] = {

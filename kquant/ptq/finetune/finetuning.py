@@ -15,6 +15,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core import data
+from kquant.core.files import written_whole
 from kquant.graph import keras_calls
 from kquant.ptq.finetune.qft import student_of, write_back
 from kquant.ptq.finetune.tuned_layers import DEGREES
@@ -276,9 +277,8 @@ class _Keeper(keras.callbacks.Callback):
     """Writes the state of this epoch, then the record that names it, then forgets the state before."""
     state = f"epoch-{len(self.losses) - 1}"
     self._state.write(str(self._folder / state))
-    record = self._folder / f".{_RECORD}.tmp"
-    record.write_text(json.dumps({"run": self._fingerprint, "losses": self.losses, "state": state}))
-    os.replace(record, self._folder / _RECORD)
+    with written_whole(self._folder / _RECORD) as (record,):
+      record.write_text(json.dumps({"run": self._fingerprint, "losses": self.losses, "state": state}))
     for path in self._folder.glob("epoch-*"):
       if path.name.split(".")[0] != state:
         path.unlink()

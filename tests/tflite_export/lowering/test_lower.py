@@ -558,13 +558,6 @@ def test_encodings_of_another_model_are_an_error_that_names_the_tensor():
     lower(model, encodings)
 
 
-def test_concatenation_along_the_batch_is_an_error():
-  x = image()
-  model = keras.Model(x, layers.Concatenate(axis=0, name="bad")([x, x]))
-  with pytest.raises(UnsupportedLayerError, match="'bad' concatenates along the batch"):
-    lower(model, encode(model))
-
-
 def test_grid_that_no_file_holds_is_an_error_that_names_the_tensor():
   x = image()
   model = keras.Model(x, layers.LeakyReLU(name="l")(x))

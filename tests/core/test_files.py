@@ -1,0 +1,30 @@
+"""written_whole: all files or none, whatever ends the block."""
+
+import pytest
+
+from kquant.core.files import written_whole
+
+
+def test_files_get_their_names_together(tmp_path):
+  with written_whole(tmp_path / "a.txt", tmp_path / "b.txt") as (first, second):
+    first.write_text("1")
+    second.write_text("2")
+    assert not (tmp_path / "a.txt").exists()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_block_that_fails(tmp_path, error):
+  (tmp_path / "a.txt").write_text("old")
+  with pytest.raises(error), written_whole(tmp_path / "a.txt", tmp_path / "b.txt") as (first, second):
+    first.write_text("1")
+    second.write_text("2")
+    raise error
+  assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+  assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_missing_folder_is_named_first(tmp_path):
+  with pytest.raises(FileNotFoundError, match="make the folder .*nowhere"), written_whole(
+      tmp_path / "nowhere" / "a.txt"):
+    raise AssertionError("the block was entered")
