@@ -30,8 +30,9 @@ EXAMPLE_MISSING = {
     "kquant.DampenOscillations", "kquant.DelayActivationQuantization", "kquant.DistillationModel",
     "kquant.FinetuneSettings", "kquant.FreezeBatchNorm", "kquant.FreezeOscillations", "kquant.FreezeRanges",
     "kquant.FrozenFraction", "kquant.OscillatingFraction", "kquant.ReestimateBatchNorm",
-    "kquant.TrackOscillations", "kquant.calibrate", "kquant.correct_bias", "kquant.describe", "kquant.export",
-    "kquant.finalize", "kquant.finetune", "kquant.insert_quantizers", "kquant.load_model",
+    "kquant.ReportClipping", "kquant.TrackOscillations", "kquant.calibrate", "kquant.correct_bias",
+    "kquant.describe", "kquant.export", "kquant.finalize", "kquant.finetune",
+    "kquant.insert_quantizers", "kquant.load_model",
     "kquant.reestimate_batch_norm", "kquant.round_weights", "tflite_export.IntTensor",
     "tflite_export.WeightFacts", "tflite_export.certify", "tflite_export.register_lowering",
     "tflite_export.verify"}

@@ -107,9 +107,12 @@ class TensorSpec:
     return self._with_defaults(symmetric=self.bits == 16 or bool(self.per_channel), per_channel=False)
 
   def for_training(self) -> "TensorSpec":
-    """Returns the spec with a quantizer whose range follows the tensor, where none is named.
+    """Names a quantizer whose range follows the tensor, where none is named.
 
     Ranges over extrema follow these (moving_average); ranges that cut tails are where training starts (lsq).
+
+    Returns:
+      A new spec.
     """
     follows = parse_range(self.range)[0] in ("minmax", "mean_extrema")
     return self._with_defaults(quantizer="moving_average" if follows else "lsq")
@@ -336,7 +339,11 @@ class QuantConfig:
     return self._with_specs(replaced(weights), replaced(activations))
 
   def for_training(self) -> "QuantConfig":
-    """Returns the config with quantizers that follow what they quantize, where rules name none."""
+    """Names quantizers that follow what they quantize, where rules name none.
+
+    Returns:
+      A new config.
+    """
     return self._with_specs(TensorSpec.for_training, TensorSpec.for_training)
 
   def _with_specs(self, of_weights: Callable[[TensorSpec], TensorSpec],
