@@ -33,6 +33,13 @@ class QuantizationResult:
     qmodel: the calibrated model with its quantizers: a simulation that can be trained further.
     report: seconds a stage, what was rewritten, what was skipped and why.
     graph: of `model`, which lowering takes in place of reading the model again.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+    >>> result = kq.quantize(model, np.ones((8, 3), np.float32))
+    >>> grid, kernel = result.encodings["dense/kernel"], result.model.get_layer("dense").kernel.numpy()
+    >>> bool((grid.quantize(kernel) == result.encodings.integers["dense/kernel"]).all())
+    True
   """
 
   model: keras.Model
@@ -63,11 +70,22 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
       and config say and no more. The report says what each method brought.
     seed: of the images held back, and of every other random choice.
 
+  Returns:
+    The plain model on its grids, the grids and integers, the simulation and the report.
+
   Raises:
-    TypeError: not a tf_keras functional model.
+    TypeError: not a tf_keras functional model, or calibration data of no known kind.
     UnsupportedLayerError: a layer that has no integer form, by name.
     ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset or effort, a
-      method that needs images where there are none.
+      rule that matches no layer, a method that needs images where there are none.
+    FileNotFoundError: there is no such calibration file.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> result = kq.quantize(model, images)
+    >>> result.encodings.integers["dense/kernel"].dtype, result.encodings["dense"].bits
+    (dtype('int8'), 8)
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   recipe = recipe or Recipe()

@@ -24,6 +24,16 @@ class Encoding:
     axis: the channel axes, ascending, of the tensor in its Keras layout; None for one grid.
     narrow: the grid leaves out its lowest integer (weights).
     packed: a file stores its integers, of at most 4 bits, as INT4, two in a byte.
+
+  Raises:
+    ValueError: scale and zero_point are not 1-D, or not alike.
+
+  Example:
+    >>> grid = kq.Encoding(scale=[0.5], zero_point=[-128])
+    >>> grid.quantize([0.0, 0.6, 999.0])
+    array([-128, -127,  127])
+    >>> grid.dequantize([-127])
+    array([0.5], dtype=float32)
   """
 
   scale: np.ndarray
@@ -56,12 +66,26 @@ class Encoding:
     return scale * (qmin - self.zero_point), scale * (qmax - self.zero_point)
 
   def quantize(self, x) -> np.ndarray:
-    """Returns the int64 integers of real x."""
+    """Rounds real numbers to the grid: half away from zero, clipped to `limits`.
+
+    Args:
+      x: real numbers; with an `axis`, an array in the Keras layout.
+
+    Returns:
+      Their int64 integers, of the shape of x.
+    """
     return numerics.quantize(x, self.scale, self.zero_point, bits=self.bits, narrow=self.narrow,
                              axis=self.axis)
 
   def dequantize(self, q) -> np.ndarray:
-    """Returns the float32 values of integers q."""
+    """Gives integers their real values.
+
+    Args:
+      q: integers; with an `axis`, an array in the Keras layout.
+
+    Returns:
+      Their float32 values, of the shape of q.
+    """
     return numerics.dequantize(q, self.scale, self.zero_point, axis=self.axis)
 
   def __eq__(self, other) -> bool:
@@ -72,14 +96,25 @@ class Encoding:
             and np.array_equal(self.zero_point, other.zero_point))
 
   def to_json(self) -> dict:
-    """Returns a JSON-ready dict; float32 scales survive the round trip through their decimal form."""
+    """Makes what `from_json` reads; float32 scales survive the round trip through their decimal form.
+
+    Returns:
+      A JSON-ready dict.
+    """
     return {"scale": [float(s) for s in self.scale], "zero_point": [int(z) for z in self.zero_point],
             "bits": self.bits, "axis": None if self.axis is None else list(self.axis),
             "narrow": self.narrow, "packed": self.packed}
 
   @classmethod
   def from_json(cls, fields: dict) -> "Encoding":
-    """Returns the Encoding that `to_json` wrote."""
+    """Reads what `to_json` made.
+
+    Args:
+      fields: the dict.
+
+    Returns:
+      The Encoding.
+    """
     return cls(**fields)
 
 
@@ -95,6 +130,14 @@ class Encodings:
     integers: {key: integer array in Keras layout} for weights, biases and constants.
     input_names, output_names: of the Keras model, in flat order, for the signature of a file; [] where
       they are not known. `diff` leaves them out.
+
+  Example:
+    >>> encodings = kq.Encodings({"image": kq.Encoding(scale=[0.5], zero_point=[0])})
+    >>> encodings["image"].limits
+    (-128, 127)
+    >>> encodings.save("encodings.json")
+    >>> encodings.diff(kq.Encodings.load("encodings.json"))
+    []
   """
 
   def __init__(self, grids: dict[str, Encoding] | None = None,
@@ -117,7 +160,14 @@ class Encodings:
     return isinstance(other, Encodings) and not self.diff(other)
 
   def diff(self, other: "Encodings") -> list[str]:
-    """Returns one line for each key whose grid or integers differ; an empty list means equal."""
+    """Compares with other encodings.
+
+    Args:
+      other: those.
+
+    Returns:
+      One line for each key whose grid or integers differ; an empty list means equal.
+    """
     lines = []
     for key in sorted(set(self.grids) | set(other.grids)):
       if self.grids.get(key) != other.grids.get(key):
@@ -130,7 +180,11 @@ class Encodings:
     return lines
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes `path` (JSON: the grids) and beside it `<stem>.npz` (the integers), whole or not at all."""
+    """Writes `path` (JSON: the grids) and beside it `<stem>.npz` (the integers), whole or not at all.
+
+    Args:
+      path: of the JSON file.
+    """
     path = pathlib.Path(path)
     integers_path = path.with_suffix(".npz")
     body = {"format": "kquant encodings", "version": FORMAT_VERSION, "integers": integers_path.name,
@@ -144,6 +198,12 @@ class Encodings:
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Encodings":
     """Reads what `save` wrote.
+
+    Args:
+      path: of the JSON file.
+
+    Returns:
+      The encodings.
 
     Raises:
       ValueError: the file is not an encodings file of this version.

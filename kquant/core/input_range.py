@@ -13,6 +13,15 @@ class InputRange:
 
   Attributes:
     low, high: real numbers as the model takes them, preprocessed: -1, 1 for Keras' "tf" images.
+
+  Raises:
+    ValueError: the ends are not finite, or low is not below high.
+
+  Example:
+    >>> layers = [keras.layers.Conv2D(4, 3, input_shape=(8, 8, 3)), keras.layers.BatchNormalization()]
+    >>> result = kq.quantize(keras.Sequential(layers), kq.InputRange(-1, 1))
+    >>> len(result.encodings.integers)  # of the kernel and the bias
+    2
   """
 
   low: float

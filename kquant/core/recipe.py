@@ -15,8 +15,6 @@ _CHOICES = {"equalize": EQUALIZATIONS, "rounding": ROUNDINGS, "bias": BIAS_CORRE
 class Recipe:
   """HOW integers are chosen; a QuantConfig says which grids they lie on. None leaves a method open.
 
-      kq.quantize(model, images, config="w4a8", recipe=kq.Recipe(rounding="closed_form"))
-
   Attributes:
     equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
       first): "none", "one_step", "two_step", "pairwise" or "joint".
@@ -29,6 +27,11 @@ class Recipe:
 
   Raises:
     ValueError: an unknown method.
+
+  Example:
+    >>> recipe = kq.Recipe(rounding="closed_form")
+    >>> kq.QuantConfig.preset("w4a8").following(recipe).recipe
+    Recipe(equalize='none', rounding='closed_form', bias='local', finetune='none')
   """
 
   equalize: str | None = None
@@ -42,15 +45,33 @@ class Recipe:
         raise ValueError(f"Recipe: {name} must be one of {', '.join(choices)}, got {value!r}.")
 
   def methods(self) -> dict[str, str]:
-    """Returns {field: method} of what is not left open."""
+    """Lists what is not left open.
+
+    Returns:
+      {field: method}.
+    """
     return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
   def over(self, other: "Recipe") -> "Recipe":
-    """Returns this recipe, its open methods those of another one."""
+    """Fills in the open methods.
+
+    Args:
+      other: the recipe that they are taken from.
+
+    Returns:
+      A new recipe.
+    """
     return dataclasses.replace(other, **self.methods())
 
   def without(self, other: "Recipe") -> "Recipe":
-    """Returns this recipe, the methods left open that another one decides."""
+    """Leaves the methods open that another recipe decides.
+
+    Args:
+      other: that recipe.
+
+    Returns:
+      A new recipe.
+    """
     return dataclasses.replace(self, **dict.fromkeys(other.methods()))
 
   @property

@@ -60,6 +60,14 @@ class TensorSpec:
     range: name of the range estimator, one of RANGES; of activations any ("cross_entropy" for logits
       alone), of weights "minmax", "mean_extrema", "percentile", "mse", "lp", "octav". Two take a number:
       "percentile:99.9" (99.99 per cent), "lp:4" (the power, 2.4).
+
+  Raises:
+    ValueError: an unknown quantizer or range, or bits and symmetry that do not go together.
+
+  Example:
+    >>> spec = kq.TensorSpec(bits=4, range="mse")
+    >>> spec.for_weights().per_channel, spec.for_activations().per_channel
+    (True, False)
   """
 
   bits: int = 8
@@ -83,17 +91,28 @@ class TensorSpec:
     parse_range(self.range)
 
   def for_weights(self) -> "TensorSpec":
-    """Returns the spec with the defaults of weights: symmetric, per channel."""
+    """Fills in what is left open (None) for weights.
+
+    Returns:
+      The spec, by default symmetric and per-channel; per-tensor where it is asymmetric.
+    """
     return self._with_defaults(symmetric=True, per_channel=self.symmetric is not False)
 
   def for_activations(self) -> "TensorSpec":
-    """Returns the spec with the defaults of activations: asymmetric, symmetric with 16 bits; per tensor."""
+    """Fills in what is left open (None) for activations.
+
+    Returns:
+      The spec, by default asymmetric, symmetric with 16 bits; per-tensor.
+    """
     return self._with_defaults(symmetric=self.bits == 16 or bool(self.per_channel), per_channel=False)
 
   def for_training(self) -> "TensorSpec":
-    """Returns the spec with a quantizer whose range follows the tensor, where none is named.
+    """Names a quantizer whose range follows the tensor, where none is named.
 
     Ranges over extrema follow these (moving_average); ranges that cut tails are where training starts (lsq).
+
+    Returns:
+      A new spec.
     """
     follows = parse_range(self.range)[0] in ("minmax", "mean_extrema")
     return self._with_defaults(quantizer="moving_average" if follows else "lsq")
@@ -121,6 +140,16 @@ class Rule:
     weights, activations: the specs of the kernel and of the output. What they leave open (None) gets the
       default of weights and of activations.
     optional: the rule may match no layer of a model; any other rule that does is an error.
+
+  Raises:
+    TypeError: kinds is a string.
+    ValueError: match is no regular expression; weights that are asymmetric or have 16 bits; a quantizer that
+      is not for weights, or not for activations.
+
+  Example:
+    >>> rule = kq.Rule(match="^stem", weights=kq.TensorSpec(bits=4))
+    >>> rule.matches("stem/conv", "Conv2D"), rule.matches("head", "Dense")
+    (True, False)
   """
 
   match: str = ""
@@ -154,7 +183,14 @@ class Rule:
   def matches(self, name: str, kind: str) -> bool:
     """Whether the rule applies to a layer of that name and kind, or to that which it is a part of.
 
-    \"a/b\" is a part of \"a\": \"^a$\" matches it. \"expanded_conv/project\" is none of \"conv$\".
+    "a/b" is a part of "a": "^a$" matches it. "expanded_conv/project" is none of "conv$".
+
+    Args:
+      name: of the layer.
+      kind: of the layer: "Conv2D"; of a function its symbol, "tf.math.add".
+
+    Returns:
+      True where it applies.
     """
     return (not self.kinds or kind in self.kinds) and (
         re.search(self.match, name) is not None or any(
@@ -181,6 +217,14 @@ class QuantConfig:
     rules: in order; the first match decides, the last should match everything.
     target: name of the runtime whose limits hold (core/target.py).
     recipe: how integers are chosen by default; what it leaves open is that of `recipe.DEFAULT`.
+
+  Raises:
+    ValueError: an unknown target.
+
+  Example:
+    >>> config = kq.QuantConfig(rules=(kq.Rule(kinds=("Dense",)), kq.Rule(weights=kq.TensorSpec(bits=4))))
+    >>> config.rule("head", "Dense").weights.bits, config.rule("stem", "Conv2D").weights.bits
+    (8, 4)
   """
 
   rules: tuple[Rule, ...] = (Rule(),)
@@ -193,10 +237,14 @@ class QuantConfig:
     targets.target(self.target)
 
   def rule(self, name: str, kind: str, origins: Sequence[tuple[str, str]] = ()) -> Rule:
-    """Returns the first rule that matches a layer itself or one of its origins.
+    """Finds the rule of a layer: the first that matches it or one of its origins.
 
     Args:
+      name, kind: of the layer, as `Rule.matches` takes them.
       origins: (name, kind) of the user's layers that it was made from.
+
+    Returns:
+      The rule.
 
     Raises:
       ValueError: no rule matches it.
@@ -208,7 +256,7 @@ class QuantConfig:
 
   @classmethod
   def preset(cls, name: str) -> "QuantConfig":
-    """Returns a preset: int8, int8_per_tensor, int8_tflm, int16x8, or w<bits>a<bits> such as w4a8.
+    """Makes a preset: int8, int8_per_tensor, int8_tflm, int16x8, or w<bits>a<bits> such as w4a8.
 
     Weights of 2 to 4 bits are stored as packed INT4, two in a byte, those of 5 to 7 bits in int8 tensors.
     With `_unpacked` behind it, w4a8_unpacked, a file holds the same integers in int8 tensors throughout:
@@ -225,8 +273,19 @@ class QuantConfig:
     request 2602 (May 2024) an error; 2673 (August 2024) taught its reference and CMSIS-NN kernels, others
     may still have one. Its convolutions take per-channel scales.
 
+    Args:
+      name: of the preset.
+
+    Returns:
+      Its config.
+
     Raises:
       ValueError: no such preset.
+
+    Example:
+      >>> rule = kq.QuantConfig.preset("w4a8").rule("stem", "Conv2D")
+      >>> rule.weights.bits, rule.activations.bits
+      (4, 8)
     """
     if name == "int8":
       return cls()
@@ -246,13 +305,33 @@ class QuantConfig:
                      "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
 
   def following(self, recipe: Recipe) -> "QuantConfig":
-    """Returns the config with the methods that a recipe decides in the place of its own."""
+    """Puts the methods that a recipe decides in the place of the config's own.
+
+    Args:
+      recipe: the methods; those that it leaves open stay.
+
+    Returns:
+      A new config.
+    """
     return dataclasses.replace(self, recipe=recipe.over(self.recipe))
 
   def with_quantizers(self, *, weights: str | None = None, activations: str | None = None) -> "QuantConfig":
-    """Returns the config with other quantizers in every rule, by name; None leaves those there are.
+    """Puts other quantizers into every rule, for training.
 
-    QuantConfig.preset("w4a4").with_quantizers(weights="lsq", activations="lsq_plus") is for training.
+    Args:
+      weights: one of WEIGHT_QUANTIZERS; None leaves those there are.
+      activations: one of ACTIVATION_QUANTIZERS; None leaves those there are.
+
+    Returns:
+      A new config.
+
+    Raises:
+      ValueError: an unknown quantizer, or one that weights or activations do not take.
+
+    Example:
+      >>> config = kq.QuantConfig.preset("w4a4").with_quantizers(weights="lsq", activations="lsq_plus")
+      >>> config.rules[0].weights.quantizer
+      'lsq'
     """
     def replaced(name: str | None) -> Callable[[TensorSpec], TensorSpec]:
       return lambda spec: spec if name is None else dataclasses.replace(spec, quantizer=name)
@@ -260,7 +339,11 @@ class QuantConfig:
     return self._with_specs(replaced(weights), replaced(activations))
 
   def for_training(self) -> "QuantConfig":
-    """Returns the config with quantizers that follow what they quantize, where rules name none."""
+    """Names quantizers that follow what they quantize, where rules name none.
+
+    Returns:
+      A new config.
+    """
     return self._with_specs(TensorSpec.for_training, TensorSpec.for_training)
 
   def _with_specs(self, of_weights: Callable[[TensorSpec], TensorSpec],
@@ -270,12 +353,26 @@ class QuantConfig:
                             activations=of_activations(rule.activations)) for rule in self.rules))
 
   def to_json(self) -> dict[str, Any]:
-    """Returns a JSON-ready dict."""
+    """Makes what `from_json` reads.
+
+    Returns:
+      A JSON-ready dict.
+    """
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> "QuantConfig":
-    """Returns the config that `to_json` wrote; in earlier files the methods stand beside the rules."""
+    """Reads what `to_json` made; in earlier files the methods stand beside the rules.
+
+    Args:
+      fields: the dict.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: values that the config, its rules or its specs do not take.
+    """
     rules = tuple(Rule(**{**rule, "weights": TensorSpec(**rule["weights"]),
                           "activations": TensorSpec(**rule["activations"])})
                   for rule in fields["rules"])

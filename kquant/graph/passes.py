@@ -15,8 +15,12 @@ GraphPass = Callable[..., Any]
 def graph_pass(function: Callable[..., None]) -> GraphPass:
   """Makes a pass of a function that edits a Graph.
 
-  The pass called with a Graph edits it and returns it; with a model it returns a new model, the
-  user's is untouched, and what was skipped is logged; with keywords only it returns the configured pass.
+  Args:
+    function: called with the Graph and the options of the pass.
+
+  Returns:
+    The pass. Called with a Graph it edits it and returns it; with a model it returns a new model, the
+    user's is untouched, and what was skipped is logged; with keywords only it returns the configured pass.
   """
 
   @functools.wraps(function)
@@ -37,12 +41,27 @@ def graph_pass(function: Callable[..., None]) -> GraphPass:
 
 
 def rewrite(model: keras.Model, passes: Iterable[GraphPass]) -> keras.Model:
-  """Returns a new model: `model` after the passes, which compute the same function.
+  """Rewrites a model by passes, one after the other; the model itself is not changed.
 
   What they left alone is logged as warnings of absl, a line each with the layer and the reason.
 
+  Args:
+    model: functional or Sequential tf_keras model.
+    passes: such as `kq.standardize`; options are given by a call without a model:
+      `kq.equalize(calibration=images)`.
+
+  Returns:
+    A new model. It computes the same function, unless a pass says otherwise.
+
   Raises:
-    TypeError: an entry is not a pass; see also `Graph.from_model`.
+    TypeError: an entry is not a pass, or not a tf_keras functional model.
+    ValueError: the model is not built, or it has what a rebuild would lose (add_loss, add_metric).
+
+  Example:
+    >>> layers = [keras.layers.Conv2D(4, 3, input_shape=(8, 8, 3)), keras.layers.BatchNormalization()]
+    >>> folded = kq.rewrite(keras.Sequential(layers), [kq.standardize, kq.fold_batch_norm])
+    >>> [type(layer).__name__ for layer in folded.layers]
+    ['InputLayer', 'Conv2D']
   """
   graph = Graph.from_model(model)
   for entry in passes:

@@ -29,12 +29,21 @@ Moments = tuple[np.ndarray, np.ndarray]
 def fold_batch_norm(graph: Graph, *, keep: Collection[Node] = ()) -> None:
   """Folds every batch norm; one that cannot be folded becomes a 1x1 depthwise convolution.
 
-  Each one not folded is recorded with its reason. The output is unchanged up to float rounding. What a
-  batch norm knew of the mean and deviation of its channels stays with the layers it was folded into, as
-  their `output_moments`.
+  Jacob et al. 2018, section 3.2. Each one not folded is recorded with its reason; one that normalizes another
+  axis than the last stays. The output is unchanged up to float rounding. What a batch norm knew of the mean
+  and deviation of its channels stays with the layers it was folded into, as their `output_moments`.
 
   Args:
-    keep: batch norms that stay.
+    graph: a Graph, which is edited; or a tf_keras model, which is not changed.
+    keep: batch norms that stay, as nodes of the Graph.
+
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
+  Example:
+    >>> layers = [keras.layers.Dense(2, input_shape=(3,)), keras.layers.BatchNormalization()]
+    >>> [type(layer).__name__ for layer in kq.fold_batch_norm(keras.Sequential(layers)).layers]
+    ['InputLayer', 'Dense']
   """
   for bn in graph.of_role("affine"):
     if bn in keep:

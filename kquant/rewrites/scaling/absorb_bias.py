@@ -21,16 +21,29 @@ def absorb_bias(graph: Graph, *, calibration: Any = None, margin: float = 0.1,
                 statistics: ChannelStatistics | None = None) -> None:
   """Absorbs the part of each biased channel that lies above zero on all of the data.
 
-  c_i = max(0, min_x pre_i - margin * deviation_i): the function stays the same on the data, and wherever
-  no pre-activation is smaller than it was there.
+  Nagel et al. 2019, section 4.1.3, with c_i = max(0, min_x pre_i - margin * deviation_i): the function stays
+  the same on the data, and wherever no pre-activation is smaller than it was there.
 
   Args:
-    calibration: inputs, as `kquant.quantize` takes them.
+    graph: a standardized Graph whose batch norms are folded, which is edited; or such a tf_keras model, which
+      is not changed.
+    calibration: inputs, as `kquant.quantize` takes them; needed where there are no statistics.
     margin: distance kept from the smallest pre-activation, in standard deviations.
     statistics: of this graph, where they were measured already.
 
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
   Raises:
     ValueError: neither calibration nor statistics.
+
+  Example:
+    >>> layers = [keras.layers.Dense(4, input_shape=(3,)), keras.layers.ReLU(), keras.layers.Dense(2)]
+    >>> model = kq.standardize(keras.Sequential(layers))
+    >>> images = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    >>> _ = model.layers[1].bias.assign([99.0, 0.0, 0.0, 0.0])  # channel 0 never comes near to 0
+    >>> bool(kq.absorb_bias(model, calibration=images).layers[1].bias.numpy()[0] < 20)
+    True
   """
   if statistics is None:
     if calibration is None:

@@ -26,14 +26,27 @@ def prune_dead_channels(graph: Graph, *, calibration: Any = None, margin: float 
   """Zeroes the weights of output channels that are constant, or cut off by the ReLU behind them.
 
   Args:
-    calibration: inputs, as `kquant.quantize` takes them.
+    graph: a standardized Graph whose batch norms are folded, which is edited; or such a tf_keras model, which
+      is not changed.
+    calibration: inputs, as `kquant.quantize` takes them; needed where there are no statistics.
     margin: a channel is cut off where its maximum stays below 0 by this many standard deviations.
     minimum_images: with fewer nothing is pruned, and that is recorded.
     statistics: of this graph, where they were measured already; a pruned channel's are set to what they
       become.
 
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
   Raises:
     ValueError: neither calibration nor statistics.
+
+  Example:
+    >>> layers = [keras.layers.Dense(4, input_shape=(3,)), keras.layers.ReLU(), keras.layers.Dense(2)]
+    >>> model = kq.standardize(keras.Sequential(layers))
+    >>> images = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    >>> _ = model.layers[1].bias.assign([-99.0, 0.0, 0.0, 0.0])  # its ReLU never lets channel 0 pass
+    >>> bool(kq.prune_dead_channels(model, calibration=images).layers[1].kernel.numpy()[:, 0].any())
+    False
   """
   if statistics is None:
     if calibration is None:

@@ -39,11 +39,14 @@ _CAP_MARGIN = 0.999
 def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, cap: str = "exact",
              config: QuantConfig | str = "int8_per_tensor", guard: bool = True,
              statistics: ChannelStatistics | None = None) -> None:
-  """Scales the channels of a float graph whose batch norms are folded.
+  """Scales the channels of a standardized float graph whose batch norms are folded.
 
   Args:
-    method: one of METHODS. "pairwise" needs no data; the step methods without data see weights alone.
-    calibration: inputs, as `kquant.quantize` takes them.
+    graph: a Graph, which is edited; or a tf_keras model, which is not changed.
+    method: "joint": the scales of least predicted output noise of the whole network; "one_step" or "two_step"
+      (Meller et al. 2019), which without data see weights alone; "pairwise" (Nagel et al. 2019, section 4.1),
+      which needs no data.
+    calibration: inputs, as `kquant.quantize` takes them; None: no data.
     cap: what becomes of a ReLU6 whose channels are scaled by different factors:
       "exact"       min(max(x, 0), 6 s_c), one MINIMUM in the file; the function stays the same
       "calibrated"  ReLU6 is kept: channels that reach it are not scaled, others not beyond it; the
@@ -54,8 +57,18 @@ def equalize(graph: Graph, *, method: str = "joint", calibration: Any = None, ca
     guard: leave the network as it is where the predicted output noise would rise; needs data.
     statistics: of this graph, with gains, where they were measured already.
 
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
   Raises:
-    ValueError: an unknown method or cap, "joint" or cap="calibrated" without data.
+    ValueError: an unknown method, cap or preset; "joint" or cap="calibrated" without data.
+
+  Example:
+    >>> layers = [keras.layers.Dense(4, input_shape=(3,)), keras.layers.ReLU(), keras.layers.Dense(2)]
+    >>> model = kq.standardize(keras.Sequential(layers))
+    >>> equal, image = kq.equalize(model, method="pairwise"), np.ones((1, 3), np.float32)
+    >>> bool(np.allclose(model(image), equal(image), rtol=1e-4, atol=1e-5))
+    True
   """
   _check(method, cap, calibration is not None or statistics is not None)
   config = QuantConfig.preset(config) if isinstance(config, str) else config

@@ -19,14 +19,25 @@ def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) 
   """Splits the input channels with the largest weights; the outputs of the model stay.
 
   Only where a convolution or dense layer feeds another one alone, through layers of one element or
-  pools; other tensors would have to be copied in the network.
+  pools; other tensors would have to be copied in the network. Zhao et al. 2019, with the two halves of the
+  module's text.
 
   Args:
+    graph: a standardized Graph, which is edited; or such a tf_keras model, which is not changed.
     ratio: channels that are added, as a part of the channels read; at least one a kernel.
     bits: of the kernel's per-tensor grid.
 
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
   Raises:
     ValueError: a ratio that is not in (0, 1].
+
+  Example:
+    >>> layers = [keras.layers.Dense(4, input_shape=(3,)), keras.layers.ReLU(), keras.layers.Dense(2)]
+    >>> model = kq.standardize(keras.Sequential(layers))
+    >>> kq.split_outlier_channels(model, ratio=0.25).layers[-1].kernel.shape
+    TensorShape([5, 2])
   """
   if not 0 < ratio <= 1:
     raise ValueError(f"split_outlier_channels: ratio must be above 0 and at most 1, got {ratio}.")

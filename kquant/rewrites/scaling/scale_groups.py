@@ -64,8 +64,16 @@ def scale_groups(graph: Graph) -> ScaleGroups:
 def scale_channels(graph: Graph, groups: ScaleGroups, scale: np.ndarray, *, move_caps: bool = True) -> None:
   """Multiplies every channel by its group's scale, [groups] > 0; the outputs of the model stay.
 
-  Kernels and biases are changed, and with `move_caps` the caps of ReLUs: caps that differ by channel
-  make a ReLU a CappedReLU.
+  Kernels, biases and `output_moments` are changed.
+
+  Args:
+    graph: standardized, batch norms folded.
+    groups: its scale groups.
+    scale: [groups], positive; 1 for a group that is not free.
+    move_caps: scale the caps of ReLUs along; caps that differ by channel make a ReLU a CappedReLU.
+
+  Raises:
+    ValueError: another scale than 1 for a group that is not free.
   """
   if (scale[~groups.free] != 1).any():
     raise ValueError("scale_channels: expected a scale of 1 for every group that is not free.")
@@ -100,10 +108,25 @@ def _scale_cap(graph: Graph, node: Node, scale: np.ndarray) -> None:
 
 
 def describe_scale_groups(model: keras.Model) -> str:
-  """Returns a table of the scale groups of a float model: tensors, channels, what makes and reads them.
+  """Shows which tensors of a float model can only be scaled together.
+
+  Args:
+    model: standardized, batch norms folded.
+
+  Returns:
+    A table of the scale groups: tensors, channels, what makes and reads them, and what fixes them.
 
   Raises:
-    TypeError, ValueError: see `kquant.graph.graph.Graph.from_model`.
+    TypeError: not a tf_keras functional model.
+    ValueError: the model is not built, or it has what a rebuild would lose (add_loss, add_metric).
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+    >>> print(kq.describe_scale_groups(model))
+    tensors scaled together  channels  made by  read by  fixed by
+    -----------------------  --------  -------  -------  -------------------
+    dense_input                     3  -        dense    input of the model
+    dense                           2  dense    -        output of the model
   """
   graph = Graph.from_model(model)
   return text_table(("tensors scaled together", "channels", "made by", "read by", "fixed by"),

@@ -28,7 +28,16 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   """Splits, renames and drops layers as the module says; the output is unchanged.
 
   Args:
+    graph: a Graph, which is edited; or a tf_keras model, which is not changed.
     keep_training: layers that act in training alone (Dropout, GaussianNoise, RandomFlip) stay.
+
+  Returns:
+    The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Conv2D(4, 3, activation="relu", input_shape=(8, 8, 3))])
+    >>> [type(layer).__name__ for layer in kq.standardize(model).layers]
+    ['InputLayer', 'Conv2D', 'ReLU']
   """
   _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices,
               join_copies)
