@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import tf_keras as keras
 
 import kquant as kq
 import tflite_export
 from tests import models
 from tflite_export.proof.runtime import Runtime
+
+layers = keras.layers
 
 
 @pytest.mark.parametrize("name", models.ZOO)
@@ -123,3 +126,21 @@ def test_a_config_that_does_not_fit_is_refused_before_any_image_is_read():
   config = kq.QuantConfig((kq.Rule("^nowhere$"), kq.Rule()))
   with pytest.raises(ValueError, match="matches no layer"):
     kq.quantize(models.ZOO["conv_bn_relu"](), images, config=config, effort="balanced")
+
+
+@pytest.mark.parametrize("index", [-1, 9])
+def test_indices_outside_of_a_table_are_one_line_at_the_start(index):
+  x = keras.Input((4,), dtype="int32", name="ids")
+  y = layers.Flatten()(layers.Embedding(9, 3)(x))
+  model = keras.Model(x, layers.Dense(2)(y))
+  ids = np.random.default_rng(0).integers(0, 9, (12, 4))
+  assert kq.quantize(model, ids).encodings.grids
+  ids[7, 2] = index
+  for run in (kq.quantize, lambda model, ids: kq.calibrate(kq.insert_quantizers(model), ids)):
+    with pytest.raises(ValueError, match=f"'ids': expected indices from 0 to 8, .*got {index} in sample 7"):
+      run(model, ids)
+
+
+def test_a_float_model_is_no_result(tmp_path):
+  with pytest.raises(TypeError, match=r"got Functional\. Quantize it first"):
+    kq.export(models.ZOO["conv_bn_relu"](), tmp_path / "m.tflite")

@@ -28,11 +28,13 @@ class InputSpec:
     name: of the Keras input.
     shape: without the batch; None where a size is free.
     dtype: of the values that the model takes.
+    rows: of the table that its values, whole numbers, are looked up in; None for other values.
   """
 
   name: str
   shape: tuple[int | None, ...]
   dtype: str = "float32"
+  rows: int | None = None
 
   @property
   def batch(self) -> tf.TensorSpec:
@@ -281,6 +283,10 @@ def _cast(array: np.ndarray, spec: InputSpec, seen: int, where: str) -> np.ndarr
   else:
     good, wanted = cast == array, f"whole numbers within {spec.dtype}"
     remedy = "check that the array belongs to this input"
+  if spec.rows is not None:
+    good &= (array >= 0) & (array < spec.rows)
+    wanted = f"indices from 0 to {spec.rows - 1}, the rows of its table"
+    remedy = "check how the indices were made, and the input_dim of the Embedding"
   if not good.all():
     first = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))[0]
     value = array[first][~good[first]].flat[0]

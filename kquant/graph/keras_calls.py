@@ -15,6 +15,7 @@ from tf_keras.src.engine.functional import Functional
 
 from kquant.core.data import InputSpec
 from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.kinds.table import facts_of, kind_of_class
 from kquant.graph.nodes import LayerDef, Node, Ref
 
 _MOMENTS = "kquant_output_moments"
@@ -115,8 +116,24 @@ def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
 
 def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
-  return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name))
+  tables = [layer for layer in model._flatten_layers() if facts_of(kind_of_class(type(layer))).table]
+  rows = _rows_of_inputs(model) if tables else {}
+  return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name), rows.get(name))
           for name, tensor in zip(model.input_names, model.inputs)]
+
+
+def _rows_of_inputs(model: keras.Model) -> dict[str, int]:
+  """Returns {input: rows of the smallest table that it is looked up in}."""
+  rows: dict[str, int] = {}
+  for node in read(model)[0]:
+    if node.facts.table:
+      source = node.inputs[0].node
+      while source.facts.role == "move" and len(source.inputs) == 1 or source.kind == "tf.cast":
+        source = source.inputs[0].node
+      if source.facts.role == "input":
+        count = len(node.layer.params[node.facts.table])
+        rows[source.layer.name] = min(count, rows.get(source.layer.name, count))
+  return rows
 
 
 def signature_names(model: keras.Model) -> tuple[list[str], list[str]]:
