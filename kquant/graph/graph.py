@@ -17,6 +17,7 @@ import tf_keras as keras
 
 from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls
+from kquant.graph.losses import LossBranch, loss_branch
 from kquant.graph.nodes import LayerDef, Node, Ref
 
 NOTES = "graph_notes"
@@ -32,6 +33,8 @@ class Graph:
     output_names: how the user of the model knows its flat outputs; rewrites do not change them.
     edits, skips: what passes did and what they could not do, with the reason.
     pass_name: the pass at work.
+    losses: calls behind `add_loss` and `add_metric`, where they are kept; `outputs` then are a pair, the
+      model's and the tensors that these calls read.
   """
 
   def __init__(self, *, name: str, nodes: list[Node], inputs: Any, outputs: Any):
@@ -43,6 +46,7 @@ class Graph:
     self.edits: list[Edit] = []
     self.skips: list[Skip] = []
     self.pass_name = ""
+    self.losses: LossBranch | None = None
     self._readers: dict[Ref, list[Node]] = {}
     self._stood_for: LayerDef | None = None
     self.normalize()
@@ -50,15 +54,22 @@ class Graph:
   # --- reading -------------------------------------------------------------------------------
 
   @classmethod
-  def from_model(cls, model: keras.Model) -> "Graph":
+  def from_model(cls, model: keras.Model, *, keep_losses: bool = False) -> "Graph":
     """Reads a built functional or Sequential tf_keras model.
+
+    Args:
+      model: the model.
+      keep_losses: what `add_loss` and `add_metric` add to it goes into the models that the graph makes.
 
     Raises:
       TypeError: not a tf_keras functional model (Keras 3, subclassed).
-      ValueError: not built, or it holds what a rebuild would lose (add_loss, add_metric).
+      ValueError: not built, or a weight is not finite.
     """
     nodes, inputs, outputs = keras_calls.read(model)
+    losses = loss_branch(nodes, tf.nest.flatten(outputs)) if keep_losses else None
+    outputs = outputs if losses is None else (outputs, list(losses.reads))
     graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
+    graph.losses = losses
     _, graph.output_names = keras_calls.signature_names(model)
     for layer in graph.layers:
       if NOTES in layer.config:
@@ -241,6 +252,7 @@ class Graph:
                  outputs=moved(self.outputs))
     twin.output_names = list(self.output_names)
     twin.edits, twin.skips = list(self.edits), list(self.skips)
+    twin.losses = self.losses
     return twin
 
   def with_weights_of(self, model: keras.Model) -> "Graph":
@@ -278,6 +290,11 @@ class Graph:
     for layer in self.layers:
       if NOTES in layer.config:
         layer.config = {**layer.config, NOTES: self.notes()}
-    model = keras_calls.replay(self.nodes, self.inputs, self.outputs, name=name or self.name)
+    nodes, outputs, sinks = self.nodes, self.outputs, ()
+    if self.losses is not None:
+      outputs, reads = self.outputs
+      branch = self.losses.reading(reads)
+      nodes, sinks = [*self.nodes, *branch.nodes], branch.sinks
+    model = keras_calls.replay(nodes, self.inputs, outputs, name=name or self.name, sinks=sinks)
     keras_calls.name_outputs(model, self.output_names)
     return model

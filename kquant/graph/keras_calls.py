@@ -5,7 +5,7 @@ Every private Keras attribute that kquant touches is touched here, and nowhere e
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,16 @@ def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
 
 
 @float32_policy()
-def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.Model:
-  """Builds a new model: makes each layer from its config, calls it as its nodes say, sets weights."""
+def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str,
+           sinks: Sequence[Node] = ()) -> keras.Model:
+  """Builds a new model: makes each layer from its config, calls it as its nodes say, sets weights.
+
+  Args:
+    nodes: in topological order.
+    inputs, outputs: nests with Refs as leaves.
+    name: of the model.
+    sinks: calls of AddLoss and AddMetric layers, whose losses and metrics it gets.
+  """
   layers: dict[LayerDef, keras.layers.Layer] = {}
   values: dict[Ref, Any] = {}
   for node in nodes:
@@ -75,8 +83,15 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str) -> keras.
     keras.backend.batch_set_value(_weights_for(layer, definition))
     layer.finalize_state()
     vars(layer).pop("passes_through", None)
-  return keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
-                     tf.nest.map_structure(values.__getitem__, outputs), name=name)
+  model = keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
+                      tf.nest.map_structure(values.__getitem__, outputs), name=name)
+  for sink in sinks:
+    config, value = sink.config, values[sink.inputs[0]]
+    if sink.kind == "AddLoss":
+      model.add_loss(value)
+    else:
+      model.add_metric(value, name=config["metric_name"], aggregation=config["aggregation"])
+  return model
 
 
 def _make_layer(definition: LayerDef) -> keras.layers.Layer:
@@ -159,7 +174,7 @@ def check_model(model: Any) -> None:
 
   Raises:
     TypeError: Keras 3, subclassed, or no model at all.
-    ValueError: unbuilt, or it uses add_loss or add_metric, or its weights are not finite.
+    ValueError: unbuilt, or its weights are not finite.
   """
   modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
   if not isinstance(model, keras.Model):
@@ -175,10 +190,6 @@ def check_model(model: Any) -> None:
     raise TypeError(
         f"Model {model.name!r} ({type(model).__name__}) is subclassed: its graph cannot be read. Wrap "
         "it: tf_keras.Model(x, model.call(x)) with x = tf_keras.Input(shape).")
-  for layer in model._flatten_layers():
-    if type(layer).__name__ in ("AddLoss", "AddMetric"):
-      raise ValueError(f"Model {model.name!r} uses add_loss or add_metric ({layer.name!r}), which a "
-                       "rebuild would lose. Quantize the model without it and add it afterwards.")
   for variable in model.weights:
     if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
       raise ValueError(f"Weight {variable.name!r} of model {model.name!r} holds NaN or infinity; "

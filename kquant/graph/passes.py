@@ -28,7 +28,7 @@ def graph_pass(function: Callable[..., None]) -> GraphPass:
     if target is None:
       configured = functools.partial(apply, **options)
       return functools.update_wrapper(configured, function)
-    graph = target if isinstance(target, Graph) else Graph.from_model(target)
+    graph = target if isinstance(target, Graph) else Graph.from_model(target, keep_losses=True)
     graph.pass_name = function.__name__
     function(graph, **options)
     graph.normalize()
@@ -55,7 +55,7 @@ def rewrite(model: keras.Model, passes: Iterable[GraphPass]) -> keras.Model:
 
   Raises:
     TypeError: an entry is not a pass, or not a tf_keras functional model.
-    ValueError: the model is not built, or it has what a rebuild would lose (add_loss, add_metric).
+    ValueError: the model is not built, or a weight is not finite.
 
   Example:
     >>> layers = [keras.layers.Conv2D(4, 3, input_shape=(8, 8, 3)), keras.layers.BatchNormalization()]
@@ -63,7 +63,7 @@ def rewrite(model: keras.Model, passes: Iterable[GraphPass]) -> keras.Model:
     >>> [type(layer).__name__ for layer in folded.layers]
     ['InputLayer', 'Conv2D']
   """
-  graph = Graph.from_model(model)
+  graph = Graph.from_model(model, keep_losses=True)
   for entry in passes:
     if not callable(entry):
       raise TypeError(f"rewrite: expected graph passes such as kq.fold_batch_norm, got {entry!r}.")

@@ -52,7 +52,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
       a kind that does not exist.
   """
   config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
-  graph = Graph.from_model(model)
+  graph = Graph.from_model(model, keep_losses=True)
   standardize(graph, keep_training=True)
   taken = None
   if batch_norm == "fold":

@@ -467,22 +467,6 @@ def unbuilt():
   return keras.Sequential([layers.Dense(2)], name="open")
 
 
-def with_add_loss():
-  image = keras.Input((4,))
-  x = layers.Dense(2)(image)
-  model = keras.Model(image, x, name="lossy")
-  model.add_loss(tf.reduce_mean(x))
-  return model
-
-
-def with_add_metric():
-  image = keras.Input((4,))
-  x = layers.Dense(2)(image)
-  model = keras.Model(image, x, name="metric")
-  model.add_metric(tf.reduce_mean(x), name="mean")
-  return model
-
-
 def with_bad_weights(value, where="dense/kernel"):
   image = keras.Input((4,))
   inner = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="dense"), layers.BatchNormalization()])
@@ -497,8 +481,6 @@ REFUSED = {
     "subclassed": (subclassed, TypeError, "'classy' (Subclassed)", "tf_keras.Model(x, model.call(x))"),
     "own call": (own_call, TypeError, "'classy' (FunctionalWithOwnCall)", "tf_keras.Model(x, model.call(x))"),
     "unbuilt": (unbuilt, ValueError, "'open'", "input_shape"),
-    "add_loss": (with_add_loss, ValueError, "'lossy'", "Quantize the model without it"),
-    "add_metric": (with_add_metric, ValueError, "'metric'", "Quantize the model without it"),
     "NaN": (lambda: with_bad_weights(np.nan), ValueError, "'broken'", "Train or load the model again"),
     "infinity": (lambda: with_bad_weights(np.inf), ValueError, "'dense/kernel:0'", "finite"),
     "NaN statistics": (lambda: with_bad_weights(np.nan, "moving_mean"), ValueError, "moving_mean", "finite"),

@@ -206,3 +206,50 @@ def test_a_frozen_batch_norm_of_a_layer_that_learns_infers(mode):
   qmodel.compile("sgd", "mse")
   qmodel.fit(images, np.ones((16, *qmodel.output_shape[1:])), verbose=0)
   assert moving and all(np.array_equal(w.numpy(), old) for w, old in zip(moving, before))
+
+
+def lossy():
+  x = keras.Input((8, 8, 4))
+  y = layers.BatchNormalization()(layers.Conv2D(6, 3, name="conv")(x))
+  z = layers.Dense(5, name="z")(layers.Flatten()(layers.ReLU()(y)))
+  inner = keras.Model(x, z, name="encoder")
+  inner.add_loss(0.1 * tf.reduce_mean(tf.abs(z)))
+  image = keras.Input((8, 8, 4), name="image")
+  code = inner(image)
+  model = keras.Model(image, layers.Dense(3, name="out")(code))
+  spare = layers.Dense(2, name="spare")(code)  # of the loss alone
+  model.add_loss(tf.reduce_mean(tf.square(spare)))
+  model.add_metric(tf.reduce_mean(code), name="code", aggregation="mean")
+  return model
+
+
+@pytest.mark.parametrize("mode", ["fold", "train", "absorb"])
+def test_losses_and_metrics_that_were_added_stay(mode, tmp_path):
+  model, y = lossy(), np.ones((16, 3))
+  model.compile("sgd", "mse")
+  wanted = model.evaluate(IMAGES, y, verbose=0, return_dict=True)
+  qmodel = kq.calibrate(kq.insert_quantizers(model, batch_norm=mode), IMAGES)
+  assert qmodel.output_names == model.output_names
+  assert len(qmodel.losses) == 2
+  qmodel.compile("sgd", "mse")
+  got = qmodel.evaluate(IMAGES, y, verbose=0, return_dict=True)
+  assert got.keys() == wanted.keys() == {"loss", "code"}
+  np.testing.assert_allclose([got[key] for key in got], [wanted[key] for key in got], rtol=0.1, atol=0.02)
+  before = qmodel.get_layer("spare").get_weights()[0]
+  qmodel.fit(IMAGES, y, verbose=0)
+  assert np.abs(qmodel.get_layer("spare").get_weights()[0] - before).max() > 0
+  qmodel.save(tmp_path / "q.keras")
+  assert len(kq.load_model(tmp_path / "q.keras").losses) == 2
+  final, _ = kq.finalize(qmodel)
+  assert "spare" not in [layer.name for layer in final.layers] and not final.losses
+
+
+def test_losses_that_were_added_are_no_part_of_a_file(tmp_path):
+  result = kq.quantize(lossy(), IMAGES)
+  written = kq.export(result, tmp_path / "m.tflite", verify=IMAGES[:2])
+  assert written.program.operator_counts()["FULLY_CONNECTED"] == 2 and not result.model.losses
+
+
+def test_rewriting_keeps_added_losses():
+  rewritten = kq.rewrite(lossy(), [kq.standardize, kq.fold_batch_norm])
+  assert len(rewritten.losses) == 2 and len(kq.fold_batch_norm(lossy()).losses) == 2

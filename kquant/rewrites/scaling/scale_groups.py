@@ -118,7 +118,7 @@ def describe_scale_groups(model: keras.Model) -> str:
 
   Raises:
     TypeError: not a tf_keras functional model.
-    ValueError: the model is not built, or it has what a rebuild would lose (add_loss, add_metric).
+    ValueError: the model is not built, or a weight is not finite.
 
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
