@@ -45,6 +45,7 @@ _HOMES = {
     "FreezeRanges": "kquant.qat.schedules",
     "ReportClipping": "kquant.qat.clipping",
     "DelayActivationQuantization": "kquant.qat.schedules",
+    "from_keras3": "kquant.graph.readers.keras3",
     "load_model": "kquant.graph.model_files",
     "QuantConfig": "kquant.core.spec",
     "Recipe": "kquant.core.recipe",

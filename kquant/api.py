@@ -14,6 +14,7 @@ from kquant.core.spec import QuantConfig
 from kquant.core.target import target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
+from kquant.graph.readers.keras3 import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import check_config
@@ -87,6 +88,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     >>> result.encodings.integers["dense/kernel"].dtype, result.encodings["dense"].bits
     (dtype('int8'), 8)
   """
+  model = as_tf_keras(model)
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   recipe = recipe or Recipe()
   config = config.following(recipe)

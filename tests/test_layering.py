@@ -68,5 +68,5 @@ def test_private_keras_attributes_live_in_one_file():
   private = ("_nested_inputs", "_nested_outputs", "_keras_history", "_nodes_by_depth", "_is_graph_network",
              "_inbound_nodes", "_flatten_layers")
   for path in SOURCES:
-    if path.name != "keras_calls.py":
+    if path.name not in ("keras_calls.py", "keras3.py"):  # the second: those of Keras 3
       assert not [name for name in private if f".{name}" in path.read_text()], path

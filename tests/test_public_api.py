@@ -45,6 +45,7 @@ def test_names_of_kquant():
       "finalize",
       "finetune",
       "fold_batch_norm",
+      "from_keras3",
       "insert_quantizers",
       "load_model",
       "prune_dead_channels",

@@ -19,6 +19,7 @@ from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls
 from kquant.graph.losses import LossBranch, loss_branch
 from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.readers.keras3 import as_tf_keras
 
 NOTES = "graph_notes"
 """Key in the config of the one layer that carries the notes of a graph from model to model and into files."""
@@ -55,16 +56,17 @@ class Graph:
 
   @classmethod
   def from_model(cls, model: keras.Model, *, keep_losses: bool = False) -> "Graph":
-    """Reads a built functional or Sequential tf_keras model.
+    """Reads a built functional or Sequential tf_keras model, or a Keras 3 model (`from_keras3`).
 
     Args:
       model: the model.
       keep_losses: what `add_loss` and `add_metric` add to it goes into the models that the graph makes.
 
     Raises:
-      TypeError: not a tf_keras functional model (Keras 3, subclassed).
-      ValueError: not built, or a weight is not finite.
+      TypeError: not a model, or a subclassed tf_keras model.
+      ValueError: not built, or a weight is not finite; see also `from_keras3`.
     """
+    model = as_tf_keras(model)
     nodes, inputs, outputs = keras_calls.read(model)
     losses = loss_branch(nodes, tf.nest.flatten(outputs)) if keep_losses else None
     outputs = outputs if losses is None else (outputs, list(losses.reads))

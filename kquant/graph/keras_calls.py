@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.engine.functional import Functional
+from tf_keras.src.engine.keras_tensor import KerasTensor
 
 from kquant.core.data import InputSpec
 from kquant.core.errors import UnsupportedLayerError
@@ -40,6 +41,11 @@ def float32_policy() -> Iterator[None]:
 def in_float32(dtype: str) -> str:
   """Returns "float32" for a floating dtype or the name of a mixed policy; others as they are."""
   return "float32" if "float" in dtype else dtype
+
+
+def is_symbol(leaf: Any) -> bool:
+  """Whether something is a tensor of a tf_keras model in the making."""
+  return isinstance(leaf, KerasTensor)
 
 
 def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
@@ -121,7 +127,12 @@ def call_node(layer: Callable[..., Any], node: Node, value_of: Callable[[Ref], A
 
 def call(model: keras.Model, tensors: list[Any], *, training: bool = False) -> Any:
   """Runs a model on flat inputs, in the order of `model.inputs`, at inference or as in training."""
-  return model(tf.nest.pack_sequence_as(model._nested_inputs, tensors), training=training)
+  return model(as_inputs(model, tensors), training=training)
+
+
+def as_inputs(model: keras.Model, tensors: Sequence[Any]) -> Any:
+  """Returns flat inputs as a model is called with them."""
+  return tf.nest.pack_sequence_as(model._nested_inputs, tensors)
 
 
 def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
@@ -173,15 +184,10 @@ def check_model(model: Any) -> None:
   """Raises unless `model` is a built functional or Sequential tf_keras model that can be rebuilt.
 
   Raises:
-    TypeError: Keras 3, subclassed, or no model at all.
+    TypeError: subclassed, or no tf_keras model.
     ValueError: unbuilt, or its weights are not finite.
   """
-  modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
   if not isinstance(model, keras.Model):
-    if "keras" in modules:
-      raise TypeError(
-          f"Model {getattr(model, 'name', '?')!r} is a Keras 3 model; kquant takes tf_keras models. "
-          "Set TF_USE_LEGACY_KERAS=1 before importing tensorflow and build it with tf_keras.")
     raise TypeError(f"Expected a tf_keras model, got {type(model).__name__}.")
   if isinstance(model, keras.Sequential) and not model._is_graph_network:
     raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Give its first "

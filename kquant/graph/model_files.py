@@ -4,22 +4,22 @@ import json
 import os
 import pathlib
 import zipfile
+from typing import Any
 
 import h5py
 import tf_keras as keras
 
 from kquant.core.text import first_line
 from kquant.graph.graph import Graph
-
-_KERAS_3 = ("{path} was saved by Keras {version}; kquant takes tf_keras models. Rebuild the model with "
-            "TF_USE_LEGACY_KERAS=1 and tf_keras, load its weights and save it again.")
+from kquant.graph.readers.keras3 import from_keras3
 
 
 def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
                compile: bool = False) -> keras.Model:
   """Returns the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
-  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file.
+  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file. What
+  Keras 3 saved is loaded by Keras 3, in its safe mode, and becomes an equal tf_keras model (`from_keras3`).
 
   Args:
     input_shape: without batch; fixes an input whose shape is open.
@@ -32,7 +32,9 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"There is no model {path}; check the path.")
-  _check_format(path)
+  if _format_version(path).startswith("3."):
+    model = from_keras3(_load_by_keras3(path))
+    return model if input_shape is None else with_input_shape(model, input_shape)
   try:
     model = keras.models.load_model(path, compile=compile)
   except (ValueError, TypeError, OSError) as error:
@@ -79,15 +81,30 @@ def _unknown_class(path: pathlib.Path) -> str | None:
   return None
 
 
-def _check_format(path: pathlib.Path) -> None:
-  """Raises ValueError for what load_model would fail on without a helpful word."""
+def _load_by_keras3(path: pathlib.Path) -> Any:
+  """The Keras 3 model of a file; what is in the file is not run."""
+  import keras as keras3  # only for such a file
+  try:
+    return keras3.models.load_model(path, compile=False, safe_mode=True)
+  except (ValueError, TypeError, OSError, NotImplementedError, KeyError) as error:
+    raise ValueError(f"{path} cannot be loaded by Keras {keras3.__version__}: {first_line(error).rstrip('.')}"
+                     ". A model with layers of your own is quantized from Python, where they are registered: "
+                     "kquant.quantize(model, images).") from error
+
+
+def _format_version(path: pathlib.Path) -> str:
+  """Returns the version of Keras that saved a model file, "" where the file does not say.
+
+  Raises:
+    ValueError: what load_model would fail on without a helpful word.
+  """
   if path.is_dir():
     if not (path / "saved_model.pb").exists():
       raise ValueError(f"{path} is a folder without a saved_model.pb; expected a SavedModel.")
     if not (path / "keras_metadata.pb").exists():
       raise ValueError(f"{path} is a SavedModel without a Keras model in it (no keras_metadata.pb); save "
                        "it with tf_keras: model.save(path, save_format='tf').")
-    return
+    return ""
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
@@ -108,5 +125,4 @@ def _check_format(path: pathlib.Path) -> None:
     version = version.decode() if isinstance(version, bytes) else str(version)
   else:
     raise ValueError(f"{path} is no model file; expected .h5, .keras or a SavedModel folder.")
-  if version.startswith("3."):
-    raise ValueError(_KERAS_3.format(path=path, version=version))
+  return version

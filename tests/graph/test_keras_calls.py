@@ -1,6 +1,5 @@
 """Models are read from their call records and replayed: the rebuilt model computes the same, to the bit."""
 
-import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -448,10 +447,6 @@ class FunctionalWithOwnCall(keras.Model):
     return 2.0 * super().call(x)
 
 
-def keras_3():
-  return keras3.Sequential([keras3.Input((4,)), keras3.layers.Dense(2)], name="new")
-
-
 def subclassed():
   model = Subclassed(name="classy")
   model(np.zeros((1, 4), np.float32))
@@ -477,7 +472,6 @@ def with_bad_weights(value, where="dense/kernel"):
 
 
 REFUSED = {
-    "keras 3": (keras_3, TypeError, "'new'", "TF_USE_LEGACY_KERAS=1"),
     "subclassed": (subclassed, TypeError, "'classy' (Subclassed)", "tf_keras.Model(x, model.call(x))"),
     "own call": (own_call, TypeError, "'classy' (FunctionalWithOwnCall)", "tf_keras.Model(x, model.call(x))"),
     "unbuilt": (unbuilt, ValueError, "'open'", "input_shape"),

@@ -95,9 +95,12 @@ def test_a_missing_file_is_said_to_be_missing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.h5"])
-def test_a_keras_3_file_is_refused_with_its_version(name, tmp_path):
-  keras_3_model().save(tmp_path / name)
-  refused(tmp_path / name, f"was saved by Keras {keras3.__version__}", "TF_USE_LEGACY_KERAS=1")
+def test_a_keras_3_file_becomes_a_tf_keras_model(name, tmp_path):
+  model = keras_3_model()
+  model.save(tmp_path / name)
+  made = load_model(tmp_path / name)
+  x = np.ones((2, *model.input_shape[1:]), np.float32)
+  np.testing.assert_allclose(made(x), np.asarray(model(x)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [keras_3_model, open_model])

@@ -1,0 +1,1 @@
+"""Readers: models of other makes, as tf_keras models that compute the same."""
