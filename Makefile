@@ -25,6 +25,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.tflite_export.operator_fuzz --cases=2000
 	$(BIN)/python -m tests.tflite_export.model_fuzz --cases=2000
 	$(BIN)/python -m tests.tflite_export.layer_sweep
+	$(BIN)/python -m tests.qmodel.saving_sweep
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

@@ -29,12 +29,14 @@ class InputSpec:
     shape: without the batch; None where a size is free.
     dtype: of the values that the model takes.
     rows: of the table that its values, whole numbers, are looked up in; None for other values.
+    key: under which the model takes it in a dict, where that is not its name; "" otherwise.
   """
 
   name: str
   shape: tuple[int | None, ...]
   dtype: str = "float32"
   rows: int | None = None
+  key: str = ""
 
   @property
   def batch(self) -> tf.TensorSpec:
@@ -177,7 +179,7 @@ def _read_file(path: pathlib.Path, inputs: Sequence[InputSpec], where: str):
       stored = np.load(file, allow_pickle=False)
       if isinstance(stored, np.ndarray):
         return stored
-      return _stored_inputs(stored, [spec.name for spec in inputs])
+      return _stored_inputs(stored, _names_in(stored, inputs))
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{where} data: {path}: {error}; write the file with numpy.savez, one array "
                      "of numbers an input.") from error
@@ -193,10 +195,17 @@ def _stored_inputs(stored: Mapping, names: Sequence[str]) -> dict[str, np.ndarra
   return {name: stored[name] for name in names}
 
 
+def _names_in(arrays: Mapping, inputs: Sequence[InputSpec]) -> list[str]:
+  """The names of the inputs, or the keys of the dict that the model takes, whichever arrays bear."""
+  keys = [spec.key or spec.name for spec in inputs]
+  return keys if all(key in arrays for key in keys) else [spec.name for spec in inputs]
+
+
 def _split(element, inputs: Sequence[InputSpec], where: str) -> list:
   """Returns the element's values, one an input; labels and sample weights are dropped."""
   names = [spec.name for spec in inputs]
   if isinstance(element, Mapping):
+    names = _names_in(element, inputs)
     missing = [name for name in names if name not in element]
     unknown = [key for key in element if key not in names]
     if missing or unknown:

@@ -72,7 +72,7 @@ class Graph:
     outputs = outputs if losses is None else (outputs, list(losses.reads))
     graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
     graph.losses = losses
-    _, graph.output_names = keras_calls.signature_names(model)
+    graph.output_names = list(model.output_names)
     for layer in graph.layers:
       if NOTES in layer.config:
         graph._take_notes(layer.config[NOTES])

@@ -144,8 +144,10 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
   tables = [layer for layer in model._flatten_layers() if facts_of(kind_of_class(type(layer))).table]
   rows = _rows_of_inputs(model) if tables else {}
-  return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name), rows.get(name))
-          for name, tensor in zip(model.input_names, model.inputs)]
+  keys = _names(model._nested_inputs, model.input_names)
+  return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name), rows.get(name),
+                    key if key != name else "")
+          for name, key, tensor in zip(model.input_names, keys, model.inputs)]
 
 
 def _rows_of_inputs(model: keras.Model) -> dict[str, int]:
@@ -175,8 +177,8 @@ def _names(nest: Any, names: list[str]) -> list[str]:
 
 
 def name_outputs(model: keras.Model, names: list[str]) -> None:
-  """Gives a rebuilt model the output names of the one it stands for; a dict of outputs has its keys."""
-  if not isinstance(model._nested_outputs, dict) and len(names) == len(model.output_names):
+  """Gives a rebuilt model the names by which losses and metrics of the one it stands for are given."""
+  if len(names) == len(model.output_names):
     model.output_names = list(names)
 
 
@@ -248,6 +250,9 @@ class _Reader:
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     kwargs.pop("training", None)
     shapes = [tuple(t.shape) for t in tf.nest.flatten(call.outputs)]
+    if type(call.layer).__name__ == "SlicingOpLambda":
+      args = (args[0], *(_without_ellipsis(spec, len(args[0].shape)) for spec in args[1:]))
+      kwargs = {key: _without_ellipsis(spec, len(args[0].shape)) for key, spec in kwargs.items()}
     node = Node(call.layer.name, self._layer_def(call.layer, prefix), tuple(args), kwargs, shapes)
     self.nodes.append(node)
     return [Ref(node, index) for index in range(len(shapes))]
@@ -272,6 +277,17 @@ class _Reader:
       definition.origins = definition.as_origins()
       self.layers[id(layer)] = definition
     return self.layers[id(layer)]
+
+
+def _without_ellipsis(spec: Any, rank: int) -> Any:
+  """Returns a slice without an Ellipsis, which no file holds; slices are dicts, as Keras writes them."""
+  items = list(spec) if isinstance(spec, (tuple, list)) else [spec]
+  places = [place for place, item in enumerate(items) if item is Ellipsis]
+  if not places:
+    return spec
+  missing = rank - sum(item is not None and item is not Ellipsis for item in items)
+  whole = {"start": None, "stop": None, "step": None}
+  return (*items[:places[0]], *(dict(whole) for _ in range(missing)), *items[places[0] + 1:])
 
 
 def _in_float32(values: np.ndarray) -> np.ndarray:

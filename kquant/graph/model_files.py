@@ -10,7 +10,8 @@ import h5py
 import tf_keras as keras
 
 from kquant.core.text import first_line
-from kquant.graph.graph import Graph
+from kquant.graph import keras_calls
+from kquant.graph.graph import NOTES, Graph
 from kquant.graph.readers.keras3 import from_keras3
 
 
@@ -42,7 +43,15 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
         first_line(error).rstrip("."))
     raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
                      "from Python, where they are registered: kquant.quantize(model, images).") from error
+  _restore_names(model)
   return model if input_shape is None else with_input_shape(model, input_shape)
+
+
+def _restore_names(model: keras.Model) -> None:
+  """Gives a quantized model the output names that Keras' files do not hold."""
+  for layer in model.layers:
+    if type(layer).__module__.startswith("kquant") and (notes := layer.get_config().get(NOTES)):
+      keras_calls.name_outputs(model, notes.get("output_names", []))
 
 
 def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:

@@ -34,6 +34,7 @@ KINDS: dict[str, LayerFacts] = {
     "tf.math.multiply": _with_constant(dataclasses.replace(_MULTIPLY, arithmetic=""), "multiply"),
     "tf.math.truediv": dataclasses.replace(UNARY, operator="divide", refused_form=different_ranks),
     "tf.__operators__.add": _function("add"),
+    "tf.nn.bias_add": _function("add"),
     "tf.add": _function("add"),
     "tf.subtract": _function("subtract"),
     "tf.multiply": _function("multiply"),

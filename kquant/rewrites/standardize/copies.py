@@ -61,7 +61,7 @@ def _slice(graph: Graph, name: str, source: Ref, axis: int, run: Sequence[int]) 
     return source
   layer = keras.layers.deserialize({"class_name": "SlicingOpLambda", "config": {
       "name": name.replace("@", "_call"), "function": "__operators__.getitem"}})
-  items = [slice(None, None, None)] * len(source.shape)
-  items[axis] = slice(run[0], run[-1] + 1, None)
+  items = [{"start": None, "stop": None, "step": None} for _ in source.shape]  # as Keras writes slices
+  items[axis] = {"start": run[0], "stop": run[-1] + 1, "step": None}
   shape = (*source.shape[:axis], len(run), *source.shape[axis + 1:])
   return graph.add_node(LayerDef(layer.name, type(layer), layer.get_config()), (source, tuple(items)), shape)
