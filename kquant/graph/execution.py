@@ -17,6 +17,7 @@ from kquant.core import data
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
+from kquant.graph.sizes import images_at_once, live_bytes, open_size
 
 Values = dict[Ref, Any]
 """{tensor: what it holds}."""
@@ -61,12 +62,14 @@ class Execution:
     graph: its nodes are run in their order.
     layers: {name: layer}, with the weights that they have when a run takes place.
     specs: of the model's inputs.
+    image_bytes: of one image's tensors in a run, at most; open sizes count as 1.
   """
 
   def __init__(self, graph: Graph, model: keras.Model, *, call: NodeCall = call_layer):
     self.graph = graph
     self.layers = live_layers(model)
     self.specs = keras_calls.input_specs(model)
+    self.image_bytes = live_bytes(graph)
     self._call = call
 
   def values(self, inputs: Sequence[Any]) -> Values:
@@ -93,21 +96,30 @@ class Execution:
     run = self.traced(lambda values: [values[ref] for ref in wanted])
 
     def outputs(images: list[np.ndarray], batch_size: int = 32) -> list[np.ndarray]:
-      parts = [run([tf.constant(array[start:start + batch_size], spec.dtype)
+      step = self.images_at_once(images, batch_size)
+      parts = [run([tf.constant(array[start:start + step], spec.dtype)
                     for array, spec in zip(images, self.specs, strict=True)])
-               for start in range(0, len(images[0]), batch_size)]
+               for start in range(0, len(images[0]), step)]
       return [np.concatenate(batches) for batches in zip(*parts)]
 
     return outputs
+
+  def images_at_once(self, images: list[np.ndarray], most: int) -> int:
+    """Returns how many images of these sizes a run takes within bounded memory, `most` at most."""
+    return images_at_once(self.image_bytes * open_size(self.specs, images), most)
 
   def batches(self, calibration: Any, *, batch_size: int, what: str) -> Iterator[list[np.ndarray]]:
     """Yields data as batches, one array an input; a terminal shows images and rate after two seconds.
 
     Args:
       calibration: as `kquant.core.data.batches` takes it.
+      batch_size: largest number of images; fewer where memory asks for it.
       what: is done, for the bar.
     """
     with tqdm(desc=what, unit=" images", delay=2.0, disable=None) as bar:
       for batch in data.batches(calibration, self.specs, batch_size=batch_size):
-        yield batch
-        bar.update(len(batch[0]))
+        step = self.images_at_once(batch, batch_size)
+        for start in range(0, len(batch[0]), step):
+          part = [array[start:start + step] for array in batch]
+          yield part
+          bar.update(len(part[0]))

@@ -71,8 +71,10 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   taps = _Taps(qmodel, graph or Graph.from_model(qmodel))
   step = taps.step(estimators)
   for batch in taps.execution.batches(calibration, batch_size=batch_size, what="calibrate"):
-    count = len(batch[0])  # one image alone would run in kernels whose sums differ in the last bit
-    batch = [np.concatenate([array, array]) if count == 1 else array for array in batch]
+    count = len(batch[0])
+    if count == 1 and taps.execution.images_at_once(batch, most=2) > 1:
+      # alone, where others pass together, it would run in kernels whose sums differ in the last bit
+      batch = [np.concatenate([array, array]) for array in batch]
     measured, image_means = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(taps.activations, measured):

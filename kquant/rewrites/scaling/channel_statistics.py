@@ -17,7 +17,10 @@ from kquant.core import numerics
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
+from kquant.graph.sizes import all_bytes
 
+_BACKWARD = 2
+"""A backward pass holds all tensors, and slopes beside them."""
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
 
 
@@ -59,13 +62,15 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
     graph: standardized; it is normalized, its nodes stay.
     calibration: inputs, as `kquant.quantize` takes them.
     gains: also run backward, three times the work.
-    batch_size: images at a time; a backward pass keeps all tensors of a batch.
+    batch_size: images at a time, fewer where memory asks for it.
     seed: of the random directions of the gains.
 
   Raises:
     ValueError: the data do not fit the model, or are empty.
   """
   execution = Execution(graph, graph.to_model())
+  if gains:
+    execution.image_bytes = _BACKWARD * all_bytes(graph)
   refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
           if len(node.shapes[index]) > 1]
   linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear"})

@@ -219,6 +219,13 @@ def test_reference_softmax_of_many_equal_elements_is_refused_since_the_kernel_ab
   assert agreed(unary("SOFTMAX", *grids, width=511, beta=1.0), 0, "reference") == [-127] * 511
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_softmax_rounds_the_largest_number_below_a_half_down(mode):
+  program = unary("SOFTMAX", ([0.0016], [0]), ([1 / 256], [-128]), shape=(1, 2048, 503), beta=1.0)
+  x = np.random.default_rng(2).integers(-20, 21, (2048, 503))  # nine of its quotients are 0.49999997
+  agreed(program, x, mode)
+
+
 # --- fuzz ------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,52 @@
+"""Bytes that the tensors of a graph take up, and how many images pass at a time so that they stay bounded."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kquant.core.data import InputSpec
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Ref
+
+BYTES_AT_ONCE = 2**28
+"""Bytes of tensors that a stage works on at a time."""
+_FLOAT_BYTES = 4
+
+
+def tensor_bytes(ref: Ref) -> int:
+  """Returns the bytes of a float32 tensor of one image; open dimensions count as 1."""
+  return _FLOAT_BYTES * math.prod(n or 1 for n in ref.shape[1:])
+
+
+def all_bytes(graph: Graph) -> int:
+  """Returns the bytes of all tensors of one image together, as a backward pass holds them."""
+  return sum(tensor_bytes(ref) for node in graph.nodes for ref in node.outputs)
+
+
+def live_bytes(graph: Graph) -> int:
+  """Returns the most bytes of one image that are alive at one call, as a forward pass holds them."""
+  last = {ref: place for place, node in enumerate(graph.nodes) for ref in node.inputs}
+  last |= dict.fromkeys(graph.output_refs, len(graph.nodes))
+  alive: dict[Ref, int] = {}
+  most = 0
+  for place, node in enumerate(graph.nodes):
+    alive |= {ref: tensor_bytes(ref) for ref in node.outputs}
+    most = max(most, sum(alive.values()))
+    alive = {ref: size for ref, size in alive.items() if last.get(ref, -1) > place}
+  return most
+
+
+def images_at_once(image_bytes: int, most: int) -> int:
+  """Returns how many images of so many bytes pass at a time: `most`, or a power of two that fits.
+
+  (Of three rows TensorFlow's sums differ in the last bit from those of two, four or 32.)
+  """
+  fitting = max(1, BYTES_AT_ONCE // max(1, image_bytes))
+  return most if most <= fitting else 1 << fitting.bit_length() - 1
+
+
+def open_size(specs: Sequence[InputSpec], arrays: Sequence[np.ndarray]) -> int:
+  """Returns the product of the sizes that the specs leave open, in the largest of the arrays."""
+  return max(math.prod(n for n, fixed in zip(array.shape[1:], spec.shape, strict=True) if fixed is None)
+             for array, spec in zip(arrays, specs, strict=True))
