@@ -32,7 +32,7 @@ from kquant.rewrites.standardize.standardize import standardize
 
 def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
                       batch_norm: str = "fold") -> keras.Model:
-  """Returns a new model with quantizers: weights have their ranges, activations wait for calibration.
+  """Makes a new model with quantizers: weights have their ranges, activations wait for calibration.
 
   One that is trained without `calibrate` takes the ranges of its first batch to start from.
 
@@ -46,10 +46,21 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
       "absorb": it learns on behind the quantized layer; `finalize` multiplies it into the scales, for
       which weights need per-channel scales.
 
+  Returns:
+    The quantized model; `model` is not changed.
+
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    ValueError: an unknown `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or
-      a kind that does not exist.
+    TypeError: no tf_keras model, or a subclassed one.
+    ValueError: a model that is not built or has weights that are not finite; an unknown preset or
+      `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or a kind that does not
+      exist; activations that are per-channel, that have 16 bits in one place only, or whose range is
+      "cross_entropy" where there are no logits.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> [type(layer).__name__ for layer in qmodel.layers]
+    ['InputLayer', 'QuantizeActivation', 'QuantizeWeights', 'QuantizeActivation']
   """
   config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
   graph = Graph.from_model(model, keep_losses=True)
