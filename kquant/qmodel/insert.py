@@ -51,7 +51,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    TypeError: no tf_keras model, or a subclassed one.
+    TypeError: not a tf_keras model, or a subclassed one.
     ValueError: a model that is not built or has weights that are not finite; an unknown preset or
       `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or a kind that does not
       exist; activations that are per-channel, that have 16 bits in one place only, or whose range is

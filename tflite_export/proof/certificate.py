@@ -47,7 +47,7 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
     The certificate, ready for JSON; "exact" says whether all of it holds.
 
   Raises:
-    ValueError: not a TFLite file, inputs of other shapes or types, or other kernel sets.
+    ValueError: not a TFLite file, other kernel sets, or another number, shapes or types of inputs.
 
   Example:
     >>> images = np.random.default_rng(0).random((8, 3), np.float32)
@@ -58,6 +58,9 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
     True
   """
   program = from_bytes(data)
+  if len(inputs) != len(program.inputs):
+    raise ValueError(f"certify: expected {len(program.inputs)} input arrays ({', '.join(program.inputs)}), "
+                     f"got {len(inputs)}.")
   rng = np.random.default_rng(seed)
   drawn = [_random_like(array, random_images, rng) for array in inputs]
   kinds = {"real": list(inputs), "random": drawn} if random_images else {"real": list(inputs)}

@@ -124,9 +124,11 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
     The trained qmodel, the losses on the held-back images, and the epoch whose weights were kept.
 
   Raises:
-    ValueError: an unknown method, degree or loss; too few images, or such as do not fit; no calibration,
-      nothing to learn, a float_model that qmodel was not made from; `until` beyond the epochs, or beside
-      validation or a checkpoint; a checkpoint of another run.
+    ValueError: an unknown method, degree or loss; too few images, or such as do not fit; no calibration;
+      nothing to learn; a float_model without the features or the outputs that are compared, or for
+      cross-layer factors one that qmodel was not made from; `until` beyond the epochs, or beside validation
+      or a checkpoint; a checkpoint of another run.
+    TypeError: images that are no data.
 
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])

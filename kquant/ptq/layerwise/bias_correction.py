@@ -78,7 +78,7 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   if method not in BIAS_CORRECTIONS[1:]:
     raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
   float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
-  for wrapper in _wrapped_layers(qmodel, float_params):
+  for wrapper in wrapped_layers(qmodel, float_params):
     for weight in _biased_weights(wrapper):
       getattr(wrapper.layer, weight.bias).assign(float_params[wrapper.name][weight.bias])
   if method == "analytic":
@@ -106,7 +106,7 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
   Raises:
     ValueError: float_params lack a layer of qmodel.
   """
-  for wrapper in _wrapped_layers(qmodel, float_params):
+  for wrapper in wrapped_layers(qmodel, float_params):
     params, grids, values = float_params[wrapper.name], wrapper.weight_encodings(), wrapper.weight_values()
     for weight in _biased_weights(wrapper):
       grid = grids[weight.name]
@@ -184,14 +184,22 @@ def _biased_weights(wrapper: QuantizeWeights) -> list[WeightFacts]:
   return [weight for weight in weights_of_class(type(wrapper.layer)) if weight.bias]
 
 
-def _wrapped_layers(qmodel: keras.Model,
-                    float_params: dict[str, dict[str, np.ndarray]]) -> list[QuantizeWeights]:
+def wrapped_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], *,
+                   where: str = "correct_bias") -> list[QuantizeWeights]:
+  """Returns the layers with quantized weights.
+
+  Args:
+    where: the function that the user called, for messages.
+
+  Raises:
+    ValueError: float_params lack one of them, or its batch norm learns in place of its bias.
+  """
   wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
   for wrapper in wrappers:
     if wrapper.name not in float_params:
-      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
+      raise ValueError(f"{where}: the float model has no layer {wrapper.name!r}; pass the rewritten "
                        "model that insert_quantizers was given.")
     if any(getattr(wrapper.layer, weight.bias) is None for weight in _biased_weights(wrapper)):
-      raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
-                       "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
+      raise ValueError(f"{where}: layer {wrapper.name!r} has a batch norm that learns instead of a bias; "
+                       "train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
   return wrappers

@@ -20,7 +20,7 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import rounding
 from kquant.ptq.layerwise.adaround import adaround
-from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params
+from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params, wrapped_layers
 from kquant.ptq.layerwise.input_moments import Moments, cuts, measure_moments, merged, undoing
 from kquant.ptq.layerwise.patches import Patches
 from kquant.ptq.layerwise.rounding import RoundingProblem
@@ -70,6 +70,7 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
     True
   """
   float_params = linear_params(standardize(Graph.from_model(float_model)))
+  wrapped_layers(qmodel, float_params, where="round_weights")  # raises where it was not made from float_model
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
   turns = layer_turns(qmodel, images, float_params=float_params)
   shared = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)

@@ -79,6 +79,22 @@ def test_an_unknown_method_is_refused():
     round_weights(qmodel, model, inputs, method="magic")
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "absorb"])
+def test_a_batch_norm_that_learns_is_refused(batch_norm):
+  model = keras.Sequential([layers.Dense(2, name="dense", input_shape=(3,)), layers.BatchNormalization()])
+  x = np.ones((4, 3), np.float32)
+  qmodel = calibrate(insert_quantizers(model, batch_norm=batch_norm), x)
+  with pytest.raises(ValueError, match="round_weights: layer 'dense' has a batch norm that learns"):
+    round_weights(qmodel, model, x)
+
+
+def test_another_float_model_is_refused():
+  one, other = (keras.Sequential([layers.Dense(2, name=name, input_shape=(3,))]) for name in ("one", "other"))
+  x = np.ones((4, 3), np.float32)
+  with pytest.raises(ValueError, match="round_weights: the float model has no layer 'one'"):
+    round_weights(calibrate(insert_quantizers(one), x), other, x)
+
+
 def test_the_same_seed_gives_the_same_weights():
   model, first, inputs = prepared("mobile_block")
   _, second, _ = prepared("mobile_block")
