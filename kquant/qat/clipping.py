@@ -10,7 +10,7 @@ from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qat.callback import TrainingCallback
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 
 
 class ReportClipping(TrainingCallback):

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.qat.oscillation import History
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 COUNTED = 0.005
 """Frequency above which a weight counts as oscillating: that of Nagel et al. 2022."""

@@ -6,7 +6,7 @@ from kquant.graph.nodes import weights_of_class
 from kquant.qat import oscillation
 from kquant.qat.callback import TrainingCallback
 from kquant.qat.metrics import COUNTED, fraction, history_of
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 _NEVER = 2.0  # no frequency is above 1
 

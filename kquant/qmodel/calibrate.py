@@ -14,7 +14,8 @@ from kquant.graph.execution import Execution, Values, call_float
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
 

@@ -14,7 +14,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.qmodel.finalize import packing_obstacle, remove_activation_quantizers
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
 _FEW = 3

@@ -24,7 +24,8 @@ from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.qmodel.training_layers import take_out_training_layers
 

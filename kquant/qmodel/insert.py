@@ -7,7 +7,8 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.quant_config import QuantConfig
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import NOTES, Graph
 from kquant.graph.keras_calls import float32_policy
 from kquant.graph.nodes import LayerDef, Ref
@@ -21,8 +22,9 @@ from kquant.qmodel.batch_norm_modes import (
 )
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.placement import QuantizerPlacement, place
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.training_layers import put_back_training_layers, take_out_training_layers
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range

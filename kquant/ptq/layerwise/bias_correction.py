@@ -21,7 +21,7 @@ from kquant.graph.weights import WeightFacts
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 

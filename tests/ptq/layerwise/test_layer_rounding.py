@@ -19,7 +19,7 @@ from kquant.ptq.layerwise.layer_rounding import round_layers, round_weights
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
 from kquant.qmodel.insert import insert_quantizers
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from tests import models
 
 
