@@ -51,7 +51,7 @@ def rewritten(model, calibration: np.ndarray, row: tuple | None, preset: str):
 
 def predicted_gain(graph, method: str, cap: str, preset: str, channels) -> str:
   """Scales the graph; returns what its noise model says of it."""
-  from kquant.core.spec import QuantConfig
+  from kquant.core.quant_config import QuantConfig
   from kquant.rewrites.scaling.equalize import equalize
   equalize(graph, method=method, cap=cap, config=QuantConfig.preset(preset), guard=False, statistics=channels)
   return next((edit.what.split()[3] for edit in graph.edits if edit.what.startswith("predicted")), "")

@@ -36,8 +36,8 @@ def config_of(preset: str, weights_range: str):
   """Returns the QuantConfig of a preset with a range estimator for the weights."""
   import dataclasses
 
+  from kquant.core.quant_config import QuantConfig
   from kquant.core.recipe import Recipe
-  from kquant.core.spec import QuantConfig
   config = QuantConfig.preset(preset)
   rules = [dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range=weights_range))
            for rule in config.rules]

@@ -8,9 +8,9 @@ import tf_keras as keras
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.input_range import InputRange
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import Recipe
 from kquant.core.records import Report
-from kquant.core.spec import QuantConfig
 from kquant.core.target import target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph

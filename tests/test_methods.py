@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core import numerics, spec
+from kquant.core import numerics, tensor_spec
 from kquant.quantizers import QUANTIZERS, base
 from kquant.ranges.estimators import ESTIMATORS
 from kquant.ranges.weights import WEIGHT_METHODS, weight_range
@@ -235,7 +235,7 @@ def test_every_method_keeps_the_conventions(kind, name, convention):
 
 
 def test_the_names_that_specs_take_are_those_of_the_registry():
-  assert set(spec.WEIGHT_QUANTIZERS) | set(spec.ACTIVATION_QUANTIZERS) == set(QUANTIZERS)
+  assert set(tensor_spec.WEIGHT_QUANTIZERS) | set(tensor_spec.ACTIVATION_QUANTIZERS) == set(QUANTIZERS)
 
 
 def test_every_quantizer_is_registered_under_kquant():

@@ -70,13 +70,23 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     preprocess: what the model's images went through (a mode of `kquant.core.images.preprocess`), written
       into the file as TFLite metadata for applications to read; "none" writes no metadata.
 
+  Returns:
+    The written file: its path and size, the program, what was compared, and the certificate.
+
   Raises:
     UnsupportedLayerError: a layer without an integer operator, or that cannot have that batch, by name.
     VerificationError: the file does not hold or compute what was chosen.
     TypeError: another kind of result.
-    ValueError: certify without verify inputs, another io or batch, preprocess for a model that takes no
-      image.
+    ValueError: certify without verify inputs, or such as do not fit; another io or batch; preprocess for a
+      model that takes no image; grids that no file holds, such as activations of 4 bits.
     OSError: the path cannot be written.
+
+  Example:
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> result = kq.quantize(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), images)
+    >>> exported = kq.export(result, "model.tflite", verify=images[:2])
+    >>> exported.verification.ok, exported.program.operator_counts()
+    (True, {'FULLY_CONNECTED': 1})
   """
   if certify and verify is None:
     raise ValueError("export: certify=True needs inputs to run on; give verify=images.")

@@ -13,9 +13,10 @@ from absl import app, flags, logging
 
 from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_whole
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import BIAS_CORRECTIONS, EFFORTS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, Recipe
-from kquant.core.spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, QuantConfig
 from kquant.core.target import target
+from kquant.core.tensor_spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help shows the flags below as the script's own

@@ -17,18 +17,29 @@ from kquant.graph.readers.keras3 import from_keras3
 
 def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
                compile: bool = False) -> keras.Model:
-  """Returns the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
+  """Loads the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
   Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file. What
   Keras 3 saved is loaded by Keras 3, in its safe mode, and becomes an equal tf_keras model (`from_keras3`).
 
   Args:
+    path: of the file or folder.
     input_shape: without batch; fixes an input whose shape is open.
     compile: compiles it as it was, with the state of its optimizer, to train on.
 
+  Returns:
+    The model.
+
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file holds no tf_keras model; each message names the remedy.
+    ValueError: the file is damaged or holds no model that Keras knows; or an input_shape that does not fit,
+      or for a model of several inputs. Each message names the remedy.
+    UnsupportedLayerError: a model of Keras 3 with a layer that tf_keras does not have.
+
+  Example:
+    >>> keras.Sequential([keras.layers.Dense(2, input_shape=(None, 3))]).save("model.keras")
+    >>> kq.load_model("model.keras", input_shape=(5, 3)).output_shape
+    (None, 5, 2)
   """
   path = pathlib.Path(path)
   if not path.exists():

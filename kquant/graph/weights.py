@@ -15,6 +15,10 @@ class WeightFacts:
     key: its name in Encodings, `<layer>/<key>`; by default that of the variable.
     bias: name of the variable [output channels] that is added to W x, and in Encodings, `<call>/<bias>`;
       "" for none.
+
+  Example:
+    >>> tflite_export.WeightFacts("kernel", out_axes=(1,), in_axes=(0,), bias="bias").key
+    'kernel'
   """
 
   name: str

@@ -27,6 +27,18 @@ class ReestimateBatchNorm(keras.callbacks.Callback):
     images: inputs as `kquant.calibrate` takes them; training images, augmented as in training.
     batches: how many batches, from the first on.
     batch_size: images in each.
+
+  Raises:
+    ValueError: at an evaluation: the model has no batch norm that learns, or the images do not fit.
+
+  Example:
+    >>> layers = [keras.layers.Dense(2, input_shape=(3,)), keras.layers.BatchNormalization()]
+    >>> qmodel = kq.insert_quantizers(keras.Sequential(layers), batch_norm="absorb")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> _ = qmodel.evaluate(images, images[:, :2], callbacks=[kq.ReestimateBatchNorm(images)], verbose=0)
+    >>> bool(qmodel.get_layer(layers[1].name).moving_mean.numpy().all())  # 0 before
+    True
   """
 
   def __init__(self, images: Any, *, batches: int = 50, batch_size: int = 32):
@@ -56,6 +68,13 @@ def reestimate_batch_norm(model: keras.Model, images: Any, *, batches: int = 50,
 
   Raises:
     ValueError: the model has no batch norm that learns, or the images do not fit.
+    TypeError: images that are no data.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.BatchNormalization(input_shape=(3,))])
+    >>> kq.reestimate_batch_norm(model, np.full((8, 3), 5, np.float32))
+    >>> model.layers[0].moving_mean.numpy()
+    array([5., 5., 5.], dtype=float32)
   """
   norms = _learning_norms(model)
   if not norms:

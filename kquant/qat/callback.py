@@ -2,7 +2,8 @@
 
 import tf_keras as keras
 
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 
 class TrainingCallback(keras.callbacks.Callback):

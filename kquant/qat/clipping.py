@@ -10,7 +10,7 @@ from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qat.callback import TrainingCallback
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 
 
 class ReportClipping(TrainingCallback):
@@ -25,8 +25,16 @@ class ReportClipping(TrainingCallback):
     most: share above which a warning is logged.
     batch_size: images at once.
 
+  Raises:
+    ValueError: when training starts: the model has no quantizers, or the images do not fit.
+
   Example:
-    `qmodel.fit(x, y, callbacks=[kq.ReportClipping(x[:128])])`
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> history = qmodel.fit(images, images[:, :2], callbacks=[kq.ReportClipping(images)], verbose=0)
+    >>> bool(0 <= history.history["clipped"][0] <= 1)
+    True
   """
 
   def __init__(self, images: Any, *, most: float = 0.01, batch_size: int = 32):

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.qat.oscillation import History
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 COUNTED = 0.005
 """Frequency above which a weight counts as oscillating: that of Nagel et al. 2022."""
@@ -49,10 +49,6 @@ class _WeightFraction(keras.metrics.Metric):
   callbacks has run it is NaN. A compiled model that is loaded has the metric without its model: it is NaN
   until `compile` is called with a new metric. For models with one output that are trained with labels; for
   others Keras copies the metric or leaves it out. There use the logs of the callback at the end of an epoch.
-
-  Args:
-    model: the model that is trained: what `insert_quantizers` returned, or a model around it.
-    counted: frequency above which a weight counts as oscillating.
   """
 
   field = ""
@@ -82,13 +78,43 @@ class _WeightFraction(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("kquant")
 class OscillatingFraction(_WeightFraction):
-  """Fraction of the followed weights that oscillate more often than `counted` and are not frozen."""
+  """Fraction of the followed weights that oscillate more often than `counted` and are not frozen.
+
+  Args:
+    model: the model that is trained: what `insert_quantizers` returned, or a model around it. None: the value
+      is NaN.
+    counted: frequency above which a weight counts as oscillating.
+    name, dtype: of the metric, as Keras takes them.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse", metrics=[kq.OscillatingFraction(qmodel)])
+    >>> history = qmodel.fit(images, images[:, :2], callbacks=[kq.TrackOscillations()], verbose=0)
+    >>> history.history["oscillating"]
+    [0.0]
+  """
 
   field = "oscillating"
 
 
 @keras.saving.register_keras_serializable("kquant")
 class FrozenFraction(_WeightFraction):
-  """Fraction of the followed weights that `FreezeOscillations` has frozen."""
+  """Fraction of the followed weights that `FreezeOscillations` has frozen.
+
+  Args:
+    model: the model that is trained: what `insert_quantizers` returned, or a model around it. None: the value
+      is NaN.
+    counted: frequency that counts as oscillating; not used.
+    name, dtype: of the metric, as Keras takes them.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse", metrics=[kq.FrozenFraction(qmodel)])
+    >>> history = qmodel.fit(images, images[:, :2], callbacks=[kq.FreezeOscillations()], verbose=0)
+    >>> history.history["frozen"]
+    [0.0]
+  """
 
   field = "frozen"

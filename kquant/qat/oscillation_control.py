@@ -6,7 +6,7 @@ from kquant.graph.nodes import weights_of_class
 from kquant.qat import oscillation
 from kquant.qat.callback import TrainingCallback
 from kquant.qat.metrics import COUNTED, fraction, history_of
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 _NEVER = 2.0  # no frequency is above 1
 
@@ -27,6 +27,17 @@ class TrackOscillations(TrainingCallback):
     momentum: weight of one step in the moving averages.
     bits: weights of at most this many bits are followed; wider ones hardly oscillate.
     counted: frequency above which a weight counts as oscillating (the paper's 0.005).
+
+  Raises:
+    ValueError: a momentum that is not between 0 and 1. When training starts: no weights of so few bits.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> history = qmodel.fit(images, images[:, :2], callbacks=[kq.TrackOscillations()], verbose=0)
+    >>> sorted(history.history)
+    ['frozen', 'loss', 'oscillating']
   """
 
   def __init__(self, *, momentum: float = 0.001, bits: int = 4, counted: float = COUNTED):
@@ -60,7 +71,11 @@ class TrackOscillations(TrainingCallback):
         logs[name] = float(value)
 
   def threshold(self) -> float:
-    """Returns the frequency above which weights are frozen now."""
+    """Says above which frequency weights are frozen at this step.
+
+    Returns:
+      The frequency; one that no weight reaches, as nothing is frozen.
+    """
     return _NEVER
 
   def _follow_all(self, threshold: tf.Tensor) -> None:
@@ -88,6 +103,18 @@ class FreezeOscillations(TrackOscillations):
       ends at 0.01 to 0.015 with momentum 0.001 and 10^5 steps.
     begin: fraction of the training before which nothing is frozen.
     momentum, bits, counted: as in `TrackOscillations`.
+
+  Raises:
+    ValueError: a momentum that is not between 0 and 1, or a threshold below twice the momentum. When training
+      starts: no weights of so few bits, or a training of unknown length.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> history = qmodel.fit(images, images[:, :2], callbacks=[kq.FreezeOscillations()], verbose=0)
+    >>> history.history["frozen"]  # in one step nothing oscillates
+    [0.0]
   """
 
   def __init__(self, *, threshold: tuple[float, float] = (0.1, 0.01), begin: float = 0.25, **kwargs):
@@ -98,7 +125,11 @@ class FreezeOscillations(TrackOscillations):
     self._ends, self.begin = tuple(threshold), begin
 
   def threshold(self) -> float:
-    """Returns the frequency above which weights are frozen now."""
+    """Says above which frequency weights are frozen at this step.
+
+    Returns:
+      The frequency; before `begin` one that no weight reaches.
+    """
     progress = self.progress
     return _NEVER if progress < self.begin else oscillation.cosine(progress, *self._ends, begin=self.begin)
 
@@ -115,6 +146,18 @@ class DampenOscillations(TrainingCallback):
     first: weight up to `begin`.
     begin: fraction of the training before which it stays.
     bits: weights of at most this many bits are dampened.
+
+  Raises:
+    ValueError: when training starts: no weights of so few bits, or a training of unknown length.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> dampen = kq.DampenOscillations(begin=0.0)
+    >>> history = qmodel.fit(images, images[:, :2], epochs=2, callbacks=[dampen], verbose=0)
+    >>> [round(weight, 3) for weight in history.history["dampening"]]
+    [0.0, 0.05]
   """
 
   def __init__(self, *, last: float = 0.1, first: float = 0.0, begin: float = 0.25, bits: int = 4):

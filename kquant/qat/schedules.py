@@ -55,6 +55,19 @@ class DelayActivationQuantization(_After):
 
   Args:
     steps, epochs: one of them: how long activations are float.
+
+  Raises:
+    ValueError: steps and epochs both given, or neither. When training starts: a range was never set, or the
+      model has no quantizers.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> delay = kq.DelayActivationQuantization(epochs=1)
+    >>> _ = qmodel.fit(images, images[:, :2], epochs=2, callbacks=[delay], verbose=0)
+    >>> bool(qmodel.layers[-1].quantizing.numpy())  # at the end they are on
+    True
   """
 
   def on_train_begin(self, logs=None):
@@ -85,6 +98,19 @@ class FreezeRanges(_After):
   Args:
     steps, epochs: one of them: after how many.
     weights: keep the ranges of weights too.
+
+  Raises:
+    ValueError: steps and epochs both given, or neither. When they are to be kept: the model has no
+      quantizers.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> range_before = kq.describe(qmodel).rows[-1].output.range
+    >>> _ = qmodel.fit(images, images[:, :2], callbacks=[kq.FreezeRanges(epochs=0)], verbose=0)
+    >>> kq.describe(qmodel).rows[-1].output.range == range_before
+    True
   """
 
   def __init__(self, *, steps: int | None = None, epochs: int | None = None, weights: bool = False):
@@ -125,6 +151,19 @@ class FreezeBatchNorm(_After):
 
   Args:
     steps, epochs: one of them: after how many.
+
+  Raises:
+    ValueError: steps and epochs both given, or neither. When they are to be frozen: the model has no layer
+      made with `batch_norm="train"`.
+
+  Example:
+    >>> layers = [keras.layers.Dense(2, input_shape=(3,)), keras.layers.BatchNormalization()]
+    >>> qmodel = kq.insert_quantizers(keras.Sequential(layers), batch_norm="train")
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> kq.calibrate(qmodel, images).compile("sgd", "mse")
+    >>> _ = qmodel.fit(images, images[:, :2], callbacks=[kq.FreezeBatchNorm(epochs=0)], verbose=0)
+    >>> bool(qmodel.get_layer(layers[0].name).frozen.numpy())
+    True
   """
 
   def act(self) -> None:

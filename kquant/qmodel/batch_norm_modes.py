@@ -9,7 +9,7 @@ import numpy as np
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
-from kquant.core.spec import TensorSpec
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.folding.affine import affine_of

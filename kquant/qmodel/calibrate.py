@@ -14,7 +14,8 @@ from kquant.graph.execution import Execution, Values, call_float
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
 
@@ -37,7 +38,7 @@ class Statistics:
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
-  """Sets every activation range from the float values seen on the data, in place; returns qmodel.
+  """Sets every activation range from the float values seen on the data, in place.
 
   The ranges depend neither on the order nor on the batch size of the data, but for the last bit of
   TensorFlow's own float sums.
@@ -46,9 +47,20 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
     qmodel: what `insert_quantizers` returned.
     calibration: arrays, a tf.data.Dataset, a generator ... (see `kquant.core.data.batches`); or an
       InputRange, with which ranges follow from batch norms (see `kquant.qmodel.data_free`).
+    batch_size: images at once.
+
+  Returns:
+    qmodel.
 
   Raises:
     ValueError: the data do not fit the model, are empty or not finite; or qmodel has no quantizers.
+    TypeError: data of another kind.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> low, high = kq.describe(kq.calibrate(qmodel, np.ones((8, 3), np.float32))).rows[0].output.range
+    >>> low, round(high, 6)
+    (0.0, 1.0)
   """
   set_ranges(qmodel, observe(qmodel, calibration, batch_size=batch_size))
   return qmodel

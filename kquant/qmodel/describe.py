@@ -14,7 +14,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.qmodel.finalize import packing_obstacle, remove_activation_quantizers
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 
 _FEW = 3
@@ -105,15 +106,24 @@ class Description:
 
 
 def describe(qmodel: keras.Model, *, target: Target = LITERT) -> Description:
-  """Returns what became of each layer of a quantized model: its rule, bits, grids, bytes and what it shares.
+  """Lists what became of each layer of a quantized model: its rule, bits, grids, bytes and what it shares.
 
   Args:
     qmodel: what `insert_quantizers` returned, `quantize(...).qmodel`, or either from a file; calibrated or
       not.
     target: whose file the bytes are of.
 
+  Returns:
+    The rows, one for each call of a layer; printed they are a table.
+
   Raises:
     ValueError: qmodel has no quantizers.
+    UnsupportedLayerError: a model of tfmot's with a layer that kquant's quantizers do not cover.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), "w4a8")
+    >>> print(kq.describe(qmodel).summary())
+    2 layers: kernels of 4 bits (1); outputs of 8 bits (2)
   """
   qmodel = from_tfmot(qmodel) if is_tfmot(qmodel) else qmodel
   graph, live = Graph.from_model(qmodel), live_layers(qmodel)

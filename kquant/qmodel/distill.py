@@ -42,11 +42,7 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 
 
 class DistillationModel(keras.Model):
-  """Trains `student` to answer as `teacher` does, under plain `compile` and `fit`.
-
-      model = kq.DistillationModel(qmodel, float_model)
-      model.compile("adam")
-      model.fit(images, epochs=4)        # qmodel itself is trained
+  """Trains `student` to answer as `teacher` does, under plain `compile` and `fit`: the student itself.
 
   The loss is feature_weight * relative L2 of the features + output_weight * output_loss of every output
   before its closing softmax or sigmoid, averaged over images. Labels may come with the images: the
@@ -60,10 +56,21 @@ class DistillationModel(keras.Model):
       own: pass the rewritten model that `insert_quantizers` was given.
     features: name of the layer whose output is compared; "auto": the last tensor before the global
       pooling, or the input of the last linear layer; None: no features.
+    feature_weight: of the loss of the features.
     output_loss: "relative_l2" or "kl".
+    output_weight: of the loss of each output.
 
   Raises:
-    ValueError: the student lacks the features, the numbers of outputs differ, or an unknown loss.
+    ValueError: a model that lacks the features, different numbers of outputs, or an unknown loss.
+
+  Example:
+    >>> teacher = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> student = kq.calibrate(kq.insert_quantizers(teacher), images)
+    >>> model = kq.DistillationModel(student, teacher)
+    >>> model.compile("adam")
+    >>> len(model.fit(images, epochs=2, verbose=0).history["loss"])
+    2
   """
 
   def __init__(self, student: keras.Model, teacher: keras.Model, *, features: str | None = "auto",
@@ -102,7 +109,15 @@ class DistillationModel(keras.Model):
     return [values[ref] for ref in outputs], [values[ref] for ref in self._compared]
 
   def distillation_loss(self, inputs, *, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Returns (the loss of each image, [batch]; the student's outputs, flat)."""
+    """Compares the student with the teacher; for a training loop of one's own.
+
+    Args:
+      inputs: a batch, as the models take it.
+      training: mode of the student; the teacher runs at inference.
+
+    Returns:
+      (the loss of each image, [batch]; the student's outputs, flat).
+    """
     targets = tf.nest.flatten(self.teacher(inputs, training=False))
     outputs, predictions = self(inputs, training=training, taps=True)
     losses = [weight * loss(tf.stop_gradient(tf.cast(target, tf.float32)), tf.cast(prediction, tf.float32))

@@ -24,13 +24,14 @@ from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.qmodel.training_layers import take_out_training_layers
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
-  """Returns (plain tf_keras model with weights on their grids, Encodings); qmodel is not changed.
+  """Makes the plain float model whose weights lie on their grids, and writes the grids down.
 
   Scales that had to be raised are logged as warnings of absl, and kernels of few bits that the file stores in
   int8.
@@ -40,8 +41,20 @@ def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Mod
       quantize_apply with kquant's quantizers (see `tfmot_models.from_tfmot`).
     target: whose limits hold.
 
+  Returns:
+    (tf_keras model, Encodings); qmodel is not changed.
+
   Raises:
-    ValueError: a tensor was not calibrated, or qmodel has no quantizers.
+    ValueError: a tensor was not calibrated, qmodel has no quantizers, or a weight has integers of more bits
+      than a file holds: those of dorefa at 8 bits need 9.
+    UnsupportedLayerError: a model of tfmot's with a layer that kquant's quantizers do not cover.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+    >>> qmodel = kq.calibrate(kq.insert_quantizers(model), np.ones((8, 3), np.float32))
+    >>> model, encodings = kq.finalize(qmodel)
+    >>> encodings.integers["dense/kernel"].dtype, encodings.integers["dense/bias"].dtype
+    (dtype('int8'), dtype('int32'))
   """
   model, graph, encodings = finalize_graph(qmodel, target=target)
   _log(graph.edits)

@@ -8,7 +8,7 @@ import tf_keras as keras
 from kquant.core import numerics
 from kquant.graph import keras_calls
 from kquant.graph.kinds.table import LAYERS
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 
 @keras.saving.register_keras_serializable("kquant")

@@ -7,7 +7,8 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.quant_config import QuantConfig
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import NOTES, Graph
 from kquant.graph.keras_calls import float32_policy
 from kquant.graph.nodes import LayerDef, Ref
@@ -21,8 +22,9 @@ from kquant.qmodel.batch_norm_modes import (
 )
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
 from kquant.qmodel.placement import QuantizerPlacement, place
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.training_layers import put_back_training_layers, take_out_training_layers
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
 from kquant.ranges.weights import weight_range
@@ -32,7 +34,7 @@ from kquant.rewrites.standardize.standardize import standardize
 
 def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
                       batch_norm: str = "fold") -> keras.Model:
-  """Returns a new model with quantizers: weights have their ranges, activations wait for calibration.
+  """Makes a new model with quantizers: weights have their ranges, activations wait for calibration.
 
   One that is trained without `calibrate` takes the ranges of its first batch to start from.
 
@@ -46,10 +48,21 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
       "absorb": it learns on behind the quantized layer; `finalize` multiplies it into the scales, for
       which weights need per-channel scales.
 
+  Returns:
+    The quantized model; `model` is not changed.
+
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    ValueError: an unknown `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or
-      a kind that does not exist.
+    TypeError: not a tf_keras model, or a subclassed one.
+    ValueError: a model that is not built or has weights that are not finite; an unknown preset or
+      `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or a kind that does not
+      exist; activations that are per-channel, that have 16 bits in one place only, or whose range is
+      "cross_entropy" where there are no logits.
+
+  Example:
+    >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
+    >>> [type(layer).__name__ for layer in qmodel.layers]
+    ['InputLayer', 'QuantizeActivation', 'QuantizeWeights', 'QuantizeActivation']
   """
   config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
   graph = Graph.from_model(model, keep_losses=True)

@@ -8,7 +8,7 @@ import tf_keras as keras
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.rewrites.scaling.channel_statistics import before_saturation
 
 

@@ -13,8 +13,9 @@ import tf_keras as keras
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.quant_config import QuantConfig
 from kquant.core.target import Target, target
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_groups

@@ -6,7 +6,8 @@ import functools
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.core.spec import QuantConfig, Rule
+from kquant.core.quant_config import QuantConfig
+from kquant.core.rule import Rule
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.nodes import LayerDef

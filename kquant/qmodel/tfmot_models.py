@@ -10,7 +10,7 @@ from tensorflow_model_optimization.quantization.keras import QuantizeWrapper
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.spec import QuantConfig
+from kquant.core.quant_config import QuantConfig
 from kquant.graph import keras_calls
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph

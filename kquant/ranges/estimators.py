@@ -3,7 +3,7 @@
 Ranges of kernels are chosen by `ranges.weights`.
 """
 
-from kquant.core.spec import parse_range
+from kquant.core.tensor_spec import parse_range
 from kquant.ranges.aciq import AnalyticalClipping
 from kquant.ranges.base import Estimator
 from kquant.ranges.cross_entropy import CrossEntropy

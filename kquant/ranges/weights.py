@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kquant.core import numerics
-from kquant.core.spec import parse_range
+from kquant.core.tensor_spec import parse_range
 
 _WEIGHTS_AT_ONCE = 1 << 16
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from kquant.core import data
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import EFFORTS, Recipe
 from kquant.core.records import Report, Trial
-from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs, output_function
 from kquant.search.pipeline import Calibrated, scaled

@@ -8,8 +8,8 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.input_range import InputRange
+from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report, Skip
-from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.ptq.finetune.finetuning import FinetuneSettings, finetune, split_to_judge
 from kquant.ptq.layerwise import bias_correction, layer_rounding
@@ -23,8 +23,8 @@ from kquant.ptq.layerwise.layer_rounding import round_layers
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
-from kquant.qmodel.layers import QuantizeActivation
 from kquant.qmodel.outputs import network_outputs, output_function
+from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.rewrites.scaling.equalize import equalize

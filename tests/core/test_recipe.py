@@ -2,8 +2,8 @@
 
 import pytest
 
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import DEFAULT, Recipe
-from kquant.core.spec import QuantConfig
 
 
 def test_a_recipe_over_another_keeps_what_it_decides():

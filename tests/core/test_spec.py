@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import Recipe
-from kquant.core.spec import INT8_ACTIVATIONS, INT8_WEIGHTS, QuantConfig, Rule, TensorSpec, parse_range
+from kquant.core.rule import Rule
+from kquant.core.tensor_spec import INT8_ACTIVATIONS, INT8_WEIGHTS, TensorSpec, parse_range
 
 PRESETS = ["int8", "int8_per_tensor", "int16x8", "w4a8_unpacked",
            *(f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9))]

@@ -9,7 +9,7 @@ import kquant as kq
 import tflite_export
 from kquant.qat import oscillation
 from kquant.qat.oscillation_control import dampening_of
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from tests import models
 
 

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 from tests import models
 
 

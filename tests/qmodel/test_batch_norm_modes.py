@@ -12,7 +12,7 @@ from kquant.core.metrics import sqnr_db
 from kquant.graph.graph import Graph
 from kquant.qmodel.batch_norm_modes import scaled_integers, take_out_batch_norms
 from kquant.qmodel.folded_conv import FoldedConv
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from tests import models
 from tflite_export.proof.runtime import Runtime
 

@@ -11,7 +11,8 @@ import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core import numerics
 from kquant.qmodel.calibrate import observe
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.estimators import ESTIMATORS, make_estimator
 from kquant.ranges.weights import WEIGHT_METHODS
 from tests import models

@@ -10,7 +10,8 @@ from kquant import QuantConfig, Rule, TensorSpec
 from kquant.core.target import LITERT
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.weights import weight_range
 from tests import models
 

@@ -6,8 +6,10 @@ import tf_keras as keras
 from tf_keras import layers
 
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.spec import QuantConfig, Rule, TensorSpec
+from kquant.core.quant_config import QuantConfig
+from kquant.core.rule import Rule
 from kquant.core.target import LITERT
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.qmodel.placement import REMEDIES, place

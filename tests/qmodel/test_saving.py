@@ -1,7 +1,9 @@
 """Models with quantizers from disk: the same numbers, the same weights, the same training."""
 
+import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -69,6 +71,20 @@ def test_another_process_needs_nothing_but_kquant(imports, first, load, tmp_path
   files = [*FORMATS[first:], *FORMATS[:first]]
   done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *files], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_layers_are_found_by_name_wherever_their_module_lies(tmp_path):
+  """Files of before a module was split name it as it was."""
+  qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
+  qmodel.save(tmp_path / "m.keras")
+  with zipfile.ZipFile(tmp_path / "m.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+    for name in new.namelist():
+      content = new.read(name)
+      if name == "config.json":
+        content, count = re.subn(rb"kquant\.qmodel\.quantize_\w+", b"kquant.qmodel.layers", content)
+        assert count
+      old.writestr(name, content)
+  np.testing.assert_array_equal(kq.load_model(tmp_path / "old.keras")(x).numpy(), qmodel(x).numpy())
 
 
 def test_importing_kquant_imports_neither_tensorflow_nor_keras():

@@ -8,7 +8,7 @@ import tf_keras as keras
 import kquant as kq
 import tflite_export
 from kquant import QuantConfig, Rule, TensorSpec
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 from tests import models
 from tflite_export.proof.runtime import Runtime
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.quantizers import MovingAverageQuantizer
 from tests.quantizers.test_lsq import built
 

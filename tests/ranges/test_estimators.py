@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kquant.core import numerics
-from kquant.core.spec import RANGES
+from kquant.core.tensor_spec import RANGES
 from kquant.ranges.estimators import ESTIMATORS, make_estimator
 
 NAMES = [name for name in (*ESTIMATORS, "lp:4") if name != "cross_entropy"]  # which takes logits alone

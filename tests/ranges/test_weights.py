@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kquant.core import numerics
-from kquant.core.spec import RANGES
+from kquant.core.tensor_spec import RANGES
 from kquant.ranges import weights
 from kquant.ranges.weights import WEIGHT_METHODS, weight_range
 

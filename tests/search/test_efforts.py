@@ -8,9 +8,9 @@ import tf_keras as keras
 
 import kquant
 import tflite_export
+from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import Recipe
 from kquant.core.records import Report
-from kquant.core.spec import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.folding.batch_norm import fold_batch_norm

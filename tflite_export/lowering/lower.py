@@ -61,7 +61,18 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, rol
       [in, out] of what becomes a FULLY_CONNECTED, [h, w, in, out] of a CONV_2D.
 
   Raises:
-    ValueError: another role, a class of Keras' own, weights in a role that has none or of equal names.
+    ValueError: another role, a class of Keras' own, weights in a role that has none or of equal names, or a
+      weight without an output axis or without its one input axis.
+
+  Example:
+    >>> class Square(keras.layers.Layer):
+    ...   def call(self, inputs):
+    ...     return inputs * inputs
+    >>> tflite_export.register_lowering(Square)  # a table of 256 integers
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> result = kq.quantize(keras.Sequential([Square(input_shape=(3,))]), images)
+    >>> kq.export(result, "square.tflite", verify=images).verification.ok
+    True
   """
   if role not in ("own", "move", "average"):
     raise ValueError(f"register_lowering: role must be own, move or average, got {role!r}.")

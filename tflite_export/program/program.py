@@ -28,6 +28,11 @@ class IntTensor:
     data: the constant's values in the file layout; None for an activation. Those of an int4 tensor are
       int8 numbers here; the file holds two in a byte.
     open_batch: the first dimension may be resized; `shape` says 1, the file's shape_signature -1.
+
+  Example:
+    >>> tensor = tflite_export.IntTensor("x", (1, 4), "int8", scale=0.5, zero_point=3)
+    >>> tensor.difference(tflite_export.IntTensor("x", (1, 4), "int8", scale=0.25, zero_point=3))
+    'scale differs'
   """
 
   name: str
@@ -50,7 +55,14 @@ class IntTensor:
       self.data = np.asarray(self.data, array_type(self.dtype)).reshape(self.shape)
 
   def difference(self, other: "IntTensor") -> str | None:
-    """Returns what differs from `other` in a few words, or None."""
+    """Compares every field.
+
+    Args:
+      other: the tensor to compare with.
+
+    Returns:
+      The first field that differs, in a few words; None where the two are equal.
+    """
     for field in ("name", "shape", "dtype", "axis", "open_batch"):
       if getattr(self, field) != getattr(other, field):
         return f"{field} {getattr(self, field)!r} != {getattr(other, field)!r}"
@@ -121,23 +133,52 @@ class IntProgram:
             dict(zip(self.output_names or self.outputs, self.outputs)))
 
   def add_tensor(self, tensor: IntTensor) -> str:
-    """Adds a tensor and returns its name; the name must be new."""
-    assert tensor.name not in self.tensors, f"tensor {tensor.name!r} exists already"
+    """Adds a tensor.
+
+    Args:
+      tensor: of a new name.
+
+    Returns:
+      Its name.
+
+    Raises:
+      ValueError: the program has a tensor of that name.
+    """
+    if tensor.name in self.tensors:
+      raise ValueError(f"IntProgram: expected a new tensor, got {tensor.name!r}, which it has; rename it.")
     self.tensors[tensor.name] = tensor
     return tensor.name
 
   def operands(self, op: IntOp) -> tuple[tuple[IntTensor | None, ...], tuple[IntTensor, ...]]:
-    """Returns the tensors of an operator's inputs, None for an absent one, and of its outputs."""
+    """Looks the tensors of an operator up.
+
+    Args:
+      op: an operator of the program.
+
+    Returns:
+      (its inputs, None for an absent one; its outputs).
+    """
     return (tuple(self.tensors[name] if name else None for name in op.inputs),
             tuple(self.tensors[name] for name in op.outputs))
 
   def operator_counts(self) -> dict[str, int]:
-    """Returns {operator kind: how many}, most frequent first."""
+    """Counts the operators.
+
+    Returns:
+      {operator kind: how many}, most frequent first.
+    """
     counts: dict[str, int] = {}
     for op in self.ops:
       counts[op.kind] = counts.get(op.kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
   def with_outputs(self, names: list[str]) -> "IntProgram":
-    """Returns the same program with `names` as its outputs: every tensor can be looked at."""
+    """Makes other tensors the outputs, so that each can be looked at.
+
+    Args:
+      names: of the tensors.
+
+    Returns:
+      A program of the same tensors and operators.
+    """
     return dataclasses.replace(self, outputs=list(names), output_names=[])

@@ -33,7 +33,7 @@ _PACKAGES = ("kquant", "ai-edge-litert", "numpy")
 
 def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[str] = KERNEL_SETS,
             random_images: int = 2, ties: bool = True, seed: int = 0) -> dict[str, Any]:
-  """Returns the certificate of a file, ready for JSON.
+  """Compares every tensor of a file, and what its operators do on rounding ties, with the simulator.
 
   Args:
     data: the bytes of the .tflite file.
@@ -43,10 +43,24 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
     ties: also compare single operators on inputs built to sit on rounding ties.
     seed: of the random inputs and of those on ties.
 
+  Returns:
+    The certificate, ready for JSON; "exact" says whether all of it holds.
+
   Raises:
-    ValueError: not a TFLite file, or inputs of other shapes or types.
+    ValueError: not a TFLite file, other kernel sets, or another number, shapes or types of inputs.
+
+  Example:
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> result = kq.quantize(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), images)
+    >>> data = kq.export(result, "model.tflite").path.read_bytes()
+    >>> inputs = np.random.default_rng(0).integers(-128, 128, (4, 3)).astype(np.int8)
+    >>> tflite_export.certify(data, [inputs])["exact"]
+    True
   """
   program = from_bytes(data)
+  if len(inputs) != len(program.inputs):
+    raise ValueError(f"certify: expected {len(program.inputs)} input arrays ({', '.join(program.inputs)}), "
+                     f"got {len(inputs)}.")
   rng = np.random.default_rng(seed)
   drawn = [_random_like(array, random_images, rng) for array in inputs]
   kinds = {"real": list(inputs), "random": drawn} if random_images else {"real": list(inputs)}

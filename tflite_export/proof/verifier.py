@@ -72,7 +72,11 @@ class Verification:
     return not self.problems
 
   def to_json(self) -> dict[str, Any]:
-    """Returns a JSON-ready dict."""
+    """Makes what a report holds.
+
+    Returns:
+      A JSON-ready dict of the attributes.
+    """
     return dataclasses.asdict(self)
 
 
@@ -87,9 +91,22 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
     program: what the file was written from; every tensor and operator of it is compared too.
     images: float inputs to run, as `kquant.calibrate` takes them; None leaves the running out.
 
+  Returns:
+    What was found. A file that is wrong, or is none, raises no error: its `problems` say what is wrong.
+
   Raises:
     OSError: there is no file of that path.
+    TypeError: images that are no data.
     ValueError: images that do not fit the model, or images without a model.
+
+  Example:
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> result = kq.quantize(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), images)
+    >>> data = kq.export(result, "model.tflite").path.read_bytes()
+    >>> tflite_export.verify(data, result.model, result.encodings, images=images).problems
+    []
+    >>> tflite_export.verify(data[:-40], result.model, result.encodings).ok
+    False
   """
   result = Verification()
   data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()

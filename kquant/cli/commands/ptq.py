@@ -17,8 +17,8 @@ from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import InputSpec, choose
+from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
-from kquant.core.spec import QuantConfig
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.graph.model_files import load_model

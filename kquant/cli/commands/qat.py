@@ -17,8 +17,9 @@ from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.data import InputSpec, choose
 from kquant.core.encodings import Encodings
+from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
-from kquant.core.spec import QuantConfig, Rule
+from kquant.core.rule import Rule
 from kquant.core.target import target
 from kquant.core.text import text_table
 from kquant.graph import keras_calls

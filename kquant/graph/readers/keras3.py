@@ -54,6 +54,12 @@ def from_keras3(model: Any) -> keras.Model:
     TypeError: no Keras 3 model.
     UnsupportedLayerError: a layer or an operation that has no equal in tf_keras, by name.
     ValueError: it is not built, is quantized by Keras, or the models' outputs differ.
+
+  Example:
+    >>> import keras as keras3
+    >>> model = kq.from_keras3(keras3.Sequential([keras3.Input((3,)), keras3.layers.Dense(2)]))
+    >>> isinstance(model, keras.Model), model.output_shape
+    (True, (None, 2))
   """
   if not is_keras3(model):
     raise TypeError(f"from_keras3: expected a Keras 3 model, got {type(model).__name__}.")

@@ -61,6 +61,11 @@ class FinetuneSettings:
     features, feature_weight, output_loss, output_weight: see `DistillationModel`.
     checkpoint: a folder. The state is written there after each epoch, and a call with the same arguments
       goes on where an earlier one was stopped, to the same weights.
+
+  Example:
+    >>> settings = kq.FinetuneSettings(learns=("biases",), epochs=4, output_loss="kl")
+    >>> settings.comparison()["output_loss"]
+    'kl'
   """
 
   learns: Sequence[str] | None = None
@@ -78,7 +83,11 @@ class FinetuneSettings:
   checkpoint: str | os.PathLike | None = None
 
   def comparison(self) -> dict[str, Any]:
-    """Returns what `DistillationModel` takes."""
+    """Picks the settings that say what is compared.
+
+    Returns:
+      {argument of `DistillationModel`: its value}.
+    """
     return {"features": self.features, "feature_weight": self.feature_weight, "output_loss": self.output_loss,
             "output_weight": self.output_weight}
 
@@ -111,9 +120,23 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
       on its own images the start looks better than it is, and training seems to do harm.
     callbacks: Keras callbacks; the logs have "loss" and "val_loss".
 
+  Returns:
+    The trained qmodel, the losses on the held-back images, and the epoch whose weights were kept.
+
   Raises:
-    ValueError: an unknown method, too few images, no calibration, nothing to learn, a float_model that
-      qmodel was not made from, or a checkpoint of another run.
+    ValueError: an unknown method, degree or loss; too few images, or such as do not fit; no calibration;
+      nothing to learn; a float_model without the features or the outputs that are compared, or for
+      cross-layer factors one that qmodel was not made from; `until` beyond the epochs, or beside validation
+      or a checkpoint; a checkpoint of another run.
+    TypeError: images that are no data.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> qmodel = kq.calibrate(kq.insert_quantizers(model, "w4a8"), images)
+    >>> done = kq.finetune(qmodel, model, images, settings=kq.FinetuneSettings(epochs=2))
+    >>> len(done.losses), done.qmodel is qmodel
+    (3, True)
   """
   settings = settings or FinetuneSettings()
   learns = _degrees(method, settings.learns)

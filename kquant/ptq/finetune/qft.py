@@ -18,7 +18,8 @@ from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, kind_of_class
 from kquant.ptq.finetune.cross_layer import CrossLayerFactors, TiedChannels, tied_channels
 from kquant.ptq.finetune.tuned_layers import TunedActivation, TunedLinear
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.training_layers import take_out_training_layers
 
 _FRACTION = 0.5

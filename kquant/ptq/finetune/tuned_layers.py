@@ -19,7 +19,7 @@ from kquant.core import numerics
 from kquant.core.fake_quantization import GridTensors, affine_grid_tf, fake_quantize, symmetric_grid_tf
 from kquant.graph import keras_calls
 from kquant.graph.kinds.table import facts_of
-from kquant.qmodel.layers import QuantizeActivation
+from kquant.qmodel.quantize_activation import QuantizeActivation
 
 DEGREES = ("weights", "biases", "weight_scales", "activation_ranges", "cross_layer_factors")
 """What can be trained."""

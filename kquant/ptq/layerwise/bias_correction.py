@@ -21,7 +21,7 @@ from kquant.graph.weights import WeightFacts
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 
@@ -45,7 +45,7 @@ def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: Weight
 
 def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any = None, *,
                  method: str = "local", shrink: bool = True) -> keras.Model:
-  """Takes the mean error of rounded kernels out of the biases of qmodel, in place; returns qmodel.
+  """Takes the mean error of rounded kernels out of the biases of qmodel, in place.
 
   Args:
     qmodel: what `insert_quantizers` returned; for "iterative" calibrated.
@@ -58,13 +58,27 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     shrink: for "iterative": take out of each mean error what chance gives with so few images; False leaves
       no mean error on the calibration images.
 
+  Returns:
+    qmodel.
+
   Raises:
-    ValueError: an unknown method, or a float_model that qmodel was not made from.
+    ValueError: an unknown method; data that do not fit; a float_model that qmodel was not made from, or a
+      layer whose batch norm learns in place of its bias; for "analytic" a model in which no layer knows of a
+      batch norm; for "iterative" no calibration.
+    TypeError: data of another kind.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
+    >>> images = np.ones((8, 3), np.float32)
+    >>> qmodel = kq.calibrate(kq.insert_quantizers(model, "w4a8"), images)
+    >>> error = np.abs(qmodel(images) - model(images)).mean()
+    >>> bool(np.abs(kq.correct_bias(qmodel, model, images)(images) - model(images)).mean() < error)
+    True
   """
   if method not in BIAS_CORRECTIONS[1:]:
     raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
   float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
-  for wrapper in _wrapped_layers(qmodel, float_params):
+  for wrapper in wrapped_layers(qmodel, float_params):
     for weight in _biased_weights(wrapper):
       getattr(wrapper.layer, weight.bias).assign(float_params[wrapper.name][weight.bias])
   if method == "analytic":
@@ -92,7 +106,7 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
   Raises:
     ValueError: float_params lack a layer of qmodel.
   """
-  for wrapper in _wrapped_layers(qmodel, float_params):
+  for wrapper in wrapped_layers(qmodel, float_params):
     params, grids, values = float_params[wrapper.name], wrapper.weight_encodings(), wrapper.weight_values()
     for weight in _biased_weights(wrapper):
       grid = grids[weight.name]
@@ -170,14 +184,22 @@ def _biased_weights(wrapper: QuantizeWeights) -> list[WeightFacts]:
   return [weight for weight in weights_of_class(type(wrapper.layer)) if weight.bias]
 
 
-def _wrapped_layers(qmodel: keras.Model,
-                    float_params: dict[str, dict[str, np.ndarray]]) -> list[QuantizeWeights]:
+def wrapped_layers(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]], *,
+                   where: str = "correct_bias") -> list[QuantizeWeights]:
+  """Returns the layers with quantized weights.
+
+  Args:
+    where: the function that the user called, for messages.
+
+  Raises:
+    ValueError: float_params lack one of them, or its batch norm learns in place of its bias.
+  """
   wrappers = [layer for layer in qmodel.layers if isinstance(layer, QuantizeWeights)]
   for wrapper in wrappers:
     if wrapper.name not in float_params:
-      raise ValueError(f"correct_bias: the float model has no layer {wrapper.name!r}; pass the rewritten "
+      raise ValueError(f"{where}: the float model has no layer {wrapper.name!r}; pass the rewritten "
                        "model that insert_quantizers was given.")
     if any(getattr(wrapper.layer, weight.bias) is None for weight in _biased_weights(wrapper)):
-      raise ValueError(f"correct_bias: layer {wrapper.name!r} has a batch norm that learns instead of a "
-                       "bias; train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
+      raise ValueError(f"{where}: layer {wrapper.name!r} has a batch norm that learns instead of a bias; "
+                       "train with kq.ReestimateBatchNorm, or insert with batch_norm=\"fold\".")
   return wrappers

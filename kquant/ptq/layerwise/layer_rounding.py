@@ -20,7 +20,7 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import rounding
 from kquant.ptq.layerwise.adaround import adaround
-from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params
+from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params, wrapped_layers
 from kquant.ptq.layerwise.input_moments import Moments, cuts, measure_moments, merged, undoing
 from kquant.ptq.layerwise.patches import Patches
 from kquant.ptq.layerwise.rounding import RoundingProblem
@@ -40,7 +40,7 @@ _FEW_INPUTS = 640
 
 def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: Any, *,
                   method: str = "closed_form", seed: int = 0) -> keras.Model:
-  """Chooses the integers of every kernel, and with them the biases, in place; returns qmodel.
+  """Chooses the integers of every kernel, and with them the biases, in place.
 
   The kernels afterwards lie on their grids, whose scales may have changed. Layers that are called more
   than once, and those of a user's class with weights, are rounded to nearest; a warning of absl names them.
@@ -52,10 +52,25 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
     method: "closed_form" (`kquant.ptq.layerwise.rounding`) or "adaround" (`kquant.ptq.layerwise.adaround`).
     seed: of the positions that are looked at.
 
+  Returns:
+    qmodel.
+
   Raises:
-    ValueError: an unknown method; the data do not fit, or qmodel was not made from float_model.
+    ValueError: an unknown method; the data do not fit; qmodel is not calibrated, was not made from
+      float_model, or has a layer whose batch norm still learns (`batch_norm="train"` or "absorb").
+    TypeError: data of another kind.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> qmodel = kq.calibrate(kq.insert_quantizers(model, "w4a8"), images)
+    >>> _ = kq.round_weights(qmodel, model, images)
+    >>> grid, kernel = kq.finalize(qmodel)[1]["dense/kernel"], qmodel.get_layer("dense").layer.kernel.numpy()
+    >>> bool(np.allclose(grid.dequantize(grid.quantize(kernel)), kernel))  # it lies on its grid
+    True
   """
   float_params = linear_params(standardize(Graph.from_model(float_model)))
+  wrapped_layers(qmodel, float_params, where="round_weights")  # raises where it was not made from float_model
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
   turns = layer_turns(qmodel, images, float_params=float_params)
   shared = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)

@@ -23,7 +23,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
-from kquant.qmodel.layers import QuantizeActivation, QuantizeWeights
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""

@@ -15,7 +15,8 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from kquant.core import numerics
-from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.quant_config import QuantConfig
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.graph.passes import graph_pass

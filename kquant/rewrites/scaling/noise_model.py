@@ -12,7 +12,8 @@ import dataclasses
 import numpy as np
 
 from kquant.core import numerics
-from kquant.core.spec import QuantConfig, TensorSpec
+from kquant.core.quant_config import QuantConfig
+from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.matching import grid_groups
 from kquant.graph.nodes import Node, Ref

@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parents[3]
 FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / root).rglob("*.py"))
 RECORDS = pathlib.PurePath("kquant/graph/kinds")
 
-# Kinds that a third file may name, and why.
-THIRD = {"Dense": "kquant/core/spec.py"}  # the preset int8_tflm is a rule for a kind, as users write it
+# Kinds that a third file may name: the preset int8_tflm is a rule for a kind, as users write it.
+THIRD = {"Dense": "kquant/core/quant_config.py"}
 
 
 def strings(path):

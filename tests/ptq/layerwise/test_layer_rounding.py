@@ -19,7 +19,7 @@ from kquant.ptq.layerwise.layer_rounding import round_layers, round_weights
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
 from kquant.qmodel.insert import insert_quantizers
-from kquant.qmodel.layers import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from tests import models
 
 
@@ -77,6 +77,22 @@ def test_an_unknown_method_is_refused():
   model, qmodel, inputs = prepared("conv_bn_relu", images=4)
   with pytest.raises(ValueError, match="method must be one of closed_form, adaround, got 'magic'"):
     round_weights(qmodel, model, inputs, method="magic")
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "absorb"])
+def test_a_batch_norm_that_learns_is_refused(batch_norm):
+  model = keras.Sequential([layers.Dense(2, name="dense", input_shape=(3,)), layers.BatchNormalization()])
+  x = np.ones((4, 3), np.float32)
+  qmodel = calibrate(insert_quantizers(model, batch_norm=batch_norm), x)
+  with pytest.raises(ValueError, match="round_weights: layer 'dense' has a batch norm that learns"):
+    round_weights(qmodel, model, x)
+
+
+def test_another_float_model_is_refused():
+  one, other = (keras.Sequential([layers.Dense(2, name=name, input_shape=(3,))]) for name in ("one", "other"))
+  x = np.ones((4, 3), np.float32)
+  with pytest.raises(ValueError, match="round_weights: the float model has no layer 'one'"):
+    round_weights(calibrate(insert_quantizers(one), x), other, x)
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 from tf_keras import layers
 
-from kquant.core.spec import QuantConfig
+from kquant.core.quant_config import QuantConfig
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.graph.passes import rewrite

@@ -95,3 +95,10 @@ def test_certify_without_inputs_is_an_error(tmp_path):
   result = kq.quantize(model, models.sample_inputs(model))
   with pytest.raises(ValueError, match="give verify=images"):
     tflite_export.export(result, tmp_path / "m.tflite", certify=True)
+
+
+def test_a_file_without_its_inputs_is_refused(tmp_path):
+  model = keras.Sequential([layers.Dense(2, name="dense", input_shape=(3,))])
+  file = tflite_export.export(kq.quantize(model, np.ones((4, 3), np.float32)), tmp_path / "m.tflite").path
+  with pytest.raises(ValueError, match=r"certify: expected 1 input arrays \(dense_input\), got 0"):
+    tflite_export.certify(file.read_bytes(), [])

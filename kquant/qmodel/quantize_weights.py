@@ -1,147 +1,19 @@
-"""The two layers of a quantized Keras model: QuantizeWeights (wrapper), QuantizeActivation (node)."""
+"""QuantizeWeights: the wrapper that runs a layer of a quantized Keras model with fake-quantized weights."""
 
-import json
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from absl import logging
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls
-from kquant.graph.graph import NOTES
-from kquant.qmodel import configs  # registers WeightsQuantizeConfig
-from kquant.quantizers import base
-
-
-class _Switch:
-  """A quantizer's on/off switch: a variable, so that turning it needs no new trace.
-
-  Attributes:
-    passes_through: the layer computes in float, whatever the switch says; while a model is built of it
-      (`keras_calls.replay`): nothing of that trace is used, and tracing quantizers takes most of its time.
-  """
-
-  passes_through = False
-
-  def _add_switch(self, on: bool) -> None:
-    self.quantizing = self.add_weight(name="quantizing", shape=(), dtype=tf.bool, trainable=False,
-                                      initializer=keras.initializers.Constant(on))
+from kquant.qmodel.switch import Switch
 
 
 @keras.saving.register_keras_serializable("kquant")
-class QuantizeActivation(keras.layers.Layer, _Switch):
-  """Fake-quantizes a tensor on one grid; tensors that share a grid share the layer.
-
-  It is off until calibration has set its range, unless the runtime fixes its grid. Trained before that, it
-  takes the extrema of its first batch and logs it: a model never trains in float without a word.
-
-  Args:
-    quantizer: a Quantizer, or what `quantizers.base.serialize` made of one.
-    range: name of the estimator that calibration uses.
-    fixed: (low, high) of the grid where the runtime's kernel takes no other; None elsewhere.
-    float_in_training: passes its inputs while the model trains. A softmax that ends the model lies on
-      steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
-    rule: where the rule applies that decided; for `kquant.describe`.
-
-  The config of one layer of a model has what its graph knows beside its layers, too (`Graph.notes`).
-  """
-
-  def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
-               float_in_training: bool = False, rule: str = "", **kwargs):
-    super().__init__(**kwargs)
-    self.quantizer = base.deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
-    self.range = range
-    self.fixed = None if fixed is None else tuple(fixed)
-    self.float_in_training = float_in_training
-    self.rule = rule
-    self.waits = False  # it is off on purpose: `DelayActivationQuantization` turns it on
-    self._graph_notes: str | None = None  # JSON: Keras would track a dict
-
-  def build(self, input_shape):
-    """Adds the quantizer's variables and the switch."""
-    self.range_variables = self.quantizer.build(input_shape, "output", self)
-    self._add_switch(self.fixed is not None)
-    if self.fixed is not None:
-      self.quantizer.set_range(self.range_variables, *self.fixed)
-    super().build(input_shape)
-
-  @tf.autograph.experimental.do_not_convert
-  def call(self, inputs, training=None, observe=True):
-    """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
-    if self.passes_through or training and self.float_in_training:
-      return tf.identity(inputs)
-    if training and not self.waits and self._is_off():
-      self._start_from(inputs)
-    training = training if self.trainable else False  # the range of a frozen layer stays
-    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
-
-  def _is_off(self) -> bool:
-    """Whether it is off while a training step is traced."""
-    with tf.init_scope():
-      value = self.quantizing.read_value()
-      return not tf.executing_eagerly() or not value.numpy()
-
-  def _start_from(self, inputs: tf.Tensor) -> None:
-    """Takes the range of the inputs, and turns the quantizer on, in the first step that is run."""
-    logging.log_first_n(logging.WARNING, "The model was not calibrated: its ranges start from the extrema of "
-                        "the first training batch (layer %r and others); run kq.calibrate(qmodel, images) "
-                        "before fit.", 1, self.name)
-
-    def start():
-      low, high = (tf.reshape(tf.cast(end, tf.float32), [1]) for end in (
-          tf.reduce_min(inputs), tf.reduce_max(inputs)))
-      for name, value in self.quantizer.first_values(low, high).items():
-        self.range_variables[name].assign(value)
-      self.quantizing.assign(True)
-      return True
-
-    tf.cond(self.quantizing, lambda: True, start)
-
-  def float_call(self, inputs, training=None, observe=True):
-    """Returns the inputs: the layer as the float network knows it."""
-    return inputs
-
-  def set_range(self, low, high) -> None:
-    """Sets the real limits of the grid and turns the quantizer on."""
-    self.quantizer.set_range(self.range_variables, low, high)
-    self.quantizing.assign(True)
-
-  def encoding(self) -> Encoding:
-    """Returns its grid.
-
-    Raises:
-      ValueError: it has not been calibrated.
-    """
-    if not self.quantizing.numpy():
-      raise ValueError(f"Tensor {self.name!r} has no range yet; run kq.calibrate(qmodel, images) first.")
-    return self.quantizer.encoding(self.range_variables)
-
-  def compute_output_shape(self, input_shape):
-    """Returns the input's shape."""
-    return input_shape
-
-  def get_config(self) -> dict[str, Any]:
-    """Returns the arguments of the constructor, and the notes of the graph where it has them."""
-    notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
-    return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
-            "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training, "rule": self.rule, **notes}
-
-  @classmethod
-  def from_config(cls, config):
-    """Returns the layer that `get_config` described."""
-    arguments = {name: value for name, value in config.items() if name != NOTES}
-    layer = super().from_config(arguments)
-    if NOTES in config:
-      layer._graph_notes = json.dumps(config[NOTES])
-    return layer
-
-
-@keras.saving.register_keras_serializable("kquant")
-class QuantizeWeights(keras.layers.Wrapper, _Switch):
+class QuantizeWeights(keras.layers.Wrapper, Switch):
   """Runs a layer with fake-quantized weights; it bears the layer's name.
 
   Args:
@@ -165,7 +37,7 @@ class QuantizeWeights(keras.layers.Wrapper, _Switch):
     for variable, quantizer in self.quantize_config.get_weights_and_quantizers(self.layer):
       (attribute,) = (name for name, value in vars(self.layer).items() if value is variable)
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
-    self._add_switch(True)
+    self.add_switch(True)
     if self.tracked:
       self.track()
 
@@ -346,6 +218,3 @@ class _Given(keras.initializers.Initializer):
 def _with_gradient_of(value: tf.Tensor, path: tf.Tensor):
   """Returns value; the gradient goes to path."""
   return tf.identity(value), lambda upstream: (None, upstream)
-
-
-__all__ = ["QuantizeActivation", "QuantizeWeights", "configs"]
