@@ -214,12 +214,12 @@ def _check_writable(name: str, path: pathlib.Path) -> None:
     raise ValueError(f"--{name}={path} cannot be written: no permission in {folder}; choose another place.")
 
 
-def write_json(path: str, body: dict) -> None:
+def write_json(path: str | os.PathLike, body: dict) -> None:
   """Writes a JSON file whole or not at all."""
   write_text(path, json.dumps(body, indent=1) + "\n")
 
 
-def write_text(path: str, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text file whole or not at all."""
   with written_whole(path) as (temporary,):
     temporary.write_text(text)

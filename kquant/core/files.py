@@ -3,7 +3,9 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -30,3 +32,28 @@ def written_whole(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
   finally:
     for source in temporary:
       source.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_together(folder: str | os.PathLike) -> Iterator[Callable[[str | os.PathLike], pathlib.Path]]:
+  """Yields a function from the path of a file to where the block writes it; files move when it ends well.
+
+  What is written beside such a file, as the integers of encodings are, moves with it. Whatever else ends the
+  block, nothing of them is left and older files stay as they were.
+
+  Args:
+    folder: an existing one, in which the files lie until they move.
+  """
+  targets: dict[pathlib.Path, pathlib.Path] = {}
+  with tempfile.TemporaryDirectory(prefix=".kquant-", dir=folder) as stage:
+
+    def staged(path: str | os.PathLike) -> pathlib.Path:
+      own = pathlib.Path(stage) / str(len(targets))
+      own.mkdir()
+      targets[own] = pathlib.Path(path).absolute()
+      return own / targets[own].name
+
+    yield staged
+    for own, target in targets.items():
+      for file in own.iterdir():
+        shutil.move(file, target.with_name(file.name))

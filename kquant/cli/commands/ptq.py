@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import InputSpec, choose
+from kquant.core.files import written_together
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.text import text_table
@@ -25,6 +26,7 @@ from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 from tflite_export.lowering.lower import lower
+from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2
@@ -128,46 +130,70 @@ def _demo(config: QuantConfig) -> None:
 
 
 def _run(task: _Task, report: Report) -> None:
-  """Quantizes, exports, judges; writes the files and prints the table."""
-  images = task.calibration
-  result = api.quantize(task.model, images, config=task.config, recipe=shared.recipe(), effort=FLAGS.effort,
-                        seed=FLAGS.seed)
-  few = [array[:VERIFY_IMAGES] for array in images]
+  """Quantizes, exports, judges; writes all files or none, and prints the table."""
+  result = api.quantize(task.model, task.calibration, config=task.config, recipe=shared.recipe(),
+                        effort=FLAGS.effort, seed=FLAGS.seed)
+  with written_together(pathlib.Path(task.output).absolute().parent) as staged:
+    written, converter_rows = _export(task, result, staged(task.output))
+    judged = None
+    if task.judged is not None:
+      with report.stage("eval"):
+        judged = evaluation.evaluate(task.model, lower(result.model, result.encodings), *task.judged)
+    seconds = {**report.seconds, **result.report.seconds, **written.seconds}
+    seconds["eval"] = seconds.pop("eval", 0.0)  # the last stage
+    summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
+    if judged is not None:
+      summary["eval"] = judged
+    _write(result, written, summary, staged)
+  print(_table(summary, dataclasses.replace(written, path=pathlib.Path(task.output)), result.report,
+               converter_rows))
+  if judged is not None and (hint := _hint(judged)):
+    print(hint)
+
+
+def _export(task: _Task, result: api.QuantizationResult,
+            path: pathlib.Path) -> tuple[Exported, list[tuple[str, str]]]:
+  """Writes the .tflite file to a path; returns what was written and rows about TensorFlow's converter."""
+  few = [array[:VERIFY_IMAGES] for array in task.calibration]
   second = backends.converted(result.model, result.encodings, few)
-  written = export(result, task.output, verify=few, io=FLAGS.io, batch=shared.batch(),
-                   certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
-  converter_rows = backends.put_in_place(written, second)
-  seconds = {**report.seconds, **result.report.seconds, **written.seconds}
-  summary = {
-      "seconds": seconds, "calibration_images": len(images[0]), "bytes": written.bytes,
+  try:
+    written = export(result, path, verify=few, io=FLAGS.io, batch=shared.batch(),
+                     certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+  except VerificationError as error:
+    raise VerificationError(str(error).replace(str(path), task.output)) from error
+  return written, backends.put_in_place(written, second)
+
+
+def _summary(task: _Task, result: api.QuantizationResult, written: Exported,
+             seconds: dict[str, float]) -> dict[str, Any]:
+  """What --summary holds, but for what --eval measures."""
+  report = result.report.to_json()
+  return {
+      "seconds": {name: round(value, 3) for name, value in seconds.items() if value or name != "eval"},
+      "calibration_images": len(task.calibration[0]), "bytes": written.bytes,
       "operators": written.program.operator_counts(),
       "float_operators": written.verification.float_operators,
-      "skipped": result.report.to_json()["skipped"], "edits": result.report.to_json()["edits"],
-      "trials": result.report.to_json()["trials"],
+      "skipped": report["skipped"], "edits": report["edits"], "trials": report["trials"],
       "verify": written.verification.to_json(),
   }
-  if task.judged is not None:
-    with report.stage("eval"):
-      program = lower(result.model, result.encodings)
-      summary["eval"] = evaluation.evaluate(task.model, program, *task.judged)
-    seconds["eval"] = report.seconds["eval"]
-  seconds["total"] = sum(seconds.values())
-  summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _write(result: api.QuantizationResult, written: Exported, summary: dict[str, Any],
+           staged: Callable[[str], pathlib.Path]) -> None:
+  """Writes the files beside the .tflite file that flags name."""
   if FLAGS.encodings:
-    result.encodings.save(FLAGS.encodings)
+    result.encodings.save(staged(FLAGS.encodings))
   if FLAGS.save_model:
-    result.model.save(FLAGS.save_model)
-  if FLAGS.c_array:
-    shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
+    result.model.save(staged(FLAGS.save_model))
   if FLAGS.save_qmodel:
-    result.qmodel.save(FLAGS.save_qmodel)
+    result.qmodel.save(staged(FLAGS.save_qmodel))
+  if FLAGS.c_array:
+    source = to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem)
+    shared.write_text(staged(FLAGS.c_array), source)
   if FLAGS.certificate:
-    shared.write_json(FLAGS.certificate, written.certificate)
+    shared.write_json(staged(FLAGS.certificate), written.certificate)
   if FLAGS.summary:
-    shared.write_json(FLAGS.summary, summary)
-  print(_table(summary, written, result.report, converter_rows))
-  if task.judged is not None and (hint := _hint(summary["eval"])):
-    print(hint)
+    shared.write_json(staged(FLAGS.summary), summary)
 
 
 def _table(summary: dict[str, Any], written: Exported, report: Report,
