@@ -102,5 +102,7 @@ def scores_tensor(program: IntProgram) -> str:
 
 
 def _to_grid(x: np.ndarray, tensor) -> np.ndarray:
+  if tensor.scale is None:  # indices
+    return x.astype(tensor.dtype)
   bits = np.iinfo(tensor.dtype).bits
   return numerics.quantize(x, tensor.scale, tensor.zero_point, bits=bits).astype(tensor.dtype)

@@ -100,7 +100,24 @@ class ArrayFile:
     return labels.astype(np.int64)
 
 
-Source = ImageFolder | ArrayFile
+class Loaded:
+  """Inputs that are in memory, without labels."""
+
+  def __init__(self, arrays: Sequence[np.ndarray]):
+    self._arrays = arrays
+
+  def __len__(self) -> int:
+    return len(self._arrays[0])
+
+  def load(self, indices: Sequence[int]) -> list[np.ndarray]:
+    """Returns the inputs of those samples, one array an input."""
+    return [array[indices] for array in self._arrays]
+
+  def labels(self) -> None:
+    """None: there are none."""
+
+
+Source = ImageFolder | ArrayFile | Loaded
 
 
 def open_source(path: str, inputs: Sequence[InputSpec], *, preprocess: str = "none") -> Source:

@@ -399,3 +399,41 @@ def test_real_photographs(shared_data, invoke, tmp_path):
   assert code == 0 and not err and "its 128 calibration images are left out" in out
   found = json.loads((tmp_path / "s.json").read_text())["eval"]
   assert found["agreement"] > 0.88 and found["float"]["top1"] - found["quantized"]["top1"] < 0.03
+
+
+# --- how close the file is -------------------------------------------------------------------------
+
+
+def test_a_run_without_eval_says_how_far_the_file_is_from_the_float_model(quantize):
+  found, out = quantize("--calibration_samples=16")
+  close = found["calibration_closeness"]
+  assert close["images"] == 16 and close["sqnr_db"] > 10 and close["float"]["top1"] is None
+  assert f"output SQNR {close['sqnr_db']:.1f} dB" in out and "(of 16 calibration images)" in out
+  assert "answer otherwise" not in out and "eval" not in found
+
+
+def test_a_file_that_answers_otherwise_is_told(quantize, monkeypatch):
+  from kquant.cli import evaluation
+  whole = evaluation.evaluate
+  far = {"sqnr_db": 1.4, "agreement": 0.5}
+  monkeypatch.setattr(evaluation, "evaluate", lambda *args: {**whole(*args), **far})
+  _, out = quantize()
+  assert "they answer otherwise than the float model. Try --effort=balanced" in out
+
+
+def test_a_run_that_fails_late_leaves_nothing(refused_run, files, tmp_path):
+  """Images are read again after the file is written: one of them is broken."""
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for number in range(6):
+    PIL.Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+  (folder / "4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+  for name in ("encodings", "summary"):
+    refused_run(f"--eval={folder}", f"--{name}={tmp_path / 'refused.json'}",
+                words=["4.png", "cannot be read"])
+  assert sorted(os.listdir(tmp_path)) == ["images"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.C"])
+def test_a_c_array_is_a_c_file(refused_run, name, tmp_path):
+  refused_run(f"--c_array={tmp_path / name}", words=["--c_array", ".cc or .cpp"])
