@@ -9,8 +9,9 @@ from tests import models
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
 from tflite_export.operators.batch import with_batch
-from tflite_export.proof import borders
+from tflite_export.proof import borders, simulate
 from tflite_export.proof.borders import border_inputs, on_grid, sliced
+from tflite_export.proof.certificate import certify
 from tflite_export.proof.runs import Runs
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.verifier import verify
@@ -86,6 +87,34 @@ def test_a_fault_in_the_last_image_is_found_where_images_pass_one_by_one(case, m
   found = verify(to_bytes(program), result.model, result.encodings, images=named(result, images))
   assert network.images == 1 and set(seen) == {1}
   assert not found.ok and found.max_lsb > 30
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_a_certificate_does_not_depend_on_how_many_bytes_fit(case, batch, monkeypatch):
+  result, program, images = case
+  data, inputs = to_bytes(with_batch(program, batch)), border_inputs(program, result.encodings, images)
+  expected = certify(data, inputs, ties=False)
+  assert expected["exact"]
+  monkeypatch.setattr(sizes, "BYTES_AT_ONCE", 2000)
+  found = certify(data, inputs, ties=False)
+  for rows in (found, expected):  # the last image fills a batch up
+    for kernels in rows["kernel_sets"].values():
+      assert all(row.pop("elements") > 0 for row in kernels["operators"].values())
+  assert found == expected
+
+
+def test_the_simulator_keeps_what_is_still_to_be_read(case, monkeypatch):
+  result, program, images = case
+  inputs = border_inputs(program, result.encodings, images)
+  kept, run = [], simulate._run
+
+  def noted(call, values, n):
+    kept.append(len(values))
+    return run(call, values, n)
+
+  monkeypatch.setattr(simulate, "_run", noted)
+  in_turn = dict(simulate.simulate_in_turn(program, inputs))
+  assert list(in_turn) == made(program) and max(kept) < len(in_turn) / 2
 
 
 def test_slices_make_the_whole(monkeypatch):
