@@ -99,14 +99,15 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     check(program)
     temporary.write_bytes(to_bytes(program))
     written = time.perf_counter()
-    images = None if verify is None else data.gather(verify, keras_calls.input_specs(model), where="verify")
+    if certify:
+      verify = data.gather(verify, keras_calls.input_specs(model), where="verify")
     stored = temporary.read_bytes()
-    verification = verifier.verify(stored, model, encodings, program=program, images=images)
+    verification = verifier.verify(stored, model, encodings, program=program, images=verify)
     _raise_first(path, verification.problems)
     verified = time.perf_counter()
     certificate = None
     if certify:
-      certificate = _certificate(stored, program, encodings, images)
+      certificate = _certificate(stored, program, encodings, verify)
       _raise_first(path, inexact_operators(certificate))
   seconds = {"export": written - start, "verify": verified - written}
   if certify:

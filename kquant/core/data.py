@@ -16,6 +16,8 @@ import tensorflow as tf
 _ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Dataset, a Sequence, "
              "a generator, a callable that returns one, or the path of an .npz or .npy file")
 
+_ALL = 1 << 62
+"""Samples of a batch that holds all of them."""
 HELD_BACK = 0.25
 """Default fraction of the images that is held back to compare methods on."""
 
@@ -125,7 +127,7 @@ def hold_back(arrays: Sequence[np.ndarray], fraction: float = HELD_BACK, *,
 
 
 def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> list[np.ndarray]:
-  """Returns all of the data as one array [n, ...] for each input.
+  """Returns all of the data as one array [n, ...] for each input; an array of its type is not copied.
 
   Args:
     data, inputs, where: as `batches` takes them.
@@ -133,7 +135,8 @@ def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> 
   Raises:
     ValueError, TypeError, FileNotFoundError: as `batches`.
   """
-  return [np.concatenate(parts) for parts in zip(*batches(data, inputs, where=where))]
+  parts = list(batches(data, inputs, batch_size=_ALL, where=where))
+  return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
 def _elements(data, inputs: Sequence[InputSpec], where: str) -> Iterable:

@@ -86,7 +86,7 @@ def test_older_file_is_replaced(result, tmp_path):
 def test_without_images_constants_are_compared_and_nothing_runs(result, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise AssertionError("the runtime was used")
-  monkeypatch.setattr("tflite_export.proof.verifier.Runtime", fail)
+  monkeypatch.setattr(Runtime, "__init__", fail)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=None)
   assert written.verification.ok and written.verification.images == 0
   assert written.verification.weights_equal and written.verification.layers == {}

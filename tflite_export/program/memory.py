@@ -40,7 +40,7 @@ def activation_memory(program: IntProgram, *, alignment: int = ALIGNMENT) -> Act
     ValueError: an activation of a type whose size is unknown.
   """
   lives = _lifetimes(program)
-  sizes = {name: -(-_bytes(program, name) // alignment) * alignment for name in lives}
+  sizes = {name: -(-tensor_bytes(program, name) // alignment) * alignment for name in lives}
   alive = np.zeros(len(program.ops) + 1, np.int64)
   for name, (first, last) in lives.items():
     alive[first:last + 1] += sizes[name]
@@ -62,7 +62,12 @@ def _lifetimes(program: IntProgram) -> dict[str, tuple[int, int]]:
   return lives
 
 
-def _bytes(program: IntProgram, name: str) -> int:
+def tensor_bytes(program: IntProgram, name: str) -> int:
+  """Returns the bytes of a tensor.
+
+  Raises:
+    ValueError: a type whose size is unknown.
+  """
   tensor = program.tensors[name]
   try:
     return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize

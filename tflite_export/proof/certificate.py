@@ -9,10 +9,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
@@ -22,8 +23,9 @@ from tflite_export.operators.table import operator_of
 from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches
 from tflite_export.program.program import IntProgram
 from tflite_export.proof.runtime import Runtime
-from tflite_export.proof.simulate import not_simulated, simulate
+from tflite_export.proof.simulate import not_simulated, simulate, simulate_in_turn
 from tflite_export.proof.ties import Probe, runs_as_in_file, tie_probes
+from tflite_export.proof.watch import Watch
 
 FORMAT = "kquant certificate"
 FORMAT_VERSION = 1
@@ -141,29 +143,40 @@ def _compare(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: s
   missing = not_simulated(program, mode=kernels)
   if missing:
     return {"operators": {}, "not_simulated": missing}
-  rows: dict[str, dict[str, int]] = {}
-  for batch in (1, RESIZED) if is_dynamic(program) else (None,):
-    left_out = _compare_batch(program, batch, list(kinds.values()), kernels, rows)
-    missing = missing or left_out
+  try:
+    rows = _rows(program, kinds, kernels)
+  except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
+    missing, rows = [str(error)], _rows(_before_end(program), kinds, kernels)
   return {"operators": dict(sorted(rows.items())), "not_simulated": missing}
 
 
-def _compare_batch(program: IntProgram, batch: int | None, kinds: list[list[np.ndarray]], kernels: str,
-                   rows: dict[str, dict[str, int]]) -> list[str]:
-  """Adds the elements of every operator to the rows; returns what is not simulated."""
-  sized, missing = program if batch is None else with_batch(program, batch), []
-  kinds = [[whole_batches(array, batch_of(sized)) for array in inputs] for inputs in kinds]
-  try:
-    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
-  except ValueError as error:  # the reference SOFTMAX ends the process where exponentials sum to 512
-    missing, program, sized = [str(error)], _before_end(program), _before_end(sized)
-    simulated = [simulate(sized, inputs, mode=kernels) for inputs in kinds]
+def _rows(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str) -> dict[str, dict[str, int]]:
+  """Compares every element of every operator, some images at a time.
+
+  Raises:
+    ValueError: the runtime would end the process.
+  """
+  rows: dict[str, dict[str, int]] = {}
   made = {name: op.kind for op in program.ops for name in op.outputs}
-  runtime = Runtime(to_bytes(program.with_outputs(list(made))), kernels=kernels, batch=batch)
-  for inputs, values in zip(kinds, simulated):
-    for (name, kind), computed in zip(made.items(), runtime.run_many(inputs)):
-      _count(rows, kind, computed, values[name])
-  return missing
+  with tqdm(desc=f"certify, {kernels}", unit=" operators", delay=2.0, disable=None) as bar:
+    for batch in (1, RESIZED) if is_dynamic(program) else (None,):
+      sized = program if batch is None else with_batch(program, batch)
+      watch = Watch(program, list(made), kernels=kernels, batch=batch)
+      for inputs in _chunks(kinds, batch_of(sized), watch.images):
+        simulated = simulate_in_turn(sized, inputs, mode=kernels)
+        if any(operator_of(op.kind).ends_process for op in program.ops):
+          simulated = list(simulated)  # to the end, before the runtime starts
+        for (name, expected), (_, computed) in zip(simulated, watch.read(inputs), strict=True):
+          _count(rows, made[name], computed, expected)
+          bar.update()
+  return rows
+
+
+def _chunks(kinds: dict[str, list[np.ndarray]], batch: int, most: int) -> Iterator[list[np.ndarray]]:
+  """Yields the inputs of each kind in whole batches, a number of images at a time."""
+  for arrays in kinds.values():
+    for start in range(0, len(arrays[0]), most):
+      yield [whole_batches(array[start:start + most], batch) for array in arrays]
 
 
 def _compare_ties(program: IntProgram, probes: list[Probe], kernels: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Arrays hold n images: a tensor of shape [1, ...] is an array [n, ...] (one of sh
 [n * b, ...], the images one behind the other).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -32,14 +32,33 @@ def simulate(program: IntProgram, inputs: list[np.ndarray], *,
     ValueError: an input is missing or has another shape or dtype, an unknown mode, or an operator
       that is not simulated.
   """
+  made = dict(simulate_in_turn(program, inputs, mode=mode))
+  return dict(zip(program.inputs, inputs)) | made
+
+
+def simulate_in_turn(program: IntProgram, inputs: list[np.ndarray], *,
+                     mode: str = "xnnpack") -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (name, integers) of what each operator makes; a tensor is kept until its last reader has run.
+
+  Args:
+    program, inputs, mode: as for `simulate`.
+
+  Raises:
+    ValueError: as `simulate`.
+  """
   if len(inputs) != len(program.inputs):
     raise ValueError(f"Expected {len(program.inputs)} input arrays ({', '.join(program.inputs)}), "
                      f"got {len(inputs)}.")
   values = dict(zip(program.inputs, inputs))
   calls, n = _calls(program, mode), _images(program, values)
+  last = {name: call for call in calls for name in _activations(call)}
   for call in calls:
-    values |= _run(call, values, n)
-  return values
+    made = _run(call, values, n)
+    values |= made
+    for name in {*_activations(call), *made}:
+      if last.get(name, call) is call:
+        del values[name]
+    yield from made.items()
 
 
 def simulate_each(program: IntProgram, tensors: dict[str, np.ndarray], *,

@@ -8,25 +8,20 @@ operator's output is compared with the Keras layer given the same inputs.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
+from tqdm import tqdm
 
-from kquant.core.data import gather
+from kquant.core.data import batches
 from kquant.core.encodings import Encodings
 from kquant.graph import keras_calls
-from kquant.graph.execution import call_layer, live_layers, run_nodes
-from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node, Ref
 from tflite_export.file.layout import COARSE, KERNELS
 from tflite_export.file.reader import float_operators, from_bytes
-from tflite_export.file.writer import to_bytes
-from tflite_export.program.batch import RESIZED, is_dynamic
 from tflite_export.program.program import IntOp, IntProgram
-from tflite_export.proof.borders import border_inputs, on_border
-from tflite_export.proof.runtime import Runtime
+from tflite_export.proof.runs import Runs
 
 LARGEST_LAYER_LSB = {8: 1, 16: 4}
 """By bits of the grid: kernels over int16 multiply with 15 bits, and look sigmoid and tanh up in tables."""
@@ -35,6 +30,7 @@ LARGEST_COARSE_LSB = {8: 1, 16: 256}
 LEAST_POWER_16 = 2
 """SOFTMAX over int16 looks exp up in a table of steps of 2^-15 that ends at e^-10, 1.5 steps: no class counts
 for less than this, however small its score."""
+_NOT_RUN = "cannot be run beside the Keras model: "
 
 
 class VerificationError(Exception):
@@ -110,10 +106,8 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
   """
   result = Verification()
   data = data if isinstance(data, bytes) else pathlib.Path(data).read_bytes()
-  if images is not None:
-    if model is None:
-      raise ValueError("verify: images are compared with the model; give it, or leave them out.")
-    images = gather(images, keras_calls.input_specs(model), where="images")
+  if images is not None and model is None:
+    raise ValueError("verify: images are compared with the model; give it, or leave them out.")
   try:
     stored = from_bytes(data)
   except ValueError as error:
@@ -127,12 +121,13 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
     _compare_program(stored, program, result)
   if images is not None and result.ok:
     try:
-      runs = _Runs(stored, model, encodings, images)
-      runs.compare_layers(result)
-      runs.compare_outputs(data, result)
-      result.images = len(images[0])
-    except ValueError as error:  # a file that no runtime loads, tensors of other shapes
-      result.problems.append(f"cannot be run beside the Keras model: {error}")
+      runs = Runs(data, stored, model, encodings)
+    except ValueError as error:  # a file that no runtime loads
+      result.problems.append(f"{_NOT_RUN}{error}")
+      return result
+    specs = keras_calls.input_specs(model)
+    _run(runs, batches(images, specs, batch_size=runs.images, where="verify"), result)
+    _compare_runs(stored, encodings, runs, result)
   return result
 
 
@@ -214,57 +209,28 @@ def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-class _Runs:
-  """A file and its Keras model, run on the same inputs."""
+def _run(runs: Runs, batches: Iterable[list[np.ndarray]], result: Verification) -> None:
+  """Runs the file beside the model, batch by batch."""
+  with tqdm(desc="verify", unit=" layers", delay=2.0, disable=None) as bar:
+    for batch in batches:
+      try:
+        runs.compare(batch, bar.update)
+      except ValueError as error:  # a file that cannot be run, tensors of other shapes
+        result.problems.append(f"{_NOT_RUN}{error}")
+        return
+      result.images += len(batch[0])
 
-  def __init__(self, stored: IntProgram, model: keras.Model, encodings: Encodings, images: list[np.ndarray]):
-    self._stored, self._encodings = stored, encodings
-    self._graph, self._layers = Graph.from_model(model), live_layers(model)
-    self._inputs = border_inputs(stored, encodings, images)
-    self._integers = self._watched(images)
 
-  def _watched(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """LiteRT's integers of every tensor that has an encoding."""
-    names = [ref.key for node in self._graph.nodes for ref in node.outputs
-             if ref.key in self._encodings and node.facts.role != "input"]
-    probe = Runtime(to_bytes(self._stored.with_outputs([*names, *self._stored.outputs])))
-    integers = dict(zip(names, probe.run_many(self._inputs)))
-    for ref, image in zip(self._graph.input_refs, images):
-      integers[ref.key] = image if ref.is_integer else self._encodings[ref.key].quantize(image)
-    return integers
-
-  def compare_layers(self, result: Verification) -> None:
-    """Runs each Keras layer twice: on the runtime's integers, and on the simulation's own."""
-    given, free = _OnGrids(self._encodings, self._integers), _OnGrids(self._encodings)
-    for simulation in (given, free):
-      run_nodes(self._graph.nodes, self._layers, simulation.inputs(self._graph, self._integers),
-                call=simulation.call)
-    limits = {name: _coarse_lsb(self._stored, op) for op in self._stored.ops if op.kind in COARSE
-              for name in op.outputs}
-    for ref, computed in given.integers.items():
-      difference = self._distance(ref, computed)
-      result.layers[ref.key] = difference
-      if difference > limits.get(ref.key, LARGEST_LAYER_LSB[self._encodings[ref.key].bits]):
-        result.problems.append(f"{ref.key}: {difference} LSB from the Keras layer on the same inputs")
-    result.max_lsb = max(result.layers.values(), default=0)
-    result.output_max_lsb = max((self._distance(ref, free.integers[ref]) for ref in self._graph.output_refs
-                                 if ref in free.integers), default=0)
-
-  def _distance(self, ref: Ref, computed: np.ndarray) -> int:
-    """The largest difference of integers from the runtime's, in LSB."""
-    return int(np.abs(computed - self._integers[ref.key].astype(np.int64)).max(initial=0))
-
-  def compare_outputs(self, data: bytes, result: Verification) -> None:
-    """What the file itself gives, against the watched tensors that are the model's outputs."""
-    expected = self._graph.output_refs
-    for batch in (None, RESIZED) if is_dynamic(self._stored) else (None,):
-      outputs = Runtime(data, batch=batch).run_many(self._inputs)
-      if len(outputs) != len(expected):
-        result.problems.append(f"{len(outputs)} outputs in the file, {len(expected)} in the model")
-      for ref, name, output in zip(expected, self._stored.outputs, outputs):
-        watched = on_border(self._integers[ref.key], self._encodings[ref.key], self._stored.tensors[name])
-        if not np.array_equal(output, watched):
-          result.problems.append(f"output {name}: the file's values are not those of the watched {ref.key!r}")
+def _compare_runs(stored: IntProgram, encodings: Encodings, runs: Runs, result: Verification) -> None:
+  """Compares what was found on the images with what is allowed."""
+  limits = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in COARSE for name in op.outputs}
+  result.layers, result.max_lsb = runs.layers, max(runs.layers.values(), default=0)
+  result.output_max_lsb = max(runs.outputs.values(), default=0)
+  result.problems += [f"{key}: {difference} LSB from the Keras layer on the same inputs"
+                      for key, difference in runs.layers.items()
+                      if difference > limits.get(key, LARGEST_LAYER_LSB[encodings[key].bits])]
+  result.problems += [f"output {name}: the file's values are not those of the watched {key!r}"
+                      for name, key in runs.differing.items()]
 
 
 def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
@@ -277,35 +243,3 @@ def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
   wide = output.dtype == "int16"
   classes = output.shape[-1] if wide and COARSE[op.kind] else 0
   return LARGEST_COARSE_LSB[16 if wide else 8] + classes * LEAST_POWER_16
-
-
-class _OnGrids:
-  """Calls Keras layers on grids: every output that has an encoding is rounded to it.
-
-  Args:
-    given: {key: integers} that the layers behind are given in the place of the computed ones.
-
-  Attributes:
-    integers: of the outputs, as the layers computed them.
-  """
-
-  def __init__(self, encodings: Encodings, given: dict[str, np.ndarray] | None = None):
-    self.integers: dict[Ref, np.ndarray] = {}
-    self._encodings, self._given = encodings, given
-
-  def inputs(self, graph: Graph, integers: dict[str, np.ndarray]) -> dict[Ref, tf.Tensor]:
-    """Returns the values of the model's inputs, from their integers."""
-    values = {ref: integers[ref.key] for ref in graph.input_refs}
-    return {ref: tf.constant(value if ref.is_integer else self._encodings[ref.key].dequantize(value))
-            for ref, value in values.items()}
-
-  def call(self, layer: keras.layers.Layer, node: Node, values: dict[Ref, tf.Tensor]) -> list[tf.Tensor]:
-    """Calls a layer as a node says."""
-    return [self._rounded(ref, output) for ref, output in zip(node.outputs, call_layer(layer, node, values))]
-
-  def _rounded(self, ref: Ref, output: tf.Tensor) -> tf.Tensor:
-    if ref.key not in self._encodings:
-      return output
-    grid = self._encodings[ref.key]
-    self.integers[ref] = grid.quantize(output.numpy())
-    return tf.constant(grid.dequantize(self.integers[ref] if self._given is None else self._given[ref.key]))

@@ -124,7 +124,7 @@ def test_the_verifier_asks_no_record_and_writes_probes_alone():
   writer = "tflite_export.file.writer"
   found = reached("tflite_export.proof.verifier", past=[writer])
   assert {name for name in found if name.startswith(WRITTEN_BY)} == {writer}
-  tree = ast.parse((ROOT / "tflite_export/proof/verifier.py").read_text())
+  tree = ast.parse((ROOT / "tflite_export/proof/watch.py").read_text())
   names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == writer
            for alias in node.names}
   assert names == {"to_bytes"}
