@@ -7,8 +7,8 @@ import numpy as np
 from absl import flags
 
 from kquant.cli.sources import open_source
-from kquant.core.data import InputSpec
 from kquant.core.encodings import Encoding
+from kquant.core.input_spec import InputSpec
 
 FLAGS = flags.FLAGS
 RANDOM_INPUTS = 2

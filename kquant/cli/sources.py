@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kquant.core import data, images
-from kquant.core.data import InputSpec
+from kquant.core.input_spec import InputSpec
 
 
 class ImageFolder:

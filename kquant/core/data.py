@@ -1,49 +1,20 @@
 """What users give as data -> batches of arrays, one array for each input of the model.
 
 Every form of data is read as *elements*: one array, dict or tuple that holds one example or a
-batch. An element is split into one array for each input, checked, cast, and cut into batches.
+batch (`elements`). An element is split into one array for each input, checked, cast, and cut into batches.
 """
 
-import dataclasses
-import os
-import pathlib
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 
-_ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Dataset, a Sequence, "
-             "a generator, a callable that returns one, or the path of an .npz or .npy file")
+from kquant.core.elements import describe, elements, split
+from kquant.core.input_spec import InputSpec
 
 _ALL = 1 << 62
 """Samples of a batch that holds all of them."""
 HELD_BACK = 0.25
 """Default fraction of the images that is held back to compare methods on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-  """One input of a model.
-
-  Attributes:
-    name: of the Keras input.
-    shape: without the batch; None where a size is free.
-    dtype: of the values that the model takes.
-    rows: of the table that its values, whole numbers, are looked up in; None for other values.
-    key: under which the model takes it in a dict, where that is not its name; "" otherwise.
-  """
-
-  name: str
-  shape: tuple[int | None, ...]
-  dtype: str = "float32"
-  rows: int | None = None
-  key: str = ""
-
-  @property
-  def batch(self) -> tf.TensorSpec:
-    """A batch of any size of it, as functions are traced for."""
-    return tf.TensorSpec((None, *self.shape), self.dtype)
 
 
 def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
@@ -78,8 +49,8 @@ def batches(data, inputs: Sequence[InputSpec], *, batch_size: int = 32,
   inputs = list(inputs)
   if batch_size < 1:
     raise ValueError(f"{where} data: expected a batch_size of 1 or more, got {batch_size}.")
-  elements = _elements(data, inputs, where)
-  return _rebatch(_checked(elements, inputs, batch_size, where), batch_size)
+  read = elements(data, inputs, where)
+  return _rebatch(_checked(read, inputs, batch_size, where), batch_size)
 
 
 def choose(count: int, samples: int, *, order: str = "random", seed: int = 0) -> np.ndarray:
@@ -139,115 +110,12 @@ def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> 
   return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
-def _elements(data, inputs: Sequence[InputSpec], where: str) -> Iterable:
-  """Returns an iterable of elements: arrays, dicts or tuples that hold one example or a batch."""
-  if isinstance(data, (str, os.PathLike)):
-    return [_read_file(pathlib.Path(data), inputs, where)]
-  if isinstance(data, (Mapping, tuple)) or hasattr(data, "__array__"):
-    return [data]
-  if isinstance(data, list) and _is_one_element(data, inputs):
-    return [data]
-  if isinstance(data, tf.data.Dataset):
-    return data.as_numpy_iterator()
-  if hasattr(data, "__len__") and hasattr(data, "__getitem__"):  # also a Keras Sequence
-    return (data[i] for i in range(len(data)))
-  if isinstance(data, Iterable):
-    return data
-  if callable(data):
-    return _elements(data(), inputs, where)
-  raise TypeError(f"{where} data: expected {_ACCEPTED}, got {_describe(data)}; pass one of those.")
-
-
-def _is_one_element(data: list, inputs: Sequence[InputSpec]) -> bool:
-  """Says whether a list holds the inputs of a model (true) or a sequence of examples."""
-  if len(inputs) == 1:
-    return False
-  return not data or not isinstance(data[0], (Mapping, tuple))
-
-
-def _read_file(path: pathlib.Path, inputs: Sequence[InputSpec], where: str):
-  """Returns the array of an .npy file, or {input name: array} of an .npz file."""
-  if path.is_dir():
-    raise ValueError(f"{where} data: expected an .npz or .npy file, got the folder {path}; "
-                     "read a folder of images with load_images.")
-  if not path.exists():
-    raise FileNotFoundError(f"{where} data: there is no file {path}; check the path.")
-  if path.suffix not in (".npz", ".npy"):
-    raise ValueError(f"{where} data: expected an .npz or .npy file, got {path}; "
-                     "write one with numpy.savez.")
-  try:
-    if path.suffix == ".npy":
-      return np.load(path, mmap_mode="r", allow_pickle=False)
-    with open(path, "rb") as file:
-      stored = np.load(file, allow_pickle=False)
-      if isinstance(stored, np.ndarray):
-        return stored
-      return _stored_inputs(stored, _names_in(stored, inputs))
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{where} data: {path}: {error}; write the file with numpy.savez, one array "
-                     "of numbers an input.") from error
-
-
-def _stored_inputs(stored: Mapping, names: Sequence[str]) -> dict[str, np.ndarray]:
-  """Returns {input name: array} of an open .npz file; the only input may be called x there."""
-  if len(names) == 1 and names[0] not in stored and "x" in stored:
-    return {names[0]: stored["x"]}
-  if not all(name in stored for name in names):
-    raise ValueError(f"expected the arrays {list(names)}{' or x' if len(names) == 1 else ''}, "
-                     f"got {list(stored)}")
-  return {name: stored[name] for name in names}
-
-
-def _names_in(arrays: Mapping, inputs: Sequence[InputSpec]) -> list[str]:
-  """The names of the inputs, or the keys of the dict that the model takes, whichever arrays bear."""
-  keys = [spec.key or spec.name for spec in inputs]
-  return keys if all(key in arrays for key in keys) else [spec.name for spec in inputs]
-
-
-def _split(element, inputs: Sequence[InputSpec], where: str) -> list:
-  """Returns the element's values, one an input; labels and sample weights are dropped."""
-  names = [spec.name for spec in inputs]
-  if isinstance(element, Mapping):
-    names = _names_in(element, inputs)
-    missing = [name for name in names if name not in element]
-    unknown = [key for key in element if key not in names]
-    if missing or unknown:
-      raise ValueError(f"{where} data: expected a dict with the keys {names}, got {list(element)}; "
-                       "use the names of the model's inputs.")
-    return [element[name] for name in names]
-  if isinstance(element, tuple) and len(element) in (2, 3) and _holds_inputs(element[0], inputs):
-    return _split(element[0], inputs, where)
-  if len(inputs) == 1:
-    if isinstance(element, tuple) and len(element) == 1:
-      return list(element)
-    if isinstance(element, list) and len(element) == 1 and not _is_sample(element, inputs[0]):
-      return element
-    if not isinstance(element, tuple):
-      return [element]
-  elif isinstance(element, (tuple, list)) and len(element) == len(inputs):
-    return list(element)
-  raise ValueError(f"{where} data: expected {len(inputs)} arrays, for the inputs {names}, got "
-                   f"{_describe(element)}; give one array an input, or a dict by input name.")
-
-
-def _holds_inputs(first, inputs: Sequence[InputSpec]) -> bool:
-  """Says whether `first`, of a tuple of 2 or 3, is all of x, so that labels follow it."""
-  if len(inputs) == 1 or isinstance(first, Mapping):
-    return True
-  return isinstance(first, (tuple, list)) and len(first) == len(inputs)
-
-
-def _is_sample(value: list, spec: InputSpec) -> bool:
-  """Says whether a list of one, such as [5.0], is an example rather than a list of inputs."""
-  return np.ndim(value[0]) < len(spec.shape)
-
-
-def _checked(elements: Iterable, inputs: Sequence[InputSpec], batch_size: int,
+def _checked(read: Iterable, inputs: Sequence[InputSpec], batch_size: int,
              where: str) -> Iterator[list[np.ndarray]]:
   """Yields lists of checked arrays [n, ...], n <= batch_size, of the inputs' dtypes."""
   seen = 0
-  for element in elements:
-    values = _split(element, inputs, where)
+  for element in read:
+    values = split(element, inputs, where)
     arrays = [_batched(value, spec, seen, where) for value, spec in zip(values, inputs)]
     counts = {spec.name: len(array) for spec, array in zip(inputs, arrays)}
     if len(set(counts.values())) > 1:
@@ -268,11 +136,11 @@ def _batched(value, spec: InputSpec, seen: int, where: str) -> np.ndarray:
   try:
     array = np.asarray(value)
   except ValueError as error:
-    raise ValueError(f"{prefix}: expected an array, got {_describe(value)} of parts of "
+    raise ValueError(f"{prefix}: expected an array, got {describe(value)} of parts of "
                      f"different shapes at sample {seen}; if it holds labels, make it a tuple "
                      "(x, y).") from error
   if array.dtype.kind not in "biuf":
-    raise TypeError(f"{prefix}: expected numbers ({spec.dtype}), got {_describe(value)} of dtype "
+    raise TypeError(f"{prefix}: expected numbers ({spec.dtype}), got {describe(value)} of dtype "
                     f"{array.dtype} at sample {seen}; convert it to an array of {spec.dtype}.")
   rank = len(spec.shape)
   if array.ndim == rank:
@@ -330,11 +198,3 @@ def _join(chunks: list[list[np.ndarray]]) -> list[np.ndarray]:
   if len(chunks) == 1:
     return chunks[0]
   return [np.concatenate(parts) for parts in zip(*chunks)]
-
-
-def _describe(value) -> str:
-  """Returns the kind of a value, and its shape or length if it has one, for an error."""
-  kind = type(value).__name__
-  if hasattr(value, "shape"):
-    return f"{kind} of shape {tuple(value.shape)}"
-  return f"{kind} of length {len(value)}" if hasattr(value, "__len__") else kind

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.records import Edit, Skip
-from kquant.graph import keras_calls
+from kquant.graph import keras_calls, keras_reader, policies
 from kquant.graph.losses import LossBranch, loss_branch
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.readers.keras3 import as_tf_keras
@@ -67,7 +67,7 @@ class Graph:
       ValueError: not built, or a weight is not finite; see also `from_keras3`.
     """
     model = as_tf_keras(model)
-    nodes, inputs, outputs = keras_calls.read(model)
+    nodes, inputs, outputs = keras_reader.read(model)
     losses = loss_branch(nodes, tf.nest.flatten(outputs)) if keep_losses else None
     outputs = outputs if losses is None else (outputs, list(losses.reads))
     graph = cls(name=model.name, nodes=nodes, inputs=inputs, outputs=outputs)
@@ -135,7 +135,7 @@ class Graph:
   def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
                 params: dict[str, np.ndarray] | None = None) -> LayerDef:
     """Returns a LayerDef of a Keras class whose config is completed by the class's defaults."""
-    with keras_calls.float32_policy():
+    with policies.float32_policy():
       full = cls(**{**(config or {}), "name": name}).get_config()
     return LayerDef(name, cls, full, dict(params or {}))
 
@@ -263,7 +263,7 @@ class Graph:
     for layer in twin.layers:
       if layer.name in live:
         layer.params = {name: variable.numpy() for name, variable in
-                        keras_calls.named_variables(live[layer.name])}
+                        keras_reader.named_variables(live[layer.name])}
     return twin
 
   # --- writing -------------------------------------------------------------------------------

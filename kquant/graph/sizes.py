@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kquant.core.data import InputSpec
+from kquant.core.input_spec import InputSpec
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 

@@ -10,9 +10,9 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import NOTES, Graph
-from kquant.graph.keras_calls import float32_policy
 from kquant.graph.nodes import LayerDef, Ref
 from kquant.graph.passes import log_skips
+from kquant.graph.policies import float32_policy
 from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import (
   check_absorbable,

@@ -8,7 +8,7 @@ import tf_keras as keras
 
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
-from kquant.graph import keras_calls
+from kquant.graph import keras_calls, keras_reader
 from kquant.qmodel.switch import Switch
 
 
@@ -155,7 +155,7 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
 
   def plain_layer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns (config, {name: value}) of the layer that finalize puts in the wrapper's place."""
-    params = {name: variable.numpy() for name, variable in keras_calls.named_variables(self.layer)}
+    params = {name: variable.numpy() for name, variable in keras_reader.named_variables(self.layer)}
     return self.layer.get_config(), {**params, **self.weight_values()}
 
   @property

@@ -11,7 +11,7 @@ from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
-from kquant.graph import keras_calls
+from kquant.graph import keras_reader
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
@@ -85,7 +85,7 @@ def _unwrap(graph: Graph, live: dict[str, Any]) -> tuple[dict[str, dict[str, Sta
 def _plain_layer(wrapper) -> LayerDef:
   """The wrapped layer; tfmot has put tensors in the place of the variables that it quantizes."""
   inner = wrapper.layer
-  params = {name: variable.numpy() for name, variable in keras_calls.named_variables(inner)}
+  params = {name: variable.numpy() for name, variable in keras_reader.named_variables(inner)}
   for variable, _, _ in wrapper._weight_vars:
     params[_name(variable)] = variable.numpy()
   return LayerDef(inner.name, type(inner), inner.get_config(), params)

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from kquant.cli.sources import open_source
-from kquant.core.data import InputSpec
+from kquant.core.input_spec import InputSpec
 
 IMAGE = [InputSpec("image", (6, 8, 3))]
 PAIR = [InputSpec("image", (2, 2, 1)), InputSpec("vector", (3,))]

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from kquant.core.data import InputSpec, batches, choose, hold_back
+from kquant.core.data import batches, choose, hold_back
+from kquant.core.input_spec import InputSpec
 
 IMAGE = InputSpec("image", (4, 4, 3))
 SIDE = InputSpec("side", (2,))

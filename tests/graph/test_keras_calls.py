@@ -7,7 +7,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 from kquant.core.errors import UnsupportedLayerError
-from kquant.graph import keras_calls
+from kquant.graph import keras_calls, keras_reader
 from kquant.graph.graph import Graph
 from tests import models
 
@@ -388,7 +388,7 @@ def test_weights_are_named_within_their_layer():
   (bn,) = Graph.from_model(model).find("BatchNormalization")
   assert set(bn.layer.params) == {"gamma", "beta", "moving_mean", "moving_variance"}
   np.testing.assert_array_equal(bn.layer.params["beta"], model.get_layer("bn").beta.numpy())
-  names = [key for key, _ in keras_calls.named_variables(attention().layers[2])]
+  names = [key for key, _ in keras_reader.named_variables(attention().layers[2])]
   assert names[:2] == ["query/kernel", "query/bias"] and len(set(names)) == len(names)
 
 

@@ -6,7 +6,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
-from kquant.core.data import InputSpec
+from kquant.core.input_spec import InputSpec
 from kquant.graph import sizes
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph

@@ -8,7 +8,7 @@ from kquant.cli import backends, running
 from kquant.cli import flags as shared
 from kquant.core.encodings import Encodings
 from kquant.core.text import text_table
-from kquant.graph import keras_calls
+from kquant.graph import keras_calls, keras_reader
 from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
@@ -22,7 +22,7 @@ def run() -> None:
   backends.check_flags()
   shared.check_outputs("output", "certificate", "c_array", reads=("model", "encodings", "data"))
   model, encodings = load_model(FLAGS.model), Encodings.load(FLAGS.encodings)
-  keras_calls.check_model(model)
+  keras_reader.check_model(model)
   specs = keras_calls.input_specs(model)
   missing = [spec.name for spec in specs if spec.name not in encodings and not spec.dtype.startswith("int")]
   if missing:

@@ -16,12 +16,13 @@ from kquant.cli import backends, demo, evaluation
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
-from kquant.core.data import InputSpec, choose
+from kquant.core.data import choose
 from kquant.core.files import written_together
+from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.text import text_table
-from kquant.graph import keras_calls
+from kquant.graph import keras_calls, keras_reader
 from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
@@ -95,7 +96,7 @@ def _check_flags() -> None:
 
 def _fixed_inputs(model) -> list[InputSpec]:
   """The model's inputs; ValueError where a shape is open."""
-  keras_calls.check_model(model)
+  keras_reader.check_model(model)
   inputs = keras_calls.input_specs(model)
   for spec in inputs:
     if None in spec.shape:

@@ -15,8 +15,9 @@ from kquant.cli import evaluation
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
-from kquant.core.data import InputSpec, choose
+from kquant.core.data import choose
 from kquant.core.encodings import Encodings
+from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.rule import Rule

@@ -8,8 +8,8 @@ from absl import flags
 
 from kquant.cli import flags as shared
 from kquant.cli import running
-from kquant.core.data import InputSpec
 from kquant.core.encodings import Encodings
+from kquant.core.input_spec import InputSpec
 from kquant.core.text import text_table
 from kquant.graph.model_files import load_model
 from tflite_export.file import metadata

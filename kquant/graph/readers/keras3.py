@@ -17,7 +17,8 @@ import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
-from kquant.graph.keras_calls import as_inputs, float32_policy, is_symbol
+from kquant.graph.keras_calls import as_inputs, is_symbol
+from kquant.graph.policies import float32_policy
 from kquant.graph.readers.keras3_layers import config_of, is_plain, set_weights
 from kquant.graph.readers.keras3_operations import convert_operation
 

@@ -1,27 +1,22 @@
 """finetune(): trains a calibrated quantized model against its float model on a few unlabelled images."""
 
 import dataclasses
-import hashlib
-import json
-import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from tqdm import tqdm
 
 from kquant.core import data
-from kquant.core.files import written_whole
 from kquant.graph import keras_calls
+from kquant.ptq.finetune.batches import batches, can_augment, packed
+from kquant.ptq.finetune.keeper import Keeper, Progress, fingerprint
 from kquant.ptq.finetune.qft import student_of, write_back
 from kquant.ptq.finetune.tuned_layers import DEGREES
 from kquant.qmodel.distill import DistillationModel
 
-_RECORD = "finetuning.json"
 METHODS: dict[str, tuple[str, ...]] = {
     "bft": ("biases",), "qft": tuple(degree for degree in DEGREES if degree != "cross_layer_factors")}
 """What each method trains."""
@@ -159,10 +154,10 @@ def finetune(qmodel: keras.Model, float_model: keras.Model, images: Any, *, meth
     training.fit(range(settings.until))
     write_back(student, qmodel)
     return Finetuning(qmodel, [], settings.until)
-  keeper = _Keeper(model, settings.checkpoint, _fingerprint(
+  keeper = Keeper(model, settings.checkpoint, fingerprint(
       [*train, *judge, *qmodel.get_weights(), *model.teacher.get_weights()],
       (learns, dataclasses.replace(settings, checkpoint=None), training.augment)))
-  judged = tf.data.Dataset.from_tensor_slices(_packed(judge)).batch(training.batch_size)
+  judged = tf.data.Dataset.from_tensor_slices(packed(judge)).batch(training.batch_size)
   if not keeper.losses:
     keeper.note(model.evaluate(judged, verbose=0))
   training.fit(range(len(keeper.losses) - 1, settings.epochs), keeper, validation_data=judged)
@@ -185,7 +180,7 @@ class _Training:
   def __init__(self, model: DistillationModel, train: list[np.ndarray], settings: FinetuneSettings,
                callbacks: Sequence[keras.callbacks.Callback]):
     self._model, self._train, self._settings, self._callbacks = model, train, settings, callbacks
-    self.augment = _can_augment(train) if settings.augment is None else settings.augment
+    self.augment = can_augment(train) if settings.augment is None else settings.augment
     self.batch_size = min(settings.batch_size, len(train[0]))
     self._steps = len(train[0]) // self.batch_size
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -195,9 +190,9 @@ class _Training:
 
   def fit(self, epochs: range, *keepers: keras.callbacks.Callback, **judged: Any) -> None:
     """Trains for those epochs."""
-    batches = _batches(self._train, epochs, self.batch_size, self._settings.seed, self.augment)
-    self._model.fit(batches, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=self._steps,
-                    verbose=0, callbacks=[*keepers, _Progress(self._steps), *self._callbacks], **judged)
+    drawn = batches(self._train, epochs, self.batch_size, self._settings.seed, self.augment)
+    self._model.fit(drawn, epochs=epochs.stop, initial_epoch=epochs.start, steps_per_epoch=self._steps,
+                    verbose=0, callbacks=[*keepers, Progress(self._steps), *self._callbacks], **judged)
 
 
 def _degrees(method: str, learns: Sequence[str] | None) -> tuple[str, ...]:
@@ -221,132 +216,3 @@ def split_to_judge(inputs: list[np.ndarray], held_back: float = data.HELD_BACK, 
     raise ValueError(f"finetune: expected images to train on and to judge by, got {count} of which "
                      f"{held_back} are held back; give a hundred or more, and a held_back between 0 and 1.")
   return data.hold_back(inputs, held_back, seed=seed)
-
-
-def _packed(arrays: list[np.ndarray]):
-  """One input by itself, several as a tuple: of a tuple alone Keras would take the second for labels."""
-  return arrays[0] if len(arrays) == 1 else (tuple(arrays),)
-
-
-def _batches(inputs: list[np.ndarray], epochs: range, batch_size: int, seed: int,
-             augment: bool) -> tf.data.Dataset:
-  """Yields whole batches; order and shifts depend on the seed and the epoch, not on earlier epochs."""
-  count = len(inputs[0])
-  whole = count // batch_size * batch_size
-  arrays = [tf.constant(x) for x in inputs]
-
-  def order(epoch):
-    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-    places = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seeds)[:whole]
-    return tf.data.Dataset.from_tensor_slices((places, epoch * count + places))
-
-  def sample(place, number):
-    chosen = [tf.gather(x, place) for x in arrays]
-    return _packed([_shifted(x, tf.stack([tf.constant(seed, tf.int64), number])) for x in chosen]
-                   if augment else chosen)
-
-  epochs = tf.data.Dataset.range(epochs.start, epochs.stop)
-  samples = epochs.flat_map(order).map(sample, num_parallel_calls=2, deterministic=True)
-  return samples.batch(batch_size, drop_remainder=True).prefetch(1)
-
-
-def _can_augment(inputs: list[np.ndarray]) -> bool:
-  return len(inputs) == 1 and inputs[0].ndim == 4 and min(inputs[0].shape[1:3]) >= 16
-
-
-def _shifted(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  """Returns an image [h, w, channels] shifted by up to an eighth, its borders reflected, or mirrored."""
-  height, width, _ = shape = image.shape
-  padded = tf.pad(image, [[height // 8] * 2, [width // 8] * 2, [0, 0]], "REFLECT")
-  cropped = tf.image.stateless_random_crop(padded, shape, seed)
-  return tf.image.stateless_random_flip_left_right(cropped, seed + 1)
-
-
-def _fingerprint(arrays: list[np.ndarray], settings: tuple) -> str:
-  """Returns a hash of what a run depends on."""
-  digest = hashlib.sha256(repr(settings).encode())
-  for array in arrays:
-    digest.update(np.ascontiguousarray(array))
-  return digest.hexdigest()
-
-
-class _Keeper(keras.callbacks.Callback):
-  """Notes the loss on held-back images and the best weights; writes a checkpoint after each epoch.
-
-  The checkpoint holds what is trained, the optimizer and the best weights; the losses are beside it in JSON.
-  """
-
-  def __init__(self, model: DistillationModel, folder: str | os.PathLike | None, fingerprint: str):
-    super().__init__()
-    self.losses: list[float] = []
-    self._trained = list(model.trainable_variables)
-    self._best = [tf.Variable(variable, trainable=False) for variable in self._trained]
-    model.optimizer.build(self._trained)
-    self._state = tf.train.Checkpoint(trained=self._trained, best=self._best, optimizer=model.optimizer)
-    self._folder = None if folder is None else pathlib.Path(folder)
-    self._fingerprint = fingerprint
-    if self._folder is not None and (self._folder / _RECORD).exists():
-      self._resume()
-
-  def _resume(self) -> None:
-    record = json.loads((self._folder / _RECORD).read_text())
-    if record["run"] != self._fingerprint:
-      raise ValueError(f"finetune: {self._folder} holds a run on other images, from other weights or with "
-                       "other settings; expected the same, so give another folder or remove it.")
-    self._state.read(str(self._folder / record["state"])).assert_consumed()
-    self.losses = record["losses"]
-
-  def _save(self) -> None:
-    """Writes the state of this epoch, then the record that names it, then forgets the state before."""
-    state = f"epoch-{len(self.losses) - 1}"
-    self._state.write(str(self._folder / state))
-    with written_whole(self._folder / _RECORD) as (record,):
-      record.write_text(json.dumps({"run": self._fingerprint, "losses": self.losses, "state": state}))
-    for path in self._folder.glob("epoch-*"):
-      if path.name.split(".")[0] != state:
-        path.unlink()
-
-  def note(self, loss: float) -> None:
-    """Notes the loss of the weights as they are now."""
-    if math.isfinite(loss) and loss < min(self.losses, default=math.inf):
-      for best, variable in zip(self._best, self._trained):
-        best.assign(variable)
-    self.losses.append(loss)
-
-  def on_epoch_end(self, epoch, logs=None):
-    """Notes the epoch and writes the checkpoint."""
-    self.note(logs["val_loss"])
-    if self._folder is not None:
-      self._save()
-
-  def restore_best(self) -> int:
-    """Gives the weights their best values; returns the epoch they are of, 0 for the start."""
-    for best, variable in zip(self._best, self._trained):
-      variable.assign(best)
-    return int(np.nanargmin(self.losses))
-
-
-class _Progress(keras.callbacks.Callback):
-  """A bar of training steps with the loss on held-back images, from the second second on."""
-
-  def __init__(self, steps: int):
-    super().__init__()
-    self._steps = steps
-
-  def on_train_begin(self, logs=None):
-    """Starts the bar."""
-    epochs = self.params["epochs"]
-    self._bar = tqdm(desc="fine-tune", unit=" steps", total=epochs * self._steps, delay=2.0, disable=None)
-
-  def on_train_batch_end(self, batch, logs=None):
-    """Moves the bar."""
-    self._bar.update()
-
-  def on_epoch_end(self, epoch, logs=None):
-    """Shows the loss on held-back images, where there are any."""
-    if "val_loss" in logs:
-      self._bar.set_postfix(held_back=f"{logs['val_loss']:.4f}", refresh=False)
-
-  def on_train_end(self, logs=None):
-    """Ends the bar."""
-    self._bar.close()
