@@ -44,8 +44,8 @@ class Runs:
     self._last |= dict.fromkeys(self._graph.output_refs, len(self._graph.nodes))
     self._watch = Watch(stored, [ref.key for node in self._graph.nodes for ref in node.outputs
                                  if ref.key in encodings and node.facts.role != "input"])
-    sizes = (None, RESIZED) if is_dynamic(stored) else (None,)
-    self._files = [Runtime(data, batch=batch) for batch in sizes]
+    self._data, self._batches = data, (None, RESIZED) if is_dynamic(stored) else (None,)
+    self._loaded: dict[int | None, Runtime] = {}
     self.images = images_at_once(live_bytes(self._graph), self._watch.images)
     self.layers: dict[str, int] = {}
     self.outputs: dict[str, int] = {}
@@ -85,8 +85,8 @@ class Runs:
 
   def _compare_outputs(self, inputs: list[np.ndarray], given: "_Simulation", free: "_Simulation") -> None:
     """What the file itself gives, against the watched tensors that are the model's outputs."""
-    for runtime in self._files:
-      outputs = runtime.run_many(inputs)
+    for batch in self._batches:
+      outputs = self._file(batch).run_many(inputs)
       if len(outputs) != len(self._graph.output_refs):
         raise ValueError(f"{len(outputs)} outputs in the file, {len(self._graph.output_refs)} in the model")
       for ref, name, output in zip(self._graph.output_refs, self._stored.outputs, outputs):
@@ -97,6 +97,13 @@ class Runs:
       if ref.node.facts.role != "input":
         distance = _distance(free.integers[ref], given.integers[ref])
         self.outputs[ref.key] = max(self.outputs.get(ref.key, 0), distance)
+
+  def _file(self, batch: int | None) -> Runtime:
+    """The file as users run it; stays loaded where all fits."""
+    runtime = self._loaded.get(batch) or Runtime(self._data, batch=batch)
+    if self._watch.whole:
+      self._loaded[batch] = runtime
+    return runtime
 
 
 class _Simulation:

@@ -15,8 +15,8 @@ from tflite_export.proof.runtime import Runtime
 class Watch:
   """Tensors of a program as a set of kernels computes them.
 
-  A runtime holds every tensor that it gives out, so it gives out as many as fit; for the others it runs the
-  whole program again.
+  A runtime holds every tensor that it gives out, and so does who reads them: it gives out as many as fit, and
+  runs the whole program again for the others.
 
   Args:
     program: what the file holds.
@@ -25,25 +25,20 @@ class Watch:
 
   Attributes:
     images: how many are to be run at a time; whole batches.
+    whole: whether one runtime gives out all of them. It then stays loaded. Of a large program one takes
+      hundreds of megabytes more: XNNPACK notes where each window of a convolution lies.
   """
 
   def __init__(self, program: IntProgram, names: Sequence[str], *, kernels: str = "xnnpack",
                batch: int | None = None):
     self._program, self._options = program, {"kernels": kernels, "batch": batch}
     run = batch or batch_of(program)
-    share = run / batch_of(program)
-    self._parts: list[list[str]] = [[]]
-    used = largest = 0.0
-    for name in names:
-      size = share * tensor_bytes(program, name)
-      if used + size > sizes.BYTES_AT_ONCE and self._parts[-1]:
-        self._parts.append([])
-        used = 0.0
-      self._parts[-1].append(name)
-      used += size
-      largest = max(largest, used)
-    self.images = run * max(1, int(sizes.BYTES_AT_ONCE // max(1.0, largest)))
-    self._loaded: tuple[list[str], Runtime] | None = None
+    used = {name: run * tensor_bytes(program, name) / batch_of(program) for name in names}
+    self._parts = _parts(used)
+    largest = max(sum(used[name] for name in part) for part in self._parts)
+    self.images = run * max(1, int(_room() // max(1, largest)))
+    self.whole = len(self._parts) == 1
+    self._loaded: Runtime | None = None
 
   def read(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, integers) of every tensor in the order of the names.
@@ -52,10 +47,26 @@ class Watch:
       inputs: as `Runtime.run_many` takes them, of no more than `images` images.
     """
     for names in self._parts:
-      yield from zip(names, self._runtime(names).run_many(inputs))
+      arrays = self._run(names, inputs)
+      for name in names:
+        yield name, arrays.pop(0)
 
-  def _runtime(self, names: list[str]) -> Runtime:
-    if self._loaded is None or self._loaded[0] is not names:
-      self._loaded = None  # first, so that there is only one
-      self._loaded = names, Runtime(to_bytes(self._program.with_outputs(names)), **self._options)
-    return self._loaded[1]
+  def _run(self, names: list[str], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    runtime = self._loaded or Runtime(to_bytes(self._program.with_outputs(names)), **self._options)
+    self._loaded = runtime if self.whole else None
+    return runtime.run_many(inputs)
+
+
+def _room() -> int:
+  """Bytes of a part: half are the runtime's."""
+  return sizes.BYTES_AT_ONCE // 2
+
+
+def _parts(used: dict[str, float]) -> list[list[str]]:
+  """Cuts the names into parts of so many bytes that fit, and of one at least."""
+  parts: list[list[str]] = [[]]
+  for name, size in used.items():
+    if parts[-1] and sum(used[other] for other in parts[-1]) + size > _room():
+      parts.append([])
+    parts[-1].append(name)
+  return parts
