@@ -76,8 +76,8 @@ def main() -> None:
 
 {describe("python benchmarks/coverage.py --write")}
 
-Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. The figures are about
-exactness alone; with random weights there is no accuracy to compare. Terms: [glossary.md](glossary.md).
+Random weights with realistic batch norm statistics, inputs of 32 to 96 pixels. The figures measure
+exactness only; with random weights there is no accuracy to compare. Terms: [glossary.md](glossary.md).
 
 - "max LSB per operator": the largest difference between an operator's output in LiteRT (default kernels)
   and the Keras layer on the same inputs, over every tensor and two images.
