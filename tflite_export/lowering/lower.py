@@ -16,6 +16,7 @@ import tf_keras as keras
 from kquant.core.encodings import Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.elementwise import refused_table
 from kquant.graph.kinds.record import LayerFacts
 from kquant.graph.kinds.table import kind_of_class, register
 from kquant.graph.nodes import Node, Ref
@@ -51,7 +52,8 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, rol
   Args:
     layer_class: a Keras layer with `get_config`, registered with Keras if models are to be saved.
     lower_call: appends its operators: called with the `ProgramBuilder` and the `Node` of a call. The default
-      computes any function of one element as a table of 256 integers.
+      computes any function of one element as a table of 256 integers; `kquant.quantize` refuses the layer
+      where random tensors show that it is none.
     role: what the layer does to grids, as in `kquant.graph.kinds.record`: "own", "move" or "average".
     elementwise: the layer is a function of each element alone, whose table `finalize` makes; None: where
       `lower_call` is the default, which places that table.
@@ -81,7 +83,7 @@ def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, rol
     raise ValueError(f"register_lowering: a layer with weights has the role own, got {role!r}.")
   check_weights(weights)
   unary = lower_call is lower_table if elementwise is None else elementwise
-  register(kind, LayerFacts(role, tuple(weights), unary=unary))
+  register(kind, LayerFacts(role, tuple(weights), unary=unary, refused_form=refused_table if unary else None))
   LOWERINGS[kind] = lower_call
 
 

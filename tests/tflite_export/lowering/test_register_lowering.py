@@ -29,6 +29,31 @@ class Turn(layers.Layer):
     return tf.transpose(x, [0, 2, 1, 3])
 
 
+class ScaledByChannel(layers.Layer):
+  def call(self, x):
+    return x * tf.range(1.0, 5.0)
+
+
+class ScaledByLargest(layers.Layer):
+  """The same in any order of the elements, yet no function of one."""
+
+  def call(self, x):
+    return x / tf.reduce_max(tf.abs(x))
+
+
+class SoftmaxOfMine(layers.Layer):
+  def call(self, x):
+    return tf.nn.softmax(x)
+
+
+class Weighted(layers.Layer):
+  def build(self, shape):
+    self.factor = self.add_weight("factor", (), initializer="ones")
+
+  def call(self, x):
+    return x * self.factor
+
+
 @pytest.fixture(autouse=True)
 def _tables_as_before():
   kept = dict(LAYERS), dict(LOWERINGS)
@@ -59,6 +84,18 @@ def test_a_function_of_one_element_needs_no_code(tmp_path):
   written = exported(model_with(Cube()), tmp_path)
   assert written.program.operator_counts()["GATHER"] == 1
   assert written.verification.max_lsb <= 1
+
+
+@pytest.mark.parametrize("layer_class, reason", [
+    (Turn, "not the same function of one element"), (ScaledByChannel, "fails on a row of values"),
+    (ScaledByLargest, "not the same function of one element"),
+    (SoftmaxOfMine, "not the same function of one element"), (Weighted, "has weights")])
+def test_a_table_is_refused_for_a_layer_that_is_no_function_of_one_element(layer_class, reason):
+  tflite_export.register_lowering(layer_class)
+  model = model_with(layer_class(name="mine"))
+  with pytest.raises(UnsupportedLayerError, match=f"'mine' .*{reason}.*lower_call") as raised:
+    kq.quantize(model, models.sample_inputs(model)[0])
+  assert "\n" not in str(raised.value)
 
 
 def test_a_layer_that_moves_integers_gives_its_operator(tmp_path):
