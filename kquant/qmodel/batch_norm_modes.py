@@ -44,8 +44,9 @@ def take_out_batch_norms(graph: Graph, mode: str) -> dict[LayerDef, LayerDef]:
 
 
 def _is_learnable(graph: Graph, node: Node) -> bool:
-  (source,) = node.inputs
-  return (source.node.facts.role == "linear" and source.node.config.get("activation", "linear") == "linear"
+  source, *mask = node.inputs
+  return (not mask and source.node.facts.role == "linear"
+          and source.node.config.get("activation", "linear") == "linear"
           and graph.is_private(source) and len(graph.calls(source.node.layer)) == 1
           and len(graph.calls(node.layer)) == 1
           and normalized_axes(node) == [len(node.shapes[0]) - 1])

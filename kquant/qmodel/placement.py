@@ -62,6 +62,7 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   """
   check_kinds(graph, config)
   limits = target(config.target)
+  _check_inputs(graph)
   for node in graph.nodes:
     check_supported(node)
   _part_colliding_grids(graph, limits)
@@ -96,6 +97,13 @@ def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   if spec.symmetric:
     return Encoding(numerics.symmetric_grid(np.abs(table).max(), spec.bits), np.zeros(1, np.int64), spec.bits)
   return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
+
+
+def _check_inputs(graph: Graph) -> None:
+  """Raises UnsupportedLayerError for an input that nothing reads: it would have no grid."""
+  for ref in graph.input_refs:
+    if not graph.readers(ref) and ref not in graph.output_refs:
+      raise UnsupportedLayerError(f"Input {ref.key!r} is read by no layer; leave it out of the model.")
 
 
 def _check_widths(placements: list[QuantizerPlacement]) -> None:

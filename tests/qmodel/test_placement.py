@@ -12,6 +12,7 @@ from kquant.core.target import LITERT
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
+from kquant.qmodel.insert import insert_quantizers
 from kquant.qmodel.placement import REMEDIES, place
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -425,3 +426,32 @@ def test_unsupported_layer_inside_a_nested_model_is_named_with_its_path():
   x = image()
   with pytest.raises(UnsupportedLayerError, match="'inner/bad'"):
     placed(x, inner(x))
+
+
+def test_a_resizing_that_crops_is_refused():
+  image = keras.Input((8, 8, 4))
+  with pytest.raises(UnsupportedLayerError, match="'resizing.*crop_to_aspect_ratio"):
+    placed(image, layers.Resizing(4, 6, crop_to_aspect_ratio=True)(image))
+
+
+@pytest.mark.parametrize("mode", ["fold", "train", "absorb"])
+def test_a_batch_norm_with_a_mask_is_refused(mode):
+  series, mask = keras.Input((6, 4), name="series"), keras.Input((6,), dtype="bool", name="mask")
+  model = keras.Model([series, mask], layers.BatchNormalization(name="norm")(
+      layers.Dense(4)(series), mask=mask))
+  with pytest.raises(UnsupportedLayerError, match="'norm' .*is called with a mask; call it without"):
+    insert_quantizers(model, batch_norm=mode)
+
+
+def test_an_input_that_nothing_reads_is_refused():
+  image, other = keras.Input((8, 8, 4), name="image"), keras.Input((7,), name="other")
+  with pytest.raises(UnsupportedLayerError, match="Input 'other' is read by no layer; leave it out"):
+    placed([image, other], conv("conv")(image))
+
+
+@pytest.mark.parametrize("function", [tf.sort, lambda x: tf.math.top_k(x, 2)[0]])
+def test_medians_and_sparsemax_are_refused_in_one_line(function):
+  image = keras.Input((9,))
+  with pytest.raises(UnsupportedLayerError, match="has no integer form") as raised:
+    placed(image, function(image))
+  assert "\n" not in str(raised.value)

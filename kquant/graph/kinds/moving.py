@@ -20,8 +20,9 @@ def _up_sampling_kind(config: dict[str, Any]) -> str:
 
 
 def _resizing_kind(config: dict[str, Any]) -> str:
-  """The class and how it interpolates."""
-  return f"Resizing:{config['interpolation']}"
+  """The class and how it interpolates, or that it crops."""
+  cut = config.get("crop_to_aspect_ratio", False)
+  return "Resizing:cropped" if cut else f"Resizing:{config['interpolation']}"
 
 
 KIND_BY_CONFIG = {"UpSampling2D": _up_sampling_kind, "Resizing": _resizing_kind}

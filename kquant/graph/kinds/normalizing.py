@@ -1,5 +1,6 @@
 """Kinds that scale and shift channels, by statistics or by constants."""
 
+from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 
 ALIASES = {name: "BatchNormalization" for name in (
@@ -9,8 +10,16 @@ ALIASES = {name: "BatchNormalization" for name in (
 _NORMALIZATION = taken_apart(Refusal("does not normalize the last axis of a tensor of fixed shape",
                                      "use axis=-1 and a fixed input shape"))
 
+
+def _masked(call: Call) -> Refusal | None:
+  """Refuses a batch norm that is called with a mask, which counts while it trains."""
+  if len(call.inputs) > 1:
+    return Refusal("is called with a mask", "call it without: a mask has no effect at inference")
+  return None
+
+
 KINDS: dict[str, LayerFacts] = {
-    "BatchNormalization": LayerFacts("affine", absorbs_relu=True),
+    "BatchNormalization": LayerFacts("affine", absorbs_relu=True, refused_form=_masked),
     "LayerNormalization": _NORMALIZATION,
     "GroupNormalization": _NORMALIZATION,
     "UnitNormalization": _NORMALIZATION,

@@ -51,6 +51,9 @@ def fold_batch_norm(graph: Graph, *, keep: Collection[Node] = ()) -> None:
     if (axis := normalized_axes(bn)) != [len(bn.shapes[0]) - 1]:
       graph.skip(bn, f"normalizes axis {axis}, not the last one")
       continue
+    if len(bn.inputs) > 1:
+      graph.skip(bn, "is called with a mask")
+      continue
     (source,) = bn.inputs
     scale, shift = affine_of(bn.layer)
     backward = _backward_obstacle(graph, source, scale, shift)
