@@ -3,7 +3,7 @@
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 
-_CASTS = ("tf.cast", "tf.dtypes.cast")
+CASTS = ("tf.cast", "tf.dtypes.cast")
 
 
 def take_integer_indices(graph: Graph, node: Node) -> None:
@@ -11,7 +11,7 @@ def take_integer_indices(graph: Graph, node: Node) -> None:
   if not node.facts.table:
     return
   (source,) = node.inputs
-  while source.node.kind in _CASTS:
+  while source.node.kind in CASTS:
     source = source.node.inputs[0]
   if source.node.facts.role != "input":
     return
@@ -25,5 +25,5 @@ def take_integer_indices(graph: Graph, node: Node) -> None:
 
 def _holds_indices(graph: Graph, source: Ref) -> bool:
   """Whether Embeddings alone read an input, casts between left aside."""
-  return all(reader.facts.table or reader.kind in _CASTS and _holds_indices(graph, Ref(reader))
+  return all(reader.facts.table or reader.kind in CASTS and _holds_indices(graph, Ref(reader))
              for reader in graph.readers(source)) and source not in graph.output_refs

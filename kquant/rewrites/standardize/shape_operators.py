@@ -1,11 +1,13 @@
 """Operators that cut, join and rearrange tensors, written as functions, become Keras layers."""
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node
+from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
+from kquant.rewrites.standardize.indices import CASTS
 from kquant.rewrites.standardize.operators import become, operator_layer
 
 _RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims")
@@ -45,6 +47,23 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
     _become_scaled_mean(graph, node)
   elif node.kind == "Dot":
     _become_matmul(graph, node)
+
+
+def drop_cast(graph: Graph, node: Node) -> None:
+  """A cast of float32 to float32 goes."""
+  to_float = node.kind in CASTS and tf.as_dtype(node.argument(1, "dtype")) == tf.float32
+  if to_float and _is_float(node.inputs[0]):
+    graph.edit(node, "dropped: casts to the same dtype")
+    graph.remove(node)
+
+
+def _is_float(ref: Ref) -> bool:
+  """Whether a tensor is known to be float32: what a linear layer makes, or known kinds of float32."""
+  facts = ref.node.facts
+  if facts.role == "input":
+    return tf.as_dtype(ref.node.config["dtype"]) == tf.float32
+  known = facts.role != "opaque" or facts.operator or facts.taken_apart
+  return facts.role == "linear" or bool(known) and all(_is_float(source) for source in ref.node.inputs)
 
 
 def _become_average(graph: Graph, node: Node) -> None:

@@ -19,7 +19,7 @@ from kquant.rewrites.standardize.dimensions import change_dimensions
 from kquant.rewrites.standardize.indices import take_integer_indices
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
-from kquant.rewrites.standardize.shape_operators import name_shape_operator
+from kquant.rewrites.standardize.shape_operators import drop_cast, name_shape_operator
 from kquant.rewrites.standardize.training_config import split_activity_regularizer, training_config
 
 
@@ -39,7 +39,7 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
     >>> [type(layer).__name__ for layer in kq.standardize(model).layers]
     ['InputLayer', 'Conv2D', 'ReLU']
   """
-  _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices,
+  _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices, drop_cast,
               join_copies)
   graph.normalize()
   _treat_each(graph, _split_separable)

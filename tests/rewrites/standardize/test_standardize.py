@@ -533,3 +533,12 @@ def test_layers_it_does_not_know_are_left_alone():
                 layers.Lambda(lambda x: x * 2.0), layers.Activation("gelu"))
   graph = standardized(model, exact=True)
   assert kinds(graph) == ["Conv2D", "LayerNormalization", "Permute", "Lambda", "Activation:gelu"]
+
+
+def test_a_cast_of_float32_to_float32_goes():
+  assert kinds(standardized(stack(lambda x: tf.cast(x, "float32"), layers.Conv2D(3, 1)))) == ["Conv2D"]
+  assert kinds(standardized(stack(lambda x: tf.cast(2 * x, "float32"), layers.Conv2D(3, 1)))) == [
+      "BatchNormalization", "Conv2D"]
+  kept = kinds(standardized(stack(lambda x: tf.cast(x, "float32"), layers.Conv2D(3, 1), dtype="int32"),
+                            x=np.ones((2, *IMAGE), np.int32)))
+  assert kept == ["tf.cast", "Conv2D"]
