@@ -115,10 +115,11 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
     return result
   _compare_constants(stored, encodings, result)
   _compare_grids(stored, encodings, result)
-  _compare_names(stored, encodings, result)
   _look_for_floats(stored, result)
   if program is not None:
     _compare_program(stored, program, result)
+  else:
+    _compare_names(stored, encodings, result)
   if images is not None and result.ok:
     try:
       runs = Runs(data, stored, model, encodings)

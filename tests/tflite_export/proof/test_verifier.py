@@ -391,3 +391,17 @@ def test_key_missing_from_the_file_is_found(case):
 
 def test_verification_error_is_no_value_error():
   assert not issubclass(VerificationError, ValueError)
+
+
+def test_a_file_is_verified_by_its_path_and_its_names(tmp_path):
+  x = keras.Input((4,), name="x")
+  model = keras.Model(x, layers.Dense(2, name="y")(x))
+  images = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  result = kq.quantize(model, images)
+  path = kq.export(result, tmp_path / "m.tflite").path
+  assert verify(path, result.model, result.encodings, images=images[:2]).ok
+  result.encodings.output_names = ["z"]
+  found = verify(path, result.model, result.encodings)
+  assert found.problems == ["the signature calls its outputs ['y'], expected ['z']"]
+  with pytest.raises(ValueError, match="images are compared with the model"):
+    verify(path, None, result.encodings, images=images)
