@@ -1,4 +1,4 @@
-"""MovingAverageQuantizer: the average by hand, weights, frozen ranges, inference."""
+"""MovingAverageQuantizer: the range by hand, weights, frozen ranges, inference."""
 
 import numpy as np
 import pytest
@@ -18,15 +18,16 @@ def test_range_follows_the_extrema_of_batches_by_hand():
   quantizer = MovingAverageQuantizer(momentum=0.75)
   variables = built(quantizer, (None, 2), -1.0, 1.0)
   quantizer(tf.constant([[0.0, 5.0]]), True, variables)
-  assert range_of(variables) == [-0.75, 2.0]
+  assert range_of(variables) == [-0.75, 5.0]  # narrower: the average; wider: at once
   quantizer(tf.constant([[-2.75, 2.0], [1.0, 0.0]]), True, variables)
-  assert range_of(variables) == [-1.25, 2.0]
+  assert range_of(variables) == [-2.75, 4.25]
 
 
 def test_a_batch_is_quantized_on_the_range_that_it_has_moved():
   quantizer = MovingAverageQuantizer(momentum=0.5, bits=2)
   variables = built(quantizer, (None, 1), 0.0, 3.0)
-  assert quantizer(tf.constant([[9.0], [0.0]]), True, variables).numpy().tolist() == [[6.0], [0.0]]
+  x = tf.constant([[9.0], [4.0], [0.0]])  # steps of 3, not of 1
+  assert quantizer(x, True, variables).numpy().tolist() == [[9.0], [3.0], [0.0]]
 
 
 @pytest.mark.parametrize("training", [False, None])
@@ -52,7 +53,7 @@ def test_frozen_range_stays_and_moves_again_without_a_new_trace():
   assert range_of(variables) == [0.0, 1.0]
   quantizer.freeze(variables, False)
   step(tf.constant([[9.0]]))
-  assert range_of(variables)[1] == 5.0 and len(traces) == 1
+  assert range_of(variables)[1] == 9.0 and len(traces) == 1
 
 
 def test_range_of_weights_is_that_of_the_weights_and_symmetric():
@@ -77,7 +78,7 @@ def test_range_of_a_frozen_layer_stays():
   assert range_of(layer.range_variables) == [0.0, 1.0]
   layer.trainable = True
   layer(tf.constant([[9.0]]), training=True)
-  assert range_of(layer.range_variables) == [4.5, 5.0]
+  assert range_of(layer.range_variables) == [4.5, 9.0]
 
 
 def test_nothing_is_trainable_and_momentum_is_checked():
@@ -97,5 +98,6 @@ def test_average_does_not_depend_on_where_zero_is():
   for _ in range(20):
     x = rng.normal(3.0, 1.0, (4, 8)).astype(np.float32)
     quantizer(tf.constant(x), True, variables)
-    expected = 0.9 * expected + 0.1 * np.array([x.min(), x.max()])
+    average = 0.9 * expected + 0.1 * np.array([x.min(), x.max()])
+    expected = np.array([min(average[0], x.min()), max(average[1], x.max())])
   np.testing.assert_allclose(range_of(variables), expected, rtol=1e-5)
