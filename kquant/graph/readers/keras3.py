@@ -75,12 +75,13 @@ def from_keras3(model: Any) -> keras.Model:
 
 
 class _Converter:
-  """Makes each layer once; `layers` has {id of the Keras 3 layer: the tf_keras layer}."""
+  """Makes each layer and each nested model once, by the id of the Keras 3 object."""
 
   def __init__(self):
     import keras as keras3
     self._k = keras3
-    self._layers: dict[int, keras.layers.Layer] = {}
+    self._models: dict[int, keras.Model] = {}
+    self._layers: dict[int, tuple[keras.layers.Layer, Callable[[Any], Any] | None]] = {}
     self._pairs: list[tuple[Any, keras.layers.Layer]] = []
     self._names: set[str] = set()
 
@@ -100,13 +101,12 @@ class _Converter:
 
   def _function_of(self, model: Any) -> Any:
     """The Keras 3 function graph of a model."""
-    k = self._k
-    if isinstance(model, k.Sequential):
+    if isinstance(model, self._k.Sequential):
       if model._functional is None:
         raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Start it with "
                          "keras.Input(shape), or call model.build(input_shape).")
       return model._functional
-    if hasattr(model, "_inputs_struct") and type(model).call is k.Model.call or _is_functional(model):
+    if _is_functional(model):
       return model
     return self._traced(model, self._symbols_of(model))
 
@@ -178,20 +178,21 @@ class _Converter:
     return {name: value for name, value in kwargs.items() if name != "training" and value is not None}
 
   def _call_model(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    if id(model) not in self._layers:
-      self._layers[id(model)] = self.model(model)
-    return self._layers[id(model)](*args, **kwargs)
+    if id(model) not in self._models:
+      self._models[id(model)] = self.model(model)
+    return self._models[id(model)](*args, **kwargs)
 
   def _layer(self, layer: Any) -> tuple[keras.layers.Layer, Callable[[Any], Any] | None]:
     """Returns (the tf_keras layer of a layer, a function of Keras 3 to apply behind it or None)."""
-    cls, config, behind = config_of(layer)
     if id(layer) not in self._layers:
+      cls, config, behind = config_of(layer)
       while config["name"] in self._names:  # layers inside of custom layers may share names
         config["name"] += "_1"
       self._names.add(config["name"])
-      self._layers[id(layer)] = cls(**config)
-      self._pairs.append((layer, self._layers[id(layer)]))
-    return self._layers[id(layer)], behind
+      made = cls(**config)
+      self._layers[id(layer)] = made, behind
+      self._pairs.append((layer, made))
+    return self._layers[id(layer)]
 
   def _traced_call(self, layer: Any, call: Callable[..., Any], args: tuple,
                    kwargs: dict[str, Any]) -> Any:
