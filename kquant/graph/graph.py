@@ -18,7 +18,7 @@ import tf_keras as keras
 from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls, keras_reader, policies
 from kquant.graph.losses import LossBranch, loss_branch
-from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref, map_refs
 from kquant.graph.readers.keras3 import as_tf_keras
 
 NOTES = "graph_notes"
@@ -160,21 +160,22 @@ class Graph:
 
     The model's outputs follow only when every reader does. What makes `new` goes on reading `old`.
     """
-    swap = lambda leaf: new if isinstance(leaf, Ref) and leaf == old else leaf
+    swap = lambda ref: new if ref == old else ref
     for node in dict.fromkeys(self.readers(old)):
       if node is not new.node and (only is None or only(node)):
         self._forget_reader(node)
-        node.args, node.kwargs = tf.nest.map_structure(swap, (node.args, node.kwargs))
+        node.args, node.kwargs = map_refs(swap, (node.args, node.kwargs))
         self._note_reader(node)
     if only is None:
-      self.outputs = tf.nest.map_structure(swap, self.outputs)
+      self.outputs = map_refs(swap, self.outputs)
 
   def set_input(self, node: Node, place: int, ref: Ref) -> None:
     """Lets a node read another tensor as one of its `inputs`."""
     places = itertools.count()
-    swap = lambda leaf: ref if isinstance(leaf, Ref) and next(places) == place else leaf
+    swap = lambda old: ref if next(places) == place else old
     self._forget_reader(node)
-    node.args, node.kwargs = tf.nest.map_structure(swap, (node.args, node.kwargs))
+    node.args = map_refs(swap, node.args)
+    node.kwargs = {key: map_refs(swap, value) for key, value in node.kwargs.items()}  # ordered as `inputs`
     self._note_reader(node)
 
   def remove(self, node: Node) -> None:
@@ -241,8 +242,7 @@ class Graph:
     nodes: dict[Node, Node] = {}
 
     def moved(tree: Any) -> Any:
-      return tf.nest.map_structure(
-          lambda leaf: Ref(nodes[leaf.node], leaf.index) if isinstance(leaf, Ref) else leaf, tree)
+      return map_refs(lambda ref: Ref(nodes[ref.node], ref.index), tree)
 
     for node in self.nodes:
       if node.layer not in layers:

@@ -16,7 +16,7 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.input_spec import InputSpec
 from kquant.graph.keras_reader import MOMENTS, named_variables, read
 from kquant.graph.kinds.table import facts_of, kind_of_class
-from kquant.graph.nodes import LayerDef, Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref, map_refs
 from kquant.graph.policies import float32_policy, in_float32
 
 
@@ -79,8 +79,7 @@ def call_node(layer: Callable[..., Any], node: Node, value_of: Callable[[Ref], A
   Args:
     training: the mode, for layers that have two; None: that of the Keras call around it.
   """
-  args, kwargs = tf.nest.map_structure(
-      lambda leaf: value_of(leaf) if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs))
+  args, kwargs = map_refs(value_of, (node.args, node.kwargs))
   if training is not None and getattr(layer, "_expects_training_arg", True):
     kwargs = {**kwargs, "training": training}
   return tf.nest.flatten(layer(*args, **kwargs))

@@ -6,11 +6,8 @@ graph is edited: they stay, and stay what they are.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import tensorflow as tf
-
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import Node, Ref, map_refs
 
 SINKS = ("AddLoss", "AddMetric")
 """Kinds of the layers that Keras puts in a model for them."""
@@ -35,7 +32,7 @@ class LossBranch:
     moved = dict(zip(self.reads, refs))
 
     def copied(node: Node) -> Node:
-      args, kwargs = _mapped((node.args, node.kwargs), moved)
+      args, kwargs = map_refs(lambda ref: moved.get(ref, ref), (node.args, node.kwargs))
       twin = Node(node.name, node.layer, args, kwargs, list(node.shapes))
       moved.update({Ref(node, index): Ref(twin, index) for index in range(len(node.shapes))})
       return twin
@@ -65,7 +62,3 @@ def _sources(refs: Sequence[Ref]) -> set[Node]:
       seen.add(node)
       waiting.extend(ref.node for ref in node.inputs)
   return seen
-
-
-def _mapped(tree: Any, refs: dict[Ref, Ref]) -> Any:
-  return tf.nest.map_structure(lambda leaf: refs.get(leaf, leaf) if isinstance(leaf, Ref) else leaf, tree)

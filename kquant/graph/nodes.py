@@ -1,6 +1,7 @@
 """The parts of a Graph: LayerDef (a layer as data), Node (one call of it), Ref (one tensor)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,8 +130,7 @@ class Node:
   def compute(self, values: np.ndarray) -> np.ndarray:
     """Returns what its layer, which has no weights, makes of an array in the place of the tensor it reads."""
     layer = self.layer.cls.from_config(dict(self.config))
-    args, kwargs = tf.nest.map_structure(
-        lambda leaf: tf.constant(values) if isinstance(leaf, Ref) else leaf, (self.args, self.kwargs))
+    args, kwargs = map_refs(lambda ref: tf.constant(values), (self.args, self.kwargs))
     return np.asarray(layer(*args, **kwargs))
 
 
@@ -155,3 +155,8 @@ class Ref:
   def shape(self) -> tuple[int | None, ...]:
     """Its shape with the batch dimension, None where open."""
     return self.node.shapes[self.index]
+
+
+def map_refs(function: Callable[[Ref], Any], tree: Any) -> Any:
+  """Returns a nest with a function of each Ref in its place; other leaves stay."""
+  return tf.nest.map_structure(lambda leaf: function(leaf) if isinstance(leaf, Ref) else leaf, tree)

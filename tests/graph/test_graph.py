@@ -364,3 +364,15 @@ def test_readers_are_right_after_random_edits_and_the_model_computes_the_graph(s
   expected = computed(graph, x)
   for mine, theirs in zip(graph.to_model()(x, training=False), expected):
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_one_input_of_a_call_is_set_by_its_place():
+  x = keras.Input((4,))
+  first, second = layers.Dense(4, name="first")(x), layers.Dense(4, name="second")(x)
+  graph = graph_of(keras.Model(x, layers.Add(name="add")([first, second])))
+  (add,) = graph.find("Add")
+  one, two = add.inputs
+  add.args, add.kwargs = (), {"value": one, "key": two}  # keywords that are not in alphabetical order
+  graph.set_input(add, 1, one)
+  assert add.kwargs == {"value": one, "key": one} and add.inputs == [one, one]
+  assert graph.readers(one) == [add, add] and graph.readers(two) == []
