@@ -17,19 +17,16 @@ def slice_parts(call: Call, shape: Sequence[int]) -> list[range]:
 
 
 def _items(call: Call, rank: int) -> list[slice]:
-  """One slice an axis of the input."""
+  """One slice an axis of the input; slices are dicts, as Keras writes them, without an Ellipsis."""
   items = call.argument(1, "slice_spec")
   items = [item for item in (items if isinstance(items, (tuple, list)) else (items,)) if item is not None]
-  places = [place for place, item in enumerate(items) if item is Ellipsis]
-  for place in places:
-    items[place:place + 1] = [slice(None)] * (rank - len(items) + 1)
-  return [_as_slice(item) for item in items + [slice(None)] * (rank - len(items))]
+  return [_as_slice(item) for item in items] + [slice(None)] * (rank - len(items))
 
 
-def _as_slice(item: Any) -> slice:
+def _as_slice(item: dict[str, int | None] | int) -> slice:
   if isinstance(item, dict):
     return slice(item["start"], item["stop"], item["step"])
-  return item if isinstance(item, slice) else slice(int(item), int(item) + 1 or None)
+  return slice(int(item), int(item) + 1 or None)
 
 
 def refused_slice(call: Call) -> Refusal | None:
