@@ -63,6 +63,7 @@ class Execution:
     layers: {name: layer}, with the weights that they have when a run takes place.
     specs: of the model's inputs.
     image_bytes: of one image's tensors in a run, at most; open sizes count as 1.
+    room: bytes that the tensors of a run may take; None: as many as in other stages.
   """
 
   def __init__(self, graph: Graph, model: keras.Model, *, call: NodeCall = call_layer):
@@ -70,6 +71,7 @@ class Execution:
     self.layers = live_layers(model)
     self.specs = keras_calls.input_specs(model)
     self.image_bytes = live_bytes(graph)
+    self.room: int | None = None
     self._call = call
 
   def values(self, inputs: Sequence[Any]) -> Values:
@@ -106,7 +108,7 @@ class Execution:
 
   def images_at_once(self, images: list[np.ndarray], most: int) -> int:
     """Returns how many images of these sizes a run takes within bounded memory, `most` at most."""
-    return images_at_once(self.image_bytes * open_size(self.specs, images), most)
+    return images_at_once(self.image_bytes * open_size(self.specs, images), most, self.room)
 
   def batches(self, calibration: Any, *, batch_size: int, what: str) -> Iterator[list[np.ndarray]]:
     """Yields data as batches, one array an input; a terminal shows images and rate after two seconds.

@@ -37,12 +37,15 @@ def live_bytes(graph: Graph) -> int:
   return most
 
 
-def images_at_once(image_bytes: int, most: int) -> int:
+def images_at_once(image_bytes: int, most: int, room: int | None = None) -> int:
   """Returns how many images of so many bytes pass at a time: `most`, or a power of two that fits.
 
   (Of three rows TensorFlow's sums differ in the last bit from those of two, four or 32.)
+
+  Args:
+    room: bytes that they may take; None: BYTES_AT_ONCE.
   """
-  fitting = max(1, BYTES_AT_ONCE // max(1, image_bytes))
+  fitting = max(1, (room or BYTES_AT_ONCE) // max(1, image_bytes))
   return most if most <= fitting else 1 << fitting.bit_length() - 1
 
 

@@ -17,12 +17,12 @@ from kquant.core import numerics
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
-from kquant.graph.sizes import BYTES_AT_ONCE, all_bytes
+from kquant.graph.sizes import all_bytes
 
 _BACKWARD = 2
 """A backward pass holds all tensors, and slopes beside them."""
-_BACKWARD_BYTES = 2**31
-"""That it may take: with fewer images at a time the statistics, and the scales, differ in their last bits."""
+_BACKWARD_ROOM = 2**31
+"""Bytes that it may take: with fewer images at a time statistics, and scales, differ in their last bits."""
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
 
 
@@ -72,7 +72,7 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
   """
   execution = Execution(graph, graph.to_model())
   if gains:
-    execution.image_bytes = _BACKWARD * all_bytes(graph) * BYTES_AT_ONCE // _BACKWARD_BYTES
+    execution.image_bytes, execution.room = _BACKWARD * all_bytes(graph), _BACKWARD_ROOM
   refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
           if len(node.shapes[index]) > 1]
   linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear"})
