@@ -53,7 +53,25 @@ class ImageFolder:
     return np.array([labels[name] for name in self._names])
 
 
-class ArrayFile:
+class Loaded:
+  """Inputs that are in memory, without labels."""
+
+  def __init__(self, arrays: Sequence[np.ndarray]):
+    self._arrays = arrays
+
+  def __len__(self) -> int:
+    return len(self._arrays[0])
+
+  def load(self, indices: Sequence[int]) -> list[np.ndarray]:
+    """Returns the inputs of those samples, one array an input."""
+    return [array[indices] for array in self._arrays]
+
+  def labels(self) -> np.ndarray | None:
+    """None: there are none."""
+    return None
+
+
+class ArrayFile(Loaded):
   """A .npz (x and y, or one key an input and y) or .npy file."""
 
   def __init__(self, path: pathlib.Path, inputs: Sequence[InputSpec], preprocess: str = "none"):
@@ -62,17 +80,15 @@ class ArrayFile:
                        f"{[spec.shape for spec in inputs]}; leave the flag out and prepare {path} yourself.")
     if not path.exists():
       raise FileNotFoundError(f"There is no file or folder {path}; check the path.")
-    (self._arrays,) = data.batches(path, inputs, batch_size=1 << 62, where=str(path))
+    (arrays,) = data.batches(path, inputs, batch_size=1 << 62, where=str(path))
+    super().__init__(arrays)
     self._path = path
     self._preprocess = preprocess
     self._has_labels = path.suffix == ".npz" and "y" not in [spec.name for spec in inputs]
 
-  def __len__(self) -> int:
-    return len(self._arrays[0])
-
   def load(self, indices: Sequence[int]) -> list[np.ndarray]:
     """Returns the inputs of those samples, one array an input."""
-    arrays = [array[indices] for array in self._arrays]
+    arrays = super().load(indices)
     if self._preprocess != "none":
       arrays = [images.preprocess(array, self._preprocess) for array in arrays]
     return arrays
@@ -100,24 +116,7 @@ class ArrayFile:
     return labels.astype(np.int64)
 
 
-class Loaded:
-  """Inputs that are in memory, without labels."""
-
-  def __init__(self, arrays: Sequence[np.ndarray]):
-    self._arrays = arrays
-
-  def __len__(self) -> int:
-    return len(self._arrays[0])
-
-  def load(self, indices: Sequence[int]) -> list[np.ndarray]:
-    """Returns the inputs of those samples, one array an input."""
-    return [array[indices] for array in self._arrays]
-
-  def labels(self) -> None:
-    """None: there are none."""
-
-
-Source = ImageFolder | ArrayFile | Loaded
+Source = ImageFolder | Loaded
 
 
 def open_source(path: str, inputs: Sequence[InputSpec], *, preprocess: str = "none") -> Source:

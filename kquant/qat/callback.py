@@ -6,6 +6,11 @@ from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 
 
+def quantized_model(model: keras.Model) -> keras.Model:
+  """Returns the quantized model that is trained: the student of a DistillationModel, or the model itself."""
+  return getattr(model, "student", model)
+
+
 class TrainingCallback(keras.callbacks.Callback):
   """A callback that knows the step of the whole training, also if it continues from a checkpoint.
 

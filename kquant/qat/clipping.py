@@ -9,7 +9,7 @@ from kquant.core import data
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
-from kquant.qat.callback import TrainingCallback
+from kquant.qat.callback import TrainingCallback, quantized_model
 from kquant.qmodel.quantize_activation import QuantizeActivation
 
 
@@ -50,7 +50,7 @@ class ReportClipping(TrainingCallback):
     """
     super().on_train_begin(logs)
     self.activation_layers()  # raises where there are none
-    qmodel = getattr(self.model, "student", self.model)  # of a DistillationModel
+    qmodel = quantized_model(self.model)
     graph = Graph.from_model(qmodel)
     quantizers = [node for node in map(_quantizer, graph.output_refs) if node is not None]
     execution = Execution(graph, qmodel)
