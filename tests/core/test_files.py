@@ -33,7 +33,7 @@ def test_a_missing_folder_is_named_first(tmp_path):
 def test_files_of_several_folders_move_together(tmp_path):
   (tmp_path / "other").mkdir()
   (tmp_path / "a.txt").write_text("old")
-  with written_together(tmp_path) as staged:
+  with written_together() as staged:
     first, second = staged(tmp_path / "a.txt"), staged(tmp_path / "other" / "b.json")
     first.write_text("1")
     second.write_text("2")
@@ -45,7 +45,7 @@ def test_files_of_several_folders_move_together(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_moves_when_one_fails(tmp_path, error):
-  with pytest.raises(error), written_together(tmp_path) as staged:
+  with pytest.raises(error), written_together() as staged:
     staged(tmp_path / "a.txt").write_text("1")
     raise error
   assert not list(tmp_path.iterdir())

@@ -140,7 +140,7 @@ def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
   result = api.quantize(task.model, task.calibration, config=task.config, recipe=shared.recipe(),
                         effort=FLAGS.effort, seed=FLAGS.seed)
-  with written_together(pathlib.Path(task.output).absolute().parent) as staged:
+  with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
     few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
     judged_on = task.judged or (Loaded(task.calibration), few)
