@@ -134,4 +134,4 @@ def _fit(moments: Moments, matrix: np.ndarray, ridge: float) -> np.ndarray:
   gram, wanted = rounding.damped(moments.gram, ridge), moments.cross @ matrix
   if len(gram) > 1:  # many small ones
     return np.linalg.solve(gram, wanted)
-  return scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram[0]), wanted[0])[None]
+  return scipy.linalg.cho_solve((rounding.cholesky(gram[0]), True), wanted[0])[None]

@@ -59,6 +59,20 @@ def damped(gram: np.ndarray, damping: float) -> np.ndarray:
   return gram + (damping * level + 1e-12)[:, None, None] * np.eye(gram.shape[1], dtype=gram.dtype)
 
 
+def cholesky(gram: np.ndarray) -> np.ndarray:
+  """Returns the lower Cholesky factor of a Gram matrix, [inputs, inputs].
+
+  Inputs that hardly vary around a large mean have moments that rounding of their sums dominates, and
+  then perhaps eigenvalues below 0: as much is added to the diagonal as it takes, in powers of 10.
+  """
+  size, added = np.linalg.norm(gram), 0.0  # no eigenvalue is below -size
+  while True:
+    try:
+      return np.linalg.cholesky(gram + added * np.eye(len(gram)) if added else gram)
+    except np.linalg.LinAlgError:
+      added = 10 * added or 1e-9 * size
+
+
 def nearest(kernel: np.ndarray, scale: np.ndarray, qmax: int) -> np.ndarray:
   """Returns each weight's nearest integer."""
   return np.clip(np.rint(kernel / scale), -qmax, qmax)
@@ -90,9 +104,6 @@ def compensated(problem: RoundingProblem, scale: np.ndarray) -> np.ndarray:
 
   With H^-1 = U^T U, U upper triangular, the error (w_k - w_hat_k) / U_kk of input k times U_k is taken from
   the weights behind it.
-
-  Raises:
-    numpy.linalg.LinAlgError: a Gram matrix is not positive definite; see `damped`.
   """
   return _compensated(problem, _factors(problem.gram), np.asarray(scale)[None])[0][0]
 
@@ -102,9 +113,8 @@ def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   factors = []
   for block in gram:
     order = np.argsort(-np.diagonal(block), kind="stable")
-    inverse = scipy.linalg.cho_solve((np.linalg.cholesky(block[np.ix_(order, order)]), True),
-                                     np.eye(len(block)))
-    factors.append((order, np.linalg.cholesky(inverse).T))
+    inverse = scipy.linalg.cho_solve((cholesky(block[np.ix_(order, order)]), True), np.eye(len(block)))
+    factors.append((order, cholesky(inverse).T))
   return factors
 
 

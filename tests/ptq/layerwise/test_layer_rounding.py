@@ -174,3 +174,14 @@ def test_wide_layers_are_cut_into_blocks(monkeypatch):
   _, nearest = logits(model, before, x)
   assert np.square(rounded - reference).sum() < np.square(nearest - reference).sum()
   assert tf.nest.flatten(qmodel.output_shape)[-1] == 4
+
+
+@pytest.mark.parametrize("method", ["closed_form", "adaround"])
+def test_inputs_that_hardly_vary_are_rounded_as_well(method):
+  """Images in the wrong unit: behind the biases all that layers see is nearly constant."""
+  image = keras.Input((6, 6, 3))
+  x = layers.Conv2D(16, 3, bias_initializer="ones", activation="relu")(image)
+  model = keras.Model(image, layers.Conv2D(8, 3)(x))
+  images = np.random.default_rng(0).normal(0, 1e-4, (64, 6, 6, 3)).astype(np.float32)
+  qmodel = round_weights(calibrate(insert_quantizers(model, "w4a8"), images), model, images, method=method)
+  assert all(np.isfinite(value).all() for value in qmodel.get_weights())

@@ -149,3 +149,12 @@ def test_dead_inputs_and_zero_channels_round_to_zero_error():
   damped = RoundingProblem(layer.kernel, rounding.damped(layer.gram, 0.05), layer.qmax)
   integers, scale = rounding.rounded(damped, np.full((1, 1, 5), 0.3))
   assert np.isfinite(integers).all() and (scale > 0).all() and not integers[:, :, 2].any()
+
+
+def test_moments_with_eigenvalues_below_zero_are_factorized():
+  """Of diag(3, 4, -0.12), of norm 5.0014, 0.1 of it is the first power of ten above 0.12."""
+  gram = np.diag([3.0, 4.0, -0.12])
+  factor = rounding.cholesky(gram)
+  np.testing.assert_allclose(factor @ factor.T, gram + 0.1 * np.sqrt(25.0144) * np.eye(3), rtol=1e-9)
+  fine = np.array([[2.0, 1.0], [1.0, 2.0]])
+  np.testing.assert_array_equal(rounding.cholesky(fine), np.linalg.cholesky(fine))
