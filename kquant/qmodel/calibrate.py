@@ -75,7 +75,7 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   """
   layers = _activation_layers(qmodel)
   if isinstance(calibration, InputRange):
-    ranges, means = known_without_data(qmodel, calibration)
+    ranges, means = known_without_data(qmodel, calibration, graph=graph)
     return Statistics({name: ranges[name] for name in layers if layers[name].fixed is None}, means, {})
   estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}

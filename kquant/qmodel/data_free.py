@@ -13,7 +13,8 @@ from kquant.ranges.extrema import MinMax
 from kquant.rewrites.scaling.moment_propagation import propagate_moments
 
 
-def known_without_data(qmodel: keras.Model, input_range: InputRange | None
+def known_without_data(qmodel: keras.Model, input_range: InputRange | None, *,
+                       graph: Graph | None = None
                        ) -> tuple[dict[str, Estimator], dict[str, np.ndarray]]:
   """Returns ({QuantizeActivation layer: its range}, {QuantizeWeights layer: mean of its input}).
 
@@ -23,11 +24,12 @@ def known_without_data(qmodel: keras.Model, input_range: InputRange | None
   Args:
     qmodel: made in this process of a model whose batch norms were folded in this process.
     input_range: of the inputs; with None there are no ranges, and what follows from no batch norm has mean 0.
+    graph: that qmodel was made of, where the caller has it.
 
   Raises:
     ValueError, UnsupportedLayerError: see `propagate_moments`.
   """
-  graph = Graph.from_model(qmodel)
+  graph = Graph.from_model(qmodel) if graph is None else graph.with_weights_of(qmodel)
   take_out_training_layers(graph)
   members = remove_activation_quantizers(graph)
   unwrap_weights(graph, live_layers(qmodel))

@@ -28,22 +28,27 @@ def _without_quantizer(ref: Ref) -> Ref:
   return ref.node.inputs[0] if issubclass(ref.node.layer.cls, QuantizeActivation) else ref
 
 
-def network_outputs(model: keras.Model, images: list[np.ndarray], *,
-                    batch_size: int = 32) -> list[np.ndarray]:
+def network_outputs(model: keras.Model, images: list[np.ndarray], *, batch_size: int = 32,
+                    graph: Graph | None = None) -> list[np.ndarray]:
   """Runs a float model or a qmodel at inference; returns its `answers`, one array an output.
 
   A softmax that is fused into a layer of a float model stays: standardize the model first.
 
   Args:
     images: one array [n, ...] a model input.
+    batch_size: images at once.
+    graph: that the model was made of, where the caller has it.
   """
-  return output_function(model)(images, batch_size)
+  return output_function(model, graph=graph)(images, batch_size)
 
 
-def output_function(model: keras.Model) -> Callable[..., list[np.ndarray]]:
+def output_function(model: keras.Model, *, graph: Graph | None = None) -> Callable[..., list[np.ndarray]]:
   """Returns `network_outputs` of a model, (images, batch size) -> outputs, traced once for many calls.
 
   It answers with the weights that the model has then.
+
+  Args:
+    graph: that the model was made of, where the caller has it.
   """
-  graph = Graph.from_model(model)
+  graph = graph or Graph.from_model(model)
   return Execution(graph, model).tap(answers(graph))

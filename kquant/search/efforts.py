@@ -93,7 +93,7 @@ def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: Flo
                           seed: int) -> QuantConfig:
   """Tries steps in turn, each on top of those that were kept; returns the config with these."""
   train, judge = data.hold_back(network.images, seed=seed)
-  held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge))
+  held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge, graph=network.graph))
   bench = _Bench(network.graph, train, judge, seed)
   quality = held_back.quality(bench.outputs(config))
   for step in steps:
@@ -126,7 +126,7 @@ class _Bench:
     if config.recipe.equalize not in self._networks:
       graph = scaled(self._graph.copy(), config, self._train, Report())
       network = Calibrated(graph, config, self._part, Report())
-      self._networks[config.recipe.equalize] = network, output_function(network.qmodel)
+      self._networks[config.recipe.equalize] = network, output_function(network.qmodel, graph=network.graph)
     network, answer = self._networks[config.recipe.equalize]
     network.choose_integers(config, Report(), seed=self._seed)
     return answer(self._judge)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from kquant.ptq.layerwise.bias_correction import (
   linear_params,
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers
-from kquant.ptq.layerwise.streaming import layer_turns
+from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.outputs import network_outputs, output_function
@@ -89,8 +90,8 @@ class Calibrated:
     method = config.recipe.rounding
     if method != "nearest":
       with report.stage("rounding"):
-        turns = layer_turns(self.qmodel, self._calibration, float_params=self._float_params)
-        shared = round_layers(turns, self._float_params, self._statistics, method=method, seed=seed)
+        shared = round_layers(self._turns(float_params=self._float_params), self._float_params,
+                              self._statistics, method=method, seed=seed)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
@@ -100,13 +101,16 @@ class Calibrated:
 
   def _correct_bias(self, method: str) -> list[str]:
     """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
-    if method == "local":
+    if method in ("local", "iterative"):
       correct_local_shift(self.qmodel, self._float_params, self._statistics)
     elif method == "analytic":
-      correct_analytic_shift(self.qmodel, self._float_params, self._calibration)
-    elif method == "iterative":
-      return correct_iteratively(self.qmodel, self._float_params, self._statistics, self._calibration)
+      correct_analytic_shift(self.qmodel, self._float_params, self._calibration, graph=self.graph)
+    if method == "iterative":
+      return correct_iteratively(self._turns(), self._statistics)
     return []
+
+  def _turns(self, **float_params: Any) -> Iterator[LayerTurn]:
+    return layer_turns(self.qmodel, self._calibration, graph=self.graph, **float_params)
 
 
 def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
@@ -125,11 +129,12 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   train, judge = split_to_judge(calibration, seed=seed)  # what judges must be new to rounding
   with report.stage("finetune_trial"):
     teacher = graph.to_model()
-    trained = _rounded(graph.copy(), config, train, Report(), seed).qmodel
+    network = _rounded(graph.copy(), config, train, Report(), seed)
+    trained = network.qmodel
     settings = _settings(trained, config.recipe.finetune, len(train[0]), seed)
-    held_back = HeldBack(judge, network_outputs(teacher, judge),
+    held_back = HeldBack(judge, network_outputs(teacher, judge, graph=graph),
                          "nats" if settings.output_loss == "kl" else "dB")
-    answer, epochs = output_function(trained), []
+    answer, epochs = output_function(trained, graph=network.graph), []
 
     def tune() -> list[np.ndarray]:
       tuned = finetune(trained, teacher, train, method=config.recipe.finetune, settings=settings,

@@ -178,8 +178,8 @@ def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):
   monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, images, report: (
       seen.append(images[0]), calibrated(graph, config, images, report))[1])
 
-  def watched(model):
-    return lambda images: (judged.append(images[0]), output_function(model)(images))[1]
+  def watched(model, **more):
+    return lambda images: (judged.append(images[0]), output_function(model, **more)(images))[1]
 
   monkeypatch.setattr(efforts, "output_function", watched)
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
@@ -203,3 +203,19 @@ def test_outputs_are_taken_before_the_softmax():
   (found,) = network_outputs(model, inputs)
   probe = keras.Model(model.input, model.get_layer("logits").output)
   np.testing.assert_allclose(found, probe.predict(inputs[0], verbose=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("effort", [None, "fast", "balanced"])
+def test_the_model_is_read_once(effort, monkeypatch):
+  """From the user's model to the file one graph goes along; what is made of it is not read again."""
+  model = models.build("mobile_block")
+  read, from_model = [], Graph.from_model
+
+  def watched(model, **more):
+    read.append(model)
+    return from_model(model, **more)
+
+  monkeypatch.setattr(Graph, "from_model", watched)
+  result = kquant.quantize(model, models.sample_inputs(model, images=40), config="w4a8", effort=effort)
+  assert len(result.report.trials) == (2 if effort == "balanced" else 0)
+  assert len(read) == 1 and read[0] is model

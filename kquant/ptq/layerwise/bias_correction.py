@@ -5,6 +5,7 @@ an output (9 in a depthwise kernel) and inputs of one sign it does not average o
 2019, "Fighting Quantization Bias With Bias"; Nagel et al. 2019, section 4.2).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
     correct_local_shift(qmodel, float_params, observe(qmodel, calibration))
   else:
     images = data.gather(calibration, keras_calls.input_specs(qmodel))
-    for name in correct_iteratively(qmodel, float_params, observe(qmodel, images), images, shrink=shrink):
+    statistics = observe(qmodel, images)
+    correct_local_shift(qmodel, float_params, statistics)
+    for name in correct_iteratively(layer_turns(qmodel, images), statistics, shrink=shrink):
       logging.warning("correct_bias: layer %r is %s.", name, SHARED_REASON)
   return qmodel
 
@@ -116,22 +119,23 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
 
 
 def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
-                           calibration: Any = None) -> None:
+                           calibration: Any = None, *, graph: Graph | None = None) -> None:
   """`correct_local_shift` with the means of inputs that batch norms knew (Nagel et al. 2019, section 4.2.1).
 
   Args:
     calibration: an InputRange; with anything else a layer whose input follows from no batch norm keeps
       its bias.
+    graph: that qmodel was made of, where the caller has it.
 
   Raises:
     ValueError: float_params lack a layer of qmodel, or no layer knows of a batch norm.
   """
-  _, means = known_without_data(qmodel, calibration if isinstance(calibration, InputRange) else None)
+  input_range = calibration if isinstance(calibration, InputRange) else None
+  _, means = known_without_data(qmodel, input_range, graph=graph)
   correct_local_shift(qmodel, float_params, Statistics({}, means, {}))
 
 
-def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
-                        statistics: Statistics, images: list[np.ndarray], *,
+def correct_iteratively(turns: Iterable[LayerTurn], statistics: Statistics, *,
                         shrink: bool = True) -> list[str]:
   """Sets each bias so that its layer's mean output is the float network's, layer after layer.
 
@@ -140,18 +144,16 @@ def correct_iteratively(qmodel: keras.Model, float_params: dict[str, dict[str, n
   count each shift again in every layer behind it.
 
   Args:
-    images: the calibration inputs, one array [n, ...] a model input.
+    turns: of all layers with quantized weights, their biases corrected locally (`layer_turns`).
+    statistics: of the float network on the same images.
+    shrink: as in `correct_bias`.
 
   Returns:
-    Names of layers that are corrected locally instead: shared ones, which have one bias for several means,
-    and those that are not linear, whose output is not one weight's alone.
-
-  Raises:
-    ValueError: float_params lack a layer of qmodel.
+    Names of layers that stay corrected locally: shared ones, which have one bias for several means, and
+    those that are not linear, whose output is not one weight's alone.
   """
-  correct_local_shift(qmodel, float_params, statistics)
   left = []
-  for turn in layer_turns(qmodel, images):
+  for turn in turns:
     if turn.patches is None:
       left.append(turn.layer.name)
       continue

@@ -101,18 +101,20 @@ def _patches(layer: keras.layers.Layer, shape: tuple[int, ...]) -> Patches | Non
 
 
 def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
-                float_params: dict[str, dict[str, np.ndarray]] | None = None) -> Iterator[LayerTurn]:
+                float_params: dict[str, dict[str, np.ndarray]] | None = None,
+                graph: Graph | None = None) -> Iterator[LayerTurn]:
   """Yields the layers with weights of a calibrated model in topological order, each on its quantized prefix.
 
   Args:
     qmodel: calibrated; layers may be changed when they are yielded.
     images: float inputs [n, ...], one array a model input.
     float_params: {layer: its float weights by name}, where turns need their float inputs.
+    graph: that qmodel was made of, where the caller has it.
 
   Raises:
     ValueError: a batch norm is left in a layer of qmodel: its weights then are not those that are rounded.
   """
-  graph = Graph.from_model(qmodel)
+  graph = graph or Graph.from_model(qmodel)
   for node in graph.nodes:
     if issubclass(node.layer.cls, QuantizeWeights) and node.layer.cls is not QuantizeWeights:
       raise ValueError(f"Layer {node.name!r} still has its batch norm; insert the quantizers with "

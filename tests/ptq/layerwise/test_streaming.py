@@ -7,7 +7,13 @@ from tf_keras import layers
 
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import streaming
-from kquant.ptq.layerwise.bias_correction import correct_bias, correct_iteratively, linear_params, shrunk_mean
+from kquant.ptq.layerwise.bias_correction import (
+  correct_bias,
+  correct_iteratively,
+  correct_local_shift,
+  linear_params,
+  shrunk_mean,
+)
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
 from kquant.qmodel.finalize import finalize
@@ -73,7 +79,8 @@ def test_chunks_give_the_same(fewest_traced, monkeypatch):
 def test_iterative_correction_takes_the_mean_error_of_every_layer():
   model, qmodel, inputs = calibrated("mobile_block", images=64, config="w4a8")
   statistics = observe(qmodel, inputs)
-  correct_iteratively(qmodel, linear_params(Graph.from_model(model)), statistics, inputs)
+  correct_local_shift(qmodel, linear_params(Graph.from_model(model)), statistics)
+  correct_iteratively(layer_turns(qmodel, inputs), statistics)
   for turn in layer_turns(qmodel, inputs):
     errors = turn.image_means() - statistics.output_means[turn.layer.name]
     chance = errors.std(axis=0) / np.sqrt(len(errors))
@@ -119,9 +126,7 @@ def test_shared_layers_keep_the_local_correction_and_are_named():
   model = keras.Model(image, shared(layers.ReLU()(shared(image))))
   x = [np.random.default_rng(0).normal(size=(16, 6, 6, 2)).astype(np.float32)]
   qmodel = calibrate(insert_quantizers(model), x)
-  params = linear_params(standardize(Graph.from_model(model)))
-  names = correct_iteratively(qmodel, params, observe(qmodel, x), x)
-  assert names == ["shared"]
+  assert correct_iteratively(layer_turns(qmodel, x), observe(qmodel, x)) == ["shared"]
 
 
 def test_shrinkage_by_hand():

@@ -173,7 +173,7 @@ def test_methods_of_layers_leave_it_at_the_nearest_integers_and_name_it():
   turns = layer_turns(qmodel, [x], float_params=params)
   assert round_layers(turns, params, statistics) == ["pair"]
   np.testing.assert_array_equal(qmodel.get_layer("pair").layer.A.numpy(), params["pair"]["A"])
-  assert correct_iteratively(qmodel, params, statistics, [x]) == ["pair"]
+  assert correct_iteratively(layer_turns(qmodel, [x]), statistics) == ["pair"]
 
 
 def test_each_bias_loses_the_mean_error_of_its_own_weight():
