@@ -169,8 +169,8 @@ class Graph:
     if only is None:
       self.outputs = map_refs(swap, self.outputs)
 
-  def set_input(self, node: Node, place: int, ref: Ref) -> None:
-    """Lets a node read another tensor as one of its `inputs`."""
+  def set_input(self, node: Node, place: int, ref: Ref | np.ndarray) -> None:
+    """Lets a node read another tensor, or a constant, as one of its `inputs`."""
     places = itertools.count()
     swap = lambda old: ref if next(places) == place else old
     self._forget_reader(node)

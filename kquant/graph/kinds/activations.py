@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from kquant.graph.kinds import moment_rules, scale_rules
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
@@ -32,6 +34,14 @@ def different_ranks(call: Call) -> Refusal | None:
   return None
 
 
+def other_than_numbers(call: Call) -> Refusal | None:
+  """Refuses a function of one element whose constants are not one number each."""
+  places = ((0, "x"), (1, "y"), (1, "clip_value_min"), (2, "clip_value_max"))
+  if any(np.size(call.argument(*place, 0)) > 1 for place in places):
+    return Refusal("takes a constant that is not one number", "use one number, or sums and products")
+  return different_ranks(call)
+
+
 def _bent_relu(call: Call) -> Refusal | None:
   if call.config["threshold"] or call.config["negative_slope"]:
     return Refusal("has a threshold or a capped negative slope", "use a plain ReLU or LeakyReLU")
@@ -46,7 +56,7 @@ def _other_axis(call: Call) -> Refusal | None:
 
 UNARY = LayerFacts("own", unary=True, absorbs_relu=True, moment_rule=moment_rules.sample)
 _UNARY_OPERATOR = LayerFacts("own", unary=True, absorbs_relu=True, moment_rule=moment_rules.sample,
-                             refused_form=different_ranks)
+                             refused_form=other_than_numbers)
 
 KINDS: dict[str, LayerFacts] = {
     "Activation": taken_apart(),

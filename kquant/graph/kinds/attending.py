@@ -1,13 +1,21 @@
 """Kinds that multiply tensors as matrices: attention, and products along axes that are named."""
 
+from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 
 _ATTENTION = taken_apart(Refusal(
     "is used with a mask, a shape that is open, or other than its plain form",
     "call it without masks on [batch, positions, features] of fixed size, without returned scores"))
 
+
+def _constant_matrix(call: Call) -> Refusal | None:
+  if len(call.inputs) == 1:
+    return Refusal("multiplies by a constant matrix", "use a Dense layer without bias for it")
+  return None
+
+
 KINDS: dict[str, LayerFacts] = {
-    "tf.linalg.matmul": LayerFacts("own", absorbs_relu=True),
+    "tf.linalg.matmul": LayerFacts("own", absorbs_relu=True, refused_form=_constant_matrix),
     "MultiHeadAttention": _ATTENTION,
     "Attention": _ATTENTION,
     "AdditiveAttention": refused("adds every query to every key", "use Attention or MultiHeadAttention"),

@@ -3,8 +3,9 @@
 from typing import Any
 
 from kquant.graph.kinds import moment_rules, scale_rules
-from kquant.graph.kinds.record import LayerFacts, refused, taken_apart
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 from kquant.graph.kinds.slicing import (
+  CONSTANT_BESIDE,
   refused_batch_axis,
   refused_join,
   refused_pad,
@@ -43,6 +44,8 @@ _RESIZES = refused("resizes in a way no integer operator does",
                    "use interpolation nearest or bilinear, without antialias and crop_to_aspect_ratio")
 _COPIES = refused("moves elements by amounts that are computed, or moves the batch",
                   "give constant amounts, for a tensor of fixed shape, and leave the batch axis alone")
+_SIZES = taken_apart(Refusal("gives a size that is open or a number of images",
+                              "give the model inputs of fixed sizes, and compute nothing of the batch size"))
 _CROPS = refused("crops or resizes as the input's size demands", "use Cropping2D or Resizing")
 
 KINDS: dict[str, LayerFacts] = {
@@ -74,10 +77,21 @@ KINDS: dict[str, LayerFacts] = {
     "tf.stack": LayerFacts("move", refused_form=refused_stack),
     "tf.nn.depth_to_space": _MOVE,
     "tf.nn.space_to_depth": _MOVE,
-    "tf.compat.v1.pad": LayerFacts("move", refused_form=refused_pad),
+    "tf.compat.v1.pad": LayerFacts("move", pads_as_called=True, refused_form=refused_pad),
+    "tf.concat": taken_apart(CONSTANT_BESIDE),
     "tf.image.resize": _RESIZES,
+    "tf.shape": _SIZES,
+    "tf.compat.v1.shape": _SIZES,
+    "tf.size": _SIZES,
+    "tf.compat.v1.size": _SIZES,
+    "tf.rank": _SIZES,
+    "tf.zeros_like": _SIZES,
+    "tf.compat.v1.zeros_like": _SIZES,
+    "tf.ones_like": _SIZES,
+    "tf.compat.v1.ones_like": _SIZES,
     "tf.tile": _COPIES,
     "tf.roll": _COPIES,
+    "tf.repeat": _COPIES,
     "tf.gather": _COPIES,
     "tf.compat.v1.gather": _COPIES,
 }

@@ -56,6 +56,7 @@ class LayerFacts:
     rectifier: k f(x) = f(k x) for k > 0, where its config's cap, if any, is scaled too.
     joins: puts its inputs side by side along the axis that its config names.
     pads: puts zeros around its input.
+    pads_as_called: puts around its input what its call says: a constant, or elements of the input mirrored.
     pools: makes one value of each channel, or fewer, as the mean over positions.
     passes_copies: does the same to each channel, however many there are: a copy of an input channel is a
       copy of the output channel.
@@ -93,6 +94,7 @@ class LayerFacts:
   rectifier: bool = False
   joins: bool = False
   pads: bool = False
+  pads_as_called: bool = False
   pools: bool = False
   passes_copies: bool = False
   training_only: bool = False

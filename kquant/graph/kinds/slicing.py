@@ -9,6 +9,8 @@ from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import Refusal
 
 _BATCH = "leave the batch axis alone and name another one"
+CONSTANT_BESIDE = Refusal("takes a constant beside tensors",
+                          "give it the batch of a tensor x: constant + tf.zeros_like(x[..., :1])")
 
 
 def slice_parts(call: Call, shape: Sequence[int]) -> list[range]:
@@ -41,13 +43,29 @@ def refused_slice(call: Call) -> Refusal | None:
 
 
 def refused_pad(call: Call) -> Refusal | None:
-  """Refuses a padding of the batch, or with another constant than 0."""
+  """Refuses a padding of the batch, or with another constant than 0.
+
+  `standardize` leaves the lowest value to a max pool behind it.
+  """
   if np.asarray(call.argument(1, "paddings"))[0].any():
     return Refusal("pads the batch axis", _BATCH)
   value = np.asarray(call.argument(4, "constant_values", 0))
   if str(call.argument(2, "mode", "CONSTANT")).upper() == "CONSTANT" and value.any():
-    return Refusal(f"pads with {value.tolist()}", "pad with zeros, or concatenate a constant")
+    if value <= np.finfo(np.float32).min:
+      return Refusal("pads with -inf",
+                     "do so right in front of a max pool alone, by half of its window at most")
+    return Refusal(f"pads with {value}", f"write it as tf.pad(x - {value}, paddings) + {value}")
   return None
+
+
+def refused_constant(call: Call) -> Refusal | None:
+  """Refuses a layer of a list of tensors that has a constant among them."""
+  return CONSTANT_BESIDE if _has_constant(call) else None
+
+
+def _has_constant(call: Call) -> bool:
+  """Whether a call that joins the tensors of a list has a constant among them."""
+  return len(call.argument(0, "values")) > len(call.inputs)
 
 
 def refused_batch_axis(position: int, default: int | None = 0) -> Any:
@@ -66,13 +84,17 @@ def refused_batch_axis(position: int, default: int | None = 0) -> Any:
 
 
 def refused_stack(call: Call) -> Refusal | None:
-  """Refuses tf.stack that puts the new axis in front of the batch."""
+  """Refuses tf.stack that puts the new axis in front of the batch, or that takes a constant."""
+  if _has_constant(call):
+    return CONSTANT_BESIDE
   rank = len(call.outputs[0].shape)
   return Refusal("makes a new batch axis", _BATCH) if int(call.argument(1, "axis", 0)) % rank == 0 else None
 
 
 def refused_join(call: Call) -> Refusal | None:
-  """Refuses a Concatenate along the batch."""
+  """Refuses a Concatenate along the batch, or of a constant."""
+  if _has_constant(call):
+    return CONSTANT_BESIDE
   if call.config["axis"] % len(call.outputs[0].shape) == 0:
     return Refusal("concatenates along the batch axis", _BATCH)
   return None

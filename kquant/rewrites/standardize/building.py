@@ -1,12 +1,12 @@
 """Short ways to add calls to a graph: for passes that write one layer as several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.standardize.operators import operator_layer
 
 
@@ -28,9 +28,25 @@ def add_permute(graph: Graph, name: str, source: Ref, dims: Sequence[int]) -> Re
   return graph.add_node(graph.new_layer(keras.layers.Permute, name, {"dims": tuple(dims)}), (source,), shape)
 
 
-def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Ref], shape: Sequence[int | None],
+def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) -> Ref:
+  """Takes a part of some axes of a tensor: {axis: places without a gap}."""
+  parts = {axis: part for axis, part in parts.items() if len(part) != source.shape[axis]}
+  if not parts:
+    return source
+  layer = keras.layers.deserialize({"class_name": "SlicingOpLambda", "config": {
+      "name": name.replace("@", "_call"), "function": "__operators__.getitem"}})
+  items = [{"start": None, "stop": None, "step": None} for _ in source.shape]  # as Keras writes slices
+  shape = list(source.shape)
+  for axis, part in parts.items():
+    items[axis] = {"start": part.start, "stop": part.stop, "step": None}
+    shape[axis] = len(part)
+  definition = LayerDef(layer.name, type(layer), layer.get_config())
+  return graph.add_node(definition, (source, tuple(items)), tuple(shape))
+
+
+def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Any], shape: Sequence[int | None],
                  **options: Any) -> Ref:
-  """Calls a TensorFlow function such as "linalg.matmul" on tensors, the options by keyword."""
+  """Calls a TensorFlow function such as "linalg.matmul" on tensors or constants, the options by keyword."""
   return graph.add_node(operator_layer(name, symbol), tuple(sources), tuple(shape), kwargs=options)
 
 

@@ -137,7 +137,7 @@ def _become(graph: Graph, node: Node, layer: LayerDef, args: tuple = ()) -> None
   graph.recall(node, layer, args or (tensors[0] if len(tensors) == 1 else tensors,))
 
 
-_BINARY_LAYERS = {"add": keras.layers.Add, "subtract": keras.layers.Subtract,
+BINARY_LAYERS = {"add": keras.layers.Add, "subtract": keras.layers.Subtract,
                   "multiply": keras.layers.Multiply}
 
 
@@ -146,15 +146,20 @@ def name_operator(graph: Graph, node: Node) -> None:
 
   Any other constant stays an operand of tf.math.add, tf.math.subtract or tf.math.multiply.
   """
-  operator = node.facts.operator
+  operator, operands = node.facts.operator, (*node.args, *node.kwargs.values(), None)
+  if len(node.inputs) == 1 and node.layer.cls in BINARY_LAYERS.values():
+    (operator,) = (name for name, cls in BINARY_LAYERS.items() if cls is node.layer.cls)
+    (operands,) = node.args
+    if len(operands) > 2:
+      return
   if not operator:
     return
-  left, right = (*node.args, *node.kwargs.values(), None)[:2]
+  left, right = operands[:2]
   if operator == "negative":
     operator, right = "multiply", -1.0
   if isinstance(left, Ref) and isinstance(right, Ref):
-    if operator in _BINARY_LAYERS and len(left.shape) == len(right.shape):
-      _become(graph, node, graph.new_layer(_BINARY_LAYERS[operator], node.layer.name))
+    if operator in BINARY_LAYERS and len(left.shape) == len(right.shape):
+      _become(graph, node, graph.new_layer(BINARY_LAYERS[operator], node.layer.name))
     return
   tensor_first = isinstance(left, Ref)
   constant = np.asarray(right if tensor_first else left, np.float64)

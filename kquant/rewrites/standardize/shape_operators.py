@@ -23,8 +23,8 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
   if node.kind in _RESHAPES and shape and shape[0] is None and None not in shape[1:]:
     become(graph, node, keras.layers.Reshape, {"target_shape": shape[1:]}, (node.inputs[0],))
   elif node.kind == "tf.concat":
-    axis = node.argument(1, "axis")
-    if isinstance(axis, (int, np.integer)):
+    axis, parts = node.argument(1, "axis"), tf.nest.flatten(node.argument(0, "values"))
+    if np.ndim(axis) == 0 and all(isinstance(part, Ref) for part in parts):
       become(graph, node, keras.layers.Concatenate, {"axis": int(axis)}, (node.inputs,))
   elif node.kind in _TRANSPOSES:
     order = node.argument(1, "perm")
@@ -69,6 +69,8 @@ def _is_float(ref: Ref) -> bool:
 def _become_average(graph: Graph, node: Node) -> None:
   """A sum, and a scale that folds where it can."""
   tensors, name = node.inputs, node.layer_name
+  if len(node.operands) > len(tensors):
+    return
   total = graph.add_node(graph.new_layer(keras.layers.Add, f"{name}/sum"), (tensors,), node.shapes[0])
   scale = np.full(node.shapes[0][-1], 1 / len(tensors))
   graph.recall(node, affine_layer(graph, name, scale, 0 * scale), (total,))

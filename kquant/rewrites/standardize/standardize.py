@@ -2,7 +2,8 @@
 
 Fused activations become layers, SeparableConv becomes depthwise and pointwise, operators written as
 `x + y`, `x * c` or tf.nn.relu become layers, every linear layer has a bias, what does nothing at
-inference goes, and a ZeroPadding2D that equals the convolution's own "same" padding is left to it.
+inference goes, constants are folded, and a padding that equals the "same" padding of the convolution or max
+pool behind it is left to that.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.passes import graph_pass
 from kquant.rewrites.standardize.attention import split_attention
+from kquant.rewrites.standardize.constants import fold_constants
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
 from kquant.rewrites.standardize.indices import take_integer_indices
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
+from kquant.rewrites.standardize.padding import absorb_lowest, absorb_zeros
 from kquant.rewrites.standardize.shape_operators import drop_cast, name_shape_operator
 from kquant.rewrites.standardize.training_config import split_activity_regularizer, training_config
 
@@ -39,6 +42,7 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
     >>> [type(layer).__name__ for layer in kq.standardize(model).layers]
     ['InputLayer', 'Conv2D', 'ReLU']
   """
+  fold_constants(graph)
   _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices, drop_cast,
               join_copies)
   graph.normalize()
@@ -50,9 +54,11 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
     if node.facts.role == "linear" and "bias" not in node.layer.params:
       _give_bias(node.layer)
   _treat_each(graph, _split_nary)
-  for node in graph.of_role("linear"):
-    if node.facts.spatial == 2 and not node.facts.transposed:
-      _absorb_padding(graph, node)
+  for node in list(graph.nodes):
+    if node.facts.role == "linear" and node.facts.spatial == 2 and not node.facts.transposed:
+      absorb_zeros(graph, node)
+    elif node.facts.takes_maximum and "pool_size" in node.config:
+      absorb_lowest(graph, node)
 
 
 def drop_identities(graph: Graph, *, keep_training: bool = False) -> None:
@@ -128,7 +134,7 @@ def _give_bias(layer: LayerDef) -> None:
 
 def _split_nary(graph: Graph, node: Node) -> None:
   """Add([a, b, c]) becomes Add([Add([a, b]), c]): the runtime's operator takes two."""
-  if not node.facts.arithmetic or len(node.inputs) < 3:
+  if not node.facts.arithmetic or not 3 <= len(node.inputs) == len(node.operands):
     return
   first, *others, last = node.inputs
   for index, other in enumerate(others):
@@ -136,27 +142,3 @@ def _split_nary(graph: Graph, node: Node) -> None:
     shape = node.layer.cls().compute_output_shape([first.shape, other.shape])
     first = graph.add_node(layer, ([first, other],), shape)
   graph.recall(node, node.layer, ([first, last],))
-
-
-def _absorb_padding(graph: Graph, node: Node) -> None:
-  """ZeroPadding2D then a "valid" convolution: "same" where TensorFlow would pad just as much."""
-  (source,) = node.inputs
-  padding = source.node
-  if (not padding.facts.pads or node.config["padding"] != "valid"
-      or len(graph.calls(node.layer)) > 1 or not graph.is_private(source)):
-    return
-  size = padding.inputs[0].shape[1:3]
-  if None in size or any(
-      tuple(pads) != _same_padding(n, k, s, d) for pads, n, k, s, d in
-      zip(padding.config["padding"], size, node.config["kernel_size"], node.config["strides"],
-          node.config["dilation_rate"])):
-    return
-  node.layer.config = {**node.config, "padding": "same"}
-  graph.edit(padding, f"left to the \"same\" padding of {node.name!r}")
-  graph.remove(padding)
-
-
-def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-  reach = (kernel - 1) * dilation + 1
-  total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-  return total // 2, total - total // 2
