@@ -14,7 +14,7 @@ from kquant.core.records import Report
 from kquant.core.target import target
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.readers.keras3 import as_tf_keras
+from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import check_config
@@ -59,7 +59,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   """Quantizes a float model after training; the model itself is not changed.
 
   Args:
-    model: functional or Sequential tf_keras model.
+    model: a built model of tf_keras or Keras 3; subclassed models are traced.
     calibration: unlabelled inputs as the model takes them, a hundred or more: an array
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
       there are none an InputRange: ranges and bias corrections then follow from the batch norms.
@@ -75,7 +75,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     The plain model on its grids, the grids and integers, the simulation and the report.
 
   Raises:
-    TypeError: not a tf_keras functional model, or calibration data of no known kind.
+    TypeError: not a model, or calibration data of no known kind.
     UnsupportedLayerError: a layer that has no integer form, by name.
     ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset or effort, a
       rule that matches no layer, a method that needs images where there are none.

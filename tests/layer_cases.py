@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -92,6 +93,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Identity": lambda: behind(layers.Identity()),
     "InputLayer": _input_layer,
     "LayerNormalization": lambda: one(layers.LayerNormalization()),
+    "Lambda": lambda: one(layers.Lambda(lambda x: 2 * tf.tanh(x) + 1)),
     "LeakyReLU": lambda: one(layers.LeakyReLU()),
     "MaxPooling1D": lambda: one(layers.MaxPooling1D(2), ROWS),
     "MaxPooling2D": lambda: one(layers.MaxPooling2D(2)),
@@ -120,6 +122,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "SpatialDropout1D": lambda: behind(layers.SpatialDropout1D(0.1), ROWS),
     "SpatialDropout2D": lambda: behind(layers.SpatialDropout2D(0.1)),
     "SpatialDropout3D": lambda: behind(layers.SpatialDropout3D(0.1), VOLUME),
+    "SpectralNormalization": lambda: one(layers.SpectralNormalization(layers.Conv2D(3, 2))),
     "Subtract": lambda: two(layers.Subtract()),
     "ThresholdedReLU": lambda: one(layers.ThresholdedReLU(0.3)),
     "UnitNormalization": lambda: one(layers.UnitNormalization()),
@@ -146,7 +149,6 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     "Hashing": lambda: one(layers.Hashing(4), (3,), "int32"),
     "IntegerLookup": lambda: one(layers.IntegerLookup(vocabulary=[1, 2, 3]), (3,), "int64"),
     "LSTM": lambda: one(layers.LSTM(3), ROWS),
-    "Lambda": lambda: one(layers.Lambda(lambda x: x + 1)),
     "LocallyConnected1D": lambda: one(layers.LocallyConnected1D(3, 2), ROWS),
     "LocallyConnected2D": lambda: one(layers.LocallyConnected2D(3, 2)),
     "Masking": lambda: one(layers.Masking(), ROWS),
@@ -155,7 +157,6 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     "RandomHeight": lambda: one(layers.RandomHeight(0.1)),
     "RandomWidth": lambda: one(layers.RandomWidth(0.1)),
     "SimpleRNN": lambda: one(layers.SimpleRNN(3), ROWS),
-    "SpectralNormalization": lambda: one(layers.SpectralNormalization(layers.Conv2D(3, 2))),
     "StringLookup": lambda: one(layers.StringLookup(vocabulary=["a", "b"]), (3,), "string"),
     "TextVectorization": lambda: one(layers.TextVectorization(vocabulary=["a", "b"]), (), "string"),
     "TimeDistributed": lambda: one(layers.TimeDistributed(layers.Dense(3)), ROWS),
@@ -174,6 +175,7 @@ REFUSED_FORMS: dict[str, Callable[[], keras.Model]] = {
     "EinsumDense(ab...,bc->ac...)": lambda: one(layers.EinsumDense("abcd,be->aecd", (5, None, None))),
     "Resizing(bicubic)": lambda: one(layers.Resizing(5, 9, interpolation="bicubic")),
     "UpSampling2D(bicubic)": lambda: one(layers.UpSampling2D(2, interpolation="bicubic")),
+    "Lambda(tf.cond)": lambda: one(layers.Lambda(lambda x: tf.cond(tf.size(x) > 0, lambda: x, lambda: -x))),
     "LSTM(return_sequences=True)": lambda: one(layers.LSTM(3, return_sequences=True), ROWS),
     "MultiHeadAttention(causal)": lambda: _causal(),
 }

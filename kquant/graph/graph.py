@@ -18,8 +18,8 @@ import tf_keras as keras
 from kquant.core.records import Edit, Skip
 from kquant.graph import keras_calls, keras_reader, policies
 from kquant.graph.losses import LossBranch, loss_branch
+from kquant.graph.model_forms import as_tf_keras
 from kquant.graph.nodes import LayerDef, Node, Ref, map_refs
-from kquant.graph.readers.keras3 import as_tf_keras
 
 NOTES = "graph_notes"
 """Key in the config of the one layer that carries the notes of a graph from model to model and into files."""
@@ -56,14 +56,15 @@ class Graph:
 
   @classmethod
   def from_model(cls, model: keras.Model, *, keep_losses: bool = False) -> "Graph":
-    """Reads a built functional or Sequential tf_keras model, or a Keras 3 model (`from_keras3`).
+    """Reads a built tf_keras model, or a Keras 3 model (`from_keras3`); layers of the user's own are traced.
 
     Args:
       model: the model.
       keep_losses: what `add_loss` and `add_metric` add to it goes into the models that the graph makes.
 
     Raises:
-      TypeError: not a model, or a subclassed tf_keras model.
+      TypeError: not a model.
+      UnsupportedLayerError: a subclassed model that cannot be traced.
       ValueError: not built, or a weight is not finite; see also `from_keras3`.
     """
     model = as_tf_keras(model)

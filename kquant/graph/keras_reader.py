@@ -1,6 +1,6 @@
 """Reads a Keras model's call records into nodes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,7 @@ def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
     TypeError, ValueError: see `check_model`.
   """
   check_model(model)
-  reader = _Reader()
-  inputs = tf.nest.map_structure(reader.add_input, model._nested_inputs)
-  reader.inline(model, prefix="")
-  outputs = tf.nest.map_structure(lambda t: reader.values[_history(t)], model._nested_outputs)
-  return reader.nodes, inputs, outputs
+  return Reader().read(model)
 
 
 def check_model(model: Any) -> None:
@@ -44,59 +40,74 @@ def check_model(model: Any) -> None:
   if isinstance(model, keras.Sequential) and not model._is_graph_network:
     raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Give its first "
                      "layer an input_shape, or call model.build(input_shape).")
-  if not _computes_its_graph(model):
-    raise TypeError(
-        f"Model {model.name!r} ({type(model).__name__}) is subclassed: its graph cannot be read. Wrap "
-        "it: tf_keras.Model(x, model.call(x)) with x = tf_keras.Input(shape).")
+  if not computes_its_graph(model):
+    raise TypeError(f"Model {model.name!r} ({type(model).__name__}) is subclassed: its graph cannot be read.")
   for variable in model.weights:
     if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
       raise ValueError(f"Weight {variable.name!r} of model {model.name!r} holds NaN or infinity; "
                        "expected finite weights. Train or load the model again.")
 
 
-class _Reader:
-  """Walks Keras call records and collects nodes; `values` maps a Keras tensor to its Ref."""
+class Reader:
+  """Walks Keras call records and collects nodes.
+
+  Attributes:
+    nodes: the calls that were read, in topological order.
+  """
 
   def __init__(self):
     self.nodes: list[Node] = []
-    self.values: dict[tuple[int, int, int], Ref] = {}
-    self.layers: dict[int, LayerDef] = {}
+    self._values: dict[tuple[int, int, int], Ref] = {}
+    self._layers: dict[int, LayerDef] = {}
 
-  def add_input(self, tensor) -> Ref:
+  def read(self, model: keras.Model) -> tuple[list[Node], Any, Any]:
+    """Returns (nodes, inputs, outputs) of a model that computes its call records."""
+    inputs = tf.nest.map_structure(self.add_input, model._nested_inputs)
+    self.read_calls(_calls_in_order(model), prefix="")
+    return self.nodes, inputs, tf.nest.map_structure(self.value, model._nested_outputs)
+
+  def add_input(self, tensor: Any) -> Ref:
+    """Adds an input of the model."""
     layer = tensor._keras_history.layer
     node = Node(layer.name, self._layer_def(layer, ""), shapes=[tuple(tensor.shape)])
     self.nodes.append(node)
-    self.values[_history(tensor)] = Ref(node)
+    self.hold(tensor, Ref(node))
     return Ref(node)
 
-  def inline(self, model: keras.Model, prefix: str) -> None:
-    """Reads the calls inside `model`, whose input tensors have values already."""
-    for call in _calls_in_order(model):
-      if all(_history(t) in self.values for t in tf.nest.flatten(call.outputs)) and call.is_input:
+  def hold(self, tensor: Any, ref: Ref) -> None:
+    """Notes what a Keras tensor is."""
+    self._values[_history(tensor)] = ref
+
+  def read_calls(self, calls: Iterable[Any], prefix: str) -> None:
+    """Reads calls in their order; the input tensors among them are held already."""
+    for call in calls:
+      if all(_history(t) in self._values for t in tf.nest.flatten(call.outputs)) and call.is_input:
         continue
       _check_inference(call)
-      args, kwargs = tf.nest.map_structure(self._value, (call.call_args, call.call_kwargs))
-      if isinstance(call.layer, keras.Model) and _computes_its_graph(call.layer):
-        outputs = self._call_model(call.layer, args[0], prefix)
+      args, kwargs = tf.nest.map_structure(self.value, (call.call_args, call.call_kwargs))
+      if isinstance(call.layer, keras.Model) and computes_its_graph(call.layer):
+        outputs = self._read_model(call.layer, args[0], prefix)
       else:
-        outputs = self._call_layer(call, args, kwargs, prefix)
+        outputs = self.read_call(call, args, kwargs, prefix)
       for tensor, ref in zip(tf.nest.flatten(call.outputs), outputs, strict=True):
-        self.values[_history(tensor)] = ref
+        self.hold(tensor, ref)
 
-  def _value(self, leaf):
+  def value(self, leaf: Any) -> Any:
+    """Returns the Ref of a Keras tensor, the array of a variable, anything else as it is."""
     if hasattr(leaf, "_keras_history"):
-      return self.values[_history(leaf)]
+      return self._values[_history(leaf)]
     if isinstance(leaf, tf.Variable):
       return leaf.numpy()
     return leaf
 
-  def _call_model(self, model: keras.Model, arguments, prefix: str) -> list[Ref]:
+  def _read_model(self, model: keras.Model, arguments: Any, prefix: str) -> list[Ref]:
     for tensor, ref in zip(model.inputs, model._flatten_to_reference_inputs(arguments), strict=True):
-      self.values[_history(tensor)] = ref
-    self.inline(model, f"{prefix}{model.name}/")
-    return [self.values[_history(t)] for t in tf.nest.flatten(model._nested_outputs)]
+      self.hold(tensor, ref)
+    self.read_calls(_calls_in_order(model), f"{prefix}{model.name}/")
+    return [self.value(t) for t in tf.nest.flatten(model._nested_outputs)]
 
-  def _call_layer(self, call, args, kwargs, prefix: str) -> list[Ref]:
+  def read_call(self, call: Any, args: tuple, kwargs: dict[str, Any], prefix: str) -> list[Ref]:
+    """Reads a call of a layer, its tensors as Refs; returns its outputs, flat."""
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     kwargs.pop("training", None)
     shapes = [tuple(t.shape) for t in tf.nest.flatten(call.outputs)]
@@ -108,25 +119,29 @@ class _Reader:
     return [Ref(node, index) for index in range(len(shapes))]
 
   def _layer_def(self, layer: keras.layers.Layer, prefix: str) -> LayerDef:
-    if id(layer) not in self.layers:
+    if id(layer) not in self._layers:
       name = prefix + layer.name
-      while name in {other.name for other in self.layers.values()}:
+      while name in {other.name for other in self._layers.values()}:
         name += "_1"
-      try:
-        config = dict(layer.get_config())
-      except NotImplementedError as error:
-        raise UnsupportedLayerError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) has no get_config and cannot be rebuilt. "
-            "Give it one.") from error
-      if "name" in config:
-        config["name"] = name
-      if "dtype" in config:
-        config["dtype"] = in_float32(layer.dtype_policy.name)
-      params = {key: _in_float32(variable.numpy()) for key, variable in named_variables(layer)}
-      definition = LayerDef(name, type(layer), config, params, vars(layer).get(MOMENTS))
-      definition.origins = definition.as_origins()
-      self.layers[id(layer)] = definition
-    return self.layers[id(layer)]
+      self._layers[id(layer)] = self.define(layer, name)
+    return self._layers[id(layer)]
+
+  def define(self, layer: keras.layers.Layer, name: str) -> LayerDef:
+    """Returns a layer as data, under the name that it has in the graph."""
+    try:
+      config = dict(layer.get_config())
+    except NotImplementedError as error:
+      raise UnsupportedLayerError(
+          f"Layer {layer.name!r} ({type(layer).__name__}) has no get_config and cannot be rebuilt. "
+          "Give it one.") from error
+    if "name" in config:
+      config["name"] = name
+    if "dtype" in config:
+      config["dtype"] = in_float32(layer.dtype_policy.name)
+    params = {key: _in_float32(variable.numpy()) for key, variable in named_variables(layer)}
+    definition = LayerDef(name, type(layer), config, params, vars(layer).get(MOMENTS))
+    definition.origins = definition.as_origins()
+    return definition
 
 
 def _without_ellipsis(spec: Any, rank: int) -> Any:
@@ -157,8 +172,14 @@ def _check_inference(call) -> None:
                                 "has no such mode. Rebuild the model without it.")
 
 
-def _computes_its_graph(model: keras.Model) -> bool:
+def computes_its_graph(model: keras.Model) -> bool:
+  """Whether a model computes its call records: functional or Sequential, with no call of its own."""
   return model._is_graph_network and type(model).call in (Functional.call, keras.Sequential.call)
+
+
+def nested_layers(model: keras.Model) -> list[keras.layers.Layer]:
+  """Returns the layers of a model, those of models and layers inside too."""
+  return list(model._flatten_layers(include_self=False))
 
 
 def _calls_in_order(model: keras.Model) -> Iterator[Any]:

@@ -46,7 +46,7 @@ def rewrite(model: keras.Model, passes: Iterable[GraphPass]) -> keras.Model:
   What they left alone is logged as warnings of absl, a line each with the layer and the reason.
 
   Args:
-    model: functional or Sequential tf_keras model.
+    model: a built model of tf_keras or Keras 3.
     passes: such as `kq.standardize`; options are given by a call without a model:
       `kq.equalize(calibration=images)`.
 

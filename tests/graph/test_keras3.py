@@ -9,7 +9,8 @@ import pytest
 import tf_keras
 
 import kquant as kq
-from kquant.graph.readers.keras3 import as_tf_keras, is_keras3
+from kquant.graph.model_forms import as_tf_keras
+from kquant.graph.readers.keras3 import is_keras3
 
 keras = pytest.importorskip("keras", minversion="3.0")
 layers, ops = keras.layers, keras.ops
@@ -229,7 +230,7 @@ def test_a_lambda_in_a_file_is_not_run(tmp_path):
 
 def test_keras_3_is_not_imported_for_other_models():
   code = ("import sys, kquant, tf_keras\n"
-          "from kquant.graph.readers.keras3 import as_tf_keras\n"
+          "from kquant.graph.model_forms import as_tf_keras\n"
           "model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])\n"
           "assert as_tf_keras(model) is model\n"
           "assert 'keras.src.models' not in sys.modules or 'tensorflow' in sys.modules\n")

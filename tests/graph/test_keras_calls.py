@@ -350,7 +350,7 @@ def test_a_subclassed_model_inside_is_one_opaque_layer_or_an_error():
       self.dense = layers.Dense(3)
 
     def call(self, x):
-      return self.dense(x)
+      return self.dense(x) if tf.size(x) > 0 else x[:, :3]  # cannot be traced
 
   image = keras.Input((4,))
   model = random_weights(keras.Model(image, Block(name="block")(image)))
@@ -440,22 +440,8 @@ class Subclassed(keras.Model):
     return self.dense(x)
 
 
-class FunctionalWithOwnCall(keras.Model):
-  """Its calls can be read, but they are not what it computes."""
-
-  def call(self, x):
-    return 2.0 * super().call(x)
-
-
 def subclassed():
-  model = Subclassed(name="classy")
-  model(np.zeros((1, 4), np.float32))
-  return model
-
-
-def own_call():
-  image = keras.Input((4,))
-  return FunctionalWithOwnCall(image, layers.Dense(2)(image), name="classy")
+  return Subclassed(name="classy")
 
 
 def unbuilt():
@@ -472,8 +458,7 @@ def with_bad_weights(value, where="dense/kernel"):
 
 
 REFUSED = {
-    "subclassed": (subclassed, TypeError, "'classy' (Subclassed)", "tf_keras.Model(x, model.call(x))"),
-    "own call": (own_call, TypeError, "'classy' (FunctionalWithOwnCall)", "tf_keras.Model(x, model.call(x))"),
+    "subclassed": (subclassed, ValueError, "'classy' (Subclassed)", "Call it once on data"),
     "unbuilt": (unbuilt, ValueError, "'open'", "input_shape"),
     "NaN": (lambda: with_bad_weights(np.nan), ValueError, "'broken'", "Train or load the model again"),
     "infinity": (lambda: with_bad_weights(np.inf), ValueError, "'dense/kernel:0'", "finite"),
@@ -523,7 +508,7 @@ class Scale(layers.Layer):
     self.factor = factor
 
   def call(self, x):
-    return x * self.factor
+    return x * self.factor if tf.size(x) > 0 else x  # cannot be traced
 
 
 def test_a_layer_without_config_is_named():
@@ -552,7 +537,7 @@ def test_a_layer_whose_config_forgets_its_weights_is_named():
       self.dense = layers.Dense(units)
 
     def call(self, x):
-      return self.dense(x)
+      return self.dense(x) if tf.size(x) > 0 else x  # cannot be traced
 
     def get_config(self):
       return super().get_config()

@@ -335,10 +335,10 @@ def test_a_kind_of_the_users_own_is_known_where_the_model_has_it():
 
 
 class Custom(layers.Layer):
-  """A layer of a user's own."""
+  """A layer of a user's own that cannot be traced."""
 
   def call(self, inputs):
-    return inputs * 2.0
+    return inputs * 2.0 if tf.size(inputs) > 0 else inputs
 
 
 def cubic(x):
@@ -346,8 +346,16 @@ def cubic(x):
   return x * x * x
 
 
+def undecided(x):
+  """What cannot be traced."""
+  return tf.cond(tf.size(x) > 0, lambda: x, lambda: -x)
+
+
 class Dense(layers.Dense):
   """A user's own layer under a name that kquant knows."""
+
+  def call(self, inputs):
+    return super().call(inputs) if tf.size(inputs) > 0 else inputs
 
 
 REFUSED = {
@@ -365,7 +373,7 @@ REFUSED = {
                      "use a plain ReLU"),
     "custom": (lambda: Custom(name="bad"), (8, 8, 4), "replace it by supported layers"),
     "borrowed name": (lambda: Dense(3, name="bad"), (8,), "replace it by supported layers"),
-    "Lambda": (lambda: layers.Lambda(lambda x: x * x, name="bad"), (8, 8, 4), "call TensorFlow functions"),
+    "Lambda": (lambda: layers.Lambda(undecided, name="bad"), (8, 8, 4), "call TensorFlow functions"),
     "LayerNormalization": (lambda: layers.LayerNormalization(axis=1, name="bad"), (8, 4), "use axis=-1"),
     "output padding": (lambda: layers.Conv2DTranspose(4, 3, strides=2, output_padding=1, name="bad"),
                        (8, 8, 4), "leave it out"),

@@ -17,6 +17,7 @@ import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
+from kquant.graph.equality import check_equal
 from kquant.graph.keras_calls import as_inputs, is_symbol
 from kquant.graph.policies import float32_policy
 from kquant.graph.readers.keras3_layers import config_of, is_plain, set_weights
@@ -24,19 +25,12 @@ from kquant.graph.readers.keras3_operations import convert_operation
 
 LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE = 1e-4, 3e-2
 """Of the outputs of both models, over the largest value; the second for models of half precision."""
-_OPEN_SIZE = 32
-"""What an open dimension has while the outputs are compared."""
 
 
 def is_keras3(model: Any) -> bool:
   """Whether a model is one of Keras 3; imports nothing."""
   keras3 = sys.modules.get("keras")
   return keras3 is not None and hasattr(keras3, "KerasTensor") and isinstance(model, keras3.Model)
-
-
-def as_tf_keras(model: Any) -> Any:
-  """Returns the tf_keras model of a Keras 3 model; anything else as it is."""
-  return from_keras3(model) if is_keras3(model) else model
 
 
 def from_keras3(model: Any) -> keras.Model:
@@ -244,29 +238,16 @@ def _as_constant(leaf: Any, keras3: Any) -> Any:
   return leaf
 
 
-# --- the comparison --------------------------------------------------------------------------------
-
-
 def _check_equal(model: Any, made: keras.Model) -> None:
   """Raises ValueError unless both models compute the same on random inputs."""
-  import keras as keras3
   half = any("16" in str(getattr(layer, "compute_dtype", "")) for layer in model._flatten_layers())
-  bound = LARGEST_HALF_DIFFERENCE if half else LARGEST_DIFFERENCE
-  for seed in range(2):
-    rng = np.random.default_rng(seed)
-    inputs = [_random(tensor, rng, positive=seed == 1) for tensor in made.inputs]
-    theirs = keras3.tree.flatten(model(_packed(model, made, inputs), training=False))
-    theirs = [np.asarray(keras3.ops.convert_to_numpy(value), np.float64) for value in theirs]
-    mine = [np.asarray(value, np.float64) for value in keras3.tree.flatten(
-        made(as_inputs(made, inputs), training=False))]
-    if all(np.isfinite(value).all() for value in theirs):
-      break
-  for index, (a, b) in enumerate(zip(theirs, mine, strict=True)):
-    off = np.abs(a - b).max() if a.shape == b.shape and a.size else np.inf
-    if not off <= bound * max(np.abs(a).max(), 1e-6):
-      raise ValueError(f"Model {model.name!r}: output {index} of its tf_keras form differs by {off:.3g} from "
-                       f"values up to {np.abs(a).max():.3g} on random inputs, more than {bound:g} of them; "
-                       "please report the layers that it is made of.")
+
+  def answers(inputs: list[np.ndarray]) -> list[np.ndarray]:
+    import keras as keras3
+    outputs = keras3.tree.flatten(model(_packed(model, made, inputs), training=False))
+    return [np.asarray(keras3.ops.convert_to_numpy(value)) for value in outputs]
+
+  check_equal(f"Model {model.name!r}", made, LARGEST_HALF_DIFFERENCE if half else LARGEST_DIFFERENCE, answers)
 
 
 def _packed(model: Any, made: keras.Model, inputs: list[np.ndarray]) -> Any:
@@ -276,12 +257,3 @@ def _packed(model: Any, made: keras.Model, inputs: list[np.ndarray]) -> Any:
   if struct is None and getattr(model, "_functional", None) is not None:
     struct = model._functional._inputs_struct
   return keras3.tree.pack_sequence_as(struct, inputs) if struct is not None else as_inputs(made, inputs)
-
-
-def _random(tensor: Any, rng: np.random.Generator, *, positive: bool) -> np.ndarray:
-  batch, *shape = tensor.shape
-  shape = (batch or 2, *(_OPEN_SIZE if size is None else size for size in shape))
-  if not tensor.dtype.is_floating:
-    return rng.integers(0, 2, shape).astype(tensor.dtype.as_numpy_dtype)
-  values = rng.uniform(0.1, 1.0, shape) if positive else rng.normal(size=shape)
-  return values.astype(np.float32)

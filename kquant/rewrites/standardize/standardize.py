@@ -15,6 +15,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.passes import graph_pass
 from kquant.rewrites.standardize.attention import split_attention
+from kquant.rewrites.standardize.constant_weights import name_constant_weights
 from kquant.rewrites.standardize.constants import fold_constants
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
@@ -43,6 +44,7 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
     ['InputLayer', 'Conv2D', 'ReLU']
   """
   fold_constants(graph)
+  _treat_each(graph, name_constant_weights)
   _treat_each(graph, change_dimensions, split_attention, split_normalization, take_integer_indices, drop_cast,
               join_copies)
   graph.normalize()

@@ -15,8 +15,10 @@ FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / 
                if path.parent.name != "readers")  # they name the layers of other makes
 RECORDS = pathlib.PurePath("kquant/graph/kinds")
 
-# Kinds that a third file may name: the preset int8_tflm is a rule for a kind, as users write it.
-THIRD = {"Dense": "kquant/core/quant_config.py"}
+# Kinds that a third file may name: the preset int8_tflm is a rule for a kind, as users write it; a product of
+# two tensors has an operator, one with a constant is a layer.
+THIRD = {"Dense": "kquant/core/quant_config.py",
+         "tf.linalg.matmul": "kquant/rewrites/standardize/constant_weights.py"}
 
 
 def strings(path):

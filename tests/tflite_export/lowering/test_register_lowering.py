@@ -74,9 +74,15 @@ def exported(model, tmp_path):
   return tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:4])
 
 
-def test_an_unregistered_layer_is_refused_by_name():
-  with pytest.raises(UnsupportedLayerError, match="'cube'"):
-    kq.quantize(model_with(Cube(name="cube")), models.sample_inputs(model_with(Cube()))[0])
+class Choosing(layers.Layer):
+  def call(self, x):
+    return x**3 if tf.size(x) > 0 else x  # cannot be traced
+
+
+def test_an_unregistered_layer_is_traced_or_refused_by_name(tmp_path):
+  assert exported(model_with(Cube(name="cube")), tmp_path).program.operator_counts()["GATHER"] == 1
+  with pytest.raises(UnsupportedLayerError, match="'choosing'"):
+    kq.quantize(model_with(Choosing(name="choosing")), models.sample_inputs(model_with(Cube()))[0])
 
 
 def test_a_function_of_one_element_needs_no_code(tmp_path):
