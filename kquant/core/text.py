@@ -1,5 +1,6 @@
 """Text for people: tables of rows, the first line of an error."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,3 +22,14 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _is_number(text: str) -> bool:
   return text.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit()
+
+
+def scope_name(name: str) -> str:
+  """Returns the name of a layer in the letters that TensorFlow takes for a scope.
+
+  Example:
+    >>> scope_name("dense 1"), scope_name("_up"), scope_name("größe")
+    ('dense_1', 'layer_up', 'gr__e')
+  """
+  name = re.sub(r"[^A-Za-z0-9_./>\\-]", "_", name)
+  return name if re.match("[A-Za-z0-9.]", name) else f"layer{name}"

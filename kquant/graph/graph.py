@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.records import Edit, Skip
+from kquant.core.text import scope_name
 from kquant.graph import keras_calls, keras_reader, policies
 from kquant.graph.losses import LossBranch, loss_branch
 from kquant.graph.model_forms import as_tf_keras
@@ -136,6 +137,7 @@ class Graph:
   def new_layer(self, cls: type, name: str, config: dict[str, Any] | None = None,
                 params: dict[str, np.ndarray] | None = None) -> LayerDef:
     """Returns a LayerDef of a Keras class whose config is completed by the class's defaults."""
+    name = scope_name(name)
     with policies.float32_policy():
       full = cls(**{**(config or {}), "name": name}).get_config()
     return LayerDef(name, cls, full, dict(params or {}))

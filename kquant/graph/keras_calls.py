@@ -116,7 +116,7 @@ def _rows_of_inputs(model: keras.Model) -> dict[str, int]:
   for node in read(model)[0]:
     if node.facts.table:
       source = node.inputs[0].node
-      while source.facts.role == "move" and len(source.inputs) == 1 or source.kind == "tf.cast":
+      while source.facts.role == "move" and len(source.inputs) == 1 or source.facts.casts:
         source = source.inputs[0].node
       if source.facts.role == "input":
         count = len(node.layer.params[node.facts.table])

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import tensorflow as tf
+
 from kquant.graph.keras_tracing import needs_tracing, traced
 from kquant.graph.readers.keras3 import from_keras3, is_keras3
 
@@ -11,6 +13,9 @@ def as_tf_keras(model: Any) -> Any:
 
   Anything else as it is; see `from_keras3` and `keras_tracing.traced`, also for what they raise.
   """
+  if not tf.executing_eagerly():
+    raise RuntimeError("kquant computes values, which needs eager execution; leave out "
+                       "tf.compat.v1.disable_eager_execution(), and call kquant outside of tf.function.")
   if is_keras3(model):
     return from_keras3(model)
   return traced(model) if needs_tracing(model) else model

@@ -6,6 +6,7 @@ pool, all sides of a concatenation) share one, found by union-find.
 """
 
 import dataclasses
+import difflib
 
 import numpy as np
 import tf_keras as keras
@@ -16,10 +17,13 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
 from kquant.core.target import Target, target
 from kquant.core.tensor_spec import TensorSpec
+from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import Node, Ref
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.rules import check_kinds, check_matches
 
 REMEDIES = {
@@ -131,9 +135,7 @@ def _refusal_of_role(node: Node) -> tuple[str, str] | None:
   """Returns (reason, remedy) of a layer whose role, or whose place in the graph, has no integer form."""
   role = node.facts.role
   if role == "opaque":
-    return ("has no integer form",
-            f"give a layer of your own its operators with tflite_export.register_lowering, or replace it "
-            f"by supported layers: {', '.join(_supported_layers())}")
+    return "has no integer form", _remedy_of_unknown(node)
   if not node.facts.table and any(ref.is_integer for ref in node.inputs):
     return "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   if role in REMEDIES:
@@ -154,10 +156,18 @@ def _refusal_of_config(node: Node) -> tuple[str, str] | None:
   return None
 
 
-def _supported_layers() -> list[str]:
-  """The Keras layers that have an integer form, by class name, those that `standardize` takes apart too."""
-  return sorted(kind for kind, facts in LAYERS.items() if hasattr(keras.layers, kind)
-                and (facts.taken_apart or facts.role not in ("input", "identity", "opaque")))
+def _remedy_of_unknown(node: Node) -> str:
+  """What to do about a kind without a record."""
+  kind = node.kind.split(":")[0]
+  if issubclass(node.layer.cls, QuantizeActivation | QuantizeWeights):
+    return "the model is quantized already: finalize it with kq.finalize, or give the float model"
+  if "." in kind and not kind.startswith("tf."):
+    return ("write its call with layers and TensorFlow functions, so that it can be traced, or give it its "
+            "operators with tflite_export.register_lowering")
+  known = [name for name, facts in LAYERS.items() if name.startswith("tf.") == kind.startswith("tf.")
+           and (facts.taken_apart or facts.operator or facts.role not in ("input", "identity", "opaque"))]
+  near = difflib.get_close_matches(kind, known, n=3, cutoff=0.0)
+  return f"use what has one, such as {', '.join(near)}: docs/layers.md lists the layers"
 
 
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:
@@ -187,8 +197,8 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
 
 
 def _layer_name(ref: Ref, suffix: str) -> str:
-  """The name of a layer behind a tensor; Keras takes no "@" and no ":"."""
-  return f"{ref.key.replace('@', '_call').replace(':', '_')}/{suffix}"
+  """The name of a layer behind a tensor."""
+  return scope_name(f"{ref.key.replace('@', '_call')}/{suffix}")
 
 
 def _rule_subject(graph: Graph, ref: Ref) -> Node:

@@ -75,6 +75,7 @@ class LayerFacts:
       just unknown or has an integer form.
     refused_form: returns the refusal of a call that has no integer form though its kind has one.
     taken_apart: `standardize` writes it as other layers.
+    casts: changes the type of a tensor.
     traced: what its call calls takes its place when a model is read; refused where that fails.
   """
 
@@ -110,6 +111,7 @@ class LayerFacts:
   refusal: Refusal | None = None
   refused_form: Callable[[Call], Refusal | None] | None = None
   taken_apart: bool = False
+  casts: bool = False
   traced: bool = False
 
   @property

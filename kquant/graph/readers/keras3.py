@@ -16,7 +16,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
-from kquant.core.text import first_line
+from kquant.core.text import first_line, scope_name
 from kquant.graph.equality import check_equal
 from kquant.graph.keras_calls import as_inputs, is_symbol
 from kquant.graph.policies import float32_policy
@@ -180,6 +180,7 @@ class _Converter:
     """Returns (the tf_keras layer of a layer, a function of Keras 3 to apply behind it or None)."""
     if id(layer) not in self._layers:
       cls, config, behind = config_of(layer)
+      config["name"] = scope_name(config["name"])
       while config["name"] in self._names:  # layers inside of custom layers may share names
         config["name"] += "_1"
       self._names.add(config["name"])

@@ -28,6 +28,8 @@ def name_constant_weights(graph: Graph, node: Node) -> None:
     _become_convolution(graph, node)
   elif node.kind in _DEPTHWISE:
     _become_depthwise(graph, node)
+  elif node.kind == "tf.nn.conv2d_transpose":
+    _become_transposed(graph, node)
 
 
 def _become(graph: Graph, node: Node, cls: type, config: dict[str, Any],
@@ -103,13 +105,29 @@ def _become_depthwise(graph: Graph, node: Node) -> None:
             {"depthwise_kernel": kernel})
 
 
-def _window(node: Node, rank: int | None) -> dict[str, Any] | None:
-  """Strides, dilation and padding of a convolution as a layer has them; None where no layer has."""
+def _become_transposed(graph: Graph, node: Node) -> None:
+  """Where the output has the size that the layer gives it."""
+  kernel, source = _constant(node.argument(1, "filters")), node.argument(0, "input")
+  options = _window(node, 2, first=3) if kernel is not None and kernel.ndim == 4 else None
+  if options is None or not isinstance(source, Ref):
+    return
+  config = {**options, "filters": kernel.shape[2], "kernel_size": kernel.shape[:2]}
+  made = keras.layers.Conv2DTranspose(**config).compute_output_shape(source.shape)
+  if tuple(made)[1:] == tuple(node.shapes[0])[1:]:
+    _become(graph, node, keras.layers.Conv2DTranspose, config, {"kernel": kernel})
+
+
+def _window(node: Node, rank: int | None, *, first: int = 2) -> dict[str, Any] | None:
+  """Strides, dilation and padding of a convolution as a layer has them; None where no layer has.
+
+  Args:
+    first: place of the strides among the arguments.
+  """
   if rank not in _CONV_LAYERS or not isinstance(node.argument(0, "input"), Ref):
     return None
-  strides = node.argument(2, "strides", node.kwargs.get("stride", 1))
+  strides = node.argument(first, "strides", node.kwargs.get("stride", 1))
   dilations = node.kwargs.get("dilations", node.kwargs.get("rate", 1))
-  padding = node.argument(3, "padding", "VALID")
+  padding = node.argument(first + 1, "padding", "VALID")
   strides, dilations = (_per_axis(1 if value is None else value, rank) for value in (strides, dilations))
   layout = str(node.kwargs.get("data_format") or "N..C")
   if strides is None or dilations is None or not isinstance(padding, str) or not layout.endswith("C"):

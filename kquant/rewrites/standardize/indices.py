@@ -3,15 +3,13 @@
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 
-CASTS = ("tf.cast", "tf.dtypes.cast")
-
 
 def take_integer_indices(graph: Graph, node: Node) -> None:
   """Lets an Embedding read its input without casts between, and the input hold int32."""
   if not node.facts.table:
     return
   (source,) = node.inputs
-  while source.node.kind in CASTS:
+  while source.node.facts.casts:
     source = source.node.inputs[0]
   if source.node.facts.role != "input":
     return
@@ -25,5 +23,5 @@ def take_integer_indices(graph: Graph, node: Node) -> None:
 
 def _holds_indices(graph: Graph, source: Ref) -> bool:
   """Whether Embeddings alone read an input, casts between left aside."""
-  return all(reader.facts.table or reader.kind in CASTS and _holds_indices(graph, Ref(reader))
+  return all(reader.facts.table or reader.facts.casts and _holds_indices(graph, Ref(reader))
              for reader in graph.readers(source)) and source not in graph.output_refs

@@ -25,13 +25,17 @@ from kquant.rewrites.standardize.building import (
   is_fixed,
   replace,
 )
+from kquant.rewrites.standardize.operators import become
 
+_UNIT_LENGTH = ("tf.math.l2_normalize", "tf.linalg.l2_normalize", "tf.nn.l2_normalize")
 _SMALLEST_SQUARE = 1e-12  # what keras.layers.UnitNormalization keeps a sum of squares above
 _FLATTEST = 1 / 64  # max - min of a row that is still scaled up, over the largest in its image
 
 
 def split_normalization(graph: Graph, node: Node) -> None:
   """Writes a normalization over the last axis, or over groups of channels, as operators of rows."""
+  if node.kind in _UNIT_LENGTH:
+    become(graph, node, keras.layers.UnitNormalization, {"axis": node.argument(1, "axis", -1)})
   if node.kind not in ("LayerNormalization", "GroupNormalization", "UnitNormalization"):
     return
   (source,), rank = node.inputs, len(node.shapes[0])

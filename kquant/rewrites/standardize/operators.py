@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
@@ -125,8 +126,8 @@ def become(graph: Graph, node: Node, cls: type, config: dict[str, Any], args: tu
 
 def operator_layer(name: str, symbol: str) -> LayerDef:
   """Returns the TFOpLambda of a TensorFlow symbol such as "math.add"."""
-  layer = keras.layers.deserialize(
-      {"class_name": "TFOpLambda", "config": {"name": name.replace("@", "_call"), "function": symbol}})
+  config = {"name": scope_name(name.replace("@", "_call")), "function": symbol}
+  layer = keras.layers.deserialize({"class_name": "TFOpLambda", "config": config})
   return LayerDef(layer.name, type(layer), layer.get_config())
 
 

@@ -7,7 +7,6 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
-from kquant.rewrites.standardize.indices import CASTS
 from kquant.rewrites.standardize.operators import become, operator_layer
 
 _RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims")
@@ -50,11 +49,22 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
 
 
 def drop_cast(graph: Graph, node: Node) -> None:
-  """A cast of float32 to float32 goes."""
-  to_float = node.kind in CASTS and tf.as_dtype(node.argument(1, "dtype")) == tf.float32
+  """A cast of float32 to float32 goes; an input of integers that is only cast so becomes one of float32."""
+  to_float = node.facts.casts and tf.as_dtype(node.argument(1, "dtype")) == tf.float32
+  if to_float and node.inputs[0].node.facts.role == "input":
+    _hold_floats(graph, node.inputs[0])
   if to_float and _is_float(node.inputs[0]):
     graph.edit(node, "dropped: casts to the same dtype")
     graph.remove(node)
+
+
+def _hold_floats(graph: Graph, source: Ref) -> None:
+  """Makes an integer input float32 where all that reads it is a cast to float32."""
+  if source not in graph.output_refs and all(
+      reader.facts.casts and tf.as_dtype(reader.argument(1, "dtype")) == tf.float32
+      for reader in graph.readers(source)):
+    layer = source.node.layer
+    layer.config = {**layer.config, "dtype": "float32"}
 
 
 def _is_float(ref: Ref) -> bool:
