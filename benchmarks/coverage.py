@@ -37,7 +37,7 @@ def measure(name: str, folder: str) -> tuple:
   images = np.random.default_rng(0).uniform(0, 255, (8, *shape)).astype(np.float32)
   start = time.perf_counter()
   try:
-    result = kquant.quantize(model, images)
+    result = kquant.quantize(model, images, effort=None)
     written = tflite_export.export(result, f"{folder}/m.tflite", verify=images[:2], certify=True)
   except UnsupportedLayerError as error:
     return name, len(model.layers), *"------", f"refused: {str(error).split(';')[0]}"

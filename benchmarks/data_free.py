@@ -49,7 +49,7 @@ def compare(name: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
     known = calibration if images else kquant.InputRange(*INPUTS[name])
     start = time.perf_counter()
     result = kquant.quantize(model, known, config=preset,
-                             recipe=kquant.Recipe(**{"equalize": "none", **options}))
+                             recipe=kquant.Recipe(**{"equalize": "none", **options}), effort=None)
     seconds = time.perf_counter() - start
     judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
     found.append({**judged, "model": name, "row": label, "float": metrics.top1(reference, labels),

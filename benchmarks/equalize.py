@@ -74,7 +74,7 @@ def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> li
     row = ROWS[label]
     scaled, seconds, predicted = rewritten(model, calibration, row, preset)
     result = kquant.quantize(scaled, calibration, config=preset,
-                             recipe=kquant.Recipe(equalize="none", bias="iterative"))
+                             recipe=kquant.Recipe(equalize="none", bias="iterative"), effort=None)
     contents = to_bytes(lower(result.model, result.encodings))
     plain = plain or contents
     ours, base = latency(contents, plain, runs=100)

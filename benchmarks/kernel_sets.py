@@ -41,7 +41,7 @@ def exported(model, calibration: list, x: list, folder: str) -> tuple[bytes, lis
   """Quantizes and writes a model; returns the file and x as its integers."""
   import kquant
   import tflite_export
-  result = kquant.quantize(model, calibration if calibration[1:] else calibration[0])
+  result = kquant.quantize(model, calibration if calibration[1:] else calibration[0], effort=None)
   written = tflite_export.export(result, f"{folder}/m.tflite")
   return written.path.read_bytes(), [result.encodings[name].quantize(array).astype(np.int8)
                                      for array, name in zip(x, written.program.inputs)]

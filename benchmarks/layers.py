@@ -32,12 +32,12 @@ def measure(name: str, folder: str) -> tuple[str, str, str]:
   if name not in layer_cases.HANDLED:
     data = [np.zeros((4, *(n or 1 for n in tensor.shape[1:])), np.float32) for tensor in model.inputs]
     try:
-      kquant.quantize(model, data)
+      kquant.quantize(model, data, effort=None)
     except UnsupportedLayerError as error:
       return name, "refused", str(error).split(") ", 1)[1]
     raise AssertionError(f"{name} was expected to be refused and was not.")
   inputs = layer_cases.inputs_of(randomized(model))
-  result = kquant.quantize(model, inputs)
+  result = kquant.quantize(model, inputs, effort=None)
   written = tflite_export.export(result, f"{folder}/m.tflite", verify=[x[:3] for x in inputs], certify=True)
   rows = [row for kernels in written.certificate["kernel_sets"].values()
           for row in kernels["operators"].values()]

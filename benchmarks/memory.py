@@ -74,7 +74,7 @@ def measure(case: str) -> dict[str, dict[str, float]]:
   base = status("VmRSS")
   found = {}
   found["float"], _ = measured(lambda: [model.predict(image[None], verbose=0) for image in images[:2]], base)
-  found["quantize"], result = measured(lambda: kq.quantize(model, images), base)
+  found["quantize"], result = measured(lambda: kq.quantize(model, images, effort=None), base)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "model.tflite"
     found["verify"], _ = measured(lambda: kq.export(result, path, verify=images[:verified]), base)

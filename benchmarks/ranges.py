@@ -60,7 +60,7 @@ def compare(name: str, preset: str, data: pathlib.Path, rows: list[tuple[str, st
   for weights, activations in rows:
     config = config_of(name, preset, weights, activations)
     result = kquant.quantize(model, calibration, config=config,
-                             recipe=kquant.Recipe(equalize="none", bias="iterative"))
+                             recipe=kquant.Recipe(equalize="none", bias="iterative"), effort=None)
     judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
     found.append({**judged, "model": name, "preset": preset, "weights": weights, "activations": activations,
                   "float": metrics.top1(reference, labels), "seconds": result.report.seconds["calibrate"]})

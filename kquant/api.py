@@ -20,6 +20,7 @@ from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import check_config
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
+from kquant.search.automatic import TOLERANCE_DB, automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
 from kquant.search.pipeline import quantized, scaled
 
@@ -55,7 +56,8 @@ class QuantizationResult:
 
 
 def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str = "int8",
-             recipe: Recipe | None = None, effort: str | None = None, seed: int = 0) -> QuantizationResult:
+             recipe: Recipe | None = None, effort: str | None = "auto", tolerance: float = TOLERANCE_DB,
+             seed: int = 0) -> QuantizationResult:
   """Quantizes a float model after training; the model itself is not changed.
 
   Args:
@@ -67,8 +69,11 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     recipe: by which methods integers are chosen. What it decides is done as it is; what it leaves open is
       left to the effort, then to the config.
     effort: "fast" corrects biases iteratively; "balanced" also tries joint equalization and closed-form
-      rounding, and keeps what holds on a quarter of the images; "best" also fine-tunes. None: what recipe
-      and config say and no more. The report says what each method brought.
+      rounding, and keeps what holds on a quarter of the images; "best" also fine-tunes. "auto" does what
+      "fast" does and compares the result with the float network on an eighth of the images, which it holds
+      back; only where that is not good enough it tries more. None: what recipe and config say and no more.
+      The report says what each method brought.
+    tolerance: for "auto": SQNR in dB of the outputs before a closing softmax that is good enough.
     seed: of the images held back, and of every other random choice.
 
   Returns:
@@ -92,6 +97,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   recipe = recipe or Recipe()
   config = config.following(recipe)
+  if effort == "auto" and isinstance(calibration, InputRange):
+    effort = None  # there is nothing to watch on
   steps = [] if effort is None else effort_steps(effort, recipe)
   _check_images(config, effort, calibration)
   report = Report()
@@ -102,10 +109,12 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     check_config(graph, config)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
-  if steps:
-    config = with_effort(config, steps, FloatNetwork(graph, calibration), report, seed=seed)
-  graph = scaled(graph, config, calibration, report)
-  network = quantized(graph, config, calibration, report, seed=seed)
+  if effort == "auto":
+    network = automatic(config, steps, FloatNetwork(graph, calibration, seed), report, tolerance=tolerance)
+  else:
+    if steps:
+      config = with_effort(config, steps, FloatNetwork(graph, calibration, seed), report)
+    network = quantized(scaled(graph, config, calibration, report), config, calibration, report, seed=seed)
   with report.stage("finalize"):
     final, graph, encodings = finalize_graph(network.qmodel, target=target(config.target),
                                              graph=network.graph)

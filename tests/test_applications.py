@@ -18,7 +18,7 @@ def test_application_becomes_a_verified_integer_file(name, tmp_path):
   shape = (SIZES[name], SIZES[name], 3)
   model = randomized(getattr(applications, name)(weights=None, input_shape=shape, classes=100))
   images = np.random.default_rng(0).uniform(-1, 1, (8, *shape)).astype(np.float32)
-  result = kq.quantize(model, images)
+  result = kq.quantize(model, images, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=images[:2])
   assert written.verification.ok
   assert not written.verification.float_operators

@@ -17,7 +17,7 @@ def test_zoo_becomes_a_verified_integer_file(name, tmp_path):
   model = models.build(name)
   inputs = models.sample_inputs(model, images=32)
   before = [weight.copy() for weight in model.get_weights()]
-  result = kq.quantize(model, inputs)
+  result = kq.quantize(model, inputs, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:4] for x in inputs])
   assert written.verification.ok
   assert written.verification.max_lsb <= 1
@@ -31,7 +31,7 @@ def test_zoo_becomes_a_verified_integer_file(name, tmp_path):
 def test_integer_outputs_follow_the_float_model(name, tmp_path):
   model = models.build(name)
   inputs = models.sample_inputs(model, images=32)
-  result = kq.quantize(model, inputs)
+  result = kq.quantize(model, inputs, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", io="float32")
   outputs = Runtime(tmp_path / "m.tflite").run_many(inputs)
   reference = model.predict(dict(zip(model.input_names, inputs)) if inputs[1:] else inputs[0], verbose=0)
@@ -49,7 +49,7 @@ def test_integer_outputs_follow_the_float_model(name, tmp_path):
 def test_borders_give_the_same_integers(io, tmp_path):
   model = models.build("mobile_block")
   (x,) = models.sample_inputs(model, images=8)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   grid, out_grid = result.encodings["image"], result.encodings["softmax"]
   plain = tflite_export.export(result, tmp_path / "int8.tflite")
   integers = grid.quantize(x).astype(np.int8)
@@ -68,7 +68,7 @@ def test_borders_give_the_same_integers(io, tmp_path):
 def test_presets_give_verified_files(preset, tmp_path):
   model = models.build("mobile_block")
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, x, config=preset)
+  result = kq.quantize(model, x, config=preset, effort=None)
   assert tflite_export.export(result, tmp_path / "m.tflite", verify=x[:2]).verification.ok
   bits = int(preset[1]) if preset[0] == "w" else 8
   kernel = result.encodings.integers["depthwise/kernel"]
@@ -80,7 +80,7 @@ def test_presets_give_verified_files(preset, tmp_path):
 def test_result_is_the_same_for_any_order_and_batch_size_of_the_images():
   model = models.build("branches")
   (x,) = models.sample_inputs(model, images=70)
-  first, *others = [kq.quantize(model, data).encodings
+  first, *others = [kq.quantize(model, data, effort=None).encodings
                     for data in (x, x[::-1].copy(), (batch for batch in np.split(x, 10)))]
   for other in others:
     models.assert_same_encodings(first, other)
@@ -95,7 +95,7 @@ def test_step_by_step_is_the_one_call(tmp_path):
   kq.correct_bias(qmodel, rewritten, x)
   kq.correct_bias(qmodel, rewritten, x)
   _, encodings = kq.finalize(qmodel)
-  models.assert_same_encodings(encodings, kq.quantize(model, x).encodings)
+  models.assert_same_encodings(encodings, kq.quantize(model, x, effort=None).encodings)
 
 
 def test_dead_and_constant_channels_are_no_error(tmp_path):
@@ -106,7 +106,7 @@ def test_dead_and_constant_channels_are_no_error(tmp_path):
   dead[..., 3] *= 1e-12
   kernel.assign(dead)
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   assert tflite_export.export(result, tmp_path / "m.tflite", verify=x[:4]).verification.ok
   assert [edit for edit in result.report.edits if "channel 2 raised" in edit.what]
 
@@ -114,7 +114,7 @@ def test_dead_and_constant_channels_are_no_error(tmp_path):
 def test_constant_calibration_images_still_give_a_file_that_loads(tmp_path):
   model = models.build("mobile_block")
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, np.zeros_like(x))
+  result = kq.quantize(model, np.zeros_like(x), effort=None)
   assert tflite_export.export(result, tmp_path / "m.tflite", verify=x[:2] * 0).verification.ok
 
 
@@ -134,7 +134,7 @@ def test_indices_outside_of_a_table_are_one_line_at_the_start(index):
   y = layers.Flatten()(layers.Embedding(9, 3)(x))
   model = keras.Model(x, layers.Dense(2)(y))
   ids = np.random.default_rng(0).integers(0, 9, (12, 4))
-  assert kq.quantize(model, ids).encodings.grids
+  assert kq.quantize(model, ids, effort=None).encodings.grids
   ids[7, 2] = index
   for run in (kq.quantize, lambda model, ids: kq.calibrate(kq.insert_quantizers(model), ids)):
     with pytest.raises(ValueError, match=f"'ids': expected indices from 0 to 8, .*got {index} in sample 7"):

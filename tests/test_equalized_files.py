@@ -32,7 +32,7 @@ def with_caps(stack, scale_of_channel):
 
 
 def certified(model, tmp_path, x, config="int8"):
-  result = kq.quantize(model, x, config=config)
+  result = kq.quantize(model, x, config=config, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=x[:4], certify=True)
   assert written.certificate["exact"]
   return result, written
@@ -89,7 +89,8 @@ def test_caps_behind_a_tensor_that_others_read(tmp_path):
 def test_equalized_zoo_is_exact(name, equalize, tmp_path):
   model = models.build(name)
   inputs = models.sample_inputs(model, images=16)
-  result = kq.quantize(model, inputs, config="int8_per_tensor", recipe=kq.Recipe(equalize=equalize))
+  result = kq.quantize(model, inputs, config="int8_per_tensor", recipe=kq.Recipe(equalize=equalize),
+                       effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:2] for x in inputs], certify=True)
   assert not [line for line in tflite_export.proof.certificate.inexact_operators(written.certificate)]
 

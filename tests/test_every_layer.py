@@ -27,7 +27,7 @@ def test_every_class_is_in_one_of_the_tables():
 def test_layer_becomes_exact_integers(name, tmp_path):
   model = randomized(layer_cases.HANDLED[name]())
   inputs = layer_cases.inputs_of(model)
-  result = kq.quantize(model, inputs)
+  result = kq.quantize(model, inputs, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:3] for x in inputs], certify=True)
   assert written.certificate["exact"]
   assert not written.verification.float_operators
@@ -52,4 +52,4 @@ def test_layer_is_refused_by_name_with_a_remedy(name):
   model = (layer_cases.REFUSED | layer_cases.REFUSED_FORMS)[name]()
   data = [np.zeros((4, *(n or 1 for n in tensor.shape[1:])), np.float32) for tensor in model.inputs]
   with pytest.raises(UnsupportedLayerError, match=r"^(Layer|Tensor) '.*; .*\.$"):
-    kq.quantize(model, data)
+    kq.quantize(model, data, effort=None)

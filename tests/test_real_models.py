@@ -46,7 +46,7 @@ def test_integer_file_agrees_with_the_trained_model(shared_data, tmp_path, name,
   model = load_model(shared_data / "models" / f"{name}.h5")
   is_cifar = "cifar" in name
   calibration, judged = cifar(shared_data / "cifar10.npz") if is_cifar else imagenet(shared_data / "imagenet")
-  result = kq.quantize(model, calibration, config=preset)
+  result = kq.quantize(model, calibration, config=preset, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=calibration[:2])
   assert written.verification.ok and (preset != "int8" or not result.report.skips)
   found = evaluate(model, lower(result.model, result.encodings), judged, np.arange(len(judged.x)))

@@ -40,7 +40,7 @@ STEPS = {
 def user(tmp_path_factory):
   model = models.build("mobile_block")
   (images,), folder = models.sample_inputs(model, images=16), tmp_path_factory.mktemp("side_effects")
-  result = kq.quantize(model, images)
+  result = kq.quantize(model, images, effort=None)
   kq.export(result, folder / "m.tflite")
   return {"model": model, "images": images, "folder": folder, "result": result,
           "folded": kq.rewrite(model, [kq.standardize, kq.fold_batch_norm]),

@@ -27,7 +27,7 @@ def words():
 
 @pytest.mark.parametrize("preset, dtype", [("int8", "int8"), ("w4a8", "int8"), ("int16x8", "int16")])
 def test_tables_are_encodings_and_exact(words, preset, dtype, tmp_path):
-  result = kq.quantize(embedding_model(), words, config=preset)
+  result = kq.quantize(embedding_model(), words, config=preset, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=words[:3], certify=True)
   assert written.certificate["exact"]
   rows = result.qmodel.get_layer("embed").get_weights()[0]
@@ -41,7 +41,7 @@ def test_tables_are_encodings_and_exact(words, preset, dtype, tmp_path):
 
 
 def test_a_table_of_16_bits_takes_part_in_the_file_as_it_was_chosen(words, tmp_path):
-  result = kq.quantize(embedding_model(), words, config="int16x8")
+  result = kq.quantize(embedding_model(), words, config="int16x8", effort=None)
   tflite_export.export(result, tmp_path / "m.tflite")  # without inputs to run
   table = result.encodings.integers["embed/table"]
   assert np.abs(table).max() > 127  # what int8 would cut off
@@ -50,7 +50,7 @@ def test_a_table_of_16_bits_takes_part_in_the_file_as_it_was_chosen(words, tmp_p
 @pytest.mark.parametrize("preset", ["int8", "int16x8"])
 @pytest.mark.parametrize("key", ["embed/table", "gelu/table"])
 def test_one_wrong_integer_of_a_table_is_found_without_running_the_file(words, preset, key, tmp_path):
-  result = kq.quantize(embedding_model(), words, config=preset)
+  result = kq.quantize(embedding_model(), words, config=preset, effort=None)
   program = tflite_export.export(result, tmp_path / "m.tflite").program
   program.tensors[key].data = program.tensors[key].data.copy()
   program.tensors[key].data.reshape(-1)[3] ^= 1
@@ -64,7 +64,7 @@ def test_a_function_behind_which_a_relu_is_fused_has_its_table_on_the_relus_grid
   x = layers.ReLU(name="relu")(x)
   model = models.randomized(keras.Model(image, x))
   (data,) = models.sample_inputs(model)
-  result = kq.quantize(model, data)
+  result = kq.quantize(model, data, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=data[:2], certify=True)
   assert written.certificate["exact"]
   assert result.encodings["sign/table"] == result.encodings["relu"] and "sign" not in result.encodings
@@ -78,7 +78,7 @@ def test_softmax_of_many_classes_is_as_far_off_at_16_bits_as_its_table_of_exp_le
   scores = layers.Dense(classes, name="scores", kernel_initializer=spread)
   model = keras.Model(x, layers.Softmax(name="softmax")(scores(x)))
   data = np.random.default_rng(0).normal(size=(32, 12)).astype(np.float32)
-  result = kq.quantize(model, data, config="int16x8")
+  result = kq.quantize(model, data, config="int16x8", effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=data[:8], certify=True)
   off = written.verification.layers["softmax"]
   assert 256 < off <= 256 + 2 * classes  # of 32,768 steps; 256 is what few classes have

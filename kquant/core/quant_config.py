@@ -115,7 +115,14 @@ class QuantConfig:
     Returns:
       A new config.
     """
-    return dataclasses.replace(self, recipe=recipe.over(self.recipe))
+    merged = dataclasses.replace(self, recipe=recipe.over(self.recipe))
+    if recipe.ranges is None:
+      return merged
+
+    def estimated(spec: TensorSpec) -> TensorSpec:
+      return dataclasses.replace(spec, range=recipe.ranges) if spec.range == DEFAULT_RANGE else spec
+
+    return merged._with_specs(lambda spec: spec, estimated)
 
   def with_quantizers(self, *, weights: str | None = None, activations: str | None = None) -> "QuantConfig":
     """Puts other quantizers into every rule, for training.

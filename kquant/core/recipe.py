@@ -6,8 +6,9 @@ EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
 ROUNDINGS = ("nearest", "closed_form", "adaround")
 BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 FINETUNINGS = ("none", "bft", "qft")
-EFFORTS = ("fast", "balanced", "best")
-_CHOICES = {"equalize": EQUALIZATIONS, "rounding": ROUNDINGS, "bias": BIAS_CORRECTIONS,
+EFFORTS = ("auto", "fast", "balanced", "best")
+RANGES = ("minmax", "mse")
+_CHOICES = {"ranges": RANGES, "equalize": EQUALIZATIONS, "rounding": ROUNDINGS, "bias": BIAS_CORRECTIONS,
             "finetune": FINETUNINGS}
 
 
@@ -24,6 +25,8 @@ class Recipe:
       "iterative".
     finetune: what is trained in the end against the float model: "none", "bft" (biases) or "qft" (weights,
       biases, scales and ranges; `kquant.finetune`); left out where held-back images do not gain.
+    ranges: how activation ranges are estimated where a TensorSpec has the default, "minmax": "minmax" or
+      "mse".
 
   Raises:
     ValueError: an unknown method.
@@ -31,13 +34,14 @@ class Recipe:
   Example:
     >>> recipe = kq.Recipe(rounding="closed_form")
     >>> kq.QuantConfig.preset("w4a8").following(recipe).recipe
-    Recipe(equalize='none', rounding='closed_form', bias='local', finetune='none')
+    Recipe(equalize='none', rounding='closed_form', bias='local', finetune='none', ranges='minmax')
   """
 
   equalize: str | None = None
   rounding: str | None = None
   bias: str | None = None
   finetune: str | None = None
+  ranges: str | None = None
 
   def __post_init__(self):
     for name, choices in _CHOICES.items():
@@ -81,5 +85,5 @@ class Recipe:
             or self.finetune not in (None, "none"))
 
 
-DEFAULT = Recipe("none", "nearest", "local", "none")
+DEFAULT = Recipe("none", "nearest", "local", "none", "minmax")
 """What is done where neither the user nor a preset decides."""

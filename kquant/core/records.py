@@ -61,6 +61,37 @@ class Trial:
             f"{self.seconds:.1f} s")
 
 
+@dataclasses.dataclass(frozen=True)
+class Closeness:
+  """How near the answers of a quantized network are to those of its float network.
+
+  Attributes:
+    sqnr_db: signal-to-quantization-noise ratio of the outputs before a closing softmax, mean over images.
+    agreement: fraction of images with the same largest output; None where the outputs are no classes.
+    images: how many were compared.
+    held_back: whether nothing was chosen by these images.
+    tolerance: SQNR in dB that is good enough.
+  """
+
+  sqnr_db: float
+  agreement: float | None
+  images: int
+  held_back: bool
+  tolerance: float
+
+  @property
+  def good(self) -> bool:
+    """Whether it is good enough."""
+    return self.sqnr_db >= self.tolerance
+
+  def __str__(self) -> str:
+    """One sentence."""
+    same = "" if self.agreement is None else f", the same answer on {100 * self.agreement:.1f} %"
+    images = f"{self.images} {'held-back' if self.held_back else 'calibration'} images"
+    verdict = "good enough" if self.good else "NOT good enough"
+    return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}: {verdict} ({self.tolerance:g} dB asked)"
+
+
 class Report:
   """What happened in a run.
 
@@ -68,6 +99,7 @@ class Report:
     seconds: {stage: wall-clock seconds}.
     edits, skips: what each pass did to a layer; what it left alone, and why.
     trials: methods that were tried on held-back images.
+    closeness: how near the result is to the float network, where an effort watched it.
   """
 
   def __init__(self):
@@ -75,6 +107,7 @@ class Report:
     self.edits: list[Edit] = []
     self.skips: list[Skip] = []
     self.trials: list[Trial] = []
+    self.closeness: Closeness | None = None
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
@@ -83,20 +116,34 @@ class Report:
     try:
       yield
     finally:
-      self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+      self.add_seconds({name: time.perf_counter() - start})
 
   def add_edits(self, edits: Sequence[Edit], skips: Sequence[Skip]) -> None:
     """Takes over the records of a graph."""
     self.edits.extend(edits)
     self.skips.extend(skips)
 
+  def add_seconds(self, seconds: dict[str, float]) -> None:
+    """Adds to the seconds of stages."""
+    for name, value in seconds.items():
+      self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+  def absorb(self, other: "Report") -> None:
+    """Takes over what another report says of the same run."""
+    self.add_seconds(other.seconds)
+    self.add_edits(other.edits, other.skips)
+    self.trials += other.trials
+    self.closeness = other.closeness or self.closeness
+
   def to_json(self) -> dict[str, Any]:
-    """Returns {"seconds", "edits", "skipped", "trials"}; rows of dicts but the first."""
+    """Returns {"seconds", "edits", "skipped", "trials", "closeness"}, ready for JSON."""
     return {
         "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
         "edits": [{"layer": e.layer, "pass": e.pass_name, "what": e.what} for e in self.edits],
         "skipped": [{"layer": s.layer, "pass": s.pass_name, "reason": s.reason} for s in self.skips],
         "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        "closeness": None if self.closeness is None else {**dataclasses.asdict(self.closeness),
+                                                          "good": self.closeness.good},
     }
 
   def __str__(self) -> str:
@@ -105,8 +152,8 @@ class Report:
     return "\n\n".join([*lines, *self.tables()])
 
   def tables(self) -> list[str]:
-    """Returns the methods that were tried and the skipped layers as text, where there are any."""
-    tables = []
+    """Returns as text how near it is, the methods that were tried and the skipped layers."""
+    tables = [] if self.closeness is None else [f"against float: {self.closeness}"]
     if self.trials:
       rows = [(trial.method, trial, "kept" if trial.kept else "left out") for trial in self.trials]
       tables.append(text_table(("method", "what it brought", ""), rows))

@@ -9,7 +9,9 @@ quarters of 256 images ResNet-8 had 30.7 dB at int8, the mean of four seeds, fou
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +26,9 @@ from kquant.search.trials import HeldBack
 
 _BALANCED = (Recipe(bias="iterative"), Recipe(rounding="closed_form"), Recipe(equalize="joint"))
 STEPS: dict[str, tuple[Recipe, ...]] = dict(zip(EFFORTS, (
-    _BALANCED[:1], _BALANCED, (*_BALANCED, Recipe(finetune="qft")))))
+    (*_BALANCED, Recipe(ranges="mse")), _BALANCED[:1], _BALANCED, (*_BALANCED, Recipe(finetune="qft")))))
 """What each effort adds: the first is taken as it is, the others are tried; fine-tuning holds images back
-itself."""
+itself. What "auto" tries, and when, stands in `automatic`."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
@@ -34,10 +36,17 @@ _FEWEST = 32
 
 @dataclasses.dataclass(frozen=True)
 class FloatNetwork:
-  """What a search starts from: the graph of the float model, standardized and folded, and its images."""
+  """What a search starts from.
+
+  Attributes:
+    graph: of the float model, standardized and folded.
+    images: to calibrate on, one array a model input.
+    seed: of the images held back and of every other random choice.
+  """
 
   graph: Graph
   images: list[np.ndarray]
+  seed: int = 0
 
 
 def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
@@ -52,13 +61,15 @@ def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
 
 
 def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, report: Report, *,
-                seed: int = 0) -> QuantConfig:
+                enough: float = math.inf) -> QuantConfig:
   """Returns the config with those methods of an effort that hold on held-back images.
 
   Args:
     config: what the search starts from.
     steps: what `effort_steps` returned.
     report: takes a trial for each method, and the seconds of trying as the stage "trials".
+    enough: mean SQNR in dB of the held-back images from which on nothing more is tried; each method then must
+      gain.
   """
   first, *rest = steps
   config = config.following(first)
@@ -66,7 +77,7 @@ def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork,
   count = len(network.images[0])
   if tried and count >= _FEWEST:
     with report.stage("trials"):
-      config = _with_those_that_hold(config, _cheapest_first(tried, config), network, report, seed)
+      config = _with_those_that_hold(config, _cheapest_first(tried, config), network, report, enough)
   else:
     for step in tried:
       config = config.following(step)
@@ -90,20 +101,22 @@ def _cheapest_first(steps: list[Recipe], config: QuantConfig) -> list[Recipe]:
 
 
 def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, report: Report,
-                          seed: int) -> QuantConfig:
+                          enough: float) -> QuantConfig:
   """Tries steps in turn, each on top of those that were kept; returns the config with these."""
-  train, judge = data.hold_back(network.images, seed=seed)
+  train, judge = data.hold_back(network.images, seed=network.seed)
   held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge, graph=network.graph))
-  bench = _Bench(network.graph, train, judge, seed)
+  bench = _Bench(network.graph, train, judge, network.seed)
   quality = held_back.quality(bench.outputs(config))
   for step in steps:
     candidate = config.following(step)
     change = functools.partial(bench.outputs, candidate)
     trial, candidate_quality = held_back.try_change(_name(step), change, quality,
-                                                    must_gain=step.equalize is not None)
+                                                    must_gain=step.equalize is not None or enough < math.inf)
     report.trials.append(trial)
     if trial.kept:
       config, quality = candidate, candidate_quality
+    if quality.mean() >= enough:
+      break
   return config
 
 
@@ -119,14 +132,15 @@ class _Bench:
     chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
     self._graph, self._train, self._judge, self._seed = graph, train, judge, seed
     self._part = [array[chosen] for array in train]
-    self._networks: dict[str, tuple[Calibrated, Callable[..., list[np.ndarray]]]] = {}
+    self._networks: dict[Any, tuple[Calibrated, Callable[..., list[np.ndarray]]]] = {}
 
   def outputs(self, config: QuantConfig) -> list[np.ndarray]:
     """Returns what the network answers to the judging images with the integers that a config chooses."""
-    if config.recipe.equalize not in self._networks:
+    key = config.recipe.equalize, config.rules
+    if key not in self._networks:
       graph = scaled(self._graph.copy(), config, self._train, Report())
       network = Calibrated(graph, config, self._part, Report())
-      self._networks[config.recipe.equalize] = network, output_function(network.qmodel, graph=network.graph)
-    network, answer = self._networks[config.recipe.equalize]
+      self._networks[key] = network, output_function(network.qmodel, graph=network.graph)
+    network, answer = self._networks[key]
     network.choose_integers(config, Report(), seed=self._seed)
     return answer(self._judge)

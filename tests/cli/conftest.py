@@ -78,7 +78,7 @@ def files(tmp_path_factory):
 def finalised(files, tmp_path_factory):
   """Paths of a file and what it was made of: model, encodings, tflite; xy are the data."""
   folder = tmp_path_factory.mktemp("finalised")
-  result = kq.quantize(load_model(files.h5), files.x)
+  result = kq.quantize(load_model(files.h5), files.x, effort=None)
   result.model.save(folder / "final.keras")
   result.encodings.save(folder / "e.json")
   tflite_export.export(result, folder / "m.tflite")

@@ -31,7 +31,8 @@ class Arrays:
 
 
 def judge(model, source, indices=None, calibration=None, config="int8"):
-  result = kq.quantize(model, list(source.inputs) if calibration is None else calibration, config=config)
+  result = kq.quantize(model, list(source.inputs) if calibration is None else calibration, config=config,
+                       effort=None)
   program = lower(result.model, result.encodings)
   return evaluate(model, program, source, np.arange(len(source)) if indices is None else indices), result
 
@@ -157,7 +158,7 @@ def test_scores_are_taken_before_the_softmax():
   for activation in ("softmax", None):
     model = linear(kernel, activation)
     np.testing.assert_allclose(before_softmax(model)(x), x @ kernel, rtol=1e-5, atol=1e-5)
-    result = kq.quantize(model, x)
+    result = kq.quantize(model, x, effort=None)
     assert scores_tensor(lower(result.model, result.encodings)) == "scores"
 
 

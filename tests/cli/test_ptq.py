@@ -109,7 +109,7 @@ def test_io_is_the_type_of_the_files_border(quantize, tmp_path, io):
 def test_encodings_and_qmodel_can_be_read_back(quantize, files, tmp_path):
   quantize(f"--encodings={tmp_path / 'e.json'}", f"--save_qmodel={tmp_path / 'q.keras'}")
   encodings = kq.Encodings.load(tmp_path / "e.json")
-  assert encodings == kq.quantize(load_model(files.h5), files.x).encodings
+  assert encodings == kq.quantize(load_model(files.h5), files.x, effort=None).encodings
   _, again = kq.finalize(keras.models.load_model(tmp_path / "q.keras"))
   assert again == encodings
 
@@ -194,7 +194,7 @@ def test_calibration_takes_a_seeded_sample_or_the_first(quantize, files, tmp_pat
   found, out = quantize(f"--encodings={tmp_path / 'e.json'}", *args)
   assert found["calibration_images"] == len(indices)
   assert f"{len(indices)} images" in out
-  expected = kq.quantize(load_model(files.h5), files.x[list(indices)]).encodings
+  expected = kq.quantize(load_model(files.h5), files.x[list(indices)], effort=None).encodings
   assert kq.Encodings.load(tmp_path / "e.json") == expected
 
 
@@ -228,7 +228,7 @@ def test_figures_are_those_of_the_file_that_was_written(quantize, files, tmp_pat
                       "--preset=w2a8")
   model = load_model(files.h5)
   rest = np.setdiff1d(np.arange(48), choose(48, 20))
-  result = kq.quantize(model, files.x[choose(48, 20)], config="w2a8")
+  result = kq.quantize(model, files.x[choose(48, 20)], config="w2a8", effort=None)
   program = lower(result.model, result.encodings)
   assert (tmp_path / "m.tflite").read_bytes() == to_bytes(program)
   integers = result.encodings["image"].quantize(files.x[rest]).astype(np.int8)

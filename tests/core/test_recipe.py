@@ -4,6 +4,8 @@ import pytest
 
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import DEFAULT, Recipe
+from kquant.core.rule import Rule
+from kquant.core.tensor_spec import TensorSpec
 
 
 def test_a_recipe_over_another_keeps_what_it_decides():
@@ -33,8 +35,12 @@ def test_unknown_methods_are_refused_by_name():
 def test_a_config_has_the_defaults_and_follows_a_recipe():
   assert QuantConfig().recipe == DEFAULT
   config = QuantConfig.preset("int8_per_tensor")
-  assert config.recipe == Recipe("joint", "nearest", "iterative", "none")
-  assert config.following(Recipe(equalize="none")).recipe == Recipe("none", "nearest", "iterative", "none")
+  assert config.recipe == Recipe("joint", "nearest", "iterative", "none", "minmax")
+  others = config.following(Recipe(equalize="none", ranges="mse"))
+  assert others.recipe == Recipe("none", "nearest", "iterative", "none", "mse")
+  assert others.rules[0].activations.range == "mse" and config.rules[0].activations.range == "minmax"
+  asked = QuantConfig((Rule(activations=TensorSpec(range="kl")),)).following(Recipe(ranges="mse"))
+  assert asked.rules[0].activations.range == "kl"  # the user's own stays
 
 
 def test_configs_of_both_forms_load():

@@ -68,7 +68,7 @@ def test_json_holds_the_records():
                 {"layer": "d", "pass": "standardize", "what": "dropped"}],
       "skipped": [{"layer": "x", "pass": "fold", "reason": "is shared"}],
       "trials": [{"method": "joint", "kept": True, "images": 10, "change": 1.0, "error": 0.25, "unit": "dB",
-                  "seconds": 2.0, "epochs": None}]}
+                  "seconds": 2.0, "epochs": None}], "closeness": None}
   assert str(report.trials[0]) == "+1.00 dB +- 0.25 on 10 held-back images, 2.0 s"
 
 

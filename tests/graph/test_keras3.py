@@ -213,7 +213,7 @@ def test_a_file_of_keras_3_becomes_a_tflite_file(ending, tmp_path):
   made = kq.load_model(tmp_path / f"m.{ending}")
   images = RANDOM.normal(size=(24, 8, 8, 3)).astype(np.float32)
   np.testing.assert_allclose(made.predict(images, verbose=0), np.asarray(model(images)), atol=1e-5)
-  results = [kq.quantize(given, images) for given in (made, model)]  # a live model is taken too
+  results = [kq.quantize(given, images, effort=None) for given in (made, model)]  # a live model is taken too
   assert results[0].encodings == results[1].encodings
   assert kq.export(results[1], tmp_path / "m.tflite", verify=images[:2]).verification.ok
   qmodel = kq.calibrate(kq.insert_quantizers(model), images)

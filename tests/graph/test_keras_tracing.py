@@ -113,7 +113,7 @@ def test_it_becomes_plain_layers_that_compute_the_same(case, tmp_path):
   assert all(type(layer).__module__.startswith("tf_keras") and not isinstance(layer, layers.Lambda)
              for layer in plain.layers)
   np.testing.assert_allclose(plain(X), model(X), atol=1e-5)
-  result = kq.quantize(model, X)
+  result = kq.quantize(model, X, effort=None)
   tflite_export.export(result, tmp_path / "m.tflite", verify=X[:2])
   spread = float(np.ptp(model(X).numpy()))
   assert np.abs(result.model(X) - model(X)).max() < 0.05 * spread
@@ -179,16 +179,16 @@ def test_python_conditions_on_values_are_named_with_their_line():
 
   model = built(Net())
   with pytest.raises(kq.UnsupportedLayerError, match=r"cannot be traced .*test_keras_tracing.py:\d+"):
-    kq.quantize(model, X)
+    kq.quantize(model, X, effort=None)
 
 
 def test_a_layer_that_cannot_be_traced_is_refused_when_quantized(caplog):
   model = functional(Deciding(name="deciding"))
   with pytest.raises(kq.UnsupportedLayerError, match=r"'deciding' .*register_lowering"):
-    kq.quantize(model, X)
+    kq.quantize(model, X, effort=None)
   assert "test_keras_tracing.py:" in caplog.text
 
 
 def test_a_subclassed_model_that_is_not_built_says_so():
   with pytest.raises(ValueError, match="is not built: its input shape is unknown. Call it once on data"):
-    kq.quantize(Net(), X)
+    kq.quantize(Net(), X, effort=None)

@@ -59,11 +59,11 @@ def test_batches_and_taps_take_as_many_images_as_fit(few_bytes):
 def test_ranges_do_not_depend_on_how_many_images_fit(name, monkeypatch):
   model = models.build(name)
   (x,) = models.sample_inputs(model, images=7)  # in twos the last one is alone
-  whole = kq.quantize(model, x).encodings
-  qmodel = kq.quantize(model, x).qmodel
+  whole = kq.quantize(model, x, effort=None).encodings
+  qmodel = kq.quantize(model, x, effort=None).qmodel
   for room in (2, 5):
     monkeypatch.setattr(sizes, "BYTES_AT_ONCE", room * sizes.live_bytes(Graph.from_model(qmodel)))
-    assert kq.quantize(model, x).encodings.grids == whole.grids
+    assert kq.quantize(model, x, effort=None).encodings.grids == whole.grids
 
 
 def test_a_backward_pass_counts_all_tensors(few_bytes, monkeypatch):

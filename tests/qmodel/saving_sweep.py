@@ -57,7 +57,7 @@ def failures(model: keras.Model, inputs: list[np.ndarray], folder: pathlib.Path,
   A layer that has no integer form is no failure.
   """
   try:
-    result = kq.quantize(model, inputs)
+    result = kq.quantize(model, inputs, effort=None)
   except kq.UnsupportedLayerError:
     return
   made = {"final": result.model, "qmodel": result.qmodel,

@@ -132,7 +132,7 @@ def test_bias_correction_takes_the_float_model_as_insert_quantizers_does():
   model, qmodel, x = calibrated("conv_bn_relu", "fold")
   kq.correct_bias(qmodel, model, x)
   _, encodings = kq.finalize(qmodel)
-  models.assert_same_encodings(encodings, kq.quantize(model, x, config="w4a8").encodings)
+  models.assert_same_encodings(encodings, kq.quantize(model, x, config="w4a8", effort=None).encodings)
 
 
 # --- the file is what was trained ------------------------------------------------------------------

@@ -208,7 +208,8 @@ def test_each_estimator_ends_in_a_verified_file(name, tmp_path):
                        range=name if name.split(":")[0] in WEIGHT_METHODS else "minmax")
   logits = Rule("^logits$", weights=weights, activations=TensorSpec(range="cross_entropy"))
   result = kq.quantize(model, x, config=QuantConfig((logits, Rule(weights=weights,
-                                                                  activations=TensorSpec(range=name)))))
+                                                                  activations=TensorSpec(range=name)))),
+                                                                  effort=None)
   written = tflite_export.export(result, str(tmp_path / "m.tflite"), verify=x[:2])
   assert written.verification.max_lsb <= 1
 

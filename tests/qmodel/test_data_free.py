@@ -107,7 +107,7 @@ def test_without_images_to_a_verified_file(options, tmp_path):
 
 def test_images_and_analytic_correction_to_a_verified_file(tmp_path):
   model, images = trained()
-  result = kq.quantize(model, images, recipe=kq.Recipe(bias="analytic"))
+  result = kq.quantize(model, images, recipe=kq.Recipe(bias="analytic"), effort=None)
   tflite_export.export(result, str(tmp_path / "m.tflite"), verify=images[:2])
 
 
@@ -115,7 +115,7 @@ def test_images_and_analytic_correction_to_a_verified_file(tmp_path):
                                   "lone_batch_norm"])
 def test_the_zoo_needs_no_images(name, tmp_path):
   model = models.build(name)
-  result = kq.quantize(model, InputRange(-1, 1))
+  result = kq.quantize(model, InputRange(-1, 1), effort=None)
   tflite_export.export(result, str(tmp_path / "m.tflite"), verify=models.sample_inputs(model, images=2))
 
 
@@ -126,11 +126,11 @@ def test_what_needs_images_says_so():
     with pytest.raises(ValueError, match="need calibration images; with an InputRange choose"):
       kq.quantize(model, InputRange(-1, 1), **options)
   for method in set(EQUALIZATIONS) - {"joint"}:
-    kq.quantize(model, InputRange(-1, 1), recipe=kq.Recipe(equalize=method))
+    kq.quantize(model, InputRange(-1, 1), recipe=kq.Recipe(equalize=method), effort=None)
   x = keras.Input((3,))
   plain = keras.Model(x, layers.Dense(2)(x), name="plain")
   with pytest.raises(ValueError, match="'plain' remembers no batch norms"):
-    kq.quantize(plain, InputRange(-1, 1))
+    kq.quantize(plain, InputRange(-1, 1), effort=None)
   with pytest.raises(ValueError, match="remembers no batch norms"):
     kq.correct_bias(kq.insert_quantizers(plain), plain, method="analytic")
 

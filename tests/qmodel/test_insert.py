@@ -271,4 +271,5 @@ def test_equalization_asks_the_rules_of_the_users_layers():
 def test_a_rule_without_a_layer_is_an_error_of_the_one_call_route_too():
   model = models.build("conv_bn_relu")
   with pytest.raises(ValueError, match="'Conv2d'; expected 'Conv2D'"):
-    kq.quantize(model, models.sample_inputs(model), config=QuantConfig((Rule(kinds=("Conv2d",)), Rule())))
+    kq.quantize(model, models.sample_inputs(model), config=QuantConfig((Rule(kinds=("Conv2d",)), Rule())),
+                effort=None)

@@ -36,9 +36,9 @@ def set_policy(request):
 
 def test_integers_are_those_of_float32(set_policy, tmp_path):
   model = network()
-  wanted = kq.quantize(model, IMAGES).encodings
+  wanted = kq.quantize(model, IMAGES, effort=None).encodings
   policy = set_policy()
-  result = kq.quantize(model, IMAGES)
+  result = kq.quantize(model, IMAGES, effort=None)
   assert result.encodings == wanted
   assert kq.export(result, tmp_path / "m.tflite", verify=IMAGES[:2]).verification.ok
   assert (keras.mixed_precision.global_policy().name, keras.backend.floatx()) == policy
@@ -46,11 +46,11 @@ def test_integers_are_those_of_float32(set_policy, tmp_path):
 
 def test_a_model_of_that_policy_is_taken(set_policy):
   model = network()
-  wanted = kq.quantize(model, IMAGES).encodings
+  wanted = kq.quantize(model, IMAGES, effort=None).encodings
   policy, _ = set_policy()
   other = network()
   other.set_weights(model.get_weights())
-  integers = kq.quantize(other, IMAGES.astype(np.float64)).encodings.integers
+  integers = kq.quantize(other, IMAGES.astype(np.float64), effort=None).encodings.integers
   for name in ("conv/kernel", "separable/kernel", "head/kernel"):
     off = np.abs(integers[name].astype(int) - wanted.integers[name].astype(int)).max()
     assert off <= (1 if policy == "float16" else 0)  # weights of 16 bits

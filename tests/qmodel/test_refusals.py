@@ -32,22 +32,22 @@ FUNCTIONS = {
 @pytest.mark.parametrize("remedy", FUNCTIONS)
 def test_a_function_is_refused_with_its_own_remedy(remedy):
   with pytest.raises(kq.UnsupportedLayerError) as caught:
-    kq.quantize(model_of(FUNCTIONS[remedy]), X)
+    kq.quantize(model_of(FUNCTIONS[remedy]), X, effort=None)
   message = str(caught.value)
   assert remedy in message and "\n" not in message and len(message) < 260
 
 
 def test_a_quantized_model_is_not_quantized_again():
-  result = kq.quantize(model_of(layers.ReLU()), X)
+  result = kq.quantize(model_of(layers.ReLU()), X, effort=None)
   with pytest.raises(kq.UnsupportedLayerError, match="is quantized already: finalize it with kq.finalize"):
-    kq.quantize(result.qmodel, X)
+    kq.quantize(result.qmodel, X, effort=None)
 
 
 def test_an_integer_input_that_is_cast_is_an_input_of_numbers(tmp_path):
   image = keras.Input((6, 6, 4), dtype="uint8", name="image")
   model = keras.Model(image, layers.Conv2D(3, 3)(tf.cast(image, tf.float32) / 255.0))
   x = (255 * X).astype(np.uint8)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   np.testing.assert_allclose(result.model(x.astype(np.float32)), model(x), atol=0.02)
   written = tflite_export.export(result, tmp_path / "m.tflite", io="uint8", verify=x[:2])
   assert written.program.tensors[written.program.inputs[0]].dtype == "uint8"
@@ -56,17 +56,17 @@ def test_an_integer_input_that_is_cast_is_an_input_of_numbers(tmp_path):
 @pytest.mark.parametrize("name", ["an image", "größe", "_x", "a:b", "a/b"])
 def test_names_that_are_no_scopes_of_tensorflow_work(name, tmp_path):
   image = keras.Input((6, 6, 4), name=name)
-  result = kq.quantize(keras.Model(image, layers.Conv2D(3, 3)(image)), X)
+  result = kq.quantize(keras.Model(image, layers.Conv2D(3, 3)(image)), X, effort=None)
   assert result.encodings.input_names == [name]
   tflite_export.export(result, tmp_path / "m.tflite", verify=X[:2])
 
 
 def test_a_unit_length_written_as_a_function_is_the_layer(tmp_path):
   model = model_of(lambda y: tf.math.l2_normalize(y, axis=-1))
-  result = kq.quantize(model, X)
+  result = kq.quantize(model, X, effort=None)
   np.testing.assert_allclose(result.model(X), model(X), atol=0.05)
 
 
 def test_graph_mode_is_named():
   with tf.Graph().as_default(), pytest.raises(RuntimeError, match="needs eager execution; leave out"):
-    kq.quantize(model_of(layers.ReLU()), X)
+    kq.quantize(model_of(layers.ReLU()), X, effort=None)

@@ -53,7 +53,7 @@ def test_a_qmodel_takes_and_names_what_the_float_model_does(inputs, outputs, tmp
   assert type(mine) is type(theirs) and (outputs is None or sorted(mine) == sorted(outputs))
   dataset = tf.data.Dataset.from_tensor_slices((x if inputs else tuple(x), y)).batch(8)
   by_layers = dict(zip(("in_a", "in_b"), X.values()))
-  encodings = [kq.quantize(model, data).encodings for data in (x, dataset, by_layers)]
+  encodings = [kq.quantize(model, data, effort=None).encodings for data in (x, dataset, by_layers)]
   assert encodings[0] == encodings[1] == encodings[2]
   assert encodings[0].input_names == list(inputs or ("in_a", "in_b"))
   assert encodings[0].output_names == list(outputs or ("first", "second"))
@@ -61,4 +61,4 @@ def test_a_qmodel_takes_and_names_what_the_float_model_does(inputs, outputs, tmp
 
 def test_wrong_keys_are_named():
   with pytest.raises(ValueError, match=r"keys \['in_a', 'in_b'\], got \['alpha', 'gamma'\]"):
-    kq.quantize(two_by_two(("alpha", "beta"), None), {"alpha": X["alpha"], "gamma": X["beta"]})
+    kq.quantize(two_by_two(("alpha", "beta"), None), {"alpha": X["alpha"], "gamma": X["beta"]}, effort=None)

@@ -42,7 +42,7 @@ def test_noise_stays_in_training_and_is_gone_in_the_file(mode):
   final, _ = kq.finalize(qmodel)
   assert not names(final, *NOISE)
   assert [layer.name for layer in final.layers] == [
-      layer.name for layer in kq.quantize(model, IMAGES).model.layers]
+      layer.name for layer in kq.quantize(model, IMAGES, effort=None).model.layers]
   for simulated, integer in zip(qmodel(IMAGES, training=False), final(IMAGES)):
     np.testing.assert_allclose(simulated, integer, atol=0.05)
   quiet, loud = qmodel(IMAGES, training=False), qmodel(IMAGES, training=True)
@@ -245,7 +245,7 @@ def test_losses_and_metrics_that_were_added_stay(mode, tmp_path):
 
 
 def test_losses_that_were_added_are_no_part_of_a_file(tmp_path):
-  result = kq.quantize(lossy(), IMAGES)
+  result = kq.quantize(lossy(), IMAGES, effort=None)
   written = kq.export(result, tmp_path / "m.tflite", verify=IMAGES[:2])
   assert written.program.operator_counts()["FULLY_CONNECTED"] == 2 and not result.model.losses
 

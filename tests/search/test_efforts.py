@@ -1,6 +1,7 @@
 """Efforts: what is tried, what is kept, and what the report says of it."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, mon
   assert [trial.kept for trial in report.trials] == kept
 
 
+@pytest.mark.parametrize("enough, kept", [
+    (22.9, [True]), (24.0, [True, True]), (30.0, [True, True]), (math.inf, [True, True])])
+def test_nothing_is_tried_beyond_enough(enough, kept, monkeypatch):
+  graph, inputs = dictate(monkeypatch, (3.0, 1.0), (2.0, 1.0))
+  report = Report()
+  network, steps = FloatNetwork(graph, inputs), effort_steps("balanced")
+  efforts.with_effort(QuantConfig(), steps, network, report, enough=enough)
+  assert [trial.kept for trial in report.trials] == kept
+
+
+def test_where_enough_is_named_a_method_must_gain(monkeypatch):
+  graph, inputs = dictate(monkeypatch, (0.1, 1.0), (0.1, 1.0))
+  report = Report()
+  efforts.with_effort(QuantConfig(), effort_steps("balanced"), FloatNetwork(graph, inputs), report, enough=90)
+  assert [trial.kept for trial in report.trials] == [False, False]
+
+
 def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
   graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
   report = Report()
@@ -87,7 +105,7 @@ def test_a_step_that_does_harm_is_left_out(monkeypatch):
   graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
   report = Report()
   config = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
-  assert config.recipe == Recipe("none", "closed_form", "iterative", "qft")
+  assert config.recipe == Recipe("none", "closed_form", "iterative", "qft", "minmax")
   assert [(trial.method, trial.kept) for trial in report.trials] == [("closed_form", True), ("joint", False)]
   harmful = report.trials[1]
   assert (harmful.images, harmful.unit) == (10, "dB") and np.isclose(harmful.change, -9.0)
@@ -110,7 +128,7 @@ def test_what_the_user_says_stays():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   decided = Recipe(bias="local", equalize="none")
   config = with_effort(QuantConfig(), "balanced", graph, inputs, Report(), decided=decided)
-  assert config.recipe == Recipe("none", "closed_form", "local", "none")
+  assert config.recipe == Recipe("none", "closed_form", "local", "none", "minmax")
 
 
 def test_few_images_keep_every_step_and_say_so():
@@ -145,7 +163,7 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
 def test_unknown_efforts_and_missing_images_are_refused():
   model = models.build("mobile_block")
   inputs = models.sample_inputs(model, images=4)
-  with pytest.raises(ValueError, match="effort must be one of fast, balanced, best, got 'more'"):
+  with pytest.raises(ValueError, match="effort must be one of auto, fast, balanced, best, got 'more'"):
     kquant.quantize(model, inputs, effort="more")
   with pytest.raises(ValueError, match="need calibration images"):
     kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")

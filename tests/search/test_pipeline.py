@@ -13,7 +13,7 @@ WAYS = [(kq.Recipe(rounding="closed_form"), "round_weights", layer_rounding.SHAR
 @pytest.mark.parametrize("way, name, reason", WAYS, ids=["rounding", "bias"])
 def test_the_report_names_a_shared_layer_that_was_not_treated(way, name, reason):
   model = models.build("nested_shared")
-  report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way).report
+  report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way, effort=None).report
   assert [(s.layer, s.reason) for s in report.skips if s.pass_name == name] == [("shared", reason)]
   assert "shared" in str(report) and reason in str(report)
 
@@ -21,7 +21,7 @@ def test_the_report_names_a_shared_layer_that_was_not_treated(way, name, reason)
 def test_there_is_nothing_to_name_without_shared_layers_or_with_nearest_integers():
   for name, way in (("mobile_block", kq.Recipe(rounding="closed_form")), ("nested_shared", None)):
     model = models.build(name)
-    report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way).report
+    report = kq.quantize(model, models.sample_inputs(model), config="w4a8", recipe=way, effort=None).report
     assert not [skip for skip in report.skips if skip.pass_name in ("round_weights", "correct_bias")]
 
 

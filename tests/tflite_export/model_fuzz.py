@@ -65,7 +65,7 @@ def check(recipe: Recipe, tally: Tally, folder: str) -> None:
   model = build(recipe)
   inputs = inputs_of(model, recipe)
   try:
-    result = kq.quantize(model, inputs, config=recipe.preset)
+    result = kq.quantize(model, inputs, config=recipe.preset, effort=None)
     written = tflite_export.export(result, f"{folder}/m.tflite", verify=[x[:2] for x in inputs], io=recipe.io,
                                    batch=recipe.batch, certify=True)
   except ValueError as error:  # UnsupportedLayerError is one

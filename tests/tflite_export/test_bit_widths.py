@@ -144,7 +144,7 @@ def test_int16_softmax_of_one_and_of_many_equal_elements(mode):
 def exported(name: str, preset: str, path, **options):
   model = models.build(name)
   inputs = models.sample_inputs(model)
-  result = kq.quantize(model, inputs, config=preset)
+  result = kq.quantize(model, inputs, config=preset, effort=None)
   return result, tflite_export.export(result, path, verify=[x[:3] for x in inputs], certify=True, **options)
 
 
@@ -165,7 +165,8 @@ def test_int16_follows_the_float_model_better_than_int8():
   model = models.build("mobile_block")
   (x,) = models.sample_inputs(model)
   reference = model.predict(x, verbose=0)
-  errors = {preset: np.square(kq.quantize(model, x, config=preset).qmodel.predict(x, verbose=0) - reference)
+  errors = {preset: np.square(kq.quantize(model, x, config=preset,
+                                          effort=None).qmodel.predict(x, verbose=0) - reference)
             .mean() for preset in ("int8", "int16x8")}
   assert errors["int16x8"] < errors["int8"]
 
@@ -185,7 +186,7 @@ def test_no_kernel_is_packed_over_16_bit_activations(tmp_path):
   (x,) = models.sample_inputs(model)
   rule = kq.Rule(weights=kq.TensorSpec(bits=4, symmetric=True, per_channel=True),
                  activations=kq.TensorSpec(bits=16, symmetric=True))
-  result = kq.quantize(model, x, config=kq.QuantConfig(rules=(rule,)))
+  result = kq.quantize(model, x, config=kq.QuantConfig(rules=(rule,)), effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:3]], certify=True)
   assert written.certificate["exact"]
   stored = from_bytes((tmp_path / "m.tflite").read_bytes())
@@ -226,7 +227,7 @@ def test_kernels_of_at_most_4_bits_are_packed(preset, dtype, tmp_path):
 def test_fewer_than_8_bits_of_activations_are_simulated_but_not_exported(tmp_path):
   model = models.build("conv_bn_relu")
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, x, config="w4a4")
+  result = kq.quantize(model, x, config="w4a4", effort=None)
   assert np.isfinite(result.qmodel.predict(x, verbose=0)).all()
   with pytest.raises(ValueError, match="'image' has a 4-bit grid, which is for simulation only: a file"):
     tflite_export.export(result, tmp_path / "m.tflite")
@@ -239,7 +240,7 @@ def test_activations_of_16_bits_do_not_mix_with_others():
   config = kq.QuantConfig(rules=(kq.Rule("first", activations=wide_spec), kq.Rule()))
   with pytest.raises(ValueError, match="'first' has 16 bits and 'image' has 8; activations have 16 bits "
                                        "throughout or nowhere"):
-    kq.quantize(model, np.ones((4, 4), np.float32), config=config)
+    kq.quantize(model, np.ones((4, 4), np.float32), config=config, effort=None)
 
 
 def test_a_float_border_around_int16_and_no_uint8_one(tmp_path):

@@ -22,7 +22,7 @@ def result():
   keras.utils.set_random_seed(0)
   model = models.build("conv_bn_relu")
   (x,) = models.sample_inputs(model)
-  return kq.quantize(model, x)
+  return kq.quantize(model, x, effort=None)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_images_may_be_any_form_of_data(result, images, tmp_path):
 def test_several_inputs_are_verified_by_name(tmp_path):
   model = models.build("two_inputs")
   image, vector = models.sample_inputs(model)
-  result = kq.quantize(model, {"image": image, "vector": vector})
+  result = kq.quantize(model, {"image": image, "vector": vector}, effort=None)
   for io in ("int8", "uint8", "float32"):
     written = tflite_export.export(result, tmp_path / "m.tflite", io=io,
                                    verify={"vector": vector[:3], "image": image[:3]})
@@ -133,7 +133,7 @@ def test_model_that_gives_one_tensor_twice_has_a_file(io, tmp_path):
   x = keras.Input((4,), name="x")
   y = layers.Dense(3, name="dense")(x)
   data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-  result = kq.quantize(keras.Model(x, [y, y]), data)
+  result = kq.quantize(keras.Model(x, [y, y]), data, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", io=io, verify=data)
   assert written.verification.ok
   assert len(Runtime(written.path).outputs) == 2

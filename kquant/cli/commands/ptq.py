@@ -139,7 +139,8 @@ def _demo(config: QuantConfig) -> None:
 def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
   result = api.quantize(task.model, task.calibration, config=task.config, recipe=shared.recipe(),
-                        effort=FLAGS.effort, seed=FLAGS.seed)
+                        effort=None if FLAGS.effort == "none" else FLAGS.effort,
+                        tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
     few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
@@ -180,6 +181,7 @@ def _summary(task: _Task, result: api.QuantizationResult, written: Exported,
       "operators": written.program.operator_counts(),
       "float_operators": written.verification.float_operators,
       "skipped": report["skipped"], "edits": report["edits"], "trials": report["trials"],
+      "closeness": report["closeness"],
       "verify": written.verification.to_json(),
   }
 
@@ -234,7 +236,7 @@ def _hint(judged: dict[str, Any]) -> str:
   noisy = sqnr_db is not None and sqnr_db < LEAST_SQNR_DB
   if noisy or (agreement is not None and agreement < LEAST_AGREEMENT):
     return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. Try "
-            "--effort=balanced, then --preset=int16x8, and judge by --eval on labelled images.")
+            "--effort=best, then --preset=int16x8, and judge by --eval on labelled images.")
   return ""
 
 

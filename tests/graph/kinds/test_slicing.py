@@ -38,14 +38,14 @@ def test_it_is_refused_at_the_start(message):
     yield
 
   with pytest.raises(kq.UnsupportedLayerError, match=message) as error:
-    kq.quantize(model_of(REFUSED[message], batch=4), images)
+    kq.quantize(model_of(REFUSED[message], batch=4), images, effort=None)
   assert "\n" not in str(error.value)
 
 
 def test_the_whole_batch_is_no_cut(tmp_path):
   x = np.random.default_rng(0).normal(size=(8, 6, 3)).astype(np.float32)
   for index, cut in enumerate((lambda y: y[:, 1:5], lambda y: y[0:4, ..., 1:], lambda y: y[::1, None, 2])):
-    result = kq.quantize(model_of(cut, batch=4), x)
+    result = kq.quantize(model_of(cut, batch=4), x, effort=None)
     assert kq.export(result, tmp_path / f"{index}.tflite", verify=x[:2]).verification.ok
 
 

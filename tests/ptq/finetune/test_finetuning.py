@@ -133,7 +133,7 @@ def test_quantize_judges_by_images_new_to_rounding_then_runs_on_all(preset, befo
   monkeypatch.setattr(trials, "image_sqnr_db", lambda *_: next(found))
   monkeypatch.setattr(trials, "image_divergence", lambda *_: next(found))
   recipe = kq.Recipe(rounding="closed_form", finetune="bft")
-  result = kq.quantize(model, inputs, config=preset, recipe=recipe)
+  result = kq.quantize(model, inputs, config=preset, recipe=recipe, effort=None)
   assert [len(x) for x in rounded] == [30, 40]
   trained, judging, until = tuned[0]
   assert trained is rounded[0] and len(judging[0]) == 10 and until is None

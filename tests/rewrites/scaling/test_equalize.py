@@ -244,7 +244,7 @@ def test_joint_helps_a_per_tensor_network_in_truth():
   reference = model.predict(fresh, verbose=0)
 
   def noise(network):
-    final = quantize(network, x, config="int8_per_tensor", recipe=Recipe(equalize="none")).qmodel
+    final = quantize(network, x, config="int8_per_tensor", recipe=Recipe(equalize="none"), effort=None).qmodel
     return ((final.predict(fresh, verbose=0) - reference) ** 2).sum()
 
   rewritten = rewrite(model, [standardize, fold_batch_norm, equalize(calibration=x)])
@@ -293,7 +293,7 @@ def test_bad_options_are_one_line(options, words):
 def test_networks_with_nothing_to_scale(stack):
   from kquant.api import quantize
   model = keras.Sequential([keras.Input(IMAGE), *stack])
-  result = quantize(model, images(model), config="int8_per_tensor")
+  result = quantize(model, images(model), config="int8_per_tensor", effort=None)
   assert not any("scaled" in edit.what for edit in result.report.edits)
 
 

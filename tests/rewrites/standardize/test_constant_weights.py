@@ -49,7 +49,7 @@ def test_a_product_with_a_constant_becomes_a_layer(case):
 @pytest.mark.parametrize("case", ["matmul", "einsum", "conv2d, grouped", "conv1d"])
 def test_it_ends_in_a_file(case, tmp_path):
   model, x = model_of(CASES[case][0]), np.random.default_rng(0).normal(size=(32, 8, 8, 4)).astype(np.float32)
-  exported = tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:2])
+  exported = tflite_export.export(kq.quantize(model, x, effort=None), tmp_path / "m.tflite", verify=x[:2])
   assert exported.path.exists()
 
 
@@ -61,4 +61,4 @@ def test_it_ends_in_a_file(case, tmp_path):
 def test_what_no_layer_does_is_refused_by_name(function):
   x = np.random.default_rng(0).normal(size=(8, 8, 8, 4)).astype(np.float32)
   with pytest.raises(kq.UnsupportedLayerError, match="tf"):
-    kq.quantize(model_of(function), x)
+    kq.quantize(model_of(function), x, effort=None)

@@ -68,7 +68,7 @@ def test_a_constant_that_no_operator_takes_is_computed_for_each_image(name, tmp_
   model = stack(layers.Conv2D(4, 3, padding="same"), JOINED[name], shape=IMAGE)
   standardized(model)
   (x,) = models.sample_inputs(model, images=16)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   written = kq.export(result, tmp_path / "m.tflite", verify=x[:3], certify=True)
   assert written.verification.ok and written.certificate["exact"]
   signal, error = model(x).numpy(), result.model(x).numpy() - model(x).numpy()
@@ -96,14 +96,14 @@ REFUSED = {
 def test_it_is_refused_in_one_line(message):
   x = np.zeros((4, *IMAGE), np.float32)
   with pytest.raises(kq.UnsupportedLayerError, match=message) as error:
-    kq.quantize(stack(layers.Conv2D(4, 3, padding="same"), REFUSED[message], shape=IMAGE), x)
+    kq.quantize(stack(layers.Conv2D(4, 3, padding="same"), REFUSED[message], shape=IMAGE), x, effort=None)
   assert "\n" not in str(error.value)
 
 
 def test_sizes_that_are_open_are_refused():
   model = stack(lambda x: x / tf.cast(tf.shape(x)[1], tf.float32), shape=(None, None, 4))
   with pytest.raises(kq.UnsupportedLayerError, match=r"'tf.compat.v1.shape\w*' .*open"):
-    kq.quantize(model, np.zeros((4, *IMAGE), np.float32))
+    kq.quantize(model, np.zeros((4, *IMAGE), np.float32), effort=None)
 
 
 # --- copies ----------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_repeated_elements_are_copies(repeats, axis, kind, tmp_path):
   assert found[-1] == (kind or "ReLU") and "tf.repeat" not in found
   model = stack(layers.Conv2D(4, 3, padding="same"), function, shape=IMAGE)
   (x,) = models.sample_inputs(model, images=8)
-  assert kq.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:3]).verification.ok
+  assert kq.export(kq.quantize(model, x, effort=None), tmp_path / "m.tflite", verify=x[:3]).verification.ok
 
 
 # --- padding in front of a max pool ----------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_the_lowest_value_beside_the_image_is_no_maximum(value, pads, pool, stri
   model = pooled(pads, pool, stride, size, value, before)
   assert kinds(standardized(model, exact=True))[1:] == expected
   (x,) = models.sample_inputs(model, images=8)
-  assert kq.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:3]).verification.ok
+  assert kq.export(kq.quantize(model, x, effort=None), tmp_path / "m.tflite", verify=x[:3]).verification.ok
 
 
 @pytest.mark.parametrize("model", [
@@ -150,4 +150,4 @@ def test_the_lowest_value_beside_the_image_is_no_maximum(value, pads, pool, stri
 def test_the_lowest_value_elsewhere_is_refused(model):
   model = model()
   with pytest.raises(kq.UnsupportedLayerError, match="pads with -inf; .*max pool"):
-    kq.quantize(model, np.zeros((4, *model.input_shape[1:]), np.float32))
+    kq.quantize(model, np.zeros((4, *model.input_shape[1:]), np.float32), effort=None)

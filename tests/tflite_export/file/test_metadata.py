@@ -61,7 +61,8 @@ class Reading:
 
 def exported(model, path, **options):
   inputs = models.sample_inputs(model, images=4)
-  return tflite_export.export(kq.quantize(model, inputs), path, verify=[x[:1] for x in inputs], **options)
+  return tflite_export.export(kq.quantize(model, inputs,
+                                          effort=None), path, verify=[x[:1] for x in inputs], **options)
 
 
 def signature(path):
@@ -119,7 +120,7 @@ def test_outputs_of_one_name_are_told_apart_and_run_by_name(tmp_path):
 def test_names_survive_files_of_the_steps(tmp_path):
   model = models.build("convolutions")
   x = models.sample_inputs(model, images=4)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   result.encodings.save(tmp_path / "e.json")
   result.model.save(tmp_path / "m.keras")
   result.qmodel.save(tmp_path / "q.keras")
@@ -193,7 +194,7 @@ def test_a_model_without_one_image_is_refused(tmp_path):
     ("metadata", {"TFLITE_METADATA": b"x"}, "metadata .*in the"), ("metadata", {}, "metadata {} in the")])
 def test_the_verifier_compares_what_the_file_says(field, change, words):
   model = image_model()
-  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  result = kq.quantize(model, models.sample_inputs(model, images=4), effort=None)
   honest = lower(result.model, result.encodings)
   honest.metadata[metadata.ENTRY] = metadata.image_metadata(honest, "tf")
   other = lower(result.model, result.encodings)

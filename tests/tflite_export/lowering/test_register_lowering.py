@@ -71,7 +71,7 @@ def model_with(layer):
 
 def exported(model, tmp_path):
   (x,) = models.sample_inputs(model)
-  return tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x[:4])
+  return tflite_export.export(kq.quantize(model, x, effort=None), tmp_path / "m.tflite", verify=x[:4])
 
 
 class Choosing(layers.Layer):
@@ -82,7 +82,8 @@ class Choosing(layers.Layer):
 def test_an_unregistered_layer_is_traced_or_refused_by_name(tmp_path):
   assert exported(model_with(Cube(name="cube")), tmp_path).program.operator_counts()["GATHER"] == 1
   with pytest.raises(UnsupportedLayerError, match="'choosing'"):
-    kq.quantize(model_with(Choosing(name="choosing")), models.sample_inputs(model_with(Cube()))[0])
+    kq.quantize(model_with(Choosing(name="choosing")), models.sample_inputs(model_with(Cube()))[0],
+                effort=None)
 
 
 def test_a_function_of_one_element_needs_no_code(tmp_path):
@@ -100,7 +101,7 @@ def test_a_table_is_refused_for_a_layer_that_is_no_function_of_one_element(layer
   tflite_export.register_lowering(layer_class)
   model = model_with(layer_class(name="mine"))
   with pytest.raises(UnsupportedLayerError, match=f"'mine' .*{reason}.*lower_call") as raised:
-    kq.quantize(model, models.sample_inputs(model)[0])
+    kq.quantize(model, models.sample_inputs(model)[0], effort=None)
   assert "\n" not in str(raised.value)
 
 

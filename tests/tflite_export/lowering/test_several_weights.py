@@ -92,7 +92,7 @@ def calibrated(config="int8"):
 def test_the_file_holds_both_weights_and_is_exact(preset, tmp_path):
   model = pair_model()
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, x, config=preset)
+  result = kq.quantize(model, x, config=preset, effort=None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=x[:8], certify=True)
   assert written.verification.ok and written.certificate["exact"]
   assert written.program.operator_counts()["FULLY_CONNECTED"] == 4
@@ -110,7 +110,7 @@ def test_the_file_holds_both_weights_and_is_exact(preset, tmp_path):
 def test_a_changed_bias_or_weight_is_found(tmp_path):
   model = pair_model()
   (x,) = models.sample_inputs(model)
-  result = kq.quantize(model, x)
+  result = kq.quantize(model, x, effort=None)
   data = tflite_export.export(result, tmp_path / "m.tflite").path.read_bytes()
   result.encodings.integers["pair/b"][0] += 1
   found = tflite_export.verify(data, None, result.encodings)

@@ -25,7 +25,7 @@ KERNEL_SETS = ("xnnpack", "reference")
 def quantized(name):
   model = models.build(name)
   inputs = models.sample_inputs(model)
-  return kq.quantize(model, inputs), inputs
+  return kq.quantize(model, inputs, effort=None), inputs
 
 
 def integers(result, program, inputs):
@@ -128,6 +128,7 @@ def test_large_batches_are_exact(tmp_path):
   x = layers.AveragePooling2D(2, padding="same")(tf.concat([x, x[..., 2:5]], -1))
   model = models.randomized(keras.Model(image, layers.Dense(4)(layers.Flatten()(x))))
   inputs = models.sample_inputs(model, images=40)
-  written = tflite_export.export(kq.quantize(model, inputs), tmp_path / "m.tflite", batch=33, verify=inputs,
+  written = tflite_export.export(kq.quantize(model, inputs,
+                                             effort=None), tmp_path / "m.tflite", batch=33, verify=inputs,
                                  certify=True)
   assert written.certificate["exact"] and written.certificate["inputs"]["real"] == 40

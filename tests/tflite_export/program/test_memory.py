@@ -57,6 +57,6 @@ def test_constants_are_not_counted_and_odd_types_refused():
 @pytest.mark.parametrize("name", ["mobile_block", "branches", "rearranged"])
 def test_a_network_fits_between_its_bounds(name):
   model = models.build(name)
-  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  result = kq.quantize(model, models.sample_inputs(model, images=4), effort=None)
   found = activation_memory(lower(result.model, result.encodings))
   assert 0 < found.peak <= found.arena <= found.total

@@ -20,7 +20,8 @@ from tflite_export.proof.verifier import VerificationError
 def exported(name, path, **options):
   model = models.build(name)
   inputs = models.sample_inputs(model)
-  return tflite_export.export(kq.quantize(model, inputs), path, verify=[x[:3] for x in inputs], **options)
+  return tflite_export.export(kq.quantize(model, inputs,
+                                          effort=None), path, verify=[x[:3] for x in inputs], **options)
 
 
 @pytest.mark.parametrize("name", models.ZOO)
@@ -82,7 +83,8 @@ def test_a_softmax_that_would_end_the_process_is_named_and_the_rest_compared(tmp
   x = layers.Dense(1000, name="flat")(layers.GlobalAveragePooling2D()(image))
   model = keras.Model(image, layers.Softmax(name="classes")(x))
   x = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 3)).astype(np.float32)
-  written = tflite_export.export(kq.quantize(model, x), tmp_path / "m.tflite", verify=x, certify=True)
+  written = tflite_export.export(kq.quantize(model, x,
+                                             effort=None), tmp_path / "m.tflite", verify=x, certify=True)
   default, reference = (written.certificate["kernel_sets"][name] for name in ("xnnpack", "reference"))
   assert not default["not_simulated"] and "SOFTMAX" in default["operators"]
   assert "ends the process" in reference["not_simulated"][0]
@@ -92,13 +94,14 @@ def test_a_softmax_that_would_end_the_process_is_named_and_the_rest_compared(tmp
 
 def test_certify_without_inputs_is_an_error(tmp_path):
   model = models.build("conv_bn_relu")
-  result = kq.quantize(model, models.sample_inputs(model))
+  result = kq.quantize(model, models.sample_inputs(model), effort=None)
   with pytest.raises(ValueError, match="give verify=images"):
     tflite_export.export(result, tmp_path / "m.tflite", certify=True)
 
 
 def test_a_file_without_its_inputs_is_refused(tmp_path):
   model = keras.Sequential([layers.Dense(2, name="dense", input_shape=(3,))])
-  file = tflite_export.export(kq.quantize(model, np.ones((4, 3), np.float32)), tmp_path / "m.tflite").path
+  file = tflite_export.export(kq.quantize(model, np.ones((4, 3), np.float32),
+                                          effort=None), tmp_path / "m.tflite").path
   with pytest.raises(ValueError, match=r"certify: expected 1 input arrays \(dense_input\), got 0"):
     tflite_export.certify(file.read_bytes(), [])

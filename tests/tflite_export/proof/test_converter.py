@@ -29,7 +29,7 @@ NOT_COVERED = {
 
 def quantized(name, preset):
   model = models.build(name)
-  return kq.quantize(model, models.sample_inputs(model), config=preset)
+  return kq.quantize(model, models.sample_inputs(model), config=preset, effort=None)
 
 
 def random_inputs(program, images=64):
@@ -110,7 +110,7 @@ def test_weights_of_4_bits_give_what_they_give_in_the_converters_int8(preset, dt
 def test_real_models(shared_data, name, size, kernel_sets):
   model = load_model(shared_data / "models" / f"{name}.h5")
   calibration = np.random.default_rng(1).uniform(-1, 1, (8, size, size, 3)).astype(np.float32)
-  result = kq.quantize(model, calibration, config="int8_tflm")
+  result = kq.quantize(model, calibration, config="int8_tflm", effort=None)
   data, program = convert(result.model, result.encodings), lower(result.model, result.encodings)
   for kernels in kernel_sets:
     assert differences(data, to_bytes(program), random_inputs(program, images=8), kernels) == [0]

@@ -156,7 +156,7 @@ def test_unknown_kernels():
 
 def test_delegated_operators_are_named_by_their_place():
   model = models.build("mobile_block")
-  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  result = kq.quantize(model, models.sample_inputs(model, images=4), effort=None)
   program = lower(result.model, result.encodings)
   place = [op.kind for op in program.ops].index("SOFTMAX")
   assert Runtime(writer.to_bytes(program)).delegated_operators() == set(range(len(program.ops))) - {place}
@@ -165,6 +165,6 @@ def test_delegated_operators_are_named_by_their_place():
 
 def test_a_timed_run_computes():
   model = models.build("conv_bn_relu")
-  result = kq.quantize(model, models.sample_inputs(model, images=4))
+  result = kq.quantize(model, models.sample_inputs(model, images=4), effort=None)
   runtime = Runtime(writer.to_bytes(lower(result.model, result.encodings)))
   assert 0 < runtime.time_once() < 10

@@ -27,7 +27,7 @@ def zoo_program(name: str) -> tuple[IntProgram, tuple[np.ndarray, ...]]:
   """Returns (program with int8 borders, float images for each of its inputs)."""
   model = models.build(name)
   samples = models.sample_inputs(model, images=16)
-  result = kq.quantize(model, samples)
+  result = kq.quantize(model, samples, effort=None)
   program = lower(result.model, result.encodings)
   by_name = dict(zip(model.input_names, samples))
   return program, tuple(by_name[key][:IMAGES] for key in program.inputs)
@@ -143,7 +143,7 @@ def test_a_trained_network_is_exact(shared_data, name):
   labels = images.read_labels(shared_data / "imagenet")
   x = images.load_images(shared_data / "imagenet", images.ImageFormat(224, 224, preprocess="tf"),
                          names=sorted(labels, key=labels.get)[:20])
-  result = kq.quantize(load_model(shared_data / "models" / f"{name}.h5"), x[:16])
+  result = kq.quantize(load_model(shared_data / "models" / f"{name}.h5"), x[:16], effort=None)
   program = lower(result.model, result.encodings)
   inputs = [result.encodings[program.inputs[0]].quantize(x[16:]).astype(np.int8)]
   for mode in MODES:

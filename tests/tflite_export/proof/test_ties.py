@@ -30,7 +30,7 @@ def probes_of(program, seed=0):
 
 def zoo_program(name, path, io="int8"):
   model = models.build(name)
-  result = kq.quantize(model, models.sample_inputs(model))
+  result = kq.quantize(model, models.sample_inputs(model), effort=None)
   return tflite_export.export(result, path / "m.tflite", io=io).program
 
 
@@ -155,7 +155,8 @@ def test_a_fault_on_ties_fails_the_certificate(tmp_path, monkeypatch):
 
   faults.plant(monkeypatch, "MUL", on_pairs_alone)
   with pytest.raises(tflite_export.VerificationError, match="MUL differs on rounding ties"):
-    tflite_export.export(kq.quantize(model, inputs), tmp_path / "m.tflite", verify=[x[:2] for x in inputs],
+    tflite_export.export(kq.quantize(model, inputs,
+                                     effort=None), tmp_path / "m.tflite", verify=[x[:2] for x in inputs],
                          certify=True)
 
 

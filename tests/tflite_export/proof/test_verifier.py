@@ -51,7 +51,7 @@ def case():
   keras.utils.set_random_seed(0)
   model = network()
   images = models.sample_inputs(model, images=16)
-  result = kq.quantize(model, images[0])
+  result = kq.quantize(model, images[0], effort=None)
   program = lower(result.model, result.encodings)
   assert [op.options["fused_activation_function"] for op in program.ops if op.source == "conv"] == ["RELU"]
   return Case(result.model, result.encodings, program, [images[0][:4]])
@@ -324,7 +324,7 @@ def test_file_cut_off_anywhere_is_a_problem(case):
 
 def test_file_of_another_network_is_a_problem(case):
   model = models.build("conv_bn_relu")
-  result = kq.quantize(model, models.sample_inputs(model)[0])
+  result = kq.quantize(model, models.sample_inputs(model)[0], effort=None)
   data = writer.to_bytes(lower(result.model, result.encodings))
   assert not case.verify(data).ok
   assert not case.verify(data, program=False, images=False).ok
@@ -397,7 +397,7 @@ def test_a_file_is_verified_by_its_path_and_its_names(tmp_path):
   x = keras.Input((4,), name="x")
   model = keras.Model(x, layers.Dense(2, name="y")(x))
   images = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-  result = kq.quantize(model, images)
+  result = kq.quantize(model, images, effort=None)
   path = kq.export(result, tmp_path / "m.tflite").path
   assert verify(path, result.model, result.encodings, images=images[:2]).ok
   result.encodings.output_names = ["z"]

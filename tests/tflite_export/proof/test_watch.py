@@ -22,7 +22,7 @@ from tflite_export.proof.watch import Watch
 def case(request):
   model = models.build(request.param)
   images = models.sample_inputs(model, images=5)
-  result = kq.quantize(model, dict(zip(model.input_names, images)))
+  result = kq.quantize(model, dict(zip(model.input_names, images)), effort=None)
   return result, lower(result.model, result.encodings), images
 
 
