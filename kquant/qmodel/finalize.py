@@ -18,6 +18,7 @@ from kquant.core.encodings import Encoding, Encodings
 from kquant.core.records import Edit
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.graph import keras_calls
+from kquant.graph.capped_relu import CappedReLU
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Ref
@@ -95,6 +96,7 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
   graph.normalize()
   grids = {ref: live[name].encoding() for name, refs in members.items() for ref in refs}
   _raise_small_output_scales(graph, grids, members, weights, target)
+  _cap_inside_grids(graph, grids, target)
   for ref, grid in _with_moved(graph, grids).items():
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, own in weights.items():
@@ -175,7 +177,22 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
         wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
         grids.update(dict.fromkeys(group_of[output], wider))
         inputs = _with_moved(graph, grids)
-        graph.edit(node, "output scale raised: the tensor is all but constant on the calibration data")
+        graph.edit(node, "output scale raised: on the calibration data it is all but constant beside one step "
+                         "of its inputs; check that the data are preprocessed as in training")
+
+
+def _cap_inside_grids(graph: Graph, grids: dict[Ref, Encoding], target: Target) -> None:
+  """Makes a ReLU whose grid reaches beyond its cap, where no fused activation clamps, a CappedReLU."""
+  for layer in {node.layer: None for node in graph.of_role("relu")}:
+    cap, calls = layer.config.get("max_value"), graph.calls(layer)
+    beyond = [call for call in calls if cap is not None and cap not in target.relu_caps
+              and grids[Ref(call)].range[1][0] > cap + grids[Ref(call)].scale[0] / 2]
+    for call in calls if beyond else []:
+      caps = np.full(call.shapes[0][-1], cap, np.float32)
+      graph.recall(call, graph.new_layer(CappedReLU, call.layer_name, params={"caps": caps}), call.args)
+    for call in beyond:
+      graph.edit(call, f"its grid reaches beyond its cap {cap:g}: an operator of its own clamps there")
+  graph.normalize()
 
 
 def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, input_bits: int, target: Target) -> Encoding:

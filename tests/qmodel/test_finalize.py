@@ -335,6 +335,25 @@ def test_scales_are_raised_along_a_whole_chain_of_constant_tensors(tmp_path):
   export(final, encodings, tmp_path / "m.tflite", verify=data)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_grid_that_is_raised_beyond_the_cap_of_its_relu_is_cut_off_at_the_cap(shared, tmp_path):
+  """Seen on MobileNetV3 on images that were not preprocessed: the file was refused at its very end."""
+  x, cap = vector(2), layers.ReLU(1.0, name="cap")
+  y = cap(dense(np.diag([100.0, -50.0]), np.float32([0.3, 0.2]), name="large")(x))
+  y = [y, cap(dense(np.diag([0.1, 0.1]), np.zeros(2), name="small")(x))] if shared else y
+  model = keras.Model(x, y)
+  data = np.float32([[255, 0], [0, -255], [-0.001, 0.001], [3, -3]])
+  final, encodings, edits = finalized(model, data)
+  assert [edit.layer for edit in edits if "beyond its cap" in edit.what] == ["cap"]
+  (_,), (high,) = encodings["cap"].range
+  assert high > 1.2 and largest_multipliers(final, encodings)["large"] == pytest.approx(128)
+  written = export(final, encodings, tmp_path / "m.tflite", verify=data, certify=True)
+  assert written.certificate["exact"]
+  for found, expected in zip(output(final, [data]), output(model, [data])):
+    assert found.max() == pytest.approx(min(expected.max(), 1), abs=high / 510)
+    np.testing.assert_array_equal(found[expected == expected.max()], found.max())
+
+
 # --- errors ----------------------------------------------------------------------------------------
 
 
