@@ -177,7 +177,7 @@ def _raise_small_output_scales(graph: Graph, grids: dict[Ref, Encoding], members
         wider = dataclasses.replace(grids[output], scale=np.float32(smallest))
         grids.update(dict.fromkeys(group_of[output], wider))
         inputs = _with_moved(graph, grids)
-        graph.edit(node, "output scale raised: on the calibration data it is all but constant beside one step "
+        graph.edit(node, "output scale raised: on the calibration data it is all but constant beside a step "
                          "of its inputs; check that the data are preprocessed as in training")
 
 
