@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import tf_keras as keras
+from absl import logging
 
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
@@ -119,6 +120,9 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     final, graph, encodings = finalize_graph(network.qmodel, target=target(config.target),
                                              graph=network.graph)
   report.add_edits(graph.edits, [])
+  for narrow in report.narrow[:1]:
+    others = f" (so has {len(report.narrow) - 1} more)" if report.narrow[1:] else ""
+    logging.warning("quantize: %r%s: %s; %s.", narrow.tensor, others, narrow, narrow.remedy())
   return QuantizationResult(final, encodings, network.qmodel, report, graph)
 
 

@@ -8,6 +8,10 @@ from typing import Any
 
 from kquant.core.text import text_table
 
+FEWEST_STEPS = 8
+"""Of the grid of an input or output that each of its columns should use on the calibration data."""
+_SHOWN = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
@@ -92,6 +96,64 @@ class Closeness:
     return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}: {verdict} ({self.tolerance:g} dB asked)"
 
 
+@dataclasses.dataclass(frozen=True)
+class NarrowColumn:
+  """A column of a tensor's last axis that uses a few steps of the tensor's grid.
+
+  Attributes:
+    column: its index.
+    low, high: its range on the calibration data, in real numbers.
+    steps: of the grid, within that range.
+  """
+
+  column: int
+  low: float
+  high: float
+  steps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NarrowTensor:
+  """An input or output some of whose columns are much smaller than the grid that they share.
+
+  Attributes:
+    tensor: its key in Encodings.
+    is_input: an input of the model, else an output.
+    size: how many columns it has.
+    columns: those that use a few steps.
+    mean, deviation: of all columns of an input on the calibration data; () for an output.
+  """
+
+  tensor: str
+  is_input: bool
+  size: int
+  columns: tuple[NarrowColumn, ...]
+  mean: tuple[float, ...] = ()
+  deviation: tuple[float, ...] = ()
+
+  @classmethod
+  def from_json(cls, fields: dict[str, Any]) -> "NarrowTensor":
+    """Reads what `dataclasses.asdict` made."""
+    columns = tuple(NarrowColumn(**column) for column in fields["columns"])
+    return cls(**{**fields, "columns": columns, "mean": tuple(fields["mean"]),
+                  "deviation": tuple(fields["deviation"])})
+
+  def __str__(self) -> str:
+    """How many columns, and which: the first few by number."""
+    numbers = [str(column.column) for column in self.columns]
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return (f"{len(numbers)} of {self.size} columns ({', '.join(numbers[:_SHOWN])}{more}) have fewer than "
+            f"{FEWEST_STEPS} steps of the grid")
+
+  def remedy(self) -> str:
+    """Returns what to do about it."""
+    if self.is_input:
+      return ("let the application normalize the features: quantize keras.Sequential([layers.Normalization("
+              "mean=m, variance=d**2, invert=True), model]) with (x - m) / d, where m and d are mean and "
+              "deviation of this record")
+    return "make them outputs of their own, as QuantConfig(split_outputs=True) does of a Concatenate"
+
+
 class Report:
   """What happened in a run.
 
@@ -100,6 +162,7 @@ class Report:
     edits, skips: what each pass did to a layer; what it left alone, and why.
     trials: methods that were tried on held-back images.
     closeness: how near the result is to the float network, where an effort watched it.
+    narrow: inputs and outputs some of whose columns use a few steps of the grid.
   """
 
   def __init__(self):
@@ -108,6 +171,7 @@ class Report:
     self.skips: list[Skip] = []
     self.trials: list[Trial] = []
     self.closeness: Closeness | None = None
+    self.narrow: list[NarrowTensor] = []
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
@@ -134,9 +198,10 @@ class Report:
     self.add_edits(other.edits, other.skips)
     self.trials += other.trials
     self.closeness = other.closeness or self.closeness
+    self.narrow += other.narrow
 
   def to_json(self) -> dict[str, Any]:
-    """Returns {"seconds", "edits", "skipped", "trials", "closeness"}, ready for JSON."""
+    """Returns {"seconds", "edits", "skipped", "trials", "closeness", "narrow"}, ready for JSON."""
     return {
         "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
         "edits": [{"layer": e.layer, "pass": e.pass_name, "what": e.what} for e in self.edits],
@@ -144,6 +209,7 @@ class Report:
         "trials": [dataclasses.asdict(trial) for trial in self.trials],
         "closeness": None if self.closeness is None else {**dataclasses.asdict(self.closeness),
                                                           "good": self.closeness.good},
+        "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow],
     }
 
   def __str__(self) -> str:
@@ -152,7 +218,7 @@ class Report:
     return "\n\n".join([*lines, *self.tables()])
 
   def tables(self) -> list[str]:
-    """Returns as text how near it is, the methods that were tried and the skipped layers."""
+    """Returns as text how near it is, methods that were tried, skipped layers and narrow columns."""
     tables = [] if self.closeness is None else [f"against float: {self.closeness}"]
     if self.trials:
       rows = [(trial.method, trial, "kept" if trial.kept else "left out") for trial in self.trials]
@@ -160,4 +226,9 @@ class Report:
     if self.skips:
       tables.append(text_table(("layer", "pass", "not done because"),
                                [(s.layer, s.pass_name, s.reason) for s in self.skips]))
+    if self.narrow:
+      rows = [(tensor.tensor, column.column, f"{column.low:.4g} .. {column.high:.4g}", f"{column.steps:.1f}")
+              for tensor in self.narrow for column in tensor.columns[:_SHOWN]]
+      tables.append(text_table(("tensor", "column", "range", "steps of its grid"), rows))
+      tables.extend(f"{tensor.tensor}: {tensor}; {tensor.remedy()}." for tensor in self.narrow)
     return tables

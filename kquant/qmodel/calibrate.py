@@ -10,9 +10,11 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core.input_range import InputRange
+from kquant.core.records import NarrowTensor
 from kquant.graph.execution import Execution, Values, call_float
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
+from kquant.qmodel.columns import Border, ColumnStatistics, borders, measure_columns
 from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
@@ -30,11 +32,13 @@ class Statistics:
       positions and calls.
     output_means: {QuantizeWeights layer: float32 mean of its output before the activation over the
       positions of each image, [images, channels]}; one block of images a call. Empty without images.
+    columns: {input or output of the model: its columns}. Empty without images.
   """
 
   estimators: dict[str, Estimator]
   input_means: dict[str, np.ndarray]
   output_means: dict[str, np.ndarray]
+  columns: dict[Border, ColumnStatistics] = dataclasses.field(default_factory=dict)
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
@@ -81,30 +85,47 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
   taps = _Taps(qmodel, graph or Graph.from_model(qmodel))
+  columns = {border: ColumnStatistics() for border in taps.borders}
   step = taps.step(estimators)
   for batch in taps.execution.batches(calibration, batch_size=batch_size, what="calibrate"):
     count = len(batch[0])
     if count == 1 and taps.execution.images_at_once(batch, most=2) > 1:
       # alone, where others pass together, it would run in kernels whose sums differ in the last bit
       batch = [np.concatenate([array, array]) for array in batch]
-    measured, image_means = tf.nest.map_structure(
+    measured, image_means, measured_columns = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(taps.activations, measured):
       estimators[name].absorb(values)
+    for border, values in zip(taps.borders, measured_columns):
+      columns[border].absorb(*values)
     for means, values_of_side in zip((input_means, output_means), image_means):
       for name, values in zip(taps.linear, values_of_side):
         means.setdefault(name, []).append(values)
   return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
-                    {name: np.concatenate(parts) for name, parts in output_means.items()})
+                    {name: np.concatenate(parts) for name, parts in output_means.items()}, columns)
 
 
 def set_ranges(qmodel: keras.Model, statistics: Statistics) -> None:
-  """Sets the grid of every activation quantizer from its estimator and turns it on."""
+  """Sets the grid of every activation quantizer from its estimator and turns it on.
+
+  It notes which inputs and outputs have columns that use a few steps of their grid.
+  """
   layers = _activation_layers(qmodel)
   estimators = statistics.estimators.items()
   for name, estimator in tqdm(estimators, desc="ranges", unit="", delay=2.0, disable=None):
     quantizer = layers[name].quantizer
     layers[name].set_range(*estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric))
+  for layer in layers.values():
+    layer.narrow = ()
+  for border, columns in statistics.columns.items():
+    narrow = columns.narrow(border, layers[border.quantizer].encoding())
+    if narrow is not None:
+      layers[border.quantizer].narrow += (narrow,)
+
+
+def narrow_tensors(qmodel: keras.Model) -> list[NarrowTensor]:
+  """Returns the inputs and outputs some of whose columns use a few steps of the grid at calibration."""
+  return [narrow for layer in _activation_layers(qmodel).values() for narrow in layer.narrow]
 
 
 def _activation_layers(qmodel: keras.Model) -> dict[str, QuantizeActivation]:
@@ -120,6 +141,7 @@ class _Taps:
   Attributes:
     activations: {QuantizeActivation layer: the tensors that its range is taken from}.
     linear: the calls of QuantizeWeights layers, by layer name.
+    borders: inputs and outputs whose columns are looked at.
   """
 
   def __init__(self, qmodel: keras.Model, graph: Graph):
@@ -134,18 +156,22 @@ class _Taps:
       elif type(layer) is QuantizeWeights:
         self._linear.append(node)
     self.linear = [node.layer.name for node in self._linear]
+    self.borders = borders(graph)
 
   def step(self, estimators: dict[str, Estimator]) -> Callable[..., Any]:
     """Returns a traced function of one batch and its number of images.
 
     It returns what each estimator measures of its tensors, and means over the positions of each image of the
-    inputs and of the outputs of the linear layers.
+    inputs and of the outputs of the linear layers, and the columns of the borders.
     """
     def measure(values: Values, count: tf.Tensor):
       measured = [estimators[name].measure(_as_one([values[ref][:count] for ref in refs]))
                   for name, refs in self.activations.items()]
       sides = [[node.inputs[0] for node in self._linear], [Ref(node) for node in self._linear]]
-      return measured, [[_mean_of_positions(values[ref][:count]) for ref in side] for side in sides]
+      means = [[_mean_of_positions(values[ref][:count]) for ref in side] for side in sides]
+      columns = [measure_columns(values[border.ref][:count], moments=border.is_input)
+                 for border in self.borders]
+      return measured, means, columns
 
     return self.execution.traced(measure, tf.TensorSpec((), tf.int32))
 

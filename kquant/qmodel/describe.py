@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tf_keras as keras
 
+from kquant.core.records import NarrowTensor
 from kquant.core.target import LITERT, PACKED_BITS, Target
 from kquant.core.text import text_table
 from kquant.graph.execution import live_layers
@@ -50,6 +51,7 @@ class OutputRow:
     range, scale, zero_point: of the grid; None before calibration.
     fixed: the grid is given: by the kernel of the runtime, or by the table of an Embedding.
     shared_with: other tensors on the same grid, by name.
+    narrow: of an input or output of the model: its columns that use a few steps of the grid, if any.
   """
 
   rule: str
@@ -59,6 +61,7 @@ class OutputRow:
   zero_point: int | None
   fixed: bool
   shared_with: tuple[str, ...]
+  narrow: NarrowTensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,9 @@ class _Describer:
       grid = layer.encoding()
       (low,), (high,) = grid.range
       ends, scale, zero = (float(low), float(high)), float(grid.scale[0]), int(grid.zero_point[0])
-    return OutputRow(layer.rule, layer.quantizer.bits, ends, scale, zero, layer.fixed is not None, others)
+    narrow = next((each for each in layer.narrow if each.tensor == ref.key), None)
+    return OutputRow(layer.rule, layer.quantizer.bits, ends, scale, zero, layer.fixed is not None, others,
+                     narrow)
 
   def _weights(self, layer: LayerDef) -> tuple[WeightRow, ...]:
     if layer not in self.wrappers:
@@ -240,6 +245,8 @@ class _Describer:
                    f"fixed grid: the runtime's {source.kind} has no other")
     if output is not None and output.shared_with and written.node is node:
       notes.append(self._why_shared(written, output.shared_with))
+    if output is not None and output.narrow and written.node is node:
+      notes.append(str(output.narrow))
     if node.facts.requantizes:
       notes.append(f"requantized: {node.inputs[0].node.name} has a grid of its own")
     return notes

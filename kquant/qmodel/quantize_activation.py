@@ -1,5 +1,6 @@
 """QuantizeActivation: the layer that puts a tensor of a quantized Keras model on its grid."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ import tf_keras as keras
 from absl import logging
 
 from kquant.core.encodings import Encoding
+from kquant.core.records import NarrowTensor
 from kquant.graph.graph import NOTES
 from kquant.qmodel.switch import Switch
 from kquant.quantizers import base
@@ -28,7 +30,9 @@ class QuantizeActivation(keras.layers.Layer, Switch):
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
     rule: where the rule applies that decided; for `kquant.describe`.
 
-  The config of one layer of a model has what its graph knows beside its layers, too (`Graph.notes`).
+  `narrow` holds the inputs and outputs of the model on this grid some of whose columns use a few steps of it,
+  as calibration found. The config of one layer of a model has what its graph knows beside its layers, too
+  (`Graph.notes`).
   """
 
   def __init__(self, quantizer, *, range: str = "minmax", fixed: tuple[float, float] | None = None,
@@ -39,6 +43,7 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
     self.rule = rule
+    self.narrow: tuple[NarrowTensor, ...] = ()
     self.waits = False  # it is off on purpose: `DelayActivationQuantization` turns it on
     self._graph_notes: str | None = None  # JSON: Keras would track a dict
 
@@ -110,13 +115,15 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training, "rule": self.rule, **notes}
+            "float_in_training": self.float_in_training, "rule": self.rule,
+            "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
 
   @classmethod
   def from_config(cls, config):
     """Returns the layer that `get_config` described."""
-    arguments = {name: value for name, value in config.items() if name != NOTES}
+    arguments = {name: value for name, value in config.items() if name not in (NOTES, "narrow")}
     layer = super().from_config(arguments)
+    layer.narrow = tuple(NarrowTensor.from_json(fields) for fields in config.get("narrow", ()))
     if NOTES in config:
       layer._graph_notes = json.dumps(config[NOTES])
     return layer

@@ -22,7 +22,7 @@ from kquant.ptq.layerwise.bias_correction import (
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
-from kquant.qmodel.calibrate import observe, set_ranges
+from kquant.qmodel.calibrate import narrow_tensors, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.outputs import network_outputs, output_function
 from kquant.qmodel.quantize_activation import QuantizeActivation
@@ -79,6 +79,7 @@ class Calibrated:
     with report.stage("calibrate"):
       self._statistics = observe(self.qmodel, calibration, graph=graph)
       set_ranges(self.qmodel, self._statistics)
+    report.narrow.extend(narrow_tensors(self.qmodel))
     self._start = self.qmodel.get_weights()
 
   def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0) -> None:

@@ -182,6 +182,7 @@ def _summary(task: _Task, result: api.QuantizationResult, written: Exported,
       "float_operators": written.verification.float_operators,
       "skipped": report["skipped"], "edits": report["edits"], "trials": report["trials"],
       "closeness": report["closeness"],
+      "narrow": report["narrow"],
       "verify": written.verification.to_json(),
   }
 
