@@ -18,6 +18,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
+from kquant.qmodel.outputs import split_outputs
 from kquant.qmodel.placement import check_config
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -107,6 +108,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     graph = Graph.from_model(model)
     standardize(graph)
     fold_batch_norm(graph)
+    if config.split_outputs:
+      split_outputs(graph)
     check_config(graph, config)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))

@@ -3,12 +3,16 @@
 Without flags it trains a small network on scikit-learn's digits and quantizes that.
 """
 
+from absl import flags
+
 from kquant.cli import flags as shared
 
 shared.define_model_flags()
 shared.define_data_flags()
 shared.define_file_flags()
 shared.define_method_flags()
+flags.DEFINE_bool("split_outputs", False, "tensors that a Concatenate joins at the end of the model become "
+                  "outputs of their own, each with its own scale")
 shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
                    endings=(".keras",))
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers",

@@ -19,6 +19,8 @@ class QuantConfig:
     rules: in order; the first match decides, the last should match everything.
     target: name of the runtime whose limits hold (core/target.py).
     recipe: how integers are chosen by default; what it leaves open is that of `recipe.DEFAULT`.
+    split_outputs: the tensors that a Concatenate joins at the end of an output "y" are outputs "y:0", "y:1",
+      ... of their own, each on its own grid: boxes beside scores.
 
   Raises:
     ValueError: an unknown target.
@@ -32,6 +34,7 @@ class QuantConfig:
   rules: tuple[Rule, ...] = (Rule(),)
   target: str = "litert"
   recipe: Recipe = Recipe()
+  split_outputs: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "rules", tuple(self.rules))
@@ -186,4 +189,5 @@ class QuantConfig:
                           "activations": TensorSpec(**rule["activations"])})
                   for rule in fields["rules"])
     methods = {field.name: fields.get(field.name) for field in dataclasses.fields(Recipe)}
-    return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)))
+    return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)),
+               fields.get("split_outputs", False))

@@ -151,7 +151,8 @@ class NarrowTensor:
       return ("let the application normalize the features: quantize keras.Sequential([layers.Normalization("
               "mean=m, variance=d**2, invert=True), model]) with (x - m) / d, where m and d are mean and "
               "deviation of this record")
-    return "make them outputs of their own, as QuantConfig(split_outputs=True) does of a Concatenate"
+    return ("make them outputs of their own: QuantConfig(split_outputs=True), --split_outputs, does that "
+            "with a Concatenate")
 
 
 class Report:

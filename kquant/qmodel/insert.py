@@ -22,6 +22,7 @@ from kquant.qmodel.batch_norm_modes import (
 )
 from kquant.qmodel.configs import WeightsQuantizeConfig
 from kquant.qmodel.folded_conv import FoldedConv
+from kquant.qmodel.outputs import split_outputs
 from kquant.qmodel.placement import QuantizerPlacement, place
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
@@ -72,6 +73,8 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
     fold_batch_norm(graph)
   else:
     taken = take_out_batch_norms(graph, batch_norm)
+  if config.split_outputs:
+    split_outputs(graph)
   log_skips(graph)
   return insert_into_graph(graph, config, batch_norms=taken, absorb=batch_norm == "absorb")
 

@@ -1,8 +1,9 @@
-"""What a network answers: its outputs before a closing softmax or sigmoid."""
+"""What a network answers: its outputs before a closing softmax or sigmoid; outputs that are split."""
 
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph.execution import Execution
@@ -52,3 +53,44 @@ def output_function(model: keras.Model, *, graph: Graph | None = None) -> Callab
   """
   graph = graph or Graph.from_model(model)
   return Execution(graph, model).tap(answers(graph))
+
+
+def split_outputs(graph: Graph) -> None:
+  """Makes the tensors that a Concatenate joins at the end of an output "y" outputs "y:0", "y:1", ...
+
+  A dict of outputs stays one, its keys named alike; all else becomes a flat list.
+
+  Args:
+    graph: standardized; it is edited.
+
+  Raises:
+    ValueError: no output ends in a Concatenate.
+  """
+  graph.pass_name = "split_outputs"
+  outputs = graph.outputs if graph.losses is None else graph.outputs[0]
+  keys = sorted(outputs) if isinstance(outputs, dict) else graph.output_names
+  parts: list[tuple[str, str, Ref]] = []
+  for key, name, ref in zip(keys, graph.output_names, tf.nest.flatten(outputs), strict=True):
+    if _joins(ref):
+      parts += [(f"{key}:{i}", f"{name}:{i}", part) for i, part in enumerate(ref.node.inputs)]
+      graph.edit(ref.node, f"split: its {len(ref.node.inputs)} tensors are outputs of their own")
+    else:
+      parts.append((key, name, ref))
+  if len(parts) == len(keys):
+    raise ValueError("QuantConfig(split_outputs=True): no output of the model ends in a Concatenate; leave "
+                     "split_outputs out, or end the model in the Concatenate.")
+  if isinstance(outputs, dict):
+    parts.sort()
+    split = {key: ref for key, _, ref in parts}
+  else:
+    split = [ref for _, _, ref in parts]
+  graph.output_names = [name for _, name, _ in parts]
+  graph.outputs = split if graph.losses is None else (split, graph.outputs[1])
+  graph.normalize()
+
+
+def _joins(ref: Ref) -> bool:
+  """Whether the user joined different tensors here; `standardize` joins copies of one, in its place."""
+  parts, layer = ref.node.inputs, ref.node.layer
+  return (ref.node.facts.joins and len(set(parts)) == len(parts) > 1
+          and all(part.node.layer.origins != layer.origins for part in parts))

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tf_keras as keras
+from tf_keras import layers
 
 import kquant as kq
 from kquant.cli import backends, export
@@ -399,6 +400,26 @@ def test_real_photographs(shared_data, invoke, tmp_path):
   assert code == 0 and not err and "its 128 calibration images are left out" in out
   found = json.loads((tmp_path / "s.json").read_text())["eval"]
   assert found["agreement"] > 0.88 and found["float"]["top1"] - found["quantized"]["top1"] < 0.03
+
+
+# --- columns of one tensor that differ in size -----------------------------------------------------
+
+
+def test_joined_outputs_that_differ_in_size_are_named_and_split(invoke, files, tmp_path):
+  image = keras.Input(np.load(files.folder / "xy.npz")["x"].shape[1:])
+  x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, activation="relu")(image))
+  parts = [layers.Dense(4)(1e4 * x), layers.Dense(3)(x)]
+  keras.Model(image, layers.Concatenate(name="joined")(parts)).save(files.folder / "joined.h5")
+  arguments = [f"--model={files.folder / 'joined.h5'}", f"--calibration={files.folder / 'xy.npz'}",
+               f"--output={tmp_path / 'm.tflite'}", f"--summary={tmp_path / 's.json'}"]
+  code, out, err = invoke(*arguments)
+  assert code == 0 and "3 of 7 columns (4, 5, 6) have fewer than 8 steps" in out and "--split_outputs" in out
+  (narrow,) = json.loads((tmp_path / "s.json").read_text())["narrow"]
+  assert narrow["tensor"] == "joined" and [column["column"] for column in narrow["columns"]] == [4, 5, 6]
+  code, out, err = invoke(*arguments, "--split_outputs")
+  assert (code, err) == (0, "") and "steps" not in out
+  assert json.loads((tmp_path / "s.json").read_text())["narrow"] == []
+  assert len(Runtime(tmp_path / "m.tflite").outputs) == 2
 
 
 # --- how close the file is -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -124,4 +125,66 @@ def test_normalized_outside_every_feature_is_told_apart(table):
   assert result.report.narrow == [] and [node.kind for node in result.graph.nodes] == [
       "InputLayer", "Dense", "ReLU", "Dense"]
   expected = model(ROWS).numpy()
-  assert sqnr_db(result.model(rows).numpy(), expected) > 25
+  assert sqnr_db(result.qmodel(rows).numpy(), expected) > 25
+
+
+# --- outputs of their own --------------------------------------------------------------------------
+
+SPLIT = kq.QuantConfig(split_outputs=True)
+
+
+def concat(name):
+  return lambda parts: tf.concat(parts, axis=-1, name=name)
+
+
+@pytest.mark.parametrize("join", [layers.Concatenate, concat])
+def test_joined_outputs_get_grids_of_their_own(join, tmp_path):
+  model = of_boxes(join)
+  x, name = images(model), model.output_names[0]
+  result = kq.quantize(model, x, config=SPLIT)
+  assert result.report.narrow == [] and [output.shape[-1] for output in result.model.outputs] == [4, 2]
+  written = kq.export(result, tmp_path / "m.tflite", verify=x[:3], certify=True, io="float32")
+  assert written.certificate["exact"] and not written.verification.float_operators
+  assert written.program.signature[1] == dict(zip((f"{name}:0", f"{name}:1"), written.program.outputs))
+  expected = model(x).numpy()
+  for part, reference in zip(result.qmodel(x), (expected[..., :4], expected[..., 4:])):
+    assert sqnr_db(part.numpy(), reference) > 25
+
+
+def test_one_grid_for_both_is_useless():
+  model = of_boxes()
+  x = images(model)
+  result, expected = kq.quantize(model, x), model(x).numpy()
+  assert sqnr_db(result.qmodel(x).numpy()[..., 4:], expected[..., 4:]) < 3
+
+
+def test_lists_and_dicts_of_outputs_are_split_in_place():
+  inner = of_boxes(name="both")
+  both = layers.Concatenate(name="both")([inner.get_layer("boxes").output, inner.get_layer("scores").output])
+  third = layers.ReLU(name="third")(inner.get_layer("boxes").output)
+  x = images(inner)
+  of_list = kq.quantize(keras.Model(inner.input, [third, both]), x, config=SPLIT)
+  assert of_list.encodings.output_names == ["third", "both:0", "both:1"]
+  of_dict = kq.quantize(keras.Model(inner.input, {"z": third, "a": both}), x, config=SPLIT)
+  assert of_dict.encodings.output_names == ["a:0", "a:1", "z"]
+  assert sorted(of_dict.model(x)) == ["a:0", "a:1", "z"]
+
+
+def test_training_sees_the_parts_too():
+  qmodel = kq.insert_quantizers(of_boxes(), SPLIT)
+  assert qmodel.output_names == ["detections:0", "detections:1"]
+
+
+@pytest.mark.parametrize("last", [layers.ReLU(), layers.UpSampling2D(2), lambda x: tf.tile(x, [1, 1, 1, 2])])
+def test_nothing_to_split_is_an_error(last):
+  model = of_boxes()
+  model = keras.Model(model.input, last(model.get_layer("boxes").output))
+  with pytest.raises(ValueError, match="split_outputs.*no output .*Concatenate") as error:
+    kq.quantize(model, images(model), config=SPLIT)
+  assert "\n" not in str(error.value)
+
+
+def test_the_config_is_read_back():
+  assert kq.QuantConfig.from_json(json.loads(json.dumps(SPLIT.to_json()))) == SPLIT
+  fields = {key: value for key, value in SPLIT.to_json().items() if key != "split_outputs"}
+  assert not kq.QuantConfig.from_json(fields).split_outputs

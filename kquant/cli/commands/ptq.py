@@ -23,7 +23,11 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.text import text_table
 from kquant.graph import keras_calls, keras_reader
+from kquant.graph.graph import Graph
 from kquant.graph.model_files import load_model
+from kquant.qmodel.outputs import split_outputs
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
+from kquant.rewrites.standardize.standardize import standardize
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 from tflite_export.lowering.lower import lower
@@ -61,7 +65,7 @@ class _Task:
 def run() -> None:
   """Runs what the flags say."""
   _check_flags()
-  config = shared.preset()
+  config = dataclasses.replace(shared.preset(), split_outputs=FLAGS.split_outputs)
   if FLAGS.model is None:
     _demo(config)
     return
@@ -146,7 +150,7 @@ def _run(task: _Task, report: Report) -> None:
     few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
-      judged = evaluation.evaluate(task.model, lower(result.model, result.encodings), *judged_on)
+      judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
     seconds = {**report.seconds, **result.report.seconds, **written.seconds}
     seconds["eval"] = seconds.pop("eval")  # the last stage
     summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
@@ -156,6 +160,17 @@ def _run(task: _Task, report: Report) -> None:
                converter_rows))
   if hint := _hint(judged):
     print(hint)
+
+
+def _float_model(task: _Task) -> keras.Model:
+  """The float model with the outputs that the file has."""
+  if not task.config.split_outputs:
+    return task.model
+  graph = Graph.from_model(task.model)
+  standardize(graph)
+  fold_batch_norm(graph)
+  split_outputs(graph)
+  return graph.to_model()
 
 
 def _export(task: _Task, result: api.QuantizationResult,
