@@ -1,39 +1,60 @@
-"""Model files: .h5, .keras and SavedModel folders that hold a tf_keras model."""
+"""Model files: .h5, .keras, SavedModel folders and configs with weights, as tf_keras models.
 
-import json
+A file is read as data first (`readers`): its config is checked before a layer of it is made, so that loading
+runs no code of the file. docs/security.md says what that means and how it is tested.
+"""
+
+import dataclasses
 import os
 import pathlib
+import platform
+import re
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import h5py
 import tf_keras as keras
+from tf_keras.src.saving import serialization_lib
+from tf_keras.src.saving.legacy.saved_model.utils import keras_option_scope
+from tf_keras.src.saving.legacy.serialization import SharedObjectLoadingScope
 
+from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
 from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES, Graph
+from kquant.graph.readers import configs
+from kquant.graph.readers.archives import read_archive
+from kquant.graph.readers.hdf5 import read_hdf5
+from kquant.graph.readers.keras1 import modern
 from kquant.graph.readers.keras3 import from_keras3
+from kquant.graph.readers.lambdas import NAMES, without_lambdas
+from kquant.graph.readers.saved_models import read_saved_model
+from kquant.graph.readers.stored import LARGEST_CONFIG, StoredModel, bounded_variables, read_json
 
 
-def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None = None,
-               compile: bool = False) -> keras.Model:
+def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = None,
+               input_shape: tuple[int, ...] | None = None, compile: bool = False,
+               trusted: bool = False) -> keras.Model:
   """Loads the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
-  Keras' own load_model does it too wherever kquant is imported; this one says what is wrong with a file. What
-  Keras 3 saved is loaded by Keras 3, in its safe mode, and becomes an equal tf_keras model (`from_keras3`).
+  Files of Keras 1 to 2.15 and of Keras 3 are read; what Keras 3 saved becomes an equal tf_keras model
+  (`from_keras3`). No code in a file is run. Losses, metrics and optimizers in it do not matter.
 
   Args:
-    path: of the file or folder.
+    path: of the file or folder, or of a .json file with the model's config.
+    weights: file with the weights of the model, for a path that holds none or others.
     input_shape: without batch; fixes an input whose shape is open.
     compile: compiles it as it was, with the state of its optimizer, to train on.
+    trusted: runs the Python code of Lambda layers, and writes what it does as operations where it can.
 
   Returns:
     The model.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or holds no model that Keras knows; or an input_shape that does not fit,
-      or for a model of several inputs. Each message names the remedy.
+    ValueError: the file is damaged, holds no model that Keras knows, or code; or an input_shape that does
+      not fit, or for a model of several inputs. Each message names the remedy.
     UnsupportedLayerError: a model of Keras 3 with a layer that tf_keras does not have.
 
   Example:
@@ -42,20 +63,147 @@ def load_model(path: str | os.PathLike, *, input_shape: tuple[int, ...] | None =
     (None, 5, 2)
   """
   path = pathlib.Path(path)
+  stored = _read(path)
+  if weights is not None:
+    stored = _with_weights(stored, pathlib.Path(weights))
+  try:
+    model = _build(path, stored, compile=compile, trusted=trusted)
+  except UnsupportedLayerError:
+    raise
+  except Exception as error:  # a damaged config makes Keras raise anything
+    raise ValueError(f"{path} cannot be loaded: {_reason(error, stored)}.") from error
+  return model if input_shape is None else with_input_shape(model, input_shape)
+
+
+def load_weights(model: keras.Model, path: str | os.PathLike) -> None:
+  """Gives a model that was built in Python the weights of a file, of weights alone or of a whole model.
+
+  Args:
+    model: whose layers are those of the model that was saved, in the same order.
+    path: .h5, .weights.h5, .keras or a SavedModel folder.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: damaged, or the weights of another model.
+  """
+  path = pathlib.Path(path)
+  stored = _read(path)
+  try:
+    _set_weights(model, stored)
+  except Exception as error:  # Keras raises anything where groups or shapes do not fit
+    raise ValueError(f"The weights of {path} do not fit model {model.name!r}: {_first(error)}.") from error
+
+
+def _read(path: pathlib.Path) -> StoredModel:
+  """What a file holds, by its kind; errors name the file."""
   if not path.exists():
     raise FileNotFoundError(f"There is no model {path}; check the path.")
-  if _format_version(path).startswith("3."):
-    model = from_keras3(_load_by_keras3(path))
-    return model if input_shape is None else with_input_shape(model, input_shape)
   try:
-    model = keras.models.load_model(path, compile=compile)
-  except (ValueError, TypeError, OSError) as error:
-    reason = f"Unknown layer {name!r}" if (name := _unknown_class(path)) else (
-        first_line(error).rstrip("."))
-    raise ValueError(f"{path} cannot be loaded: {reason}. A model with layers of your own is quantized "
-                     "from Python, where they are registered: kquant.quantize(model, images).") from error
+    return _reader_of(path)(path)
+  except ValueError as error:
+    raise ValueError(f"{path} cannot be loaded: {_first(error)}.") from error
+
+
+def _reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], StoredModel]:
+  """The function that reads a kind of file."""
+  if path.is_dir():
+    if not (path / "saved_model.pb").exists():
+      raise ValueError("it is a folder without a saved_model.pb; expected a SavedModel")
+    return read_saved_model
+  if path.suffix == ".json":
+    return _read_config
+  if zipfile.is_zipfile(path):
+    return read_archive
+  if h5py.is_hdf5(path):
+    return read_hdf5
+  raise ValueError("it is no model file; expected .h5, .keras or a SavedModel folder")
+
+
+def _read_config(path: pathlib.Path) -> StoredModel:
+  """A config alone: what `model.to_json()` gives, or the config.json of a .keras file."""
+  with path.open("rb") as file:
+    config = read_json(file.read(LARGEST_CONFIG + 1), "text")
+  if not isinstance(config, dict) or "class_name" not in config:
+    raise ValueError("it is no config of a model; expected what model.to_json() gives")
+  version = str(config.get("keras_version", "")) or ("3." if configs.of_keras3(config) else "")
+  return StoredModel(config, version)
+
+
+def _with_weights(stored: StoredModel, path: pathlib.Path) -> StoredModel:
+  """The model with the weights of another file."""
+  other = _read(path)
+  return dataclasses.replace(stored, elements=other.elements, load_weights=other.load_weights)
+
+
+# --- building --------------------------------------------------------------------------------------
+
+
+def _build(path: pathlib.Path, stored: StoredModel, *, compile: bool, trusted: bool) -> keras.Model:
+  """The model of a file, after its config was checked."""
+  if stored.config is None:
+    raise ValueError("it holds weights but no model; save the whole model (model.save(path)), or name the "
+                     "function that builds it (--build=FILE.py:FUNCTION)")
+  if stored.load_weights is None:
+    raise ValueError("it holds no weights; name their file (--weights=FILE, load_model(path, weights=FILE))")
+  if stored.version.startswith("3."):
+    return from_keras3(_built_by_keras3(path, stored, trusted=trusted))
+  config = stored.config if compile else modern(configs.without_training(stored.config))
+  configs.check_config(config, keras.utils.get_registered_object, trusted=trusted)
+  with bounded_variables(stored.elements), serialization_lib.SafeModeScope(not trusted):
+    if compile:
+      model = keras.models.load_model(path)
+    else:
+      model = _from_config(config, NAMES if trusted else {})
+      stored.load_weights(model)
   _restore_names(model)
-  return model if input_shape is None else with_input_shape(model, input_shape)
+  return without_lambdas(model) if configs.holds_lambda(config) else model
+
+
+def _from_config(config: dict[str, Any], names: dict[str, Any]) -> keras.Model:
+  """The model of a config.
+
+  Args:
+    config: in the format of Keras 2.12 and later, which names modules, or an earlier one.
+    names: what code in it may call.
+  """
+  make = keras.saving.deserialize_keras_object if "module" in config else keras.models.model_from_config
+  early = not configs.names_modules(config)
+  with (serialization_lib.ObjectSharingScope(), SharedObjectLoadingScope(),
+        keras_option_scope(save_traces=False, in_tf_saved_model_scope=early)):
+    model = make(config, custom_objects=names)
+  if not isinstance(model, keras.Model):
+    raise ValueError(f"its config is that of {type(model).__name__}, no model")
+  return model
+
+
+def _built_by_keras3(path: pathlib.Path, stored: StoredModel, *, trusted: bool) -> Any:
+  """The Keras 3 model of a file."""
+  import keras as keras3  # only for such a file
+  configs.check_config(stored.config, keras3.saving.get_registered_object, trusted=trusted)
+  with bounded_variables(stored.elements):
+    return keras3.models.load_model(path, compile=False, safe_mode=not trusted)
+
+
+def _set_weights(model: keras.Model, stored: StoredModel) -> None:
+  if stored.load_weights is None:
+    raise ValueError("it is a config without weights")
+  stored.load_weights(model)
+
+
+def _reason(error: Exception, stored: StoredModel) -> str:
+  """What is said of an error of Keras."""
+  if found := re.match(r"Unknown (?:layer|object|class)[^']*'([^']+)'", str(error)):
+    return configs.unknown(found[1])
+  if configs.holds_lambda(stored.config) and not isinstance(error, OSError) and "Lambda" not in str(error):
+    return (f"the code of its Lambda cannot be used by Python {platform.python_version()} "
+            f"({type(error).__name__}: {_first(error)}), perhaps since another Python wrote it; build the "
+            "model with TensorFlow functions in its place")
+  return _first(error)
+
+
+def _first(error: Exception) -> str:
+  """The first line of an error, without its full stop."""
+  return first_line(error).rstrip(".")[:500]
 
 
 def _restore_names(model: keras.Model) -> None:
@@ -81,68 +229,3 @@ def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
     raise ValueError(f"Input shape {shape} does not fit the model's, {own}.")
   ref.node.layer.config = {**ref.node.config, "batch_input_shape": (ref.shape[0], *shape)}
   return graph.to_model()
-
-
-def _unknown_class(path: pathlib.Path) -> str | None:
-  """Returns a class in a .keras file that Keras does not know: its own error does not name it."""
-  if not zipfile.is_zipfile(path):
-    return None
-  with zipfile.ZipFile(path) as archive:
-    stack = [json.loads(archive.read("config.json"))]
-  while stack:
-    config = stack.pop()
-    if isinstance(config, dict):
-      stack.extend(config.values())
-      name, package = config.get("registered_name"), str(config.get("module")).split(".")[0]
-      if name and package not in ("keras", "tf_keras") and not keras.utils.get_registered_object(name):
-        return config["class_name"]
-    elif isinstance(config, list):
-      stack.extend(config)
-  return None
-
-
-def _load_by_keras3(path: pathlib.Path) -> Any:
-  """The Keras 3 model of a file; what is in the file is not run."""
-  import keras as keras3  # only for such a file
-  try:
-    return keras3.models.load_model(path, compile=False, safe_mode=True)
-  except (ValueError, TypeError, OSError, NotImplementedError, KeyError) as error:
-    raise ValueError(f"{path} cannot be loaded by Keras {keras3.__version__}: {first_line(error).rstrip('.')}"
-                     ". A model with layers of your own is quantized from Python, where they are registered: "
-                     "kquant.quantize(model, images).") from error
-
-
-def _format_version(path: pathlib.Path) -> str:
-  """Returns the version of Keras that saved a model file, "" where the file does not say.
-
-  Raises:
-    ValueError: what load_model would fail on without a helpful word.
-  """
-  if path.is_dir():
-    if not (path / "saved_model.pb").exists():
-      raise ValueError(f"{path} is a folder without a saved_model.pb; expected a SavedModel.")
-    if not (path / "keras_metadata.pb").exists():
-      raise ValueError(f"{path} is a SavedModel without a Keras model in it (no keras_metadata.pb); save "
-                       "it with tf_keras: model.save(path, save_format='tf').")
-    return ""
-  if zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as archive:
-      names = archive.namelist()
-      if damaged := archive.testzip():
-        raise ValueError(f"{path} is damaged (checksum of {damaged}); save or copy it again.")
-      if "metadata.json" not in names or "config.json" not in names:
-        raise ValueError(f"{path} is a zip file but no .keras model; expected .h5, .keras or a SavedModel.")
-      version = json.loads(archive.read("metadata.json")).get("keras_version", "")
-  elif h5py.is_hdf5(path):
-    try:
-      with h5py.File(path, "r") as file:
-        attributes = dict(file.attrs)
-    except OSError as error:
-      raise ValueError(f"{path} is damaged ({error}); save or copy it again.") from error
-    if "model_config" not in attributes:
-      raise ValueError(f"{path} holds weights but no model; save the whole model: model.save(path).")
-    version = attributes.get("keras_version", "")
-    version = version.decode() if isinstance(version, bytes) else str(version)
-  else:
-    raise ValueError(f"{path} is no model file; expected .h5, .keras or a SavedModel folder.")
-  return version

@@ -221,11 +221,12 @@ def test_a_file_of_keras_3_becomes_a_tflite_file(ending, tmp_path):
   assert np.isfinite(qmodel.fit(images, np.zeros(24), verbose=0).history["loss"]).all()
 
 
-def test_a_lambda_in_a_file_is_not_run(tmp_path):
+def test_a_lambda_in_a_file_is_run_where_the_file_is_trusted_only(tmp_path):
   of((8,), layers.Lambda(lambda x: x * 2)).save(tmp_path / "m.keras")
-  with pytest.raises(ValueError, match="cannot be loaded by Keras 3") as error:
+  with pytest.raises(ValueError, match="is a Lambda.*trusted=True") as error:
     kq.load_model(tmp_path / "m.keras")
   assert "\n" not in str(error.value)
+  assert kq.load_model(tmp_path / "m.keras", trusted=True)(np.ones((1, 8))).numpy().tolist() == [[2.0] * 8]
 
 
 def test_keras_3_is_not_imported_for_other_models():
