@@ -42,7 +42,7 @@ def check_model(model: Any) -> None:
                      "layer an input_shape, or call model.build(input_shape).")
   if not computes_its_graph(model):
     raise TypeError(f"Model {model.name!r} ({type(model).__name__}) is subclassed: its graph cannot be read.")
-  for variable in model.weights:
+  for variable in filter(tf.is_tensor, model.weights):  # words of a table are weights to Keras, too
     if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
       raise ValueError(f"Weight {variable.name!r} of model {model.name!r} holds NaN or infinity; "
                        "expected finite weights. Train or load the model again.")
@@ -190,7 +190,7 @@ def _calls_in_order(model: keras.Model) -> Iterator[Any]:
 def named_variables(layer: keras.layers.Layer) -> list[tuple[str, tf.Variable]]:
   """Returns (name within the layer, variable), the names unique and independent of the layer's."""
   named, seen = [], {}
-  for variable in layer.weights:
+  for variable in filter(tf.is_tensor, layer.weights):
     name = variable.name.split(":")[0]
     tail = layer.name + "/"
     name = name[name.rfind(tail) + len(tail):] if tail in name else name.split("/")[-1]

@@ -28,7 +28,7 @@ from kquant.graph.readers.archives import read_archive
 from kquant.graph.readers.hdf5 import read_hdf5
 from kquant.graph.readers.keras1 import modern
 from kquant.graph.readers.keras3 import from_keras3
-from kquant.graph.readers.lambdas import NAMES, without_lambdas
+from kquant.graph.readers.lambdas import with_names, without_lambdas
 from kquant.graph.readers.saved_models import read_saved_model
 from kquant.graph.readers.stored import LARGEST_CONFIG, StoredModel, bounded_variables, read_json
 
@@ -153,24 +153,19 @@ def _build(path: pathlib.Path, stored: StoredModel, *, compile: bool, trusted: b
     if compile:
       model = keras.models.load_model(path)
     else:
-      model = _from_config(config, NAMES if trusted else {})
+      model = _from_config(with_names(config))
       stored.load_weights(model)
   _restore_names(model)
   return without_lambdas(model) if configs.holds_lambda(config) else model
 
 
-def _from_config(config: dict[str, Any], names: dict[str, Any]) -> keras.Model:
-  """The model of a config.
-
-  Args:
-    config: in the format of Keras 2.12 and later, which names modules, or an earlier one.
-    names: what code in it may call.
-  """
+def _from_config(config: dict[str, Any]) -> keras.Model:
+  """The model of a config in the format of Keras 2.12 and later, which names modules, or an earlier one."""
   make = keras.saving.deserialize_keras_object if "module" in config else keras.models.model_from_config
   early = not configs.names_modules(config)
   with (serialization_lib.ObjectSharingScope(), SharedObjectLoadingScope(),
         keras_option_scope(save_traces=False, in_tf_saved_model_scope=early)):
-    model = make(config, custom_objects=names)
+    model = make(config)
   if not isinstance(model, keras.Model):
     raise ValueError(f"its config is that of {type(model).__name__}, no model")
   return model
@@ -192,7 +187,7 @@ def _set_weights(model: keras.Model, stored: StoredModel) -> None:
 
 def _reason(error: Exception, stored: StoredModel) -> str:
   """What is said of an error of Keras."""
-  if found := re.match(r"Unknown (?:layer|object|class)[^']*'([^']+)'", str(error)):
+  if found := re.match(r"Unknown \w+: '?([\w>.]+)", str(error)):
     return configs.unknown(found[1])
   if configs.holds_lambda(stored.config) and not isinstance(error, OSError) and "Lambda" not in str(error):
     return (f"the code of its Lambda cannot be used by Python {platform.python_version()} "
@@ -202,8 +197,11 @@ def _reason(error: Exception, stored: StoredModel) -> str:
 
 
 def _first(error: Exception) -> str:
-  """The first line of an error, without its full stop."""
-  return first_line(error).rstrip(".")[:500]
+  """The first line of an error, without its full stop; of one in a call of a layer the cause as well."""
+  line, lines = first_line(error), [line.strip() for line in str(error).splitlines() if line.strip()]
+  if line.startswith("Exception encountered when calling") and lines[1:]:
+    line = f"{line.rstrip('.')}: {lines[1]}"
+  return line.rstrip(".")[:500]
 
 
 def _restore_names(model: keras.Model) -> None:

@@ -44,6 +44,8 @@ def opened(source: pathlib.Path | io.BytesIO) -> Iterator[h5py.File]:
   try:
     with h5py.File(source, "r") as file:
       yield file
+  except NotImplementedError:  # of Keras, about the weights of a layer
+    raise
   except (OSError, RuntimeError, KeyError) as error:
     raise ValueError(f"it is damaged ({str(error).strip() or type(error).__name__}); save or copy it "
                      "again") from error
@@ -55,10 +57,8 @@ def check(file: h5py.File) -> int:
   Raises:
     ValueError: data in other files, or far more of them than are stored.
   """
-  found: list[str] = []
-  file.visititems_links(lambda name, link: _check_link(name, link, found))
   elements = 0
-  for name in found:
+  for name in _names(file):
     item = file[name]
     if isinstance(item, h5py.Dataset):
       if item.external or item.is_virtual:
@@ -68,14 +68,20 @@ def check(file: h5py.File) -> int:
   return elements
 
 
-def _check_link(name: str | bytes, link: Any, found: list[str]) -> None:
-  if not isinstance(name, str):
-    raise ValueError("it is damaged (the name of a group is no text); save or copy it again")
-  if not isinstance(link, h5py.HardLink):
-    raise ValueError(f"its group {name!r} is a link to elsewhere; save the model whole")
-  found.append(name)
-  if len(found) > _MOST_OBJECTS:
+def _names(file: h5py.File) -> list[str]:
+  """The paths of all groups and datasets; ValueError for links that lead elsewhere."""
+  links: dict[str, Any] = {}
+
+  def note(name: str | bytes, link: Any) -> bool | None:
+    links[name] = link
+    return True if len(links) > _MOST_OBJECTS else None  # True ends the walk; an error would not
+
+  if file.visititems_links(note):
     raise ValueError(f"it holds more than {_MOST_OBJECTS:,} groups, more than any model")
+  for name, link in links.items():
+    if not isinstance(name, str) or not isinstance(link, h5py.HardLink):
+      raise ValueError(f"its group {name!r} is a link to elsewhere or has no name; save the model whole")
+  return list(links)
 
 
 def load_weights(model: keras.Model, file: h5py.File) -> None:

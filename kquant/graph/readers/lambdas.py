@@ -1,9 +1,10 @@
 """Lambda layers of tf_keras, as the operations that their functions are made of."""
 
-import math
+import math  # noqa: F401  for the code of Lambdas
+import sys
 from typing import Any
 
-import numpy as np
+import numpy as np  # noqa: F401  for the code of Lambdas
 import tensorflow as tf
 import tf_keras as keras
 
@@ -11,8 +12,21 @@ from kquant.graph.graph import Graph
 from kquant.graph.keras_reader import read
 from kquant.graph.nodes import Node, Ref, map_refs
 
-NAMES = {"tf": tf, "K": keras.backend, "keras": keras, "np": np, "math": math}
-"""What the code of a Lambda is likely to call by these names; a file does not hold its imports."""
+K = keras.backend
+"""With the imports above what the code of a Lambda calls by short names; a file does not hold its imports."""
+
+
+def with_names(config: Any) -> Any:
+  """Returns a config whose Lambdas see the names of this module where their own is not imported."""
+  if isinstance(config, (list, tuple)):
+    return type(config)(map(with_names, config))
+  if not isinstance(config, dict):
+    return config
+  config = {key: with_names(part) for key, part in config.items()}
+  if "function_type" in config and (config.get("module") in (None, "__main__") or
+                                    config["module"] not in sys.modules):
+    config["module"] = __name__
+  return config
 
 
 def without_lambdas(model: keras.Model) -> keras.Model:
@@ -30,8 +44,7 @@ def without_lambdas(model: keras.Model) -> keras.Model:
 
 def _traced(node: Node) -> keras.Model | None:
   """The call of a Lambda as a model of its own, of the flat tensors that it reads; None: it has no graph."""
-  with keras.utils.custom_object_scope(NAMES):
-    layer = node.layer.cls.from_config(dict(node.config))
+  layer = node.layer.cls.from_config(with_names(node.config))
   inputs = [keras.Input(batch_shape=ref.shape, dtype=_dtype(ref)) for ref in node.inputs]
   tensors = dict(zip(node.inputs, inputs))
   args, kwargs = map_refs(tensors.__getitem__, (node.args, node.kwargs))
