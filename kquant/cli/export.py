@@ -6,6 +6,7 @@
 from kquant.cli import flags as shared
 
 shared.define_path("model", "finalised tf_keras model: .h5, .keras or a SavedModel folder")
+shared.define_trust()
 shared.define_path("output", "the .tflite file to write")
 shared.define_file_flags()
 shared.define_run_flags()

@@ -43,13 +43,26 @@ def is_defined(name: str) -> bool:
 
 
 def define_model_flags() -> None:
-  """--model, --input_shape, --output, --summary, --seed."""
-  define_path("model", "tf_keras model: .h5, .keras or a SavedModel folder")
+  """--model, --weights, --build, --input_shape, --output, --summary, --seed and those of `define_trust`."""
+  define_path("model", "Keras model: .h5, .keras, a SavedModel folder, or a .json config beside --weights")
+  define_path("weights", "file of the model's weights, where --model is a .json config or --build is given")
+  if not is_defined("build"):
+    flags.DEFINE_string("build", None, "FILE.py:FUNCTION of yours that builds the model; --model or "
+                        "--weights then names its weights")
   if not is_defined("input_shape"):
-    flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
+    flags.DEFINE_string("input_shape", None, "sizes without batch, such as 224,224,3 or 49,40; for several "
+                        "inputs NAME:SIZES;NAME:SIZES; needed where the model leaves sizes open")
+  define_trust()
   define_path("output", "the .tflite file to write")
   define_path("summary", "JSON file for what was measured")
   define_seed()
+
+
+def define_trust() -> None:
+  """--import, --trust_model."""
+  define_path("import", "Python file of yours that registers the model's layers; it is run", endings=(".py",))
+  if not is_defined("trust_model"):
+    flags.DEFINE_bool("trust_model", False, "run the Python code that Lambda layers of --model hold")
 
 
 def define_seed() -> None:
@@ -140,18 +153,26 @@ def batch() -> int | str:
   return FLAGS.batch if FLAGS.batch == "dynamic" else int(FLAGS.batch)
 
 
-def input_shape() -> tuple[int, ...] | None:
-  """Returns --input_shape as integers.
+def input_shape() -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+  """Returns --input_shape as integers, by input where it names them.
 
   Raises:
     ValueError: not positive whole numbers.
   """
-  if FLAGS.input_shape is None:
+  text = FLAGS.input_shape
+  if text is None:
     return None
-  if not all(part.strip().isdecimal() and int(part) for part in FLAGS.input_shape):
-    raise ValueError(f"--input_shape: expected positive whole numbers such as 224,224,3, got "
-                     f"{','.join(FLAGS.input_shape)!r}.")
-  return tuple(int(part) for part in FLAGS.input_shape)
+  parts = [part.rpartition(":") for part in text.split(";")]
+  shapes = {name.strip(): _sizes(sizes) for name, _, sizes in parts}
+  if None in shapes.values() or len(shapes) < len(parts) or ("" in shapes and len(parts) > 1):
+    raise ValueError("--input_shape: expected positive whole numbers such as 224,224,3, or for several "
+                     f"inputs image:224,224,3;length:16, got {text!r}.")
+  return shapes.get("", shapes)
+
+
+def _sizes(text: str) -> tuple[int, ...] | None:
+  parts = [part.strip() for part in text.split(",")]
+  return tuple(map(int, parts)) if all(part.isdecimal() and int(part) for part in parts) else None
 
 
 def preset() -> QuantConfig:
@@ -177,7 +198,9 @@ def require(*names: str) -> None:
   """Raises ValueError for a flag that a script cannot do without."""
   for name in names:
     if FLAGS[name].value is None:
-      raise ValueError(f"--{name} is missing; a run needs --{', --'.join(names[:-1])} and --{names[-1]}.")
+      needed = [f"--{other}" for other in names]
+      needed = " and ".join([", ".join(needed[:-1]), needed[-1]] if needed[1:] else needed)
+      raise ValueError(f"--{name} is missing; a run needs {needed}.")
 
 
 def check_outputs(*names: str, reads: Sequence[str] = ("model", "calibration", "eval")) -> None:

@@ -8,6 +8,7 @@ from kquant.cli import flags as shared
 
 shared.define_path("tflite", "the .tflite file")
 shared.define_path("model", "the finalised tf_keras model it was made of: .h5, .keras or a SavedModel folder")
+shared.define_trust()
 shared.define_path("encodings", "JSON file of the grids, the integers in the .npz beside it",
                    endings=(".json",))
 shared.define_path("certificate", "JSON file to write: every tensor compared with our own integer arithmetic",

@@ -23,19 +23,20 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
 from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES, Graph
+from kquant.graph.nodes import Ref
 from kquant.graph.readers import configs
 from kquant.graph.readers.archives import read_archive
 from kquant.graph.readers.hdf5 import read_hdf5
 from kquant.graph.readers.keras1 import modern
-from kquant.graph.readers.keras3 import from_keras3
+from kquant.graph.readers.keras3 import from_keras3, is_keras3
 from kquant.graph.readers.lambdas import with_names, without_lambdas
 from kquant.graph.readers.saved_models import read_saved_model
 from kquant.graph.readers.stored import LARGEST_CONFIG, StoredModel, bounded_variables, read_json
 
 
 def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = None,
-               input_shape: tuple[int, ...] | None = None, compile: bool = False,
-               trusted: bool = False) -> keras.Model:
+               input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None,
+               compile: bool = False, trusted: bool = False) -> keras.Model:
   """Loads the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
   Files of Keras 1 to 2.15 and of Keras 3 are read; what Keras 3 saved becomes an equal tf_keras model
@@ -44,7 +45,7 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
   Args:
     path: of the file or folder, or of a .json file with the model's config.
     weights: file with the weights of the model, for a path that holds none or others.
-    input_shape: without batch; fixes an input whose shape is open.
+    input_shape: without batch; fixes an input whose shape is open; by name for several inputs.
     compile: compiles it as it was, with the state of its optimizer, to train on.
     trusted: runs the Python code of Lambda layers, and writes what it does as operations where it can.
 
@@ -54,7 +55,7 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, holds no model that Keras knows, or code; or an input_shape that does
-      not fit, or for a model of several inputs. Each message names the remedy.
+      not fit. Each message names the remedy.
     UnsupportedLayerError: a model of Keras 3 with a layer that tf_keras does not have.
 
   Example:
@@ -65,9 +66,13 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
   path = pathlib.Path(path)
   stored = _read(path)
   if weights is not None:
-    stored = _with_weights(stored, pathlib.Path(weights))
+    weights = pathlib.Path(weights)
+    stored = _with_weights(stored, weights)
   try:
-    model = _build(path, stored, compile=compile, trusted=trusted)
+    if stored.config is not None and stored.version.startswith("3."):
+      model = from_keras3(_built_by_keras3(stored, path, weights, trusted=trusted))
+    else:
+      model = _build(stored, path if compile else None, trusted=trusted)
   except UnsupportedLayerError:
     raise
   except Exception as error:  # a damaged config makes Keras raise anything
@@ -89,7 +94,7 @@ def load_weights(model: keras.Model, path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   stored = _read(path)
   try:
-    _set_weights(model, stored)
+    _set_weights(model, path, stored)
   except Exception as error:  # Keras raises anything where groups or shapes do not fit
     raise ValueError(f"The weights of {path} do not fit model {model.name!r}: {_first(error)}.") from error
 
@@ -138,20 +143,21 @@ def _with_weights(stored: StoredModel, path: pathlib.Path) -> StoredModel:
 # --- building --------------------------------------------------------------------------------------
 
 
-def _build(path: pathlib.Path, stored: StoredModel, *, compile: bool, trusted: bool) -> keras.Model:
-  """The model of a file, after its config was checked."""
+def _build(stored: StoredModel, compiled: pathlib.Path | None, *, trusted: bool) -> keras.Model:
+  """The model of a file, after its config was checked.
+
+  Args:
+    compiled: the file, where Keras is to compile the model as well.
+  """
   if stored.config is None:
     raise ValueError("it holds weights but no model; save the whole model (model.save(path)), or name the "
                      "function that builds it (--build=FILE.py:FUNCTION)")
-  if stored.load_weights is None:
-    raise ValueError("it holds no weights; name their file (--weights=FILE, load_model(path, weights=FILE))")
-  if stored.version.startswith("3."):
-    return from_keras3(_built_by_keras3(path, stored, trusted=trusted))
-  config = stored.config if compile else modern(configs.without_training(stored.config))
+  _check_weights(stored)
+  config = stored.config if compiled else modern(configs.without_training(stored.config))
   configs.check_config(config, keras.utils.get_registered_object, trusted=trusted)
   with bounded_variables(stored.elements), serialization_lib.SafeModeScope(not trusted):
-    if compile:
-      model = keras.models.load_model(path)
+    if compiled:
+      model = keras.models.load_model(compiled)
     else:
       model = _from_config(with_names(config))
       stored.load_weights(model)
@@ -171,18 +177,33 @@ def _from_config(config: dict[str, Any]) -> keras.Model:
   return model
 
 
-def _built_by_keras3(path: pathlib.Path, stored: StoredModel, *, trusted: bool) -> Any:
-  """The Keras 3 model of a file."""
+def _built_by_keras3(stored: StoredModel, path: pathlib.Path, weights: pathlib.Path | None, *,
+                     trusted: bool) -> Any:
+  """The Keras 3 model of a file, or of a config and a file of weights."""
   import keras as keras3  # only for such a file
+  _check_weights(stored)
   configs.check_config(stored.config, keras3.saving.get_registered_object, trusted=trusted)
   with bounded_variables(stored.elements):
-    return keras3.models.load_model(path, compile=False, safe_mode=not trusted)
+    if weights is None:
+      return keras3.models.load_model(path, compile=False, safe_mode=not trusted)
+    model = keras3.saving.deserialize_keras_object(stored.config, safe_mode=not trusted)
+    model.load_weights(weights)
+  return model
 
 
-def _set_weights(model: keras.Model, stored: StoredModel) -> None:
+def _check_weights(stored: StoredModel) -> None:
+  if stored.load_weights is None:
+    raise ValueError("it holds no weights; name their file (--weights=FILE, load_model(path, weights=FILE))")
+
+
+def _set_weights(model: Any, path: pathlib.Path, stored: StoredModel) -> None:
+  """The weights of a file for a model of tf_keras or Keras 3."""
   if stored.load_weights is None:
     raise ValueError("it is a config without weights")
-  stored.load_weights(model)
+  if is_keras3(model):
+    model.load_weights(path)
+  else:
+    stored.load_weights(model)
 
 
 def _reason(error: Exception, stored: StoredModel) -> str:
@@ -211,19 +232,32 @@ def _restore_names(model: keras.Model) -> None:
       keras_calls.name_outputs(model, notes.get("output_names", []))
 
 
-def with_input_shape(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
-  """Returns the model rebuilt for a fixed input shape, without batch.
+def with_input_shape(model: keras.Model, shape: tuple[int, ...] | dict[str, tuple[int, ...]]) -> keras.Model:
+  """Returns the model rebuilt for fixed input shapes, without batch.
+
+  Args:
+    model: whose inputs may have open sizes.
+    shape: of its one input, or {name of an input: shape}; others keep theirs.
 
   Raises:
-    ValueError: several inputs, or the shape does not fit the model's.
+    ValueError: a shape for several inputs, of an unknown one, or that does not fit the model's.
   """
   graph = Graph.from_model(model)
-  if len(graph.input_refs) != 1:
-    raise ValueError(f"Model {model.name!r} has {len(graph.input_refs)} inputs; an input shape can be "
-                     "given for one.")
-  (ref,) = graph.input_refs
-  own = ref.shape[1:]
-  if len(own) != len(shape) or any(n not in (None, m) for n, m in zip(own, shape)):
-    raise ValueError(f"Input shape {shape} does not fit the model's, {own}.")
-  ref.node.layer.config = {**ref.node.config, "batch_input_shape": (ref.shape[0], *shape)}
+  refs = {ref.node.layer.name: ref for ref in graph.input_refs}
+  if not isinstance(shape, dict):
+    if len(refs) != 1:
+      raise ValueError(f"Model {model.name!r} has {len(refs)} inputs; give a shape for each of "
+                       f"{', '.join(refs)} by name.")
+    shape = {name: shape for name in refs}
+  for name, sizes in shape.items():
+    if name not in refs:
+      raise ValueError(f"Input shape {sizes} is for {name!r}; the inputs of the model are {', '.join(refs)}.")
+    _fix_shape(refs[name], sizes)
   return graph.to_model()
+
+
+def _fix_shape(ref: Ref, sizes: tuple[int, ...]) -> None:
+  own = ref.shape[1:]
+  if len(own) != len(sizes) or any(n not in (None, m) for n, m in zip(own, sizes)):
+    raise ValueError(f"Input shape {sizes} does not fit the model's, {own}.")
+  ref.node.layer.config = {**ref.node.config, "batch_input_shape": (ref.shape[0], *sizes)}

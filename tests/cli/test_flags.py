@@ -26,17 +26,18 @@ def _parsed():
 # --- values ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given, shape", [(None, None), (["224", "224", "3"], (224, 224, 3)),
-                                          ([" 8", "9 ", "1"], (8, 9, 1)), (["16"], (16,))])
+@pytest.mark.parametrize("given, shape", [
+    (None, None), ("224,224,3", (224, 224, 3)), (" 8,9 ,1", (8, 9, 1)), ("16", (16,)),
+    ("a:8,8,3;b:5", {"a": (8, 8, 3), "b": (5,)}), ("in:1:49,40", {"in:1": (49, 40)})])
 def test_input_shape(given, shape):
   with flagsaver.flagsaver(input_shape=given):
     assert shared.input_shape() == shape
 
 
-@pytest.mark.parametrize("given", [["0", "4", "3"], ["-1", "4", "3"], ["8x8x3"], ["4.0", "4", "3"], [""],
-                                   ["²", "4", "3"]])
+@pytest.mark.parametrize("given", ["0,4,3", "-1,4,3", "8x8x3", "4.0,4,3", "", "²,4,3", "a:8;4", "a:8;a:4",
+                                   "a:"])
 def test_input_shape_of_something_else(given):
-  with flagsaver.flagsaver(input_shape=given), pytest.raises(ValueError, match="such as 224,224,3, got"):
+  with flagsaver.flagsaver(input_shape=given), pytest.raises(ValueError, match="224,224,3, or for.*got"):
     shared.input_shape()
 
 

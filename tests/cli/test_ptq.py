@@ -285,7 +285,7 @@ def test_a_folder_of_images_and_an_open_shape(quantize, tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"model": "open.h5"}, ["'image'", "open shape", "give --input_shape=H,W,C"]),
+    ({"model": "open.h5"}, ["'image'", "open shape", "give --input_shape=H,W,3"]),
     ({"model": "odd.h5"}, ["'odd'", "GRU"]),
     ({"model": "none.h5"}, ["There is no model", "none.h5"]),
     ({"model": "xy.npz"}, ["no .keras model", "expected .h5, .keras or a SavedModel"]),
@@ -299,7 +299,7 @@ def test_what_does_not_fit_costs_one_line(refused_run, change, words):
 
 @pytest.mark.parametrize("args, words", [
     (["--input_shape=8,8,3"], ["(8, 8, 3)", "(12, 12, 3)"]),
-    (["--input_shape="], ["()", "(12, 12, 3)"]),
+    (["--input_shape="], ["expected positive whole numbers", "''"]),
     (["--preset=w4a4"], ["8 bits"]),
     (["--eval=none.npz"], ["no file or folder none.npz"]),
     (["--summary=no/folder/s.json"], ["--summary=no/folder/s.json", "make it first"])])

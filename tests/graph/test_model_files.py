@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import keras as keras3
 import numpy as np
@@ -12,7 +13,7 @@ from tf_keras import layers
 
 from kquant.graph.capped_relu import CappedReLU
 from kquant.graph.functions import ShiftedPower
-from kquant.graph.model_files import load_model, with_input_shape
+from kquant.graph.model_files import load_model, load_weights, with_input_shape
 from tests import models
 
 
@@ -186,9 +187,76 @@ def test_a_shape_that_does_not_fit_is_refused_with_both(shape):
   assert str(shape) in str(error.value) and "(None, None, 3)" in str(error.value)
 
 
-def test_a_shape_for_several_inputs_is_refused():
-  with pytest.raises(ValueError, match="'two_inputs' has 2 inputs"):
+def test_a_shape_for_several_inputs_is_given_by_name():
+  with pytest.raises(ValueError, match="'two_inputs' has 2 inputs; give a shape for each of .* by name"):
     with_input_shape(models.build("two_inputs"), (12, 12, 3))
+  image, rows = keras.Input((None, 8, 3), name="image"), keras.Input((None, 2), name="rows")
+  pooled = [layers.GlobalAveragePooling2D()(image), layers.GlobalAveragePooling1D()(rows)]
+  model = keras.Model([image, rows], layers.Dense(2)(layers.Concatenate()(pooled)))
+  fixed = with_input_shape(model, {"rows": (5, 2), "image": (6, 8, 3)})
+  assert fixed.input_shape == [(None, 6, 8, 3), (None, 5, 2)]
+  assert with_input_shape(model, {"rows": (5, 2)}).input_shape == [(None, None, 8, 3), (None, 5, 2)]
+  with pytest.raises(ValueError, match="is for 'lines'; the inputs of the model are image, rows"):
+    with_input_shape(model, {"lines": (5, 2)})
+
+
+@pytest.mark.parametrize("shape, sizes", [
+    ((None, 40), (49, 40)), ((None,), (7,)), ((None, None, 4, 1), (3, 4, 4, 1))])
+def test_an_open_shape_of_any_rank_is_fixed(shape, sizes):
+  image = keras.Input(shape)
+  assert with_input_shape(keras.Model(image, layers.ReLU()(image)), sizes).output_shape == (None, *sizes)
+
+
+# --- configs and weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["w.h5", "w.weights.h5", "whole.h5", "whole.keras", "whole"])
+@pytest.mark.parametrize("config", ["to_json", "config.json"])
+def test_a_config_and_a_file_of_weights_are_a_model(config, weights, tmp_path):
+  model = models.build("nested_shared")
+  if weights.startswith("w."):
+    model.save_weights(tmp_path / weights)
+  else:
+    model.save(tmp_path / weights)
+  text = model.to_json()
+  if config == "config.json":
+    model.save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+      text = archive.read("config.json").decode()
+  (tmp_path / "m.json").write_text(text)
+  (x,) = models.sample_inputs(model, images=4)
+  np.testing.assert_array_equal(load_model(tmp_path / "m.json", weights=tmp_path / weights)(x), model(x))
+
+
+def test_a_config_of_keras_3_and_its_weights_are_a_model(tmp_path):
+  model = keras_3_model()
+  (tmp_path / "m.json").write_text(model.to_json())
+  model.save_weights(tmp_path / "m.weights.h5")
+  made = load_model(tmp_path / "m.json", weights=tmp_path / "m.weights.h5")
+  x = np.ones((2, 4), np.float32)
+  np.testing.assert_allclose(made(x), np.asarray(model(x)), rtol=1e-5)
+
+
+def test_a_config_alone_and_weights_of_another_model_are_refused(tmp_path):
+  (tmp_path / "m.json").write_text(open_model().to_json())
+  refused(tmp_path / "m.json", "holds no weights", "--weights=FILE")
+  models.build("conv_bn_relu").save_weights(tmp_path / "w.h5")
+  with pytest.raises(ValueError, match="m.json cannot be loaded: Layer count mismatch"):
+    load_model(tmp_path / "m.json", weights=tmp_path / "w.h5")
+  (tmp_path / "m.json").write_text('{"a": 1}')
+  refused(tmp_path / "m.json", "is no config of a model")
+
+
+@pytest.mark.parametrize("name", ["w.h5", "w.weights.h5", "m.keras"])
+def test_weights_go_into_a_model_that_the_user_built(name, tmp_path):
+  model = models.randomized(open_model())
+  (model.save if name == "m.keras" else model.save_weights)(tmp_path / name)
+  other = open_model()
+  load_weights(other, tmp_path / name)
+  for mine, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  with pytest.raises(ValueError, match=f"The weights of .*{name} do not fit model 'conv_bn_relu'"):
+    load_weights(models.build("conv_bn_relu"), tmp_path / name)
 
 
 def test_a_fixed_batch_stays():

@@ -4,12 +4,11 @@ import pathlib
 
 from absl import flags
 
-from kquant.cli import backends, running
+from kquant.cli import backends, models, running
 from kquant.cli import flags as shared
 from kquant.core.encodings import Encodings
 from kquant.core.text import text_table
 from kquant.graph import keras_calls, keras_reader
-from kquant.graph.model_files import load_model
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 
@@ -21,7 +20,7 @@ def run() -> None:
   shared.require("model", "encodings", "output")
   backends.check_flags()
   shared.check_outputs("output", "certificate", "c_array", reads=("model", "encodings", "data"))
-  model, encodings = load_model(FLAGS.model), Encodings.load(FLAGS.encodings)
+  model, encodings = models.load_finalised(), Encodings.load(FLAGS.encodings)
   keras_reader.check_model(model)
   specs = keras_calls.input_specs(model)
   missing = [spec.name for spec in specs if spec.name not in encodings and not spec.dtype.startswith("int")]

@@ -12,7 +12,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant import api
-from kquant.cli import backends, demo, evaluation
+from kquant.cli import backends, demo, evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
@@ -22,9 +22,8 @@ from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.text import text_table
-from kquant.graph import keras_calls, keras_reader
+from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.model_files import load_model
 from kquant.qmodel.outputs import split_outputs
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -66,13 +65,13 @@ def run() -> None:
   """Runs what the flags say."""
   _check_flags()
   config = dataclasses.replace(shared.preset(), split_outputs=FLAGS.split_outputs)
-  if FLAGS.model is None:
+  if not _names_a_model():
     _demo(config)
     return
   report = Report()
   with report.stage("load"):
-    model = load_model(FLAGS.model, input_shape=shared.input_shape())
-    inputs = _fixed_inputs(model)
+    model = models.load()
+    inputs = models.fixed_inputs(model)
     calibration = open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
     chosen = choose(len(calibration), FLAGS.calibration_samples, order=FLAGS.calibration_order,
                     seed=FLAGS.seed)
@@ -86,27 +85,22 @@ def run() -> None:
 
 def _check_flags() -> None:
   """Raises ValueError for flags that do not go together."""
-  if FLAGS.model is None:
-    for name in ("calibration", "calibration_order", "preprocess", "eval", "input_shape"):
+  if not _names_a_model():
+    for name in ("calibration", "calibration_order", "preprocess", "eval", "input_shape", "weights", "import",
+                 "trust_model"):
       if FLAGS[name].value != FLAGS[name].default:
         raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
                          "the demo.")
   else:
-    shared.require("model", "calibration", "output")
+    shared.require(*(("calibration", "output") if FLAGS.build else ("model", "calibration", "output")))
   backends.check_flags()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
-                       "c_array")
+                       "c_array", reads=("model", "weights", "calibration", "eval"))
 
 
-def _fixed_inputs(model) -> list[InputSpec]:
-  """The model's inputs; ValueError where a shape is open."""
-  keras_reader.check_model(model)
-  inputs = keras_calls.input_specs(model)
-  for spec in inputs:
-    if None in spec.shape:
-      remedy = "rebuild it with a fixed one" if len(inputs) > 1 else "give --input_shape=H,W,C"
-      raise ValueError(f"The model's input {spec.name!r} has the open shape {spec.shape}; {remedy}.")
-  return inputs
+def _names_a_model() -> bool:
+  """Whether there is a model to quantize; without one it is the demo."""
+  return FLAGS.model is not None or FLAGS.build is not None
 
 
 def _held_back(inputs: Sequence[InputSpec], calibration: Source,

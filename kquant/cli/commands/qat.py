@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
-from kquant.cli import evaluation
+from kquant.cli import evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
@@ -25,7 +25,6 @@ from kquant.core.target import target
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
-from kquant.graph.model_files import load_model
 from kquant.ptq.layerwise.bias_correction import correct_bias
 from kquant.qat.bn_reestimate import ReestimateBatchNorm
 from kquant.qat.oscillation_control import FreezeOscillations
@@ -46,15 +45,15 @@ VERIFY_IMAGES = 2
 
 def run() -> None:
   """Runs what the flags say."""
-  shared.require("model", "train")
+  shared.require(*(("train",) if FLAGS.build else ("model", "train")))
   config = _config()
   _check_folders()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel",
-                       reads=("model", "train", "calibration", "eval"))
+                       reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   report = Report()
   with report.stage("load"):
-    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    model = models.load()
     inputs = keras_calls.input_specs(model)
     x, y = _labelled(model, inputs)
     judged = None if FLAGS.eval is None else open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)

@@ -7,11 +7,10 @@ import tf_keras as keras
 from absl import flags
 
 from kquant.cli import flags as shared
-from kquant.cli import running
+from kquant.cli import models, running
 from kquant.core.encodings import Encodings
 from kquant.core.input_spec import InputSpec
 from kquant.core.text import text_table
-from kquant.graph.model_files import load_model
 from tflite_export.file import metadata
 from tflite_export.file.reader import from_bytes
 from tflite_export.lowering.lower import lower, with_border
@@ -31,7 +30,7 @@ def run() -> None:
   shared.require("tflite", "encodings")
   shared.check_outputs("certificate", reads=("tflite", "model", "encodings", "data"))
   encodings = Encodings.load(FLAGS.encodings)
-  model = None if FLAGS.model is None else load_model(FLAGS.model)
+  model = None if FLAGS.model is None else models.load_finalised()
   data = pathlib.Path(FLAGS.tflite).read_bytes()
   try:
     stored = from_bytes(data)
