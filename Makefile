@@ -20,12 +20,13 @@ quick: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 
-# Random operators of every kind, random models, and every layer under every preset, against LiteRT.
+# Random operators of every kind, random models, and every layer under every preset, against LiteRT; damaged files.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.tflite_export.operator_fuzz --cases=2000
 	$(BIN)/python -m tests.tflite_export.model_fuzz --cases=2000
 	$(BIN)/python -m tests.tflite_export.layer_sweep
 	$(BIN)/python -m tests.qmodel.saving_sweep
+	$(BIN)/python -m tests.graph.file_fuzz --cases=1000
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

@@ -105,7 +105,7 @@ def _read(path: pathlib.Path) -> StoredModel:
     raise FileNotFoundError(f"There is no model {path}; check the path.")
   try:
     return _reader_of(path)(path)
-  except ValueError as error:
+  except Exception as error:  # what a damaged file makes the libraries of its format raise
     raise ValueError(f"{path} cannot be loaded: {_first(error)}.") from error
 
 
@@ -210,10 +210,12 @@ def _reason(error: Exception, stored: StoredModel) -> str:
   """What is said of an error of Keras."""
   if found := re.match(r"Unknown \w+: '?([\w>.]+)", str(error)):
     return configs.unknown(found[1])
+  told = f"{type(error).__name__}: {_first(error)}"
   if configs.holds_lambda(stored.config) and not isinstance(error, OSError) and "Lambda" not in str(error):
-    return (f"the code of its Lambda cannot be used by Python {platform.python_version()} "
-            f"({type(error).__name__}: {_first(error)}), perhaps since another Python wrote it; build the "
-            "model with TensorFlow functions in its place")
+    return (f"the code of its Lambda cannot be used by Python {platform.python_version()} ({told}), perhaps "
+            "since another Python wrote it; build the model with TensorFlow functions in its place")
+  if not isinstance(error, ValueError):
+    return f"its config or weights are damaged, or no version of Keras wrote them so ({told}); save it again"
   return _first(error)
 
 

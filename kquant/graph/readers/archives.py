@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import struct
 import zipfile
 import zlib
 
@@ -31,7 +32,7 @@ def read_archive(path: pathlib.Path) -> StoredModel:
       if _WEIGHTS not in members:
         raise ValueError(f"it has no {_WEIGHTS}; save the model again with TensorFlow 2.13 or later")
       weights = _content(archive, members[_WEIGHTS])
-  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+  except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError) as error:
     raise ValueError(f"it is damaged ({error}); save or copy it again") from error
   with hdf5.opened(io.BytesIO(weights)) as file:
     elements = hdf5.check(file)
