@@ -25,13 +25,13 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES, Graph
 from kquant.graph.nodes import Ref
 from kquant.graph.readers import configs
-from kquant.graph.readers.archives import read_archive
+from kquant.graph.readers.archives import read_archive, read_unzipped
 from kquant.graph.readers.hdf5 import read_hdf5
 from kquant.graph.readers.keras1 import modern
 from kquant.graph.readers.keras3 import from_keras3, is_keras3
 from kquant.graph.readers.lambdas import with_names, without_lambdas
 from kquant.graph.readers.saved_models import read_saved_model
-from kquant.graph.readers.stored import LARGEST_CONFIG, StoredModel, bounded_variables, read_json
+from kquant.graph.readers.stored import StoredModel, bounded_variables, read_json_file
 
 
 def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = None,
@@ -112,6 +112,8 @@ def _read(path: pathlib.Path) -> StoredModel:
 def _reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], StoredModel]:
   """The function that reads a kind of file."""
   if path.is_dir():
+    if (path / "config.json").exists() and (path / "metadata.json").exists():
+      return read_unzipped
     if not (path / "saved_model.pb").exists():
       raise ValueError("it is a folder without a saved_model.pb; expected a SavedModel")
     return read_saved_model
@@ -126,8 +128,7 @@ def _reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], StoredModel]:
 
 def _read_config(path: pathlib.Path) -> StoredModel:
   """A config alone: what `model.to_json()` gives, or the config.json of a .keras file."""
-  with path.open("rb") as file:
-    config = read_json(file.read(LARGEST_CONFIG + 1), "text")
+  config = read_json_file(path)
   if not isinstance(config, dict) or "class_name" not in config:
     raise ValueError("it is no config of a model; expected what model.to_json() gives")
   version = str(config.get("keras_version", "")) or ("3." if configs.of_keras3(config) else "")
@@ -153,13 +154,16 @@ def _build(stored: StoredModel, compiled: pathlib.Path | None, *, trusted: bool)
     raise ValueError("it holds weights but no model; save the whole model (model.save(path)), or name the "
                      "function that builds it (--build=FILE.py:FUNCTION)")
   _check_weights(stored)
+  if compiled and (compiled.is_dir() or compiled.suffix == ".json"):
+    raise ValueError("compile=True is for .h5 and .keras files; load it without and compile it yourself")
   config = stored.config if compiled else modern(configs.without_training(stored.config))
   configs.check_config(config, keras.utils.get_registered_object, trusted=trusted)
-  with bounded_variables(stored.elements), serialization_lib.SafeModeScope(not trusted):
+  with serialization_lib.SafeModeScope(not trusted):
+    with bounded_variables(stored.elements):
+      model = _from_config(configs.with_an_end(with_names(config)))
     if compiled:
       model = keras.models.load_model(compiled)
     else:
-      model = _from_config(with_names(config))
       stored.load_weights(model)
   _restore_names(model)
   return without_lambdas(model) if configs.holds_lambda(config) else model

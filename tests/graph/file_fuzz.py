@@ -206,7 +206,7 @@ def main() -> None:
     for start in range(0, options.cases, BLOCK):
       cases, first = min(BLOCK, options.cases - start), options.seed * 1_000_000 + start
       done = subprocess.run([sys.executable, "-m", "tests.graph.file_fuzz", f"--cases={cases}", "--block",
-                             folder, str(first)], capture_output=True, text=True)
+                             folder, str(first)], capture_output=True, text=True, timeout=3600)
       if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("case ")][-1:]
         sys.exit(f"failed at {last} with exit code {done.returncode}:\n{done.stderr[-3000:]}")

@@ -237,6 +237,18 @@ def test_a_config_of_keras_3_and_its_weights_are_a_model(tmp_path):
   np.testing.assert_allclose(made(x), np.asarray(model(x)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [keras_3_model, lambda: models.build("conv_bn_relu")], ids=["3", "2"])
+def test_the_parts_of_an_archive_in_a_folder_are_a_model(make, tmp_path):
+  model = make()
+  model.save(tmp_path / "m.keras")
+  with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+    archive.extractall(tmp_path / "folder")
+  x = np.ones((2, *model.input_shape[1:]), np.float32)
+  np.testing.assert_allclose(load_model(tmp_path / "folder")(x), np.asarray(model(x)), rtol=1e-5)
+  (tmp_path / "folder" / "model.weights.h5").unlink()
+  refused(tmp_path / "folder", "has no model.weights.h5")
+
+
 def test_a_config_alone_and_weights_of_another_model_are_refused(tmp_path):
   (tmp_path / "m.json").write_text(open_model().to_json())
   refused(tmp_path / "m.json", "holds no weights", "--weights=FILE")

@@ -177,6 +177,23 @@ def test_what_such_a_config_would_have_done_is_what_the_check_prevents(tmp_path,
   assert (tmp_path / "marker").exists()
 
 
+def test_what_a_file_is_compiled_with_is_checked_where_it_is_compiled(tmp_path, monkeypatch):
+  (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  model = small()
+  model.compile("adam", "mse")
+  model.save(tmp_path / "m.h5")
+  with h5py.File(tmp_path / "m.h5", "r+") as file:
+    config = json.loads(file.attrs["training_config"])
+    config["optimizer_config"] = ATTACKS["a module"]
+    file.attrs["training_config"] = json.dumps(config)
+  refused(tmp_path / "m.h5", "'Evil' of evil_module", compile=True)
+  kq.load_model(tmp_path / "m.h5")
+  model.save(tmp_path / "m", save_format="tf")
+  refused(tmp_path / "m", "compile=True is for .h5 and .keras files", compile=True)
+  assert not (tmp_path / "marker").exists()
+
+
 def test_functions_of_tensors_are_no_danger(tmp_path):
   image = keras.Input((4, 3))
   x = keras.activations.gelu(layers.Dense(3)(image))
@@ -185,6 +202,17 @@ def test_functions_of_tensors_are_no_danger(tmp_path):
   for name in FORMATS:
     model.save(tmp_path / name)
     assert kq.load_model(tmp_path / name).output_shape == (None, 3)
+
+
+@pytest.mark.parametrize("place", [["own", 0, 0, {}], ["x", 0, 0, {"axis": ["own", 3, 0]}]])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_reads_what_no_layer_makes_does_not_keep_keras_busy_forever(place, nested, tmp_path):
+  config = with_layer({"module": "keras.layers", "class_name": "ReLU", "config": {"name": "own"}})
+  layer = config["config"]["layers"][1]
+  layer["inbound_nodes"] = [[place]]
+  if nested:
+    config = with_layer({"module": config["module"], "class_name": "Functional", "config": config["config"]})
+  refused(archive_with(config, tmp_path), "a layer reads a tensor that no layer makes")
 
 
 # --- bombs and damage ------------------------------------------------------------------------------

@@ -5,12 +5,19 @@ import pathlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
+from typing import Any
 
-import h5py
 import tf_keras as keras
 
 from kquant.graph.readers import hdf5
-from kquant.graph.readers.stored import LARGEST_CONFIG, StoredModel, check_expansion, read_json
+from kquant.graph.readers.stored import (
+    LARGEST_CONFIG,
+    StoredModel,
+    check_expansion,
+    read_json,
+    read_json_file,
+)
 
 _MOST_MEMBERS = 10_000
 _WEIGHTS = "model.weights.h5"
@@ -34,13 +41,30 @@ def read_archive(path: pathlib.Path) -> StoredModel:
       weights = _content(archive, members[_WEIGHTS])
   except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError) as error:
     raise ValueError(f"it is damaged ({error}); save or copy it again") from error
-  with hdf5.opened(io.BytesIO(weights)) as file:
-    elements = hdf5.check(file)
+  return _stored(config, metadata, lambda: io.BytesIO(weights))
+
+
+def read_unzipped(path: pathlib.Path) -> StoredModel:
+  """Returns what a folder with the parts of a .keras archive holds.
+
+  Raises:
+    ValueError: as `read_archive`.
+  """
+  config, metadata = (read_json_file(path / name) for name in ("config.json", "metadata.json"))
+  if not (path / _WEIGHTS).exists():
+    raise ValueError(f"it has no {_WEIGHTS}; copy the whole folder")
+  return _stored(config, metadata, lambda: path / _WEIGHTS)
+
+
+def _stored(config: Any, metadata: Any, weights: Callable[[], pathlib.Path | io.BytesIO]) -> StoredModel:
+  """The parts of an archive, its HDF5 file checked."""
   if not isinstance(config, dict) or not isinstance(metadata, dict):
     raise ValueError("its config.json or metadata.json is no JSON object")
+  with hdf5.opened(weights()) as file:
+    elements = hdf5.check(file)
 
   def load_weights(model: keras.Model) -> None:
-    with h5py.File(io.BytesIO(weights), "r") as stored:
+    with hdf5.opened(weights()) as stored:
       hdf5.load_weights(model, stored)
 
   return StoredModel(config, str(metadata.get("keras_version", "")), elements, load_weights)

@@ -41,6 +41,33 @@ def without_training(config: Any) -> Any:
   return {key: without_training(part) for key, part in config.items() if key not in _TRAINING}
 
 
+class _Layers(list):
+  """The layers of a config, which Keras goes through until each call is made: in a damaged one, forever."""
+
+  def __init__(self, layers: list[Any]):
+    super().__init__(layers)
+    calls = [layer.get("inbound_nodes") for layer in layers if isinstance(layer, dict)]
+    self._walks = 20 + sum(len(nodes) for nodes in calls if isinstance(nodes, (list, tuple)))
+
+  def __iter__(self) -> Iterator[Any]:
+    self._walks -= 1
+    if self._walks < 0:
+      raise ValueError("its config is damaged: a layer reads a tensor that no layer makes; save it again")
+    return super().__iter__()
+
+
+def with_an_end(config: Any) -> Any:
+  """Returns a config whose layers raise ValueError when they are gone through too often."""
+  if isinstance(config, (list, tuple)):
+    return type(config)(map(with_an_end, config))
+  if not isinstance(config, dict):
+    return config
+  config = {key: with_an_end(part) for key, part in config.items()}
+  if isinstance(config.get("layers"), list):
+    config["layers"] = _Layers(config["layers"])
+  return config
+
+
 def check_config(config: Any, registered: Callable[[str], Any], *, trusted: bool = False) -> None:
   """Raises for what a model could do beside computing, before any of it is made.
 

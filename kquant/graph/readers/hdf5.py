@@ -28,8 +28,11 @@ def read_hdf5(path: pathlib.Path) -> StoredModel:
   """
   with opened(path) as file:
     elements = check(file)
-    version, text = (_text(file.attrs.get(name)) for name in ("keras_version", "model_config"))
+    version, text, training = (_text(file.attrs.get(name))
+                               for name in ("keras_version", "model_config", "training_config"))
   config = None if text is None else read_json(text.encode(), "model_config")
+  if isinstance(config, dict) and training is not None:
+    config["training_config"] = read_json(training.encode(), "training_config")
 
   def load(model: keras.Model) -> None:
     with opened(path) as stored:

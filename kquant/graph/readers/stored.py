@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,12 @@ def read_json(data: bytes, what: str) -> Any:
     return json.loads(data)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"its {what} is no JSON text ({str(error)[:80]})") from error
+
+
+def read_json_file(path: pathlib.Path) -> Any:
+  """Returns the value of a file of JSON text; see `read_json`."""
+  with path.open("rb") as file:
+    return read_json(file.read(LARGEST_CONFIG + 1), path.name)
 
 
 def check_expansion(what: str, stored: int, size: int) -> None:
