@@ -17,7 +17,8 @@ from kquant.cli import flags as shared
 from kquant.core.input_spec import InputSpec
 from kquant.core.text import first_line
 from kquant.graph import keras_calls, keras_reader, model_files
-from kquant.graph.readers.keras3 import as_tf_keras, is_keras3
+from kquant.graph.model_forms import as_tf_keras
+from kquant.graph.readers.keras3 import is_keras3
 
 FLAGS = flags.FLAGS
 _LETTERS = {1: "N", 2: "TF", 3: "HWC", 4: "DHWC"}

@@ -23,13 +23,14 @@ from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
 from kquant.graph import keras_calls
 from kquant.graph.graph import NOTES, Graph
+from kquant.graph.model_forms import as_tf_keras
 from kquant.graph.nodes import Ref
 from kquant.graph.readers import configs
 from kquant.graph.readers.archives import read_archive, read_unzipped
 from kquant.graph.readers.hdf5 import read_hdf5
 from kquant.graph.readers.keras1 import modern
 from kquant.graph.readers.keras3 import from_keras3, is_keras3
-from kquant.graph.readers.lambdas import with_names, without_lambdas
+from kquant.graph.readers.lambdas import with_names
 from kquant.graph.readers.saved_models import read_saved_model
 from kquant.graph.readers.stored import StoredModel, bounded_variables, read_json_file
 
@@ -166,7 +167,7 @@ def _build(stored: StoredModel, compiled: pathlib.Path | None, *, trusted: bool)
     else:
       stored.load_weights(model)
   _restore_names(model)
-  return without_lambdas(model) if configs.holds_lambda(config) else model
+  return as_tf_keras(model) if configs.holds_lambda(config) else model
 
 
 def _from_config(config: dict[str, Any]) -> keras.Model:
