@@ -13,6 +13,7 @@ from absl import app, flags, logging
 
 from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_whole
+from kquant.core.images import is_mode
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import BIAS_CORRECTIONS, EFFORTS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, Recipe
 from kquant.core.target import target
@@ -113,9 +114,11 @@ def define_data_flags() -> None:
 def define_preprocess() -> None:
   """--preprocess."""
   if not is_defined("preprocess"):
-    flags.DEFINE_enum("preprocess", "none", ["none", "unit", "tf", "torch", "caffe"],
-                      "applied to the images (0..255, RGB) of folders and array files, as Keras' "
-                      "preprocess_input does, and written into the file's metadata")
+    flags.DEFINE_string("preprocess", "none", "none, unit, tf, torch, caffe (as Keras' preprocess_input), or "
+                        "mean:127,std:128 with one number or one for each channel: applied to the images "
+                        "(0..255, RGB) of folders and array files, and written into the file's metadata")
+    flags.register_validator("preprocess", is_mode, message="expected <none|unit|tf|torch|caffe> or "
+                             "mean:NUMBERS,std:NUMBERS, deviations above 0")
 
 
 def define_file_flags() -> None:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -120,15 +121,19 @@ def preprocess(images: np.ndarray, mode: str) -> np.ndarray:
 
   Args:
     images: RGB or one channel, 0..255, [..., channels].
-    mode: "none": as they are. "unit": x / 255. "tf": x / 127.5 - 1. "torch": x / 255, less the mean
-      of ImageNet, over its deviation, per channel. "caffe": BGR, less the mean of ImageNet.
-      "tf", "torch" and "caffe" are the modes of Keras' imagenet_utils.preprocess_input.
+    mode: "mean:127,std:128": (x - 127) / 128, one number each or one for each channel ("mean:124,117,104,
+      std:58,57,57" without the space). Names for such pairs: "none": as they are. "unit": x / 255.
+      "tf": x / 127.5 - 1. "torch": x / 255, less the mean of ImageNet, over its deviation, per channel.
+      "caffe": BGR, less the mean of ImageNet. "tf", "torch" and "caffe" are the modes of Keras'
+      imagenet_utils.preprocess_input.
 
   Raises:
-    ValueError: an unknown mode, or "torch" or "caffe" for images without 3 channels.
+    ValueError: an unknown mode, or one of 3 channels for other images.
 
   >>> preprocess(np.array([[0.0], [255.0]]), "tf").tolist()
   [[-1.0], [1.0]]
+  >>> preprocess(np.array([[7.0, 9.0]]), "mean:5,1,std:2").tolist()
+  [[1.0, 4.0]]
   """
   images = np.asarray(images, np.float32)
   return _mode(mode, images.shape[-1])(images)
@@ -149,24 +154,57 @@ def normalization(mode: str, channels: int) -> tuple[np.ndarray, np.ndarray, str
     ValueError: as `preprocess`.
   """
   _mode(mode, channels)
-  mean, deviation = {"none": (0.0, 1.0), "unit": (0.0, 255.0), "tf": (127.5, 127.5),
-                     "torch": (255 * _TORCH_MEAN, 255 * _TORCH_DEVIATION), "caffe": (_CAFFE_MEAN, 1.0)}[mode]
+  mean, deviation = pair(mode)
   order = {1: "GRAYSCALE", 3: "BGR" if mode == "caffe" else "RGB"}.get(channels, "")
   mean, deviation = (np.full(channels, value, np.float32) for value in (mean, deviation))
   return mean, deviation, order
 
 
+def pair(mode: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (mean, deviation) of a mode, float32 [1] or [channels].
+
+  Raises:
+    ValueError: no such mode, or a deviation that is not above 0.
+  """
+  if mode in _NAMED:
+    return tuple(np.atleast_1d(np.float32(value)) for value in _NAMED[mode])
+  found = re.fullmatch(r"mean:([-+.,e\d]+),std:([-+.,e\d]+)", mode)
+  try:
+    mean, deviation = (np.array(part.split(","), np.float32) for part in found.groups())
+  except (AttributeError, ValueError) as error:
+    raise ValueError(f"preprocess: expected a mode of {list(_NAMED)}, or mean:NUMBERS,std:NUMBERS, got "
+                     f"{mode!r}; choose the one that the model was trained with.") from error
+  if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
+    raise ValueError(f"preprocess: expected finite numbers and deviations above 0, got {mode!r}.")
+  return mean, deviation
+
+
+def is_mode(mode: str) -> bool:
+  """Whether `preprocess` knows a mode; the number of its numbers is compared with the channels there."""
+  try:
+    return bool(pair(mode))
+  except ValueError:
+    return False
+
+
 def _mode(mode: str, channels: int) -> Callable[[np.ndarray], np.ndarray]:
   """Returns the function of a preprocessing mode, float32 to float32."""
   if mode not in _MODES:
-    raise ValueError(f"preprocess: expected a mode of {list(_MODES)}, got {mode!r}; choose the one "
-                     "that the model was trained with.")
+    mean, deviation = pair(mode)
+    for numbers in (mean, deviation):
+      if len(numbers) not in (1, channels):
+        raise ValueError(f"preprocess: expected one number or {channels} for images of {channels} channels, "
+                         f"got {len(numbers)} in {mode!r}.")
+    return lambda x: (x - mean) / deviation
   if mode in ("torch", "caffe") and channels != 3:
     raise ValueError(f"preprocess: expected images of 3 channels for mode {mode!r}, got {channels} "
                      "channels; use none, unit or tf.")
   return _MODES[mode]
 
 
+_NAMED = {"none": (0.0, 1.0), "unit": (0.0, 255.0), "tf": (127.5, 127.5),
+          "torch": (255 * _TORCH_MEAN, 255 * _TORCH_DEVIATION), "caffe": (_CAFFE_MEAN, 1.0)}
+"""{name: (mean, deviation)}; caffe in the order BGR."""
 _MODES = {
     "none": lambda x: x,
     "unit": lambda x: x / np.float32(255),
@@ -174,6 +212,7 @@ _MODES = {
     "torch": lambda x: (x / np.float32(255) - _TORCH_MEAN) / _TORCH_DEVIATION,
     "caffe": lambda x: x[..., ::-1] - _CAFFE_MEAN,
 }
+"""The same as Keras rounds it."""
 
 
 def read_labels(folder: str | os.PathLike) -> dict[str, int]:

@@ -63,6 +63,7 @@ def test_a_preset_without_a_file_is_refused(name, words):
     (["--encodings=e.npz"], "ends in .json"),
     (["--io=int4"], "<int8|uint8|float32>"),
     (["--preprocess=imagenet"], "<none|unit|tf|torch|caffe>"),
+    (["--preprocess=mean:1,std:0"], "deviations above 0"),
     (["--calibration_order=last"], "<random|first>"),
     (["--calibration_samples=0"], "positive"),
     (["--calibration_samples=many"], "many"),

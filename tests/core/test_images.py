@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 from tf_keras.applications import imagenet_utils
 
-from kquant.core.images import ImageFormat, image_names, load_images, preprocess, read_labels
+from kquant.core.images import ImageFormat, image_names, load_images, normalization, preprocess, read_labels
 
 
 def write(folder, name, pixels):
@@ -82,6 +82,26 @@ def test_preprocess_is_that_of_keras(mode):
   expected = imagenet_utils.preprocess_input(images.copy(), data_format="channels_last", mode=mode)
   np.testing.assert_array_equal(preprocess(images, mode), expected)
   np.testing.assert_array_equal(images, before)
+
+
+def test_a_pair_of_numbers_is_a_mode():
+  pixels = np.uint8([[0, 127, 255]])
+  np.testing.assert_array_equal(preprocess(pixels, "mean:127,std:128"), (np.float32(pixels) - 127) / 128)
+  np.testing.assert_array_equal(preprocess(pixels, "mean:0,127,5.5,std:1,2,1e2"), np.float32([[0, 0, 2.495]]))
+  mean, deviation, order = normalization("mean:1,2,3,std:4", 3)
+  assert (mean.tolist(), deviation.tolist(), order) == ([1, 2, 3], [4, 4, 4], "RGB")
+  for name in ("unit", "tf", "torch"):
+    mean, deviation, _ = normalization(name, 3)
+    written = f"mean:{','.join(map(str, mean))},std:{','.join(map(str, deviation))}"
+    np.testing.assert_allclose(preprocess(pixels, name), preprocess(pixels, written), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode, words", [
+    ("mean:1", "mean:NUMBERS"), ("mean:1,std:", "mean:NUMBERS"), ("mean:a,std:1", "mean:NUMBERS"),
+    ("mean:1,std:0", "above 0"), ("mean:1,std:-2", "above 0"), ("mean:1,2,std:1", "one number or 3")])
+def test_other_pairs_are_refused(mode, words):
+  with pytest.raises(ValueError, match=words):
+    preprocess(np.zeros((1, 3)), mode)
 
 
 def test_preprocess_by_hand():

@@ -2,18 +2,22 @@
 
 import re
 
+from kquant.core import images
+
 ALIGNMENT = 16
 """Bytes; what TensorFlow Lite Micro asks of the array: it reads constants in place."""
 
 _BYTES_A_LINE = 16
 
 
-def to_c_source(data: bytes, name: str) -> str:
+def to_c_source(data: bytes, name: str, *, preprocess: str = "none") -> str:
   """Returns C11 and C++11 source that defines `<name>_tflite` and `<name>_tflite_len`.
 
   Args:
     data: the bytes of the .tflite file.
     name: of the model; what C takes no identifier from becomes "_".
+    preprocess: what the model's images went through, for the comment: a mode of
+      `kquant.core.images.preprocess`.
   """
   identifier = f"{re.sub(r'[^0-9A-Za-z]', '_', name)}_tflite"
   if identifier[0].isdigit():
@@ -27,7 +31,7 @@ def to_c_source(data: bytes, name: str) -> str:
      extern "C" const unsigned char {identifier}[];   // in C without "C"
      extern "C" const unsigned int {identifier}_len;
 
-   where tflite::GetModel({identifier}) is called. */
+   where tflite::GetModel({identifier}) is called.{_preprocessing(preprocess)} */
 
 #ifdef __cplusplus
 extern "C" {{
@@ -46,3 +50,14 @@ const unsigned int {identifier}_len = {len(data)};
 }}
 #endif
 """
+
+
+def _preprocessing(mode: str) -> str:
+  """What the comment says of the images."""
+  if mode == "none":
+    return ""
+  mean, deviation = (", ".join(f"{value:.8g}" for value in values) for values in images.pair(mode))
+  order = " of channels in the order BGR" if mode == "caffe" else ""
+  return f"""
+
+   Its images are (pixel - mean) / std of pixels 0..255{order}: mean {mean}; std {deviation}."""

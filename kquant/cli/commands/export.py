@@ -35,7 +35,9 @@ def run() -> None:
   if FLAGS.certificate:
     shared.write_json(FLAGS.certificate, written.certificate)
   if FLAGS.c_array:
-    shared.write_text(FLAGS.c_array, to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem))
+    source = to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem,
+                         preprocess=FLAGS.preprocess)
+    shared.write_text(FLAGS.c_array, source)
   print(_table(written, description, converter_rows))
 
 

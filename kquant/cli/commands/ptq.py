@@ -206,7 +206,8 @@ def _write(result: api.QuantizationResult, written: Exported, summary: dict[str,
   if FLAGS.save_qmodel:
     result.qmodel.save(staged(FLAGS.save_qmodel))
   if FLAGS.c_array:
-    source = to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem)
+    source = to_c_source(written.path.read_bytes(), pathlib.Path(FLAGS.c_array).stem,
+                         preprocess=FLAGS.preprocess)
     shared.write_text(staged(FLAGS.c_array), source)
   if FLAGS.certificate:
     shared.write_json(staged(FLAGS.certificate), written.certificate)

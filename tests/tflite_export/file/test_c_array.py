@@ -56,3 +56,10 @@ def test_a_compiler_gives_the_bytes_back(compiler, ending, tmp_path):
                   f"main.{ending}", "-o", "main"], cwd=tmp_path, check=True, capture_output=True)
   done = subprocess.run([tmp_path / "main"], capture_output=True)
   assert done.returncode == 0 and done.stdout == DATA
+
+
+def test_the_comment_says_what_the_images_went_through():
+  assert "Its images" not in to_c_source(b"x", "m")
+  assert "(pixel - mean) / std of pixels 0..255: mean 127; std 128. */" in to_c_source(
+      b"x", "m", preprocess="mean:127,std:128")
+  assert "order BGR: mean 103.939, 116.779, 123.68; std 1." in to_c_source(b"x", "m", preprocess="caffe")
