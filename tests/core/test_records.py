@@ -68,12 +68,7 @@ def test_json_holds_the_records():
                 {"layer": "d", "pass": "standardize", "what": "dropped"}],
       "skipped": [{"layer": "x", "pass": "fold", "reason": "is shared"}],
       "trials": [{"method": "joint", "kept": True, "images": 10, "change": 1.0, "error": 0.25, "unit": "dB",
-<<<<<<< HEAD
-                  "seconds": 2.0, "epochs": None}], "closeness": None}
-=======
-                  "seconds": 2.0, "epochs": None}],
-      "narrow": []}
->>>>>>> 6c5ec33 (Name columns of inputs and outputs that use a few steps of their grid)
+                  "seconds": 2.0, "epochs": None}], "closeness": None, "narrow": []}
   assert str(report.trials[0]) == "+1.00 dB +- 0.25 on 10 held-back images, 2.0 s"
 
 
