@@ -46,6 +46,7 @@ _HOMES = {
     "ReportClipping": "kquant.qat.clipping",
     "DelayActivationQuantization": "kquant.qat.schedules",
     "from_keras3": "kquant.graph.readers.keras3",
+    "from_tflite": "kquant.graph.readers.tflite.reader",
     "load_model": "kquant.graph.model_files",
     "QuantConfig": "kquant.core.quant_config",
     "Recipe": "kquant.core.recipe",

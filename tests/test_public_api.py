@@ -46,6 +46,7 @@ def test_names_of_kquant():
       "finetune",
       "fold_batch_norm",
       "from_keras3",
+      "from_tflite",
       "insert_quantizers",
       "load_model",
       "prune_dead_channels",

@@ -45,8 +45,9 @@ def is_defined(name: str) -> bool:
 
 def define_model_flags() -> None:
   """--model, --weights, --build, --input_shape, --output, --summary, --seed and those of `define_trust`."""
-  define_path("model", "Keras model: .h5, .keras, a SavedModel folder, or a .json config beside --weights")
-  define_path("weights", "file of the model's weights, where --model is a .json config or --build is given")
+  define_path("model", "float model: .h5, .keras, a SavedModel folder, a float .tflite file, or a .json "
+              "config beside --weights")
+  define_path("weights", "file of the weights, where --model is a .json config or --build is given")
   if not is_defined("build"):
     flags.DEFINE_string("build", None, "FILE.py:FUNCTION of yours that builds the model; --model or "
                         "--weights then names its weights")

@@ -1,4 +1,4 @@
-"""Model files: .h5, .keras, SavedModel folders and configs with weights, as tf_keras models.
+"""Model files: .h5, .keras, SavedModels, configs with weights and float .tflite files, as tf_keras models.
 
 A file is read as data first (`readers`): its config is checked before a layer of it is made, so that loading
 runs no code of the file. docs/security.md says what that means and how it is tested.
@@ -31,17 +31,20 @@ from kquant.graph.readers.hdf5 import read_hdf5
 from kquant.graph.readers.keras1 import modern
 from kquant.graph.readers.keras3 import from_keras3, is_keras3
 from kquant.graph.readers.lambdas import with_names
-from kquant.graph.readers.saved_models import read_saved_model
+from kquant.graph.readers.saved_models import holds_layers, read_saved_model
 from kquant.graph.readers.stored import StoredModel, bounded_variables, read_json_file
+from kquant.graph.readers.tflite.converter import from_saved_model
+from kquant.graph.readers.tflite.reader import from_tflite
 
 
 def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = None,
                input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None,
-               compile: bool = False, trusted: bool = False) -> keras.Model:
+               compile: bool = False, trusted: bool = False, signature: str | None = None) -> keras.Model:
   """Loads the tf_keras model, quantized or not, in a .h5 or .keras file or a SavedModel folder.
 
   Files of Keras 1 to 2.15 and of Keras 3 are read; what Keras 3 saved becomes an equal tf_keras model
-  (`from_keras3`). No code in a file is run. Losses, metrics and optimizers in it do not matter.
+  (`from_keras3`). So does a float .tflite file, and by way of one a SavedModel whose layers cannot be read
+  (`from_tflite`). No code in a file is run. Losses, metrics and optimizers in it do not matter.
 
   Args:
     path: of the file or folder, or of a .json file with the model's config.
@@ -49,6 +52,7 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
     input_shape: without batch; fixes an input whose shape is open; by name for several inputs.
     compile: compiles it as it was, with the state of its optimizer, to train on.
     trusted: runs the Python code of Lambda layers, and writes what it does as operations where it can.
+    signature: of a SavedModel whose layers cannot be read; None: "serving_default", or the only one.
 
   Returns:
     The model.
@@ -57,7 +61,8 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, holds no model that Keras knows, or code; or an input_shape that does
       not fit. Each message names the remedy.
-    UnsupportedLayerError: a model of Keras 3 with a layer that tf_keras does not have.
+    UnsupportedLayerError: a model of Keras 3 with a layer, or of another maker with an operator, that
+      tf_keras does not have.
 
   Example:
     >>> keras.Sequential([keras.layers.Dense(2, input_shape=(None, 3))]).save("model.keras")
@@ -65,6 +70,8 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
     (None, 5, 2)
   """
   path = pathlib.Path(path)
+  if weights is None and _is_foreign(path):
+    return _from_another_maker(path, input_shape, signature)
   stored = _read(path)
   if weights is not None:
     weights = pathlib.Path(weights)
@@ -100,6 +107,24 @@ def load_weights(model: keras.Model, path: str | os.PathLike) -> None:
     raise ValueError(f"The weights of {path} do not fit model {model.name!r}: {_first(error)}.") from error
 
 
+def _is_foreign(path: pathlib.Path) -> bool:
+  """Whether a path is that of a .tflite file, or of a SavedModel that holds no graph of Keras layers."""
+  try:
+    return path.is_file() and path.suffix == ".tflite" or (
+        (path / "saved_model.pb").exists() and not holds_layers(path))
+  except ValueError as error:
+    raise ValueError(f"{path} cannot be loaded: {_first(error)}.") from error
+
+
+def _from_another_maker(path: pathlib.Path, input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None,
+                        signature: str | None) -> keras.Model:
+  by_name = isinstance(input_shape, dict)
+  shape = None if by_name else input_shape
+  model = (from_tflite(path, input_shape=shape) if path.is_file() else
+           from_saved_model(path, signature=signature, input_shape=shape))
+  return with_input_shape(model, input_shape) if by_name else model
+
+
 def _read(path: pathlib.Path) -> StoredModel:
   """What a file holds, by its kind; errors name the file."""
   if not path.exists():
@@ -124,7 +149,7 @@ def _reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], StoredModel]:
     return read_archive
   if h5py.is_hdf5(path):
     return read_hdf5
-  raise ValueError("it is no model file; expected .h5, .keras or a SavedModel folder")
+  raise ValueError("it is no model file; expected .h5, .keras, .tflite or a SavedModel folder")
 
 
 def _read_config(path: pathlib.Path) -> StoredModel:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -59,6 +60,26 @@ def test_formats_of_models_give_the_same_file(quantize, tmp_path):
     quantize(model=model)
     contents.append((tmp_path / "m.tflite").read_bytes())
   assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize("name", ["float.tflite", "exported"])
+def test_models_of_other_makers_give_an_equal_network(name, quantize, files, tmp_path):
+  model = load_model(files.h5)
+  if name == "exported":
+    module = tf.Module()
+    module.run = tf.function(lambda image: {"classes": model(image)},
+                             input_signature=[tf.TensorSpec((1, 12, 12, 3), name="image")])
+    module.weights = model.weights
+    tf.saved_model.save(module, tmp_path / name, signatures=module.run)
+  else:
+    (tmp_path / name).write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+  found, out = quantize(model=tmp_path / name)
+  assert "float operators  none" in out
+  made = from_bytes((tmp_path / "m.tflite").read_bytes())
+  quantize()
+  expected = from_bytes((tmp_path / "m.tflite").read_bytes())
+  assert (made.input_names, made.output_names) == (["image"], ["classes"])
+  assert made.operator_counts() == expected.operator_counts()
 
 
 def test_a_run_over_an_old_output_replaces_it_and_leaves_nothing_else(quantize, tmp_path):
@@ -288,7 +309,7 @@ def test_a_folder_of_images_and_an_open_shape(quantize, tmp_path):
     ({"model": "open.h5"}, ["'image'", "open shape", "give --input_shape=H,W,3"]),
     ({"model": "odd.h5"}, ["'odd'", "GRU"]),
     ({"model": "none.h5"}, ["There is no model", "none.h5"]),
-    ({"model": "xy.npz"}, ["no .keras model", "expected .h5, .keras or a SavedModel"]),
+    ({"model": "xy.npz"}, ["no .keras model", "expected .h5, .keras, .tflite or a SavedModel"]),
     ({"calibration": "none.npz"}, ["no file or folder", "none.npz"]),
     ({"calibration": "m"}, ["found none"]),
     ({"calibration": "m.h5"}, ["expected an .npz or .npy file"]),

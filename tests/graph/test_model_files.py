@@ -114,7 +114,7 @@ def test_a_file_of_weights_alone_is_refused(make, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"\x89HDF\r\n", b"PK\x03\x04", bytes(2000)])
 def test_a_file_of_something_else_is_refused(name, content, tmp_path):
   (tmp_path / name).write_bytes(content)
-  refused(tmp_path / name, "is no model file", "expected .h5, .keras or a SavedModel")
+  refused(tmp_path / name, "is no model file", "expected .h5, .keras, .tflite or a SavedModel")
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
@@ -135,9 +135,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
   refused(tmp_path, "is a folder without a saved_model.pb")
 
 
-def test_a_saved_model_without_keras_in_it_is_refused(tmp_path):
+def test_a_saved_model_without_a_signature_is_refused(tmp_path):
   tf.saved_model.save(tf.Module(), str(tmp_path / "m"))
-  refused(tmp_path / "m", "SavedModel without a Keras model", "save_format='tf'")
+  refused(tmp_path / "m", "has no signature", "signatures=module.function")
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m.keras"])

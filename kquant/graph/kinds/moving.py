@@ -46,6 +46,8 @@ _COPIES = refused("moves elements by amounts that are computed, or moves the bat
                   "give constant amounts, for a tensor of fixed shape, and leave the batch axis alone")
 _SIZES = taken_apart(Refusal("gives a size that is open or a number of images",
                               "give the model inputs of fixed sizes, and compute nothing of the batch size"))
+_MIXES = refused("mixes the batch with other axes, or has an open shape",
+                 "leave the batch axis in front by itself, and fix the input's shape")
 _CROPS = refused("crops or resizes as the input's size demands", "use Cropping2D or Resizing")
 
 KINDS: dict[str, LayerFacts] = {
@@ -89,6 +91,7 @@ KINDS: dict[str, LayerFacts] = {
     "tf.compat.v1.zeros_like": _SIZES,
     "tf.ones_like": _SIZES,
     "tf.compat.v1.ones_like": _SIZES,
+    "tf.reshape": _MIXES,
     "tf.tile": _COPIES,
     "tf.roll": _COPIES,
     "tf.repeat": _COPIES,

@@ -49,6 +49,16 @@ def read_saved_model(path: pathlib.Path) -> StoredModel:
   return StoredModel(config, "", elements, load_weights)
 
 
+def holds_layers(path: pathlib.Path) -> bool:
+  """Whether the folder of a SavedModel holds a Keras model that is a graph of layers.
+
+  Raises:
+    ValueError: damaged.
+  """
+  found = _root(path)
+  return found is not None and found[0] in _GRAPH_MODELS
+
+
 def _root(path: pathlib.Path) -> tuple[str, dict] | None:
   """(identifier, metadata) of the outermost Keras object; None where there is none."""
   if (path / "keras_metadata.pb").exists():

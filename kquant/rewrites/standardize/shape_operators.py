@@ -20,6 +20,8 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
   """Gives a call of a shape operator the Keras layer that does the same, under the same name."""
   shape = node.shapes[0]
   if node.kind in _RESHAPES and shape and shape[0] is None and None not in shape[1:]:
+    if _mixes_batch(node):
+      return  # refused by name when quantizers are placed
     become(graph, node, keras.layers.Reshape, {"target_shape": shape[1:]}, (node.inputs[0],))
   elif node.kind == "tf.concat":
     axis, parts = node.argument(1, "axis"), tf.nest.flatten(node.argument(0, "values"))
@@ -46,6 +48,12 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
     _become_scaled_mean(graph, node)
   elif node.kind == "Dot":
     _become_matmul(graph, node)
+
+
+def _mixes_batch(node: Node) -> bool:
+  """Whether a sample has another number of values behind a reshape than in front of it."""
+  before, after = node.inputs[0].shape[1:], node.shapes[0][1:]
+  return None not in before and int(np.prod(before, dtype=int)) != int(np.prod(after, dtype=int))
 
 
 def drop_cast(graph: Graph, node: Node) -> None:

@@ -12,7 +12,7 @@ from kquant.graph.kinds.table import LAYERS
 
 ROOT = pathlib.Path(__file__).parents[3]
 FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / root).rglob("*.py")
-               if path.parent.name != "readers")  # they name the layers of other makes
+               if "readers" not in path.parts)  # they name the layers of other makes
 RECORDS = pathlib.PurePath("kquant/graph/kinds")
 
 # Kinds that a third file may name: the preset int8_tflm is a rule for a kind, as users write it; a product of

@@ -42,6 +42,13 @@ def test_it_is_refused_at_the_start(message):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_batch_that_is_merged_with_other_axes_is_refused(batch):
+  x = np.zeros((8, 6, 3), np.float32)
+  with pytest.raises(kq.UnsupportedLayerError, match="'tf.reshape.* mixes the batch with other axes"):
+    kq.quantize(model_of(lambda y: layers.Dense(2)(tf.reshape(y, [-1, 3])), batch=batch), x)
+
+
 def test_the_whole_batch_is_no_cut(tmp_path):
   x = np.random.default_rng(0).normal(size=(8, 6, 3)).astype(np.float32)
   for index, cut in enumerate((lambda y: y[:, 1:5], lambda y: y[0:4, ..., 1:], lambda y: y[::1, None, 2])):

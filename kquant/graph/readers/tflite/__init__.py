@@ -1,0 +1,1 @@
+"""Float .tflite files as tf_keras models: one converter for each operator, in tables by family."""
