@@ -1,6 +1,7 @@
 """One pass over the data fills every range estimator and sets every activation grid."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,7 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
     if count == 1 and taps.execution.images_at_once(batch, most=2) > 1:
       # alone, where others pass together, it would run in kernels whose sums differ in the last bit
       batch = [np.concatenate([array, array]) for array in batch]
-    measured, image_means, measured_columns = tf.nest.map_structure(
+    measured, *image_means, measured_columns = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(taps.activations, measured):
       estimators[name].absorb(values)
@@ -162,18 +163,48 @@ class _Taps:
     """Returns a traced function of one batch and its number of images.
 
     It returns what each estimator measures of its tensors, and means over the positions of each image of the
-    inputs and of the outputs of the linear layers, and the columns of the borders.
+    inputs and of the outputs of the linear layers, and the columns of the borders. The network waits until a
+    tensor has been looked at: else many of them would wait in memory for that.
     """
-    def measure(values: Values, count: tf.Tensor):
-      measured = [estimators[name].measure(_as_one([values[ref][:count] for ref in refs]))
-                  for name, refs in self.activations.items()]
-      sides = [[node.inputs[0] for node in self._linear], [Ref(node) for node in self._linear]]
-      means = [[_mean_of_positions(values[ref][:count]) for ref in side] for side in sides]
-      columns = [measure_columns(values[border.ref][:count], moments=border.is_input)
-                 for border in self.borders]
-      return measured, means, columns
+    graph, layers, parts = self.execution.graph, self.execution.layers, self._looks(estimators)
+    places = {ref: place for place, node in enumerate(graph.nodes) for ref in node.outputs}
+    due: dict[int, list[_Look]] = {}
+    for look in itertools.chain(*parts):
+      due.setdefault(max(places[ref] for ref in look.refs), []).append(look)
 
-    return self.execution.traced(measure, tf.TensorSpec((), tf.int32))
+    @tf.function(autograph=False)
+    def run(arrays: list[tf.Tensor], count: tf.Tensor):
+      values: Values = dict(zip(graph.input_refs, arrays))
+      seen: dict[_Look, Any] = {}
+      for place, node in enumerate(graph.nodes):
+        if node.facts.role != "input":
+          values.update(zip(node.outputs, call_float(layers[node.layer.name], node, values)))
+        if place in due:
+          seen |= {look: look.measure([values[ref][:count] for ref in look.refs]) for look in due[place]}
+          with tf.control_dependencies(tf.nest.flatten([seen[look] for look in due[place]])):
+            values.update({ref: tf.identity(values[ref]) for ref in node.outputs})
+      return [[seen[look] for look in looks] for looks in parts]
+
+    specs = [spec.batch for spec in self.execution.specs]
+    return run.get_concrete_function(specs, tf.TensorSpec((), tf.int32))
+
+  def _looks(self, estimators: dict[str, Estimator]) -> list[list["_Look"]]:
+    """What is looked at: ranges, inputs of linear layers, their outputs, columns of the borders."""
+    ranges = [_Look(refs, lambda tensors, name=name: estimators[name].measure(_as_one(tensors)))
+              for name, refs in self.activations.items()]
+    inputs, outputs = ([_Look([ref], lambda tensors: _mean_of_positions(*tensors)) for ref in refs]
+                       for refs in ([node.inputs[0] for node in self._linear], map(Ref, self._linear)))
+    columns = [_Look([border.ref], lambda tensors, moments=border.is_input:
+                     measure_columns(*tensors, moments=moments)) for border in self.borders]
+    return [ranges, inputs, outputs, columns]
+
+
+@dataclasses.dataclass(eq=False)
+class _Look:
+  """What is measured, in a trace, of some tensors [images, ...]."""
+
+  refs: list[Ref]
+  measure: Callable[[list[tf.Tensor]], Any]
 
 
 def _mean_of_positions(tensor: tf.Tensor) -> tf.Tensor:
