@@ -98,7 +98,7 @@ def define_preset() -> None:
 
 def define_calibration_flags() -> None:
   """--calibration, --calibration_samples."""
-  define_path("calibration", "folder of images, .npz (x, or a key an input) or .npy")
+  define_path("calibration", "folder of images, .npz (x, or a key an input), .npy or .csv")
   if not is_defined("calibration_samples"):
     flags.DEFINE_integer("calibration_samples", 128, "how many of them to use", lower_bound=1)
 
@@ -109,7 +109,8 @@ def define_data_flags() -> None:
   flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
                     "a seeded random sample, or the first ones")
   define_preprocess()
-  define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
+  define_path("eval", "images to judge by: a folder (labels.csv: file,label, or a folder a class), .npz "
+              "(x, y) or .csv (a column label)")
 
 
 def define_preprocess() -> None:

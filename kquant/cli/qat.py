@@ -8,8 +8,9 @@ shared.define_model_flags()
 shared.define_calibration_flags()
 shared.define_preprocess()
 shared.define_preset()
-shared.define_path("train", "labelled images to train on: a folder (labels.csv: file,label) or .npz (x, y)")
-shared.define_path("eval", "images to judge by: a folder (labels.csv: file,label) or .npz (x, y)")
+shared.define_path("train", "labelled images to train on: a folder (labels.csv: file,label, or a folder a "
+                   "class), .npz (x, y) or .csv (a column label)")
+shared.define_path("eval", "images to judge by, as for --train")
 flags.DEFINE_enum("quantizer", "lsq", shared.TRAINED_QUANTIZERS, "how grids are trained")
 flags.DEFINE_enum("batch_norm", "fold", ["fold", "train", "absorb"],
                   "folded before the training, learning within the kernels, or behind them")

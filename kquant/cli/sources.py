@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kquant.core import data, images
+from kquant.core import data, images, tables
 from kquant.core.input_spec import InputSpec
 
 
@@ -38,19 +38,28 @@ class ImageFolder:
     return [images.load_images(self._folder, self._format, names=names)]
 
   def labels(self) -> np.ndarray | None:
-    """Returns the class index of every image; None without a labels.csv.
+    """Returns the class index of every image: of labels.csv, or of its class folder in their order.
+
+    None without either.
 
     Raises:
       ValueError: an image has no label.
     """
     if not (self._folder / "labels.csv").exists():
-      return None
+      return self._classes()
     labels = images.read_labels(self._folder)
     missing = [name for name in self._names if name not in labels]
     if missing:
       raise ValueError(f"{self._folder}/labels.csv has no label for {missing[0]!r} ({len(missing)} images "
                        "are missing); add a line for each image.")
     return np.array([labels[name] for name in self._names])
+
+
+  def _classes(self) -> np.ndarray | None:
+    if "/" not in self._names[0]:
+      return None
+    classes = images.class_names(self._folder)
+    return np.array([classes.index(name.split("/")[0]) for name in self._names])
 
 
 class Loaded:
@@ -116,6 +125,31 @@ class ArrayFile(Loaded):
     return labels.astype(np.int64)
 
 
+class TableFile(Loaded):
+  """A .csv file: a row a sample, its numbers in the order of the model's one input."""
+
+  def __init__(self, path: pathlib.Path, inputs: Sequence[InputSpec]):
+    numbers, self._labels = tables.read_table(path)
+    shape = inputs[0].shape
+    if len(inputs) != 1 or None in shape or numbers.shape[1] != np.prod(shape):
+      raise ValueError(f"{path} has {numbers.shape[1]} columns of numbers, the model takes "
+                       f"{[spec.shape for spec in inputs]}; give as many columns, or an .npz file.")
+    self._path = path
+    (arrays,) = data.batches(numbers.reshape(-1, *shape), inputs, batch_size=1 << 62, where=str(path))
+    super().__init__(arrays)
+
+  def labels(self) -> np.ndarray | None:
+    """Returns the class index of every sample, the column label or y; None without one.
+
+    Raises:
+      ValueError: numbers that are no class indices.
+    """
+    if self._labels is not None and ((self._labels % 1 != 0) | (self._labels < 0)).any():
+      raise ValueError(f"{self._path}: expected class numbers from 0 as labels, got fractions or "
+                       "negative ones.")
+    return None if self._labels is None else self._labels.astype(np.int64)
+
+
 Source = ImageFolder | Loaded
 
 
@@ -127,4 +161,8 @@ def open_source(path: str, inputs: Sequence[InputSpec], *, preprocess: str = "no
   """
   if pathlib.Path(path).is_dir():
     return ImageFolder(pathlib.Path(path), inputs, preprocess)
+  if path.endswith(".csv"):
+    if preprocess != "none":
+      raise ValueError(f"--preprocess={preprocess} is for images, {path} holds numbers; leave the flag out.")
+    return TableFile(pathlib.Path(path), inputs)
   return ArrayFile(pathlib.Path(path), inputs, preprocess)

@@ -41,7 +41,7 @@ def load_images(folder: str | os.PathLike, wanted: ImageFormat, *,
   target, and cropped to its centre. An image of the right size keeps its pixels.
 
   Args:
-    folder: holds the images, not its subfolders.
+    folder: holds the images, or folders of them by class.
     wanted: the format of the result.
     names: file names, in the order wanted; None takes all images sorted by name.
 
@@ -67,10 +67,10 @@ def load_images(folder: str | os.PathLike, wanted: ImageFormat, *,
 
 
 def image_names(folder: str | os.PathLike) -> list[str]:
-  """Returns the names of the image files of a folder, sorted.
+  """Returns the names of the image files of a folder, sorted; "class/name" in class folders.
 
   Args:
-    folder: subfolders are not searched.
+    folder: holds images, or a folder of images for each class.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -79,12 +79,22 @@ def image_names(folder: str | os.PathLike) -> list[str]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"load_images: there is no folder {folder}; check the path.")
-  names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES
-                 and not p.name.startswith("."))
+  names = _images_in(folder) or [f"{name}/{image}" for name in class_names(folder)
+                                 for image in _images_in(folder / name)]
   if not names:
     raise ValueError(f"load_images: expected images ({', '.join(_SUFFIXES)}) in the folder "
-                     f"{folder}, found none; check the path, subfolders are not searched.")
+                     f"{folder}, or in one folder a class in it, found none; check the path.")
   return names
+
+
+def class_names(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the class folders of a folder, sorted, which is the order of the classes."""
+  return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images_in(folder: pathlib.Path) -> list[str]:
+  return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES
+                and not path.name.startswith("."))
 
 
 def _decode(path: pathlib.Path, wanted: ImageFormat) -> np.ndarray:

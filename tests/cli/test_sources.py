@@ -101,9 +101,62 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
 
 def test_a_folder_without_images(tmp_path):
   (tmp_path / "cat").mkdir()
-  write(tmp_path / "cat" / "a.png", pixels())
-  with pytest.raises(ValueError, match="found none.*subfolders are not searched"):
+  (tmp_path / "cat" / "notes.txt").write_text("no image")
+  with pytest.raises(ValueError, match="one folder a class in it, found none"):
     open_source(str(tmp_path), IMAGE)
+
+
+def test_folders_of_classes_are_the_labels(tmp_path):
+  for seed, path in enumerate(["dog/a.png", "cat/b.png", "dog/A.png", ".git/x.png"]):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    write(tmp_path / path, pixels(seed=seed))
+  (tmp_path / "bird").mkdir()
+  source = open_source(str(tmp_path), IMAGE)
+  assert len(source) == 3
+  np.testing.assert_array_equal(source.labels(), [1, 2, 2])  # bird, cat, dog
+  np.testing.assert_array_equal(source.load([0, 1, 2])[0], [pixels(seed=1), pixels(seed=2), pixels(seed=0)])
+
+
+def test_images_beside_folders_are_the_data(tmp_path):
+  (tmp_path / "cat").mkdir()
+  write(tmp_path / "cat" / "a.png", pixels())
+  write(tmp_path / "b.png", pixels(seed=1))
+  source = open_source(str(tmp_path), IMAGE)
+  assert len(source) == 1 and source.labels() is None
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, labels", [
+    ("1,2,3\n4,5,6\n", None), ("a,b,c\n1,2,3\n4,5,6\n", None),
+    ("label,a,b,c\n7,1,2,3\n0, 4,5 ,6\n", [7, 0]), ("\ufeffa,b,y,c\n1,2,3,3\n\n4,5,1,6", [3, 1])])
+def test_a_table_is_a_row_a_sample(text, labels, tmp_path):
+  (tmp_path / "a.csv").write_text(text)
+  for shape in ((3,), (3, 1)):
+    source = open_source(str(tmp_path / "a.csv"), [InputSpec("v", shape)])
+    expected = np.float32([[4, 5, 6], [1, 2, 3]]).reshape(2, *shape)
+    np.testing.assert_array_equal(source.load([1, 0])[0], expected)
+    np.testing.assert_array_equal(source.labels(), labels)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "expected a row of numbers"), ("a,b,c\n", "expected a row of numbers"),
+    ("1,2,3\n4,5\n", "line 2: expected 3 numbers, got '4,5'"),
+    ("1,2,3\nx,5,6\n", "line 2: expected 3 numbers"),
+    ("1,2,nan\n", "expected a row"), ("1,2\n", "has 2 columns of numbers, the model takes")])
+def test_other_tables_are_refused(text, words, tmp_path):
+  (tmp_path / "a.csv").write_text(text)
+  with pytest.raises(ValueError, match=words):
+    open_source(str(tmp_path / "a.csv"), [InputSpec("v", (3,))])
+
+
+def test_a_table_of_fractions_as_labels_and_of_images(tmp_path):
+  (tmp_path / "a.csv").write_text("y,a\n0.5,1\n")
+  with pytest.raises(ValueError, match="expected class numbers from 0"):
+    open_source(str(tmp_path / "a.csv"), [InputSpec("v", (1,))]).labels()
+  with pytest.raises(ValueError, match="--preprocess=tf is for images"):
+    open_source(str(tmp_path / "a.csv"), [InputSpec("v", (1,))], preprocess="tf")
 
 
 @pytest.mark.parametrize("inputs", [PAIR, [InputSpec("vector", (3,))]])
