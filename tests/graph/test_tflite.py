@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from tf_keras import layers
 
 import kquant as kq
+from kquant.core.images import ImageFormat, image_names, load_images
 from tests import models
 
 RANDOM = np.random.default_rng(0)
@@ -117,6 +118,27 @@ def test_attention_and_normalization_come_back_as_layers():
   for weight in (0, 1):
     mine, theirs = (network.get_layer("norm").weights[weight] for network in (made, model))
     np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+SHARED = ["resnet8_cifar10", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "mobilenet_v2_1.0_224", "mobilenet_v3_small_224", "efficientnet_lite0_224"))]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_file_of_a_trained_network_computes_the_same(name, shared_data):
+  model = kq.load_model(shared_data / "models" / f"{name}.h5")
+  if name.startswith("resnet8"):
+    with np.load(shared_data / "cifar10.npz") as stored:
+      images = stored["x_test"][:8].astype(np.float32)
+  else:
+    folder = shared_data / "imagenet"
+    images = load_images(folder, ImageFormat(224, 224, preprocess="tf"), names=image_names(folder)[::80])
+  made = kq.from_tflite(converted(model))
+  assert "TFOpLambda" not in kinds(made) or "v3" in name
+  a, b = (np.asarray(network(images)) for network in (made, model))
+  assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+  names = {layer.name for layer in model.layers if layer.weights and "Batch" not in type(layer).__name__}
+  assert len(names & {layer.name for layer in made.layers}) >= 0.9 * len(names)
 
 
 # --- files of functions, as other frameworks write them --------------------------------------------
