@@ -20,7 +20,7 @@ from kquant.core.text import first_line, scope_name
 from kquant.graph.equality import check_equal
 from kquant.graph.keras_calls import as_inputs, is_symbol
 from kquant.graph.policies import float32_policy
-from kquant.graph.readers.keras3_layers import config_of, is_plain, set_weights
+from kquant.graph.readers.keras3_layers import config_of, is_augmentation, is_plain, set_weights
 from kquant.graph.readers.keras3_operations import convert_operation
 
 LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE = 1e-4, 3e-2
@@ -154,9 +154,16 @@ class _Converter:
     kwargs = self._without_modes(operation, kwargs)
     if isinstance(operation, k.Model):
       return self._call_model(operation, args, kwargs)
+    if is_augmentation(operation):
+      return args[0]
     if is_plain(operation):
       layer, behind = self._layer(operation)
-      result = layer(*args, **kwargs)
+      try:
+        result = layer(*args, **kwargs)
+      except Exception as error:  # Keras', about shapes that the layer of tf_keras does not take
+        raise UnsupportedLayerError(
+            f"Layer {operation.name!r} ({type(operation).__name__}) cannot be called so in tf_keras: "
+            f"{_cause(error)}.") from error
       return result if behind is None else self._traced_call(operation, behind, (result,), {})
     return self._traced_call(operation, operation.call, args, kwargs)
 
@@ -217,6 +224,13 @@ class _Converter:
 
   def _leaves(self, tree: Any) -> list[Any]:
     return self._k.tree.flatten(tree)
+
+
+def _cause(error: Exception) -> str:
+  """The line of an error that says why."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  causes = (line for line in lines if not line.startswith("Exception encountered"))
+  return next(causes, str(error)).rstrip(".")
 
 
 def _is_functional(model: Any) -> bool:

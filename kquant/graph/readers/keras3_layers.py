@@ -33,6 +33,13 @@ def is_plain(layer: Any) -> bool:
   return hasattr(keras.layers, cls.__name__)
 
 
+def is_augmentation(layer: Any) -> bool:
+  """Whether a layer that tf_keras does not have changes images in training alone."""
+  name = type(layer).__name__
+  augments = name.startswith("Random") or name in ("RandAugment", "AugMix", "CutMix", "MixUp")
+  return augments and type(layer).__module__.split(".")[0] == "keras" and not hasattr(keras.layers, name)
+
+
 def config_of(layer: Any) -> tuple[type, dict[str, Any], Callable[[Any], Any] | None]:
   """Returns (tf_keras class, its arguments, a function of Keras 3 to apply behind it or None).
 
@@ -40,6 +47,9 @@ def config_of(layer: Any) -> tuple[type, dict[str, Any], Callable[[Any], Any] | 
     UnsupportedLayerError: an argument that tf_keras does not have.
   """
   name = type(layer).__name__
+  if name == "RandomCrop":
+    raise UnsupportedLayerError(f"Layer {layer.name!r} (RandomCrop) crops at inference otherwise than in "
+                                "tf_keras; use Resizing or CenterCrop, and crop the training data before.")
   cls = getattr(keras.layers, name)
   config, behind = dict(layer.get_config()), None
   if name == "Normalization":

@@ -11,6 +11,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
+from kquant.core.text import first_line
+from kquant.graph.readers.keras3_functions import FUNCTIONS
 
 Convert = Callable[..., Any]
 
@@ -19,13 +21,21 @@ def convert_operation(operation: Any, args: tuple, kwargs: dict[str, Any]) -> An
   """Returns what an operation makes of tf_keras tensors.
 
   Raises:
-    UnsupportedLayerError: it has no entry in the table, by name.
+    UnsupportedLayerError: it has no entry in the table, or not for these arguments, by name.
   """
-  convert = OPERATIONS.get(type(operation).__name__)
+  kind = type(operation).__name__
+  convert = OPERATIONS.get(kind)
   if convert is None:
-    raise UnsupportedLayerError(f"Operation {operation.name!r} (keras.ops, {type(operation).__name__}) has "
-                                "no form in tf_keras here; write it with other operations.")
-  return convert(operation, *args, **kwargs)
+    raise UnsupportedLayerError(f"Operation {operation.name!r} (keras.ops, {kind}) has no form in tf_keras "
+                                "here; write it with other operations.")
+  try:
+    return convert(operation, *args, **kwargs)
+  except UnsupportedLayerError:
+    raise
+  except Exception as error:  # TensorFlow's, about types and sizes that it does not take
+    raise UnsupportedLayerError(f"Operation {operation.name!r} (keras.ops, {kind}) has no form in tf_keras "
+                                f"for these arguments: {first_line(error).rstrip('.')}. Write it with other "
+                                "operations.") from error
 
 
 def _unary(function: Callable[[Any], Any]) -> Convert:
@@ -118,6 +128,18 @@ def _take(operation: Any, x: Any, indices: Any) -> Any:
   return tf.gather(x, indices, axis=axis)
 
 
+def _flip(operation: Any, x: Any) -> Any:
+  if operation.axis is None:
+    raise UnsupportedLayerError(f"Operation {operation.name!r} reverses the batch; name the axes.")
+  return tf.reverse(x, np.atleast_1d(operation.axis).tolist())
+
+
+def _where(operation: Any, condition: Any, x1: Any = None, x2: Any = None) -> Any:
+  if x1 is None:
+    raise UnsupportedLayerError(f"Operation {operation.name!r} returns indices; give it both values.")
+  return tf.where(condition, x1, x2)
+
+
 def _hard_sigmoid(x: Any) -> Any:
   return tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
 
@@ -162,11 +184,11 @@ def _per_axis(value: Any, rank: int) -> list[int]:
   return [int(part) for part in np.broadcast_to(np.asarray(value), (rank,))]
 
 
-def _batch_norm(operation: Any, x: Any, mean: Any, variance: Any, **affine: Any) -> Any:
+def _batch_norm(operation: Any, x: Any, mean: Any, variance: Any, offset: Any = None,
+                scale: Any = None) -> Any:
   if operation.axis % len(x.shape) != len(x.shape) - 1:
     raise UnsupportedLayerError(f"Operation {operation.name!r} normalizes axis {operation.axis}; normalize "
                                 "the last one.")
-  offset, scale = (affine.get(name) for name in ("offset", "scale"))
   factor = np.asarray(1.0 if scale is None else scale) / np.sqrt(np.asarray(variance) + operation.epsilon)
   shift = np.asarray(0.0 if offset is None else offset) - np.asarray(mean) * factor
   return x * factor.astype(np.float32) + shift.astype(np.float32)
@@ -208,6 +230,7 @@ def _resize(operation: Any, images: Any) -> Any:
 
 
 OPERATIONS: dict[str, Convert] = {
+    **FUNCTIONS,
     **{name: _unary(function) for name, function in {
         "Absolute": tf.abs, "Abs": tf.abs, "Negative": tf.negative, "Square": tf.square, "Sqrt": tf.sqrt,
         "Rsqrt": tf.math.rsqrt, "Exp": tf.exp, "Log": tf.math.log, "Log1p": tf.math.log1p,
@@ -252,8 +275,8 @@ OPERATIONS: dict[str, Convert] = {
                                          list(operation.repeats)),
     "Repeat": lambda operation, x: tf.repeat(x, operation.repeats, axis=operation.axis),
     "Roll": lambda operation, x: tf.roll(x, operation.shift, operation.axis),
-    "Flip": lambda operation, x: tf.reverse(x, np.atleast_1d(operation.axis).tolist()),
-    "Where": lambda operation, condition, x1=None, x2=None: tf.where(condition, x1, x2),
+    "Flip": _flip,
+    "Where": _where,
     "Einsum": lambda operation, *operands: tf.einsum(operation.subscripts, *operands),
     "Argmax": lambda operation, x: tf.argmax(x, axis=operation.axis),
     "Argmin": lambda operation, x: tf.argmin(x, axis=operation.axis),
