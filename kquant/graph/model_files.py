@@ -182,8 +182,9 @@ def _build(stored: StoredModel, compiled: pathlib.Path | None, *, trusted: bool)
   _check_weights(stored)
   if compiled and (compiled.is_dir() or compiled.suffix == ".json"):
     raise ValueError("compile=True is for .h5 and .keras files; load it without and compile it yourself")
-  config = stored.config if compiled else modern(configs.without_training(stored.config))
-  configs.check_config(config, keras.utils.get_registered_object, trusted=trusted)
+  registered = keras.utils.get_registered_object
+  config = stored.config if compiled else modern(configs.without_training(stored.config, registered))
+  configs.check_config(config, registered, trusted=trusted)
   with serialization_lib.SafeModeScope(not trusted):
     with bounded_variables(stored.elements):
       model = _from_config(configs.with_an_end(with_names(config)))

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
+from tensorflow.core.framework.attr_value_pb2 import AttrValue
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tf_keras import layers
+from tf_keras.src.engine.base_layer import TensorFlowOpLayer
 
 import kquant as kq
 from tests import models, old_files
@@ -78,6 +82,34 @@ def test_losses_metrics_and_optimizers_never_decide_whether_a_file_loads(name, t
   model.save(tmp_path / name)
   x = array(2, 6)
   np.testing.assert_array_equal(kq.load_model(tmp_path / name)(x), model(x))
+
+
+class OwnInitializer(keras.initializers.Initializer):
+  """An initializer of nobody."""
+
+  def __call__(self, shape, dtype=None, **kwargs):
+    return tf.ones(shape)
+
+
+class OwnRegularizer(keras.regularizers.Regularizer):
+  """A regularizer of nobody."""
+
+  def __call__(self, x):
+    return tf.reduce_sum(x)
+
+  def get_config(self):
+    return {}
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.keras", "m"])
+def test_initializers_and_regularizers_of_nobody_do_not_either(name, tmp_path):
+  model = keras.Sequential([layers.Dense(3, kernel_initializer=OwnInitializer(), input_shape=(4,),
+                                         kernel_regularizer=OwnRegularizer()),
+                            layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.5))])
+  model.save(tmp_path / name)
+  loaded, x = kq.load_model(tmp_path / name), array(5, 4)
+  np.testing.assert_array_equal(loaded(x), model(x))
+  assert loaded.layers[-1].kernel_regularizer.l2 == 0.5 and loaded.layers[-2].kernel_regularizer is None
 
 
 # --- SavedModels -----------------------------------------------------------------------------------
@@ -251,3 +283,53 @@ def test_words_of_keras_1_in_layers_of_others_are_left_alone(tmp_path):
 
   keras.Sequential([layers.Dense(2, input_shape=(2,)), Own(3.0)]).save(tmp_path / "m.h5")
   assert kq.load_model(tmp_path / "m.h5").layers[-1].p == 3.0
+
+
+# --- operations of TensorFlow 2.0 to 2.3 ------------------------------------------------------------
+
+
+def operation(op, constants=None, **attributes):
+  """A layer that holds one operation of TensorFlow, as those versions made of `x + 1`."""
+  node = NodeDef(name=op.lower(), op=op, input=["x", "y"][:2 if constants or op in BINARY else 1])
+  node.attr["T"].type = tf.float32.as_datatype_enum
+  for name, value in attributes.items():
+    node.attr[name].CopyFrom(value)
+  return TensorFlowOpLayer(node.SerializeToString(), name=op.lower(), constants=constants)
+
+
+INT32 = AttrValue(type=tf.int32.as_datatype_enum)
+BINARY = ("AddV2", "Mul", "Sub", "RealDiv", "Maximum", "SquaredDifference")
+OPERATIONS = {
+    **{f"{op} constant": lambda op=op: operation(op, {1: np.float32(1.5)}) for op in BINARY},
+    "constant first": lambda: operation("Sub", {0: np.float32(1.5)}),
+    "Relu6": lambda: operation("Relu6"), "Sigmoid": lambda: operation("Sigmoid"),
+    "Mean": lambda: operation("Mean", {1: np.int32([1])}, Tidx=INT32, keep_dims=AttrValue(b=True)),
+    "Reshape": lambda: operation("Reshape", {1: np.int32([-1, 2, 6])}, Tshape=INT32),
+    "Transpose": lambda: operation("Transpose", {1: np.int32([0, 2, 1])}, Tperm=INT32)}
+
+
+@pytest.mark.parametrize("case", OPERATIONS)
+def test_an_operation_is_a_function_of_today(case, tmp_path):
+  image = keras.Input((4, 3), name="x")
+  model = keras.Model(image, layers.Dense(2)(OPERATIONS[case]()(layers.Dense(3)(image))))
+  model.save(tmp_path / "m.h5")
+  loaded, x = kq.load_model(tmp_path / "m.h5"), array(5, 4, 3)
+  np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+  assert [type(layer).__name__ for layer in loaded.layers] == ["InputLayer", "Dense", "TFOpLambda", "Dense"]
+
+
+@pytest.mark.parametrize("op", BINARY)
+def test_an_operation_of_two_tensors_is_a_function_of_today(op, tmp_path):
+  a, b = keras.Input((4,), name="x"), keras.Input((4,), name="y")
+  model = keras.Model([a, b], layers.Dense(2)(operation(op)([layers.Dense(3)(a), layers.Dense(3)(b)])))
+  model.save(tmp_path / "m.h5")
+  inputs = [array(5, 4), array(5, 4)]
+  loaded = kq.load_model(tmp_path / "m.h5")
+  np.testing.assert_allclose(loaded(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_an_operation_without_a_function_is_named(tmp_path):
+  image = keras.Input((4,), name="x")
+  keras.Model(image, layers.Dense(2)(operation("Softsign")(image))).save(tmp_path / "m.h5")
+  with pytest.raises(ValueError, match="_softsign' holds the operation 'Softsign' .*2.4 or later"):
+    kq.load_model(tmp_path / "m.h5")

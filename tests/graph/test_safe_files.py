@@ -134,9 +134,9 @@ ATTACKS = {
         "module": "builtins", "class_name": "function", "config": "exec", "registered_name": "function"}}},
     "an activation of a module": {**DENSE, "config": {"units": 2, "name": "own", "activation": {
         "module": "evil_module", "class_name": "function", "config": "run", "registered_name": "run"}}},
-    "bytecode in an initializer": {**DENSE, "config": {"units": 2, "name": "own", "kernel_initializer": {
+    "bytecode in an activation": {**DENSE, "config": {"units": 2, "name": "own", "activation": {
         "class_name": "__lambda__", "config": {"value": ["4wAAAA==", None, None]}}}},
-    "a Lambda in a tuple": {**DENSE, "config": {"units": 2, "name": "own", "kernel_initializer": {
+    "a Lambda in a tuple": {**DENSE, "config": {"units": 2, "name": "own", "activation": {
         "class_name": "__tuple__", "items": [{"class_name": "Lambda", "config": {"name": "own"}}]}}},
     "a file to write": {**CALL, "config": {"name": "own", "function": "io.write_file"}},
     "a folder to remove": {**CALL, "config": {"name": "own", "function": "io.gfile.rmtree"}},
@@ -144,8 +144,8 @@ ATTACKS = {
     "a Python function": {**CALL, "config": {"name": "own", "function": "py_function"}},
     "a library": {**CALL, "config": {"name": "own", "function": "load_op_library"}},
     "an old operation": {**CALL, "class_name": "TensorFlowOpLayer", "config": {
-        "name": "own", "node_def": '{"name": "w", "op": "WriteFile"}', "constants": {}}},
-    "a type": {**DENSE, "config": {"units": 2, "name": "own", "kernel_initializer": {
+        "name": "own", "node_def": {"name": "w", "op": "WriteFile"}, "constants": {}}},
+    "a type": {**DENSE, "config": {"units": 2, "name": "own", "activation": {
         "class_name": "__typespec__", "spec_name": "Evil", "module": "evil_module", "registered_name": None,
         "config": []}}},
     "words of a file": {"module": "keras.layers", "class_name": "StringLookup", "config": {
@@ -161,7 +161,8 @@ def test_nothing_that_a_config_names_is_imported_called_or_read(attack, tmp_path
   path = archive_with(with_layer(ATTACKS[attack]), tmp_path)
   with pytest.raises(ValueError) as error:
     kq.load_model(path)
-  assert re.search("Unknown layer or function|no function of tensors|is a Lambda|would read the file",
+  assert re.search("Unknown layer or function|no function of tensors|is a Lambda|would read the file|"
+                   "holds the operation 'WriteFile'",
                    str(error.value)), error.value
   assert not (tmp_path / "marker").exists() and "evil_module" not in sys.modules
 

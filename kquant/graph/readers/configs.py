@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tensorflow as tf
 from tensorflow.python.util import tf_export
 
 _FUNCTIONS = ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")
@@ -26,19 +25,39 @@ _OPERATIONS = re.compile(
     r"|tf_keras\.src\.(activations|backend|losses)")
 """Modules of TensorFlow whose functions take tensors and give tensors, and touch nothing else."""
 _TRAINING = ("compile_config", "training_config")
+_OF_WEIGHTS = ("_initializer", "_regularizer", "_constraint")
 
 
-def without_training(config: Any) -> Any:
-  """Returns a config without losses, metrics and optimizers, of nested models too, and with tuples again."""
+def without_training(config: Any, registered: Callable[[str], Any]) -> Any:
+  """Returns a config without what it needs for training alone, and with tuples again.
+
+  Losses, metrics and optimizers go, of nested models too. Initializers, regularizers and constraints go where
+  neither Keras nor the user has them.
+
+  Args:
+    config: of a model.
+    registered: returns the class or function that a user registered under a name, or None.
+  """
   if isinstance(config, list):
-    return [without_training(part) for part in config]
+    return [without_training(part, registered) for part in config]
   if not isinstance(config, dict):
     return config
   if config.get("class_name") == "__tuple__" and isinstance(config.get("items"), list):
-    return tuple(without_training(part) for part in config["items"])
+    return tuple(without_training(part, registered) for part in config["items"])
   if config.get("class_name") == "TensorShape" and isinstance(config.get("items"), list):
     return tuple(config["items"])
-  return {key: without_training(part) for key, part in config.items() if key not in _TRAINING}
+  return {key: None if key.endswith(_OF_WEIGHTS) and not _is_known(part, registered) else
+          without_training(part, registered) for key, part in config.items() if key not in _TRAINING}
+
+
+def _is_known(part: Any, registered: Callable[[str], Any]) -> bool:
+  """Whether an initializer, regularizer or constraint is one of Keras or registered."""
+  name = part
+  if isinstance(part, dict):
+    name = part.get("config") if part.get("class_name") == "function" else part.get("class_name")
+    name = part.get("registered_name") or name
+  return isinstance(name, str) and (registered(name) is not None or any(
+      tf_export.get_symbol_from_name(f"keras.{place}.{name}") for place in _FUNCTIONS))
 
 
 class _Layers(list):
@@ -178,10 +197,6 @@ def _check_operation(kind: str, settings: dict[str, Any]) -> None:
     if not _OPERATIONS.fullmatch(module):
       raise ValueError(f"layer {settings.get('name')!r} calls tf.{settings.get('function')}, which is no "
                        "function of tensors alone; build the model without it")
-  elif kind == "TensorFlowOpLayer":
-    name = re.search(r'"?op"?:\s*"(\w+)"', str(settings.get("node_def")))
-    if name is None or not hasattr(tf.raw_ops, name[1]) or re.search(
-        "File|PyFunc|Save|Restore|Dataset|Iterator|Table|Queue|Print|Log|Variable|Read|Write|Send|Recv|Summary",
-        name[1]):
-      raise ValueError(f"layer {settings.get('name')!r} holds the operation {name and name[1]!r}, which is "
-                       "no function of tensors alone; build the model without it")
+  elif kind == "TensorFlowOpLayer":  # `modern` leaves none
+    raise ValueError(f"layer {settings.get('name')!r} holds an operation of TensorFlow 2.3 or earlier; load "
+                     "it without compile=True")

@@ -4,6 +4,8 @@ from typing import Any
 
 import tf_keras as keras
 
+from kquant.graph.readers.tf_op_layers import as_call
+
 _CLASSES = {
     "Convolution1D": "Conv1D", "Convolution2D": "Conv2D", "Convolution3D": "Conv3D",
     "AtrousConvolution1D": "Conv1D", "AtrousConvolution2D": "Conv2D", "Deconvolution2D": "Conv2DTranspose",
@@ -44,6 +46,8 @@ def _modern_layer(layer: dict[str, Any]) -> dict[str, Any]:
   kind, old = layer["class_name"], layer["config"]
   if kind == "Merge":
     return {**layer, **_merge(old)}
+  if kind == "TensorFlowOpLayer":
+    return as_call(layer)
   if kind == "Activation" and old.get("activation") == "relu6":
     return {**layer, "class_name": "ReLU", "config": {"name": old.get("name"), "max_value": 6.0}}
   name = _CLASSES.get(kind, kind)
