@@ -117,6 +117,8 @@ def _damaged_config(text: str | bytes, rng: random.Random) -> str:
   config = json.loads(text)
   for _ in range(rng.choice([1, 1, 2, 5])):
     places = list(_places(config))
+    if not places:
+      break
     holder, key = rng.choice(places)
     if rng.random() < 0.2:
       del holder[key]

@@ -10,6 +10,7 @@ from tf_keras import layers
 from tf_keras.src.engine.base_layer import TensorFlowOpLayer
 
 import kquant as kq
+from kquant.graph.model_files import load_weights
 from tests import models, old_files
 
 RANDOM = np.random.default_rng(0)
@@ -123,22 +124,24 @@ def test_a_saved_model_of_2_4_is_read(tmp_path):
   np.testing.assert_array_equal(kq.load_model(tmp_path / "m")(x), model(x))
 
 
-def test_a_subclassed_saved_model_is_said_to_be_one(tmp_path):
-  class Subclassed(keras.Model):
-    """No graph of layers."""
+class Subclassed(keras.Model):
+  """No graph of layers."""
 
-    def __init__(self):
-      super().__init__()
-      self.dense = layers.Dense(2)
+  def __init__(self):
+    super().__init__()
+    self.dense = layers.Dense(2)
 
-    def call(self, x):
-      return self.dense(x)
+  def call(self, x):
+    return self.dense(x)
 
-  model = Subclassed()
-  model(array(1, 3))
+
+def test_weights_of_a_subclassed_saved_model_go_into_one_that_was_built(tmp_path):
+  model, other, x = Subclassed(), Subclassed(), array(5, 3)
+  model(x)
   model.save(tmp_path / "m", save_format="tf")
-  with pytest.raises(ValueError, match="subclassed.*wrap it"):
-    kq.load_model(tmp_path / "m")
+  other(x)
+  load_weights(other, tmp_path / "m")
+  np.testing.assert_array_equal(other(x), model(x))
 
 
 # --- Keras 1 and early Keras 2 ---------------------------------------------------------------------

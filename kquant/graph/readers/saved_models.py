@@ -15,25 +15,16 @@ from tf_keras.protobuf import saved_metadata_pb2
 from kquant.graph.readers.stored import StoredModel, read_json
 
 _GRAPH_MODELS = ("_tf_keras_network", "_tf_keras_sequential")
-_OTHER_MODEL = "_tf_keras_model"
 
 
 def read_saved_model(path: pathlib.Path) -> StoredModel:
-  """Returns what the folder of a SavedModel holds.
+  """Returns what the folder of a SavedModel holds: weights alone where it holds no graph of Keras layers.
 
   Raises:
-    ValueError: damaged, or without a Keras model that is a graph of layers.
+    ValueError: damaged.
   """
-  found = _root(path)
-  if found is None:
-    raise ValueError("it is a SavedModel without a Keras model in it (no keras_metadata.pb and no older "
-                     "metadata); save it with tf_keras: model.save(path, save_format='tf')")
-  identifier, metadata = found
-  if identifier == _OTHER_MODEL:
-    raise ValueError(f"its model {metadata.get('name')!r} ({metadata.get('class_name')}) is subclassed, so "
-                     "that its layers cannot be read; build it in Python, wrap it there (tf_keras.Model(x, "
-                     "model.call(x)) with x = tf_keras.Input(shape)), and save that")
-  config = {name: metadata.get(name) for name in ("class_name", "config")}
+  metadata = _metadata(path)
+  config = None if metadata is None else {name: metadata.get(name) for name in ("class_name", "config")}
   variables = path / "variables" / "variables"
   if not variables.with_suffix(".index").exists():
     raise ValueError("its folder variables is missing or empty; copy the whole folder")
@@ -55,12 +46,11 @@ def holds_layers(path: pathlib.Path) -> bool:
   Raises:
     ValueError: damaged.
   """
-  found = _root(path)
-  return found is not None and found[0] in _GRAPH_MODELS
+  return _metadata(path) is not None
 
 
-def _root(path: pathlib.Path) -> tuple[str, dict] | None:
-  """(identifier, metadata) of the outermost Keras object; None where there is none."""
+def _metadata(path: pathlib.Path) -> dict | None:
+  """The metadata of the outermost Keras object, a model that is a graph of layers; None where it is not."""
   if (path / "keras_metadata.pb").exists():
     stored = _parsed(path / "keras_metadata.pb", saved_metadata_pb2.SavedMetadata())
     nodes = [(node.identifier, node.metadata) for node in stored.nodes if node.node_id == 0]
@@ -69,13 +59,12 @@ def _root(path: pathlib.Path) -> tuple[str, dict] | None:
     nodes = [(graph.object_graph_def.nodes[0].user_object.identifier,
               graph.object_graph_def.nodes[0].user_object.metadata)
              for graph in stored.meta_graphs[:1] if graph.object_graph_def.nodes]
-  if not nodes or nodes[0][0] not in (*_GRAPH_MODELS, _OTHER_MODEL) or not nodes[0][1]:
+  if not nodes or nodes[0][0] not in _GRAPH_MODELS or not nodes[0][1]:
     return None
-  identifier, text = nodes[0]
-  metadata = read_json(text.encode(), "metadata of Keras")
+  metadata = read_json(nodes[0][1].encode(), "metadata of Keras")
   if not isinstance(metadata, dict):
     raise ValueError("its metadata of Keras are no JSON object")
-  return identifier, metadata
+  return metadata
 
 
 def _parsed(path: pathlib.Path, message: Message) -> Message:
