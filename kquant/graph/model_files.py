@@ -242,7 +242,8 @@ def _reason(error: Exception, stored: StoredModel) -> str:
   if found := re.match(r"Unknown \w+: '?([\w>.]+)", str(error)):
     return configs.unknown(found[1])
   told = f"{type(error).__name__}: {_first(error)}"
-  if configs.holds_lambda(stored.config) and not isinstance(error, OSError) and "Lambda" not in str(error):
+  refused = isinstance(error, OSError) or "is a Lambda" in str(error)
+  if configs.holds_lambda(stored.config) and not refused:
     return (f"the code of its Lambda cannot be used by Python {platform.python_version()} ({told}), perhaps "
             "since another Python wrote it; build the model with TensorFlow functions in its place")
   if not isinstance(error, ValueError):
