@@ -9,6 +9,7 @@ back into a sound archive. Blocks of cases run in a process of their own. Exits 
 import argparse
 import collections
 import contextlib
+import copy
 import io
 import json
 import os
@@ -126,7 +127,7 @@ def _damaged_config(text: str | bytes, rng: random.Random) -> str:
       other, name = rng.choice(places)
       holder[key] = json.loads(json.dumps(other[name])) if name in other or isinstance(other, list) else None
     else:
-      holder[key] = rng.choice(_VALUES)
+      holder[key] = copy.deepcopy(rng.choice(_VALUES))
   return json.dumps(config)
 
 
