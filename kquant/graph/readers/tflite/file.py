@@ -84,7 +84,7 @@ def read_file(data: bytes) -> File:
     return _File(schema.ModelT.InitFromPackedBuf(data, 0)).read()
   except (struct.error, IndexError, TypeError, AttributeError, OverflowError, KeyError, MemoryError,
           UnicodeDecodeError) as error:
-    raise ValueError(f"is damaged ({type(error).__name__}); copy or convert it again") from error
+    raise ValueError("is damaged (its tables cannot be read); copy or convert it again") from error
 
 
 class _File:
