@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def test_damaged_files_are_loaded_or_refused_in_one_line(tmp_path):
   file_fuzz.write_sources(tmp_path)
-  command = [sys.executable, "-m", "tests.graph.file_fuzz", "--cases=30", "--block", tmp_path, "7"]
+  command = [sys.executable, "-m", "tests.graph.file_fuzz", "--cases=30", "--block", tmp_path, "100"]
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT,
                         env={**os.environ, "PYTHONPATH": str(ROOT)})
   assert done.returncode == 0, done.stderr[-3000:]
