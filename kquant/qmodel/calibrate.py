@@ -19,6 +19,7 @@ from kquant.qmodel.columns import Border, ColumnStatistics, borders, measure_col
 from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.tapering import cut_tapering_ends
 from kquant.ranges.base import Estimator
 from kquant.ranges.estimators import make_estimator
 
@@ -67,7 +68,8 @@ def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) ->
     >>> low, round(high, 6)
     (0.0, 1.0)
   """
-  set_ranges(qmodel, observe(qmodel, calibration, batch_size=batch_size))
+  graph = Graph.from_model(qmodel)
+  set_ranges(qmodel, observe(qmodel, calibration, batch_size=batch_size, graph=graph), graph)
   return qmodel
 
 
@@ -106,16 +108,25 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
                     {name: np.concatenate(parts) for name, parts in output_means.items()}, columns)
 
 
-def set_ranges(qmodel: keras.Model, statistics: Statistics) -> None:
+def set_ranges(qmodel: keras.Model, statistics: Statistics, graph: Graph) -> None:
   """Sets the grid of every activation quantizer from its estimator and turns it on.
 
-  It notes which inputs and outputs have columns that use a few steps of their grid.
+  It notes where what reads a tensor ended its range, and which inputs and outputs have columns that use a few
+  steps of their grid.
+
+  Args:
+    graph: that qmodel was made of.
   """
-  layers = _activation_layers(qmodel)
+  layers, ranges = _activation_layers(qmodel), {}
   estimators = statistics.estimators.items()
   for name, estimator in tqdm(estimators, desc="ranges", unit="", delay=2.0, disable=None):
     quantizer = layers[name].quantizer
-    layers[name].set_range(*estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric))
+    ranges[name] = estimator.range(bits=quantizer.bits, symmetric=quantizer.symmetric)
+    layers[name].set_range(*ranges[name])
+  for name, (low, high) in cut_tapering_ends(graph, layers, ranges).items():
+    (first, last), (lowest, highest) = ranges[name], layers[name].seen
+    layers[name].cut = (low if low > first or low == lowest else None,
+                        high if high < last or high == highest else None)
   for layer in layers.values():
     layer.narrow = ()
   for border, columns in statistics.columns.items():
@@ -153,7 +164,7 @@ class _Taps:
       layer = self.execution.layers[node.layer.name]
       if isinstance(layer, QuantizeActivation):
         if layer.fixed is None and node.kwargs.get("observe", True):
-          self.activations.setdefault(layer.name, []).append(node.inputs[0])
+          self.activations.setdefault(layer.name, []).append(Ref(node))
       elif type(layer) is QuantizeWeights:
         self._linear.append(node)
     self.linear = [node.layer.name for node in self._linear]

@@ -30,9 +30,10 @@ def known_without_data(qmodel: keras.Model, input_range: InputRange | None, *,
     ValueError, UnsupportedLayerError: see `propagate_moments`.
   """
   graph = Graph.from_model(qmodel) if graph is None else graph.with_weights_of(qmodel)
+  live = live_layers(qmodel)
   take_out_training_layers(graph)
   members = remove_activation_quantizers(graph)
-  unwrap_weights(graph, live_layers(qmodel))
+  unwrap_weights(graph, live)
   graph.normalize()
   moments = propagate_moments(graph, input_range)
   means: dict[str, list[np.ndarray]] = {}
@@ -43,8 +44,8 @@ def known_without_data(qmodel: keras.Model, input_range: InputRange | None, *,
       means.setdefault(node.layer.name, []).append(mean)
   ranges = {}
   for name, refs in members.items() if input_range is not None else ():
+    ends = min(moments[ref].low.min() for ref in refs), max(moments[ref].high.max() for ref in refs)
     ranges[name] = MinMax()
     ranges[name].images = 1
-    ranges[name].low = min(float(moments[ref].low.min()) for ref in refs)
-    ranges[name].high = max(float(moments[ref].high.max()) for ref in refs)
+    ranges[name].low, ranges[name].high = (float(end) for end in live[name].float_call(np.array(ends)))
   return ranges, {name: np.mean(parts, axis=0) for name, parts in means.items()}

@@ -245,11 +245,19 @@ class _Describer:
                    f"fixed grid: the runtime's {source.kind} has no other")
     if output is not None and output.shared_with and written.node is node:
       notes.append(self._why_shared(written, output.shared_with))
+    if output is not None and written.node is node:
+      notes += self._cuts(written)
     if output is not None and output.narrow and written.node is node:
       notes.append(str(output.narrow))
     if node.facts.requantizes:
       notes.append(f"requantized: {node.inputs[0].node.name} has a grid of its own")
     return notes
+
+  def _cuts(self, ref: Ref) -> list[str]:
+    """Where calibration ended the range because nothing that reads the tensor changes beyond."""
+    readers = _few([reader.name for reader in self.graph.readers(ref)])
+    return [f"range cut at {end:.4g}: {readers} flat {side}" for end, side in
+            zip(self.of_ref[ref].cut, ("below", "above")) if end is not None]
 
   def _why_shared(self, ref: Ref, others: tuple[str, ...]) -> str:
     """With whom a tensor shares its grid, and the kinds of layers between that take and give one grid."""

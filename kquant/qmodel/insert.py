@@ -179,6 +179,7 @@ def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Qu
                           {"quantizer": quantizer, "range": placement.spec.range, "fixed": fixed,
                            "float_in_training": fixed is not None and _ends_model(graph, sources[0]),
                            "rule": placement.rule, "trainable": learns})
+  layer.config["seen"] = [float(np.float32(end)) if math.isfinite(end) else None for end in placement.seen]
   if not any(NOTES in other.config for other in graph.layers):
     layer.config[NOTES] = {}
   if values is not None:

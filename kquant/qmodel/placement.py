@@ -19,9 +19,11 @@ from kquant.core.target import Target, target
 from kquant.core.tensor_spec import TensorSpec
 from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.flat_parts import EVERYTHING
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_groups
 from kquant.graph.nodes import Node, Ref
+from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.rules import check_kinds, check_matches
@@ -42,6 +44,7 @@ class QuantizerPlacement:
     spec: how the grid is chosen.
     fixed: the grid where the runtime's kernel takes no other.
     rule: where the rule applies that decided the spec.
+    seen: (low, high) beyond which all readers of the group are flat; infinite where they are not.
   """
 
   sources: list[Ref]
@@ -49,6 +52,7 @@ class QuantizerPlacement:
   spec: TensorSpec
   fixed: Encoding | None = None
   rule: str = ""
+  seen: tuple[float, float] = EVERYTHING
 
   @property
   def name(self) -> str:
@@ -81,7 +85,8 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
     rule = config.rule(subject.layer.name, subject.kind, subject.layer.origins)
     fixed = limits.fixed_grid(sources[0].node.facts.fixed_grid, rule.activations.bits)
     fixed = fixed or _grid_of_table(sources, rule.activations)
-    placements.append(QuantizerPlacement(sources, averages, rule.activations, fixed, str(rule)))
+    placements.append(QuantizerPlacement(sources, averages, rule.activations, fixed, str(rule),
+                                         seen_range(graph, refs)))
   _check_widths(placements)
   check_matches(config, deciders)
   return placements

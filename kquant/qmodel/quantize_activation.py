@@ -30,8 +30,14 @@ class QuantizeActivation(keras.layers.Layer, Switch):
       steps of 1/256: where the true class rounds to 0, a cross-entropy has no gradient.
     rule: where the rule applies that decided; for `kquant.describe`.
 
-  `narrow` holds the inputs and outputs of the model on this grid some of whose columns use a few steps of it,
-  as calibration found. The config of one layer of a model has what its graph knows beside its layers, too
+  Attributes:
+    seen: (low, high) beyond which all that reads the tensor is flat, so that its range need not hold more;
+      None where there is no end.
+    cut: the ends of the range, of these, at which calibration cut it.
+    narrow: the inputs and outputs of the model on this grid some of whose columns use a few steps of it, as
+      calibration found.
+
+  All three are in the config. That of one layer of a model has what its graph knows beside its layers, too
   (`Graph.notes`).
   """
 
@@ -43,6 +49,8 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
     self.rule = rule
+    self.seen: tuple[float | None, float | None] = (None, None)
+    self.cut: tuple[float | None, float | None] = (None, None)
     self.narrow: tuple[NarrowTensor, ...] = ()
     self.waits = False  # it is off on purpose: `DelayActivationQuantization` turns it on
     self._graph_notes: str | None = None  # JSON: Keras would track a dict
@@ -60,6 +68,7 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     """Returns the fake-quantized inputs; `observe=False` keeps them out of calibration."""
     if self.passes_through or training and self.float_in_training:
       return tf.identity(inputs)
+    inputs = self.float_call(inputs) if training else inputs  # a range that follows them stays cut
     if training and not self.waits and self._is_off():
       self._start_from(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
@@ -88,8 +97,10 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     tf.cond(self.quantizing, lambda: True, start)
 
   def float_call(self, inputs, training=None, observe=True):
-    """Returns the inputs: the layer as the float network knows it."""
-    return inputs
+    """Returns what is seen of the inputs: the network computes the same of it."""
+    low, high = self.seen
+    inputs = inputs if low is None else tf.maximum(inputs, low)
+    return inputs if high is None else tf.minimum(inputs, high)
 
   def set_range(self, low, high) -> None:
     """Sets the real limits of the grid and turns the quantizer on."""
@@ -115,14 +126,15 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training, "rule": self.rule,
-            "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
+            "float_in_training": self.float_in_training, "rule": self.rule, "seen": list(self.seen),
+            "cut": list(self.cut), "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
 
   @classmethod
   def from_config(cls, config):
     """Returns the layer that `get_config` described."""
-    arguments = {name: value for name, value in config.items() if name not in (NOTES, "narrow")}
-    layer = super().from_config(arguments)
+    found = (NOTES, "seen", "cut", "narrow")
+    layer = super().from_config({name: value for name, value in config.items() if name not in found})
+    layer.seen, layer.cut = (tuple(config.get(name, (None, None))) for name in ("seen", "cut"))
     layer.narrow = tuple(NarrowTensor.from_json(fields) for fields in config.get("narrow", ()))
     if NOTES in config:
       layer._graph_notes = json.dumps(config[NOTES])

@@ -78,7 +78,7 @@ class Calibrated:
     report.add_edits(graph.edits, graph.skips)
     with report.stage("calibrate"):
       self._statistics = observe(self.qmodel, calibration, graph=graph)
-      set_ranges(self.qmodel, self._statistics)
+      set_ranges(self.qmodel, self._statistics, graph)
     report.narrow.extend(narrow_tensors(self.qmodel))
     self._start = self.qmodel.get_weights()
 

@@ -1,20 +1,23 @@
 """Kinds that are functions of each element alone, and softmax."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from kquant.graph.kinds import moment_rules, scale_rules
+from kquant.graph.kinds import flat_parts, moment_rules, scale_rules
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 
-# Functions of each element alone: Keras activations, and operators of TensorFlow.
+# Functions of each element alone: Keras activations, operators of TensorFlow, and of these the clamps.
 _UNARY_ACTIVATIONS = ("elu", "exponential", "gelu", "mish", "selu", "softplus", "softsign")
 _UNARY_OPERATORS = (
-    "clip_by_value", "math.abs", "math.atan", "math.ceil", "math.cos", "math.erf", "math.exp", "math.expm1",
-    "math.floor", "math.log", "math.log1p", "math.maximum", "math.minimum", "math.pow", "math.reciprocal",
-    "math.round", "math.rsqrt", "math.sign", "math.sin", "math.softplus", "math.sqrt", "math.square",
-    "nn.elu", "nn.gelu", "nn.selu", "nn.softplus", "nn.softsign", "rsqrt", "sqrt")
+    "math.abs", "math.atan", "math.ceil", "math.cos", "math.erf", "math.exp", "math.expm1", "math.floor",
+    "math.log", "math.log1p", "math.pow", "math.reciprocal", "math.round", "math.rsqrt", "math.sign",
+    "math.sin", "math.softplus", "math.sqrt", "math.square", "nn.elu", "nn.gelu", "nn.selu", "nn.softplus",
+    "nn.softsign", "rsqrt", "sqrt")
+_CLIPS = {"clip_by_value": flat_parts.clip, "math.maximum": flat_parts.at_least,
+          "math.minimum": flat_parts.at_most}
 _NAMED = {"sigmoid": "Sigmoid", "tanh": "Tanh", "linear": "Requantize"}
 
 
@@ -60,9 +63,10 @@ _UNARY_OPERATOR = LayerFacts("own", unary=True, absorbs_relu=True, moment_rule=m
 
 KINDS: dict[str, LayerFacts] = {
     "Activation": taken_apart(),
-    "ReLU": LayerFacts("relu", rectifier=True, passes_copies=True, scale_rule=scale_rules.rectify,
-                       moment_rule=moment_rules.rectify, refused_form=_bent_relu),
-    "CappedReLU": LayerFacts("relu", caps="caps", scale_rule=scale_rules.keep,
+    "ReLU": LayerFacts("relu", rectifier=True, passes_copies=True, flat_rule=flat_parts.clamp,
+                       scale_rule=scale_rules.rectify, moment_rule=moment_rules.rectify,
+                       refused_form=_bent_relu),
+    "CappedReLU": LayerFacts("relu", caps="caps", flat_rule=flat_parts.clamp, scale_rule=scale_rules.keep,
                              moment_rule=moment_rules.rectify),
     "LeakyReLU": LayerFacts("own", rectifier=True, passes_copies=True, scale_rule=scale_rules.keep,
                             moment_rule=moment_rules.leak),
@@ -74,8 +78,9 @@ KINDS: dict[str, LayerFacts] = {
     "Softmax": LayerFacts("fixed", fixed_grid="unit", takes_scores=True, moment_rule=moment_rules.softmax,
                           refused_form=_other_axis),
     "ELU": UNARY,
-    "ThresholdedReLU": UNARY,
+    "ThresholdedReLU": dataclasses.replace(UNARY, flat_rule=flat_parts.threshold),
     "ShiftedPower": UNARY,
     **{f"Activation:{name}": UNARY for name in _UNARY_ACTIVATIONS},
     **{f"tf.{name}": _UNARY_OPERATOR for name in _UNARY_OPERATORS},
+    **{f"tf.{name}": dataclasses.replace(_UNARY_OPERATOR, flat_rule=rule) for name, rule in _CLIPS.items()},
 }

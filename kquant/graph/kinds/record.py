@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kquant.graph.kinds import scale_rules
 from kquant.graph.kinds.calls import Call
+from kquant.graph.kinds.flat_parts import FlatRule
 from kquant.graph.kinds.moment_rules import MomentRule
 from kquant.graph.kinds.scale_rules import ScaleRule
 from kquant.graph.weights import WeightFacts
@@ -69,6 +70,7 @@ class LayerFacts:
     slopes: name of the variable with the slopes below 0.
     table: name of the variable whose rows are looked up by an integer input.
 
+    flat_rule: between which inputs a function of one element changes; None where it is flat nowhere.
     scale_rule: ties the channels of a call that must be scaled together.
     moment_rule: moments of a call's output from those of its inputs; None where they are not known.
     refusal: reason and remedy of a kind, or of the forms of it that `standardize` leaves; None where it is
@@ -106,6 +108,7 @@ class LayerFacts:
   caps: str = ""
   slopes: str = ""
   table: str = ""
+  flat_rule: FlatRule | None = None
   scale_rule: ScaleRule = scale_rules.stop
   moment_rule: MomentRule | None = None
   refusal: Refusal | None = None
@@ -119,6 +122,11 @@ class LayerFacts:
     """The one weight of a linear layer."""
     (kernel,) = self.weights
     return kernel
+
+  @property
+  def tapers(self) -> bool:
+    """A function of each element alone that may be nearly flat toward an end, with no end that is exact."""
+    return (self.unary or bool(self.fixed_grid) and not self.takes_scores) and self.flat_rule is None
 
 
 def taken_apart(refusal: Refusal | None = None) -> LayerFacts:

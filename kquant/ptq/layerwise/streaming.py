@@ -18,7 +18,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
-from kquant.graph.execution import call_float, call_layer, live_layers, run_nodes
+from kquant.graph.execution import call_float, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, Ref, kind_of_class
@@ -224,7 +224,10 @@ class _Stream:
 
     def compute(loaded):
       values = {ref: _dequantized(*stored) for ref, stored in zip(stage.sources, loaded)}
-      run_nodes(nodes, self.layers, values, call=call_float if floating else call_layer)
+      if floating:
+        run_nodes(stage.nodes, self.layers, values, call=call_float)
+        return store(values[Ref(last)])
+      run_nodes(nodes, self.layers, values)
       return store(values[last.inputs[0]])
 
     chunks = self._chunks(stage)
