@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 from absl import logging
 
@@ -18,13 +19,9 @@ from kquant.graph.graph import Graph
 from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
-from kquant.qmodel.outputs import split_outputs
-from kquant.qmodel.placement import check_config
-from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.standardize.standardize import standardize
 from kquant.search.automatic import TOLERANCE_DB, automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
-from kquant.search.pipeline import quantized, scaled
+from kquant.search.pipeline import quantized, read, scaled
 
 
 @dataclasses.dataclass
@@ -37,6 +34,7 @@ class QuantizationResult:
     qmodel: the calibrated model with its quantizers: a simulation that can be trained further.
     report: seconds a stage, what was rewritten, what was skipped and why.
     graph: of `model`, which lowering takes in place of reading the model again.
+    float_params: {layer: its weights and biases before rounding and correction, for `kquant.analyze`.
 
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
@@ -51,6 +49,7 @@ class QuantizationResult:
   qmodel: keras.Model
   report: Report
   graph: Graph | None = None
+  float_params: dict[str, dict[str, np.ndarray]] | None = None
 
   def __str__(self) -> str:
     """How many layers have how many bits, the seconds, what was skipped; `kquant.describe` has the layers."""
@@ -105,12 +104,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   _check_images(config, effort, calibration)
   report = Report()
   with report.stage("rewrite"):
-    graph = Graph.from_model(model)
-    standardize(graph)
-    fold_batch_norm(graph)
-    if config.split_outputs:
-      split_outputs(graph)
-    check_config(graph, config)
+    graph = read(model, config)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
   if effort == "auto":
@@ -126,7 +120,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   for narrow in report.narrow[:1]:
     others = f" (so has {len(report.narrow) - 1} more)" if report.narrow[1:] else ""
     logging.warning("quantize: %r%s: %s; %s.", narrow.tensor, others, narrow, narrow.remedy())
-  return QuantizationResult(final, encodings, network.qmodel, report, graph)
+  return QuantizationResult(final, encodings, network.qmodel, report, graph,
+                            network.float_params)
 
 
 def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:

@@ -1,7 +1,7 @@
 """Bytes that the tensors of a graph take up, and how many images pass at a time so that they stay bounded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,14 +24,18 @@ def all_bytes(graph: Graph) -> int:
   return sum(tensor_bytes(ref) for node in graph.nodes for ref in node.outputs)
 
 
-def live_bytes(graph: Graph) -> int:
-  """Returns the most bytes of one image that are alive at one call, as a forward pass holds them."""
+def live_bytes(graph: Graph, *, copies: Callable[[Ref], int] = lambda ref: 1) -> int:
+  """Returns the most bytes of one image that are alive at one call, as a forward pass holds them.
+
+  Args:
+    copies: how many of each tensor there are.
+  """
   last = {ref: place for place, node in enumerate(graph.nodes) for ref in node.inputs}
   last |= dict.fromkeys(graph.output_refs, len(graph.nodes))
   alive: dict[Ref, int] = {}
   most = 0
   for place, node in enumerate(graph.nodes):
-    alive |= {ref: tensor_bytes(ref) for ref in node.outputs}
+    alive |= {ref: copies(ref) * tensor_bytes(ref) for ref in node.outputs}
     most = max(most, sum(alive.values()))
     alive = {ref: size for ref, size in alive.items() if last.get(ref, -1) > place}
   return most

@@ -24,17 +24,35 @@ from kquant.ptq.layerwise.layer_rounding import round_layers
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import narrow_tensors, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
-from kquant.qmodel.outputs import network_outputs, output_function
+from kquant.qmodel.outputs import network_outputs, output_function, split_outputs
+from kquant.qmodel.placement import check_config
 from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.rewrites.scaling.equalize import equalize
 from kquant.rewrites.scaling.moment_propagation import as_statistics, propagate_moments
+from kquant.rewrites.standardize.standardize import standardize
 from kquant.search.trials import HeldBack
 
 _TUNED_ELEMENTS = 2**33
 """Activations that fine-tuning looks at, all its epochs together: minutes on two cores."""
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 100
+
+
+def read(model: keras.Model, config: QuantConfig) -> Graph:
+  """Reads a float model: standardized, batch norms folded.
+
+  Raises:
+    UnsupportedLayerError, ValueError: what `insert_quantizers` raises, before the work in front of it.
+  """
+  graph = Graph.from_model(model)
+  standardize(graph)
+  fold_batch_norm(graph)
+  if config.split_outputs:
+    split_outputs(graph)
+  check_config(graph, config)
+  return graph
 
 
 def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
@@ -68,12 +86,13 @@ class Calibrated:
   Attributes:
     graph: with the quantizers.
     qmodel: the model that was made of it.
+    float_params: {layer: its weights and biases before they were rounded and corrected}.
   """
 
   def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
     self.graph, self._calibration = graph, calibration
     with report.stage("rewrite"):
-      self._float_params = linear_params(graph)
+      self.float_params = linear_params(graph)
       self.qmodel = insert_into_graph(graph, config)
     report.add_edits(graph.edits, graph.skips)
     with report.stage("calibrate"):
@@ -91,7 +110,7 @@ class Calibrated:
     method = config.recipe.rounding
     if method != "nearest":
       with report.stage("rounding"):
-        shared = round_layers(self._turns(float_params=self._float_params), self._float_params,
+        shared = round_layers(self._turns(float_params=self.float_params), self.float_params,
                               self._statistics, method=method, seed=seed)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
@@ -103,9 +122,9 @@ class Calibrated:
   def _correct_bias(self, method: str) -> list[str]:
     """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
     if method in ("local", "iterative"):
-      correct_local_shift(self.qmodel, self._float_params, self._statistics)
+      correct_local_shift(self.qmodel, self.float_params, self._statistics)
     elif method == "analytic":
-      correct_analytic_shift(self.qmodel, self._float_params, self._calibration, graph=self.graph)
+      correct_analytic_shift(self.qmodel, self.float_params, self._calibration, graph=self.graph)
     if method == "iterative":
       return correct_iteratively(self._turns(), self._statistics)
     return []

@@ -1,0 +1,1 @@
+"""Where the noise of a quantized network comes from: tensor by tensor, layer by layer."""

@@ -1,0 +1,69 @@
+"""How a call of a quantized network is made in float and on its grids, with constant weights."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kquant.core.fake_quantization import GridTensors, fake_quantize
+from kquant.graph import keras_calls
+from kquant.graph.execution import NodeCall, Values, call_float, call_layer
+from kquant.graph.nodes import Node
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.quantize_weights import QuantizeWeights
+
+Params = dict[str, dict[str, np.ndarray]]
+"""{layer: its float weights and biases by name}."""
+
+
+def float_call(float_params: Params) -> NodeCall:
+  """Returns how calls are made in float.
+
+  Args:
+    float_params: before rounding and bias correction; layers that are not in it have the weights that their
+      live layers have.
+  """
+  constants = {name: {key: tf.constant(value) for key, value in params.items()}
+               for name, params in float_params.items()}
+
+  def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
+    if layer.name in constants:
+      return _call_with(layer, node, values, constants[layer.name])
+    return call_float(layer, node, values)
+
+  return call
+
+
+def quantized_call(layers: dict[str, keras.layers.Layer]) -> NodeCall:
+  """Returns how calls are made as the calibrated layers make them now.
+
+  The grids are taken once: a run rounds no weight again, and no activation through its switch.
+
+  Raises:
+    ValueError: an activation has not been calibrated.
+  """
+  weights = {name: layer.simulated_weights() for name, layer in layers.items()
+             if type(layer) is QuantizeWeights}
+  grids = {name: _grid(layer) for name, layer in layers.items() if isinstance(layer, QuantizeActivation)}
+
+  def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
+    if layer.name in weights:
+      return _call_with(layer, node, values, weights[layer.name])
+    if layer.name in grids:
+      return [fake_quantize(values[node.inputs[0]], grids[layer.name])]
+    return call_layer(layer, node, values)
+
+  return call
+
+
+def _grid(layer: QuantizeActivation) -> GridTensors:
+  grid = layer.encoding()
+  return GridTensors(tf.constant(grid.scale[0]), tf.constant(grid.zero_point[0], tf.float32), grid.bits)
+
+
+def _call_with(layer: QuantizeWeights, node: Node, values: Values, weights: dict[str, Any]) -> list[Any]:
+  def call(inputs, training=None):
+    return keras_calls.call_with(layer.layer, inputs, weights)
+
+  return keras_calls.call_node(call, node, values.__getitem__, training=False)
