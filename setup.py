@@ -27,6 +27,7 @@ setup(
         "flatbuffers",
         "scipy",
         "Pillow",
+        "matplotlib>=3.8",
         "scikit-learn",
         "threadpoolctl",
         "tqdm",

@@ -13,6 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
+      "Analysis",
+      "AnalysisRow",
       "DampenOscillations",
       "DelayActivationQuantization",
       "DistillationModel",
@@ -36,6 +38,7 @@ def test_names_of_kquant():
       "UnsupportedLayerError",
       "__version__",
       "absorb_bias",
+      "analyze",
       "calibrate",
       "correct_bias",
       "describe",

@@ -15,6 +15,7 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
+from kquant.graph.keras_reader import check_model
 from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.outputs import answers
 from kquant.qmodel.quantize_activation import QuantizeActivation
@@ -57,18 +58,19 @@ def analyze(model: Any, images: Any, labels: np.ndarray | None = None, *, config
   """
   qmodel, float_params = getattr(model, "qmodel", None), getattr(model, "float_params", None)
   if qmodel is None:
-    qmodel, float_params = _with_quantizers(as_tf_keras(model)), None
-  source = as_tf_keras(model) if qmodel is None else qmodel
-  images = data.gather(images, keras_calls.input_specs(source), where="analysis")
+    model = as_tf_keras(model)
+    check_model(model)
+    qmodel = with_quantizers(model)
+  images = data.gather(images, keras_calls.input_specs(qmodel or model), where="analysis")
   _check(images, labels)
   if qmodel is None:
-    qmodel, float_params = _quantized(source, config, images if calibration is None else calibration, seed)
-  network = _network(qmodel, float_params)
+    qmodel, float_params = _quantized(model, config, images if calibration is None else calibration, seed)
+  network = network_of(qmodel, float_params)
   measured = measure(network, sites(network.graph), images, labels)
   return analysis_of(network, measured, has_labels=labels is not None)
 
 
-def _with_quantizers(model: keras.Model) -> keras.Model | None:
+def with_quantizers(model: keras.Model) -> keras.Model | None:
   """Returns a quantized model as kquant makes them; None for a float model."""
   if is_tfmot(model):
     return from_tfmot(model)
@@ -89,14 +91,15 @@ def _quantized(model: keras.Model, config: QuantConfig | str, calibration: Any,
                seed: int) -> tuple[keras.Model, Params]:
   """Quantizes a float model with the effort "fast"; returns it with its float weights."""
   config = QuantConfig.preset(config) if isinstance(config, str) else config
-  config = config.following(effort_steps("fast", config.recipe)[0])
+  config = config.following(effort_steps("fast")[0])
   calibration = data.gather(calibration, keras_calls.input_specs(model))
   graph = scaled(read(model, config), config, calibration, Report())
   network = quantized(graph, config, calibration, Report(), seed=seed)
   return network.qmodel, network.float_params
 
 
-def _network(qmodel: keras.Model, float_params: Params | None) -> Network:
+def network_of(qmodel: keras.Model, float_params: Params | None) -> Network:
+  """Returns a calibrated network up to the answers that are compared."""
   graph = Graph.from_model(qmodel)
   compared = list(dict.fromkeys(answers(graph)))
   graph.outputs = compared

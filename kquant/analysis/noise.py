@@ -35,7 +35,8 @@ def varying_power(total: np.ndarray, squares: np.ndarray, images: int) -> float:
   >>> varying_power(np.array([4.0, 2.0]), np.array([10.0, 2.0]), 2)
   2.0
   """
-  return float(np.maximum(squares - np.square(total) / images, 0.0).sum())
+  power = float(np.maximum(squares - np.square(total) / images, 0.0).sum())
+  return power if power > ROUNDING * squares.sum() else 0.0
 
 
 def mean_shift(total: np.ndarray, squares: np.ndarray, count: int | np.ndarray) -> float:

@@ -76,17 +76,25 @@ def define_seed() -> None:
 def define_method_flags() -> None:
   """--preset, --effort, --equalize, --rounding, --bias, --finetune."""
   define_preset()
+  define_effort()
   flags.DEFINE_enum("equalize", None, EQUALIZATIONS,
                     "scale channels across layers before; default: the preset's")
   flags.DEFINE_enum("rounding", None, ROUNDINGS, "how weights become integers; default: the preset's")
   flags.DEFINE_enum("bias", None, BIAS_CORRECTIONS, "how biases are corrected; default: the preset's")
   flags.DEFINE_enum("finetune", None, FINETUNINGS,
                     "train against the float model in the end; default: the preset's")
-  flags.DEFINE_enum("effort", "auto", [*EFFORTS, "none"],
-                    "auto does as fast does, and tries more where that is not near the float model; fast "
-                    "corrects biases iteratively; balanced also tries equalization and closed-form rounding; "
-                    "best also fine-tunes; none: what the preset says and no more")
-  flags.DEFINE_float("tolerance", 18.0, "of --effort=auto: SQNR of the outputs, in dB, that is good enough")
+
+
+def define_effort() -> None:
+  """--effort, --tolerance."""
+  if not is_defined("effort"):
+    flags.DEFINE_enum("effort", "auto", [*EFFORTS, "none"],
+                      "auto does as fast does, and tries more where that is not near the float model; fast "
+                      "corrects biases iteratively; balanced also tries equalization and closed-form "
+                      "rounding; best also fine-tunes; none: what the preset says and no more")
+  if not is_defined("tolerance"):
+    flags.DEFINE_float("tolerance", 18.0,
+                       "of --effort=auto: SQNR of the outputs, in dB, that is good enough")
 
 
 def define_preset() -> None:

@@ -1,0 +1,32 @@
+"""python -m kquant.cli.analyze: what part each tensor and each layer has in the noise of a quantized model.
+
+The model is float, and is quantized as kquant.cli.ptq does it; or it has its quantizers, as --save_qmodel of
+kquant.cli.ptq and kquant.cli.qat write it.
+"""
+
+from absl import flags
+
+from kquant.cli import flags as shared
+
+shared.define_path("model", "tf_keras model: .h5, .keras or a SavedModel folder")
+if not shared.is_defined("input_shape"):
+  flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
+shared.define_path("output", "JSON file to write")
+shared.define_calibration_flags()
+shared.define_preprocess()
+shared.define_preset()
+shared.define_effort()
+shared.define_seed()
+if not shared.is_defined("images"):
+  flags.DEFINE_integer("images", 64, "how many images of --calibration to look at: those that were not "
+                       "calibrated on, where there are any", lower_bound=2)
+
+
+def main() -> None:
+  """Runs what the flags say."""
+  from kquant.cli.commands import analyze  # imports TensorFlow, which --help and a wrong flag do without
+  analyze.run()
+
+
+if __name__ == "__main__":
+  shared.run(main)

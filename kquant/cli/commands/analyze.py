@@ -1,0 +1,68 @@
+"""What kquant.cli.analyze does: what part each tensor has in the noise of a quantized model."""
+
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from absl import flags
+
+from kquant import api
+from kquant.analysis.layer_errors import analyze, with_quantizers
+from kquant.cli import evaluation
+from kquant.cli import flags as shared
+from kquant.cli.sources import Source, open_source
+from kquant.core.data import choose
+from kquant.core.quant_config import QuantConfig
+from kquant.core.records import Report
+from kquant.graph import keras_calls, keras_reader
+from kquant.graph.model_files import load_model
+
+FLAGS = flags.FLAGS
+FEWEST = 2
+
+
+def run() -> None:
+  """Runs what the flags say."""
+  shared.require("model", "calibration", "output")
+  if not FLAGS.output.endswith(".json"):
+    raise ValueError(f"--output={FLAGS.output}: expected a path that ends in .json.")
+  shared.check_outputs("output", reads=("model", "calibration"))
+  config, report = QuantConfig.preset(FLAGS.preset), Report()
+  with report.stage("load"):
+    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    keras_reader.check_model(model)
+    source = open_source(FLAGS.calibration, keras_calls.input_specs(model), preprocess=FLAGS.preprocess)
+    labels = evaluation.class_labels(model, source, flag="--calibration")
+  chosen = choose(len(source), FLAGS.calibration_samples, seed=FLAGS.seed)
+  with report.stage("quantize"):
+    quantized = _as_it_is(model) or api.quantize(model, source.load(chosen), config=config,
+                                                 effort=FLAGS.effort, seed=FLAGS.seed)
+  looked_at = _looked_at(source, chosen)
+  with report.stage("analyze"):
+    analysis = analyze(quantized, source.load(looked_at), None if labels is None else labels[looked_at])
+  seconds = report.to_json()["seconds"]
+  shared.write_json(FLAGS.output, {**analysis.to_json(), "seconds": seconds})
+  print(analysis)
+  print(f"\n{analysis.table(layers=True)}\n")
+  print(f"{FLAGS.output}; seconds: {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}")
+
+
+def _as_it_is(model: keras.Model) -> Any:
+  """Returns a model that has its quantizers; None for a float model.
+
+  Raises:
+    ValueError: it has, and flags say how to quantize it.
+  """
+  quantized = with_quantizers(model)
+  if quantized is not None:
+    for name in ("preset", "effort"):
+      if FLAGS[name].value != FLAGS[name].default:
+        raise ValueError(f"--{name} is for float models, and {FLAGS.model} has its quantizers; leave it out.")
+  return quantized
+
+
+def _looked_at(source: Source, chosen: np.ndarray) -> np.ndarray:
+  """The samples to look at: those that are not chosen to calibrate on, or all where too few are left."""
+  rest = np.setdiff1d(np.arange(len(source)), chosen)
+  candidates = rest if len(rest) >= FEWEST else np.arange(len(source))
+  return candidates[choose(len(candidates), FLAGS.images, seed=FLAGS.seed)]

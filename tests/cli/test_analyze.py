@@ -1,0 +1,72 @@
+"""kquant.cli.analyze: the table, the JSON file, and its errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+import kquant as kq
+from kquant.cli import analyze
+from kquant.graph.model_files import load_model
+
+
+@pytest.fixture
+def run(invoke, files, tmp_path):
+  """Returns a function that analyzes and gives (stdout, the JSON file's contents)."""
+
+  def call(*args, model=files.h5, calibration=files.xy):
+    path = tmp_path / "analysis.json"
+    code, out, err = invoke(f"--model={model}", f"--calibration={calibration}", f"--output={path}", *args,
+                            main=analyze.main)
+    assert code == 0, err
+    return out, json.loads(path.read_text())
+
+  return call
+
+
+def test_a_float_model(run):
+  out, body = run("--calibration_samples=32", "--images=12", "--preset=w4a8")
+  assert body["images"] == 12 and body["seconds"].keys() == {"load", "quantize", "analyze"}
+  assert {(r["name"], r["bits"]) for r in body["layers"]} == {("conv", 4), ("classes", 4)}
+  assert body["rows"][0]["name"] in out.splitlines()[4] and "QNSR" in out.splitlines()[0]
+  assert body["top1"][0] == pytest.approx(0.75, abs=0.25) and body["rows"][0]["top1_drop"] is not None
+
+
+def test_it_is_what_the_call_finds(run, files):
+  _, body = run("--calibration_samples=48", "--effort=fast")
+  result = kq.quantize(load_model(files.h5), files.x, effort="fast")
+  assert body["images"] == 48  # none are left, so it looks at those that it calibrates on
+  assert body["whole"] == pytest.approx(kq.analyze(result, files.x).whole, rel=1e-3)
+
+
+def test_activations_of_few_bits_are_simulated(run):
+  assert run("--preset=w4a4")[1]["rows"][0]["bits"] == 4
+
+
+def test_a_model_with_quantizers(run, files, tmp_path, refused):
+  qmodel = kq.calibrate(kq.insert_quantizers(load_model(files.h5), "w4a8"), files.x)
+  qmodel.save(tmp_path / "q.keras")
+  _, body = run("--images=8", model=tmp_path / "q.keras")
+  assert {r["bits"] for r in body["layers"]} == {4} and body["notes"] == []
+  refused(f"--model={tmp_path / 'q.keras'}", f"--calibration={files.xy}", f"--output={tmp_path / 'a.json'}",
+          "--preset=w4a8", words=["--preset", "has its quantizers", "leave it out"], main=analyze.main)
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--output=a.json"], ["--model is missing"]),
+    (["--model=no.h5", "--calibration=no", "--output=a.json"], ["no.h5"]),
+    (["--model={h5}", "--calibration={xy}", "--output=m.tflite"], ["m.tflite", "ends in .json"]),
+    (["--model={h5}", "--calibration={xy}", "--output=no/a.json"], ["no folder"]),
+    (["--model={h5}", "--calibration={xy}", "--output=a.json", "--preset=int3"], ["int3"]),
+    (["--model={h5}", "--calibration={xy}", "--output=a.json", "--images=1"], ["images", "2"]),
+])
+def test_mistakes_are_one_line(refused, files, tmp_path, monkeypatch, given, words):
+  monkeypatch.chdir(tmp_path)
+  refused(*(flag.format(h5=files.h5, xy=files.xy) for flag in given), words=words, main=analyze.main)
+  assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_are_no_classes_are_refused_before_the_work(refused, files, tmp_path):
+  np.savez(tmp_path / "odd.npz", x=files.x, y=np.full(len(files.x), 9))
+  refused(f"--model={files.h5}", f"--calibration={tmp_path / 'odd.npz'}", f"--output={tmp_path / 'a.json'}",
+          words=["labels of --calibration"], main=analyze.main)
