@@ -56,12 +56,11 @@ def analyze(model: Any, images: Any, labels: np.ndarray | None = None, *, config
     >>> analysis.layers[0].name, 0.0 < analysis.whole < 1e-3
     ('dense', True)
   """
-  qmodel, float_params = getattr(model, "qmodel", None), getattr(model, "float_params", None)
-  if qmodel is None:
-    model = as_tf_keras(model)
-    check_model(model)
-    qmodel = with_quantizers(model)
-  images = data.gather(images, keras_calls.input_specs(qmodel or model), where="analysis")
+  float_params = getattr(model, "float_params", None)
+  model = as_tf_keras(getattr(model, "qmodel", model))
+  check_model(model)
+  qmodel = with_quantizers(model)
+  images = data.gather(images, keras_calls.input_specs(model), where="analysis")
   _check(images, labels)
   if qmodel is None:
     qmodel, float_params = _quantized(model, config, images if calibration is None else calibration, seed)

@@ -76,6 +76,7 @@ def test_trained_model_becomes_a_certified_file_of_what_was_trained(tmp_path):
   result = kq.QuantizationResult(final, encodings, model, None)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=x[:2], certify=True, io="float32")
   assert written.certificate["exact"]
+  assert 0 < kq.analyze(result, x).whole < 0.1
   steps = np.abs(Runtime(tmp_path / "m.tflite").run_many([x])[0].reshape(len(x), -1)
                  - model.predict(x, verbose=0)) / encodings["out"].scale[0]
   assert steps.mean() < 0.5 and steps.max() < 4
