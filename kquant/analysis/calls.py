@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core.encodings import Encoding
 from kquant.core.fake_quantization import GridTensors, fake_quantize
 from kquant.graph import keras_calls
 from kquant.graph.execution import NodeCall, Values, call_float, call_layer
@@ -45,7 +46,8 @@ def quantized_call(layers: dict[str, keras.layers.Layer]) -> NodeCall:
   """
   weights = {name: layer.simulated_weights() for name, layer in layers.items()
              if type(layer) is QuantizeWeights}
-  grids = {name: _grid(layer) for name, layer in layers.items() if isinstance(layer, QuantizeActivation)}
+  grids = {name: grid_tensors(layer.encoding()) for name, layer in layers.items()
+           if isinstance(layer, QuantizeActivation)}
 
   def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
     if layer.name in weights:
@@ -57,8 +59,8 @@ def quantized_call(layers: dict[str, keras.layers.Layer]) -> NodeCall:
   return call
 
 
-def _grid(layer: QuantizeActivation) -> GridTensors:
-  grid = layer.encoding()
+def grid_tensors(grid: Encoding) -> GridTensors:
+  """Returns the grid of an activation as tensors."""
   return GridTensors(tf.constant(grid.scale[0]), tf.constant(grid.zero_point[0], tf.float32), grid.bits)
 
 

@@ -10,9 +10,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.analysis import noise
-from kquant.analysis.calls import Params, float_call, quantized_call
+from kquant.analysis.calls import Params, float_call, grid_tensors, quantized_call
 from kquant.analysis.sites import ACTIVATION, Site
 from kquant.analysis.sweep import BASE, Sweep
+from kquant.core.encodings import Encoding
+from kquant.core.fake_quantization import fake_quantize
 from kquant.graph.execution import Execution, NodeCall, Values, live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
@@ -106,17 +108,21 @@ class Part:
   Attributes:
     sites: these.
     solo, rest: totals of each site alone on its grid, and of all but it; first those of none and of all.
-    local: for each site a list of totals, one a tensor.
+    places: for each site the calls at which its local noise is measured: of activations all, of weights those
+      that nothing of it reaches.
+    local: for each site the totals at these calls.
     image_bytes: that one image takes in all variants.
   """
 
   def __init__(self, network: Network, sites: Sequence[Site]):
     self.sites, self._network = sites, network
     layers, (on_grid, in_float) = live_layers(network.qmodel), network.calls
-    self._encodings = {site: layers[site.nodes[0].layer.name].encoding() for site in sites
-                       if site.part == ACTIVATION}
+    self._grids = {site: layers[site.nodes[0].layer.name].encoding() for site in sites
+                   if site.part == ACTIVATION}
     self._solo = Sweep(network.graph, sites, base=in_float, changed=on_grid)
     self._rest = Sweep(network.graph, sites, base=on_grid, changed=in_float)
+    self.places = [site.nodes if site in self._grids else tuple(self._solo.entries[index])
+                   for index, site in enumerate(sites)]
     self.image_bytes = max(self._solo.live_bytes(), self._rest.live_bytes())
     self.solo = AnswerTotals(len(sites) + 1, network.answers)
     self.rest = AnswerTotals(len(sites) + 1, network.answers)
@@ -152,14 +158,16 @@ class Part:
   def _noise_of(self, values: Values, index: int) -> list[tuple[tf.Tensor, ...]]:
     """What LocalTotals holds of each tensor where the noise of a site comes in."""
     site, measured = self.sites[index], []
-    for node in self._solo.entries[index]:
-      output = site.output[node]
-      signal = _by_channel(self._solo.rows_of(values, output, [BASE]))
-      error = _by_channel(self._solo.rows_of(values, output, [index])) - signal
+    for node in self.places[index]:
+      signal = _by_channel(self._solo.rows_of(values, site.output[node], [BASE]))
+      if site in self._grids:  # in float the output of the quantizer is what it is given
+        grid = self._grids[site]
+        error = fake_quantize(signal, grid_tensors(grid)) - signal
+        beyond, peaks = _beyond(signal, grid), tf.reduce_max(tf.abs(signal), 0)
+      else:
+        error = _by_channel(self._solo.rows_of(values, site.output[node], [index])) - signal
+        beyond, peaks = tf.constant(0.0), tf.zeros_like(signal[0])
       sums = [tf.reduce_sum(x, 0) for x in (error, tf.square(error), tf.square(signal))]
-      beyond, peaks = tf.constant(0.0), tf.zeros_like(sums[0])
-      if site in self._encodings:
-        beyond, peaks = _beyond(signal, self._encodings[site]), tf.reduce_max(tf.abs(signal), 0)
       measured.append((*sums, tf.shape(error)[0], beyond, peaks))
     return measured
 
@@ -169,7 +177,7 @@ def _by_channel(tensor: tf.Tensor) -> tf.Tensor:
   return tf.reshape(tensor, [-1, 1 if tensor.shape.rank == 1 else tf.shape(tensor)[-1]])
 
 
-def _beyond(values: tf.Tensor, grid: Any) -> tf.Tensor:
+def _beyond(values: tf.Tensor, grid: Encoding) -> tf.Tensor:
   """How many values a grid saturates."""
   (low,), (high,) = grid.range
   half = grid.scale[0] / 2

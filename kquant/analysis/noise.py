@@ -39,20 +39,20 @@ def varying_power(total: np.ndarray, squares: np.ndarray, images: int) -> float:
   return power if power > ROUNDING * squares.sum() else 0.0
 
 
-def mean_shift(total: np.ndarray, squares: np.ndarray, count: int | np.ndarray) -> float:
+def mean_shift(total: np.ndarray, squares: np.ndarray, count: int) -> float:
   """Returns which share of a noise is a constant shift of its channels, 0 to 1: MSSR / QNSR.
 
   sum_c mean(e_c)^2 / sum_c mean(e_c^2). It is what a bias correction removes.
 
   Args:
     total, squares: sums of the errors e and of e^2 of each channel, [channels].
-    count: errors in each sum, or of each channel.
+    count: errors in each sum.
 
   >>> mean_shift(np.array([4.0, 0.0]), np.array([4.0, 4.0]), 4)
   0.5
   """
   noise = squares.sum()
-  return float((np.square(total) / count).sum() / noise) if noise else 0.0
+  return float(np.square(total).sum() / count / noise) if noise else 0.0
 
 
 def divergence(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:

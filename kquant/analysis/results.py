@@ -23,6 +23,8 @@ class AnalysisRow:
     kind: of the layer: "Conv2D".
     bits: of the integers; of "both" those of the weights.
     shared_with: other tensors on the same grid, or other calls of a shared layer.
+    loudest: the tensor on the grid, or the call of the layer, with the largest local noise: `local`,
+      `mean_shift` and the channels are of it.
     solo: noise at the output where this alone is quantized: its power over that of the signal (QNSR).
     share: of `solo` in the sum over all tensors, 0..1.
     leave_one_out: how much noise goes where all but this is quantized; below 0 it cancels other noise.
@@ -40,8 +42,8 @@ class AnalysisRow:
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
     >>> row = kq.analyze(model, np.eye(3, dtype=np.float32)).rows[0]
-    >>> row.solo == row.local * row.amplification
-    True
+    >>> round(row.local * row.amplification / row.solo, 6)
+    1.0
   """
 
   name: str
@@ -49,6 +51,7 @@ class AnalysisRow:
   kind: str
   bits: int
   shared_with: tuple[str, ...]
+  loudest: str
   solo: float
   share: float
   leave_one_out: float
@@ -160,6 +163,7 @@ class Analysis:
 def _cells(row: AnalysisRow) -> list[str]:
   """What `Analysis.table` shows of a row; the last two where there are classes, and labels."""
   others = f" +{len(row.shared_with)}" if row.shared_with else ""
+  others += f" ({row.loudest})" if row.loudest != row.name else ""
   cells = [row.name + others, row.part, str(row.bits), f"{row.solo:.2e}", _percent(row.share),
            f"{row.leave_one_out:.2e}", f"{row.local:.2e}", _number(row.amplification, ".3g"),
            _percent(row.mean_shift), _percent(row.saturated, 2),

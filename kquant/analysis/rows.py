@@ -66,24 +66,25 @@ class _Rows:
   def rows(self) -> Iterator[AnalysisRow]:
     """Yields a row for each site, without its share."""
     for index, site in enumerate(self._part.sites):
-      yield self._row(site, index + 1, self._part.local[index])
+      yield self._row(site, index + 1)
 
-  def _row(self, site: Site, place: int, totals: list[LocalTotals]) -> AnalysisRow:
+  def _row(self, site: Site, place: int) -> AnalysisRow:
+    """The row of a site, whose variant has that place among the answers."""
+    totals, calls = self._part.local[place - 1], self._part.places[place - 1]
     solo, rest, count = self._part.solo, self._part.rest, self._measured.images
     alone = _ratio(solo.noise[:, place], self._measured.signal)
-    local = noise.noise_to_signal(sum(t.squares.sum() for t in totals), sum(t.signal.sum() for t in totals))
-    loudest = max(totals, key=lambda t: t.squares.sum())
-    errors = [np.concatenate([getattr(t, name) for t in totals]) for name in ("total", "squares")]
-    counts = np.concatenate([np.full(t.total.shape, t.count) for t in totals])
-    saturated, peaks = self._of_grid(site, totals, loudest)
+    ratios = [noise.noise_to_signal(t.squares.sum(), t.signal.sum()) for t in totals]
+    loudest = int(np.argmax(ratios))
+    local, at = ratios[loudest], totals[loudest]
+    saturated, peaks = self._of_grid(site, totals, at)
     whole = _ratio(rest.noise[:, 0], self._measured.signal)
     return AnalysisRow(
         name=site.name, part=site.part, kind=self._kind(site), bits=self._bits(site),
-        shared_with=site.shared_with, solo=alone, share=0.0,
+        shared_with=site.shared_with, loudest=site.name_of(calls[loudest]), solo=alone, share=0.0,
         leave_one_out=whole - _ratio(rest.noise[:, place], self._measured.signal),
         local=local, amplification=alone / local if local else None,
-        mean_shift=noise.mean_shift(*errors, counts), saturated=saturated,
-        noisy_channels=noise.largest(loudest.squares, _CHANNELS),
+        mean_shift=noise.mean_shift(at.total, at.squares, at.count), saturated=saturated,
+        noisy_channels=noise.largest(at.squares, _CHANNELS),
         wide_channels=noise.widest(peaks, _CHANNELS),
         divergence=None if solo.divergence is None else float(solo.divergence[place] / count),
         top1_drop=float(solo.correct[0] - solo.correct[place]) / count if self._has_labels else None)
@@ -99,11 +100,11 @@ class _Rows:
     return max(grid.bits for grid in self._layers[site.name].weight_encodings().values())
 
   def _of_grid(self, site: Site, totals: list[LocalTotals],
-               loudest: LocalTotals) -> tuple[float | None, np.ndarray]:
+               at: LocalTotals) -> tuple[float | None, np.ndarray]:
     """Returns the share of saturated values and the peak of each channel."""
     if site.part == ACTIVATION:
       values = sum(t.count * len(t.total) for t in totals)
-      return sum(t.saturated for t in totals) / values, loudest.peaks
+      return sum(t.saturated for t in totals) / values, at.peaks
     if site.part == BOTH:
       return None, np.zeros(0)
     return self._of_weights(self._layers[site.name])

@@ -29,6 +29,10 @@ class Site:
   shared_with: tuple[str, ...]
   output: dict[Node, Ref]
 
+  def name_of(self, call: Node) -> str:
+    """Returns the name of the tensor that a quantizer's call is given, or of a layer's call."""
+    return call.inputs[0].key if self.part == ACTIVATION else call.name
+
 
 def sites(graph: Graph) -> list[Site]:
   """Returns what is quantized in the graph of a qmodel: weights and grids in order, then layers."""

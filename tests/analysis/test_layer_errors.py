@@ -112,6 +112,17 @@ def test_planted_outlier_channel_of_an_activation_is_found():
   assert first.wide_channels[0][0] == 4 and first.wide_channels[0][1] > 10
 
 
+def test_an_average_on_the_grid_of_its_input_is_the_loudest_of_the_group():
+  """The mean of 64 values spreads less than they do, on the same steps."""
+  keras.utils.set_random_seed(0)
+  image = keras.Input((8, 8, 3), name="image")
+  x = layers.AveragePooling2D(8, name="average")(layers.Conv2D(6, 3, padding="same", name="conv")(image))
+  model = keras.Model(image, layers.Dense(3, name="out")(layers.Flatten(name="flat")(x)))
+  found = row(kq.analyze(model, photos()), "conv", "activation")
+  assert found.shared_with and found.loudest == "average"
+  assert found.local > 1e-5 and found.amplification < 10
+
+
 def test_planted_layer_of_two_bits_is_found():
   config = kq.QuantConfig(rules=[kq.Rule(match="^conv2$", weights=kq.TensorSpec(bits=2)), kq.Rule()])
   found = kq.analyze(kq.quantize(chain(), photos(), config=config), photos())

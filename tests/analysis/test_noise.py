@@ -35,12 +35,6 @@ def test_mean_shift_of_errors_by_hand():
   assert noise.mean_shift(errors.sum(0), np.square(errors).sum(0), 2) == pytest.approx(8 / 12)
 
 
-def test_mean_shift_of_channels_with_several_counts():
-  """A constant error of 2 values, and (1, -1, 1, -1): 2 of 6."""
-  found = noise.mean_shift(np.array([2.0, 0.0]), np.array([2.0, 4.0]), np.array([2, 4]))
-  assert found == pytest.approx(2 / 6)
-
-
 @pytest.mark.parametrize("shift, share", [(0.0, 0.0), (3.0, 0.9), (1000.0, 1.0)])
 def test_mean_shift_splits_mean_and_variance(shift, share):
   """E[e^2] = mean^2 + variance, of variance 1."""
