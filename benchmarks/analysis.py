@@ -59,7 +59,7 @@ def worker(case: str, data: pathlib.Path, count: int) -> None:
   calibration, config = calibration[:128], "int8"
   if case not in NAMES:
     model, config, calibration = planted(case, model, calibration)
-  result = kq.quantize(model, calibration, config=config)
+  result = kq.quantize(model, calibration, config=config, effort=None)
   chosen = np.random.default_rng(0).choice(len(images), count, replace=False)
   start, cpu = time.perf_counter(), time.process_time()
   found = kq.analyze(result, images[chosen], labels[chosen])

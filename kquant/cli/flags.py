@@ -74,7 +74,7 @@ def define_seed() -> None:
 
 
 def define_method_flags() -> None:
-  """--preset, --effort, --equalize, --rounding, --bias, --finetune."""
+  """--preset, --effort, --tolerance, --equalize, --rounding, --bias, --finetune."""
   define_preset()
   define_effort()
   flags.DEFINE_enum("equalize", None, EQUALIZATIONS,

@@ -36,6 +36,11 @@ def photos(count=24, seed=1):
   return (coarse + 0.3 * rng.normal(size=(count, 8, 8, 3))).astype(np.float32)
 
 
+def quantized(model, images, **options):
+  """Quantizes by the config alone: no effort mends a planted fault."""
+  return kq.quantize(model, images, effort=None, **options)
+
+
 def row(analysis, name, part):
   """Returns one row of an analysis."""
   (found,) = (r for r in (*analysis.rows, *analysis.layers) if (r.name, r.part) == (name, part))
@@ -53,7 +58,7 @@ def analysis():
   model, images = chain(), photos()
   labels = model.predict(images, verbose=0).argmax(-1)
   labels[::2] = (labels[::2] + 1) % 5
-  return kq.analyze(kq.quantize(model, images), images, labels)
+  return kq.analyze(quantized(model, images), images, labels)
 
 
 def test_a_layer_on_its_grid_makes_no_noise():
@@ -61,7 +66,7 @@ def test_a_layer_on_its_grid_makes_no_noise():
   kernel = np.random.default_rng(0).integers(-127, 128, (3, 3, 12, 12))
   kernel[0, 0, 0] = 127
   model.get_layer("conv2").kernel.assign(kernel * 2.0**-11)
-  found = row(kq.analyze(kq.quantize(model, photos()), photos()), "conv2", "weights")
+  found = row(kq.analyze(quantized(model, photos()), photos()), "conv2", "weights")
   assert found.local == found.solo == found.share == found.mean_shift == 0.0
   assert found.amplification is None and found.noisy_channels == ()
 
@@ -70,7 +75,7 @@ def test_a_layer_on_its_grid_makes_no_noise():
 def test_the_noises_of_tensors_add_up(name):
   model = models.build(name)
   images = models.sample_inputs(model, 64)
-  assert 0.75 < kq.analyze(kq.quantize(model, images), images).additivity < 1.25
+  assert 0.75 < kq.analyze(quantized(model, images), images).additivity < 1.25
 
 
 def test_shares_add_up_and_rows_are_sorted(analysis):
@@ -94,7 +99,7 @@ def test_planted_outlier_weight_is_found():
   kernel[1, 1, 5, 7] = 30 * np.abs(kernel).max()
   model.get_layer("conv1").kernel.assign(kernel)
   config = kq.QuantConfig(rules=[kq.Rule(weights=PER_TENSOR)])
-  found = kq.analyze(kq.quantize(model, photos(), config=config), photos())
+  found = kq.analyze(quantized(model, photos(), config=config), photos())
   assert without(found.rows)[0] == ("conv1", "weights") and found.layers[0].name == "conv1"
   assert found.rows[0].wide_channels[0][0] == 7 and found.rows[0].wide_channels[0][1] > 10
 
@@ -107,7 +112,7 @@ def test_planted_outlier_channel_of_an_activation_is_found():
   producer.kernel.assign(producer.kernel * scale)
   producer.bias.assign(producer.bias * scale)
   consumer.kernel.assign(consumer.kernel / scale[:, None])
-  first = kq.analyze(kq.quantize(model, photos()), photos()).rows[0]
+  first = kq.analyze(quantized(model, photos()), photos()).rows[0]
   assert first.part == "activation" and first.name.startswith("conv1")
   assert first.wide_channels[0][0] == 4 and first.wide_channels[0][1] > 10
 
@@ -125,20 +130,20 @@ def test_an_average_on_the_grid_of_its_input_is_the_loudest_of_the_group():
 
 def test_planted_layer_of_two_bits_is_found():
   config = kq.QuantConfig(rules=[kq.Rule(match="^conv2$", weights=kq.TensorSpec(bits=2)), kq.Rule()])
-  found = kq.analyze(kq.quantize(chain(), photos(), config=config), photos())
+  found = kq.analyze(quantized(chain(), photos(), config=config), photos())
   assert without(found.rows)[0] == ("conv2", "weights") and found.rows[0].bits == 2
   assert found.layers[0].name == "conv2"
 
 
 def test_ranges_of_other_images_saturate():
-  found = kq.analyze(kq.quantize(chain(), 0.1 * photos()), photos())
+  found = kq.analyze(quantized(chain(), 0.1 * photos()), photos())
   image = row(found, "image", "activation")
   assert image.saturated > 0.5 and found.rows[0] is image
 
 
 def test_saturated_weights_are_counted():
   config = kq.QuantConfig(rules=[kq.Rule(weights=kq.TensorSpec(bits=4, range="mse")), kq.Rule()])
-  found = kq.analyze(kq.quantize(chain(), photos(), config=config), photos())
+  found = kq.analyze(quantized(chain(), photos(), config=config), photos())
   assert max(r.saturated for r in found.rows if r.part == "weights") > 0.0
   assert all(r.saturated is None for r in found.layers)
 
@@ -169,7 +174,7 @@ def test_white_noise_has_the_amplification():
 def test_leave_one_out_is_what_goes():
   """Only the layer of two bits makes noise to speak of: without it nearly all goes."""
   config = kq.QuantConfig(rules=[kq.Rule(match="^conv2$", weights=kq.TensorSpec(bits=2)), kq.Rule()])
-  found = kq.analyze(kq.quantize(chain(), photos(), config=config), photos())
+  found = kq.analyze(quantized(chain(), photos(), config=config), photos())
   assert row(found, "conv2", "weights").leave_one_out == pytest.approx(found.whole, rel=0.05)
 
 
@@ -180,7 +185,7 @@ def test_top1_is_that_of_the_labels(analysis):
 
 def test_divergence_of_the_whole_is_that_of_the_models(analysis):
   images = photos()
-  result = kq.quantize(chain(), images)
+  result = quantized(chain(), images)
   reference = chain().predict(images, verbose=0)
   scores = scipy.special.softmax(network_outputs(result.qmodel, [images])[0], -1)
   divergence = (reference * np.log(reference / scores)).sum(-1).mean()
@@ -203,7 +208,7 @@ def test_a_float_model_is_quantized_as_the_effort_fast_does():
 
 
 def test_a_model_that_was_rounded_says_that_its_weights_cannot_be_seen():
-  result = kq.quantize(chain(), photos(), recipe=kq.Recipe(rounding="closed_form"))
+  result = quantized(chain(), photos(), recipe=kq.Recipe(rounding="closed_form"))
   assert kq.analyze(result, photos()).notes == ()
   alone = kq.analyze(result.qmodel, photos())
   assert alone.notes == (ROUNDED,) and ROUNDED in str(alone)
@@ -227,7 +232,7 @@ def test_a_model_with_several_inputs_and_outputs():
 
 
 def test_the_model_is_not_changed():
-  result, images = kq.quantize(chain(), photos()), photos()
+  result, images = quantized(chain(), photos()), photos()
   before = [w.numpy() for w in result.qmodel.weights]
   kq.analyze(result, images)
   for one, other in zip(before, result.qmodel.weights):
@@ -287,7 +292,7 @@ def test_the_ranking_holds_on_other_images(shared_data):
   model = kq.load_model(shared_data / "models" / "resnet8_cifar10.h5")
   with np.load(shared_data / "cifar10.npz") as stored:
     calibration, images = (stored[key].astype(np.float32) for key in ("x_train", "x_test"))
-  result = kq.quantize(model, calibration[:128])
+  result = quantized(model, calibration[:128])
   first, second = ({(r.name, r.part): r.solo for r in kq.analyze(result, part).rows}
                    for part in (images[:128], images[128:256]))
   assert scipy.stats.spearmanr(list(first.values()), [second[key] for key in first]).statistic > 0.8

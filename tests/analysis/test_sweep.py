@@ -111,7 +111,7 @@ def test_parts_for_little_memory_measure_the_same(monkeypatch):
 def test_float_weights_before_rounding_are_those_of_the_float_network():
   model = models.build("conv_bn_relu")
   images = models.sample_inputs(model, 8)
-  result = kq.quantize(model, images, recipe=kq.Recipe(rounding="closed_form"))
+  result = kq.quantize(model, images, recipe=kq.Recipe(rounding="closed_form"), effort=None)
   net = network_of(result.qmodel, result.float_params)
   rounded, found = (Execution(net.graph, net.qmodel, call=call).tap(net.answers)(images)[0]
                     for call in net.calls)

@@ -35,8 +35,9 @@ def run() -> None:
     labels = evaluation.class_labels(model, source, flag="--calibration")
   chosen = choose(len(source), FLAGS.calibration_samples, seed=FLAGS.seed)
   with report.stage("quantize"):
-    quantized = _as_it_is(model) or api.quantize(model, source.load(chosen), config=config,
-                                                 effort=FLAGS.effort, seed=FLAGS.seed)
+    quantized = _as_it_is(model) or api.quantize(
+        model, source.load(chosen), config=config, effort=None if FLAGS.effort == "none" else FLAGS.effort,
+        tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   looked_at = _looked_at(source, chosen)
   with report.stage("analyze"):
     analysis = analyze(quantized, source.load(looked_at), None if labels is None else labels[looked_at])
@@ -55,7 +56,7 @@ def _as_it_is(model: keras.Model) -> Any:
   """
   quantized = with_quantizers(model)
   if quantized is not None:
-    for name in ("preset", "effort"):
+    for name in ("preset", "effort", "tolerance"):
       if FLAGS[name].value != FLAGS[name].default:
         raise ValueError(f"--{name} is for float models, and {FLAGS.model} has its quantizers; leave it out.")
   return quantized
