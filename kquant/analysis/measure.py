@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +17,7 @@ from kquant.core.fake_quantization import fake_quantize
 from kquant.graph.execution import Execution, NodeCall, Values, live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
-from kquant.graph.sizes import BYTES_AT_ONCE
+from kquant.graph.sizes import BYTES_AT_ONCE, open_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,19 +210,19 @@ class Measured:
   images: int
 
 
-def measure(network: Network, sites: Sequence[Site], images: Any, labels: np.ndarray | None, *,
+def measure(network: Network, sites: Sequence[Site], images: list[np.ndarray], labels: np.ndarray | None, *,
             batch_size: int = 32) -> Measured:
   """Runs every site alone on its grid, and all but it, over the images; each image once.
 
   Args:
-    images: as `kquant.core.data.batches` takes them.
+    images: one array [n, ...] a model input.
     labels: class indices, [images], or None.
     batch_size: images at once, at most.
   """
-  parts = list(_parts(network, sites))
+  execution = Execution(network.graph, network.qmodel)
+  parts = list(_parts(network, sites, room=BYTES_AT_ONCE // open_size(execution.specs, images)))
   for part in parts:
     part.trace()
-  execution = Execution(network.graph, network.qmodel)
   execution.image_bytes = max(part.image_bytes for part in parts)
   sums: list[list[np.ndarray]] = []
   count = 0
@@ -236,12 +235,12 @@ def measure(network: Network, sites: Sequence[Site], images: Any, labels: np.nda
   return Measured(parts, [noise.varying_power(*pair, count) for pair in sums], count)
 
 
-def _parts(network: Network, sites: Sequence[Site]) -> Iterator[Part]:
-  """Halves the sites until one image of each part fits into memory."""
+def _parts(network: Network, sites: Sequence[Site], *, room: int) -> Iterator[Part]:
+  """Halves the sites until one image of each part fits into memory; open sizes count as 1."""
   part = Part(network, sites)
-  if part.image_bytes <= BYTES_AT_ONCE or len(sites) == 1:
+  if part.image_bytes <= room or len(sites) == 1:
     yield part
   else:
     middle = len(sites) // 2
-    yield from _parts(network, sites[:middle])
-    yield from _parts(network, sites[middle:])
+    yield from _parts(network, sites[:middle], room=room)
+    yield from _parts(network, sites[middle:], room=room)

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import kquant as kq
 from kquant.analysis import measure
@@ -106,6 +107,16 @@ def test_parts_for_little_memory_measure_the_same(monkeypatch):
   assert max(part.image_bytes for part in cut.parts) <= whole.parts[0].image_bytes // 3
   alone = np.concatenate([part.solo.noise[:, 1:] for part in cut.parts], axis=1)
   np.testing.assert_allclose(alone, whole.parts[0].solo.noise[:, 1:], rtol=1e-3, atol=1e-10)
+
+
+def test_large_images_of_a_model_for_all_sizes_are_measured_in_parts(monkeypatch):
+  image = keras.Input((None, None, 3), name="image")
+  x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, padding="same")(image))
+  images = [np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)]
+  net = network_of(kq.calibrate(kq.insert_quantizers(keras.Model(image, x)), images), None)
+  monkeypatch.setattr(measure, "BYTES_AT_ONCE", 16 * 16 * 4 * 40)  # 40 values at each place
+  found = measure.measure(net, sites(net.graph), images, None)
+  assert len(found.parts) > 1 and min(part.rest.noise[0, 0] for part in found.parts) > 0
 
 
 def test_float_weights_before_rounding_are_those_of_the_float_network():
