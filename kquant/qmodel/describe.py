@@ -18,6 +18,7 @@ from kquant.qmodel.finalize import packing_obstacle, remove_activation_quantizer
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
+from kquant.qmodel.widths import WIDE, widened
 
 _FEW = 3
 
@@ -185,18 +186,25 @@ class _Describer:
             and self.graph.readers(ref)[0].facts.role == "affine")
 
   def _output(self, ref: Ref) -> OutputRow | None:
-    if ref not in self.of_ref:
+    is_widened = self._is_widened(ref)
+    layer = self.of_ref.get(ref.node.inputs[0] if is_widened else ref)
+    if layer is None:
       return None
-    layer = self.of_ref[ref]
     others = tuple(other.key for other in self.groups.get(ref, []) if other != ref)
     ends = scale = zero = None
     if layer.quantizing.numpy():
-      grid = layer.encoding()
+      grid = widened(layer.encoding()) if is_widened else layer.encoding()
       (low,), (high,) = grid.range
       ends, scale, zero = (float(low), float(high)), float(grid.scale[0]), int(grid.zero_point[0])
     narrow = next((each for each in layer.narrow if each.tensor == ref.key), None)
-    return OutputRow(layer.rule, layer.quantizer.bits, ends, scale, zero, layer.fixed is not None, others,
-                     narrow)
+    fixed = layer.fixed is not None and not is_widened
+    return OutputRow(layer.rule, self._bits(ref), ends, scale, zero, fixed, others, narrow)
+
+  def _is_widened(self, ref: Ref) -> bool:
+    return ref.node.facts.requantizes and ref not in self.of_ref
+
+  def _bits(self, ref: Ref) -> int:
+    return WIDE if self._is_widened(ref) else self.of_ref[ref].quantizer.bits
 
   def _weights(self, layer: LayerDef) -> tuple[WeightRow, ...]:
     if layer not in self.wrappers:
@@ -216,14 +224,14 @@ class _Describer:
       return params[node.facts.table].size * (2 if self.of_ref[Ref(node)].quantizer.bits == 16 else 1)
     if wrapper is None:
       return params[node.facts.slopes].size if node.facts.slopes else 0
-    input_bits, total = self.of_ref[node.inputs[0]].quantizer.bits, 0
-    grids, calls = wrapper.weight_encodings(), len(self.graph.calls(node.layer))
+    input_bits = [self._bits(call.inputs[0]) for call in self.graph.calls(node.layer)]
+    grids, total = wrapper.weight_encodings(), 0
     for weight in node.facts.weights:
       size, narrow = params[weight.name].size, grids[weight.name].bits <= PACKED_BITS
-      packed = narrow and not packing_obstacle(node.layer, input_bits, self.target)
+      packed = narrow and not packing_obstacle(node.layer, max(input_bits), self.target)
       channels = math.prod(params[weight.name].shape[axis] for axis in weight.out_axes)
       total += -(-size // 2) if packed else size
-      total += channels * (8 if input_bits == 16 else 4) * calls  # an operator has a bias, of zeros at least
+      total += sum(channels * (8 if bits == WIDE else 4) for bits in input_bits)  # a bias, of zeros at least
     return total
 
   def _notes(self, node: Node, output: OutputRow | None) -> list[str]:
@@ -241,6 +249,7 @@ class _Describer:
       notes.append("integers as they are, on no grid")
     elif output.fixed:
       source = self.groups[written][0].node
+      source = source.inputs[0].node if source.facts.requantizes else source
       notes.append("fixed grid: that of its whole table" if source.facts.table else
                    f"fixed grid: the runtime's {source.kind} has no other")
     if output is not None and output.shared_with and written.node is node:
@@ -250,7 +259,7 @@ class _Describer:
     if output is not None and output.narrow and written.node is node:
       notes.append(str(output.narrow))
     if node.facts.requantizes:
-      notes.append(f"requantized: {node.inputs[0].node.name} has a grid of its own")
+      notes.append(self._why_requantized(node))
     return notes
 
   def _cuts(self, ref: Ref) -> list[str]:
@@ -258,6 +267,15 @@ class _Describer:
     readers = _few([reader.name for reader in self.graph.readers(ref)])
     return [f"range cut at {end:.4g}: {readers} flat {side}" for end, side in
             zip(self.of_ref[ref].cut, ("below", "above")) if end is not None]
+
+  def _why_requantized(self, node: Node) -> str:
+    ref, source = Ref(node), node.inputs[0]
+    if self._is_widened(ref):
+      readers = dict.fromkeys(reader.name for reader in self.graph.readers(ref))
+      return f"widened, exactly: {_few(list(readers))} computes in {WIDE} bits"
+    if self._bits(source) == WIDE != self._bits(ref):
+      return f"narrowed: {source.node.name} computes in {WIDE} bits"
+    return f"requantized: {source.node.name} has a grid of its own"
 
   def _why_shared(self, ref: Ref, others: tuple[str, ...]) -> str:
     """With whom a tensor shares its grid, and the kinds of layers between that take and give one grid."""

@@ -29,6 +29,7 @@ from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.qmodel.training_layers import take_out_training_layers
+from kquant.qmodel.widths import widened
 
 
 def finalize(qmodel: keras.Model, *, target: Target = LITERT) -> tuple[keras.Model, Encodings]:
@@ -102,7 +103,7 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
   for layer, own in weights.items():
     inputs = [grids[call.inputs[0]] for call in graph.calls(layer)]
     for weight in layer.facts.weights:
-      grid = _with_storage(graph, layer, own[weight.name], inputs[0].bits, target)
+      grid = _with_storage(graph, layer, own[weight.name], max(grid.bits for grid in inputs), target)
       grid = _within_limits(graph, layer, weight, _Grids(grid, inputs), target)
       _snap_weight(graph, layer, weight, _Grids(grid, inputs), encodings)
   snap_constants(graph, encodings)
@@ -139,7 +140,7 @@ def unwrap_weights(graph: Graph, live: dict,
 
 
 def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]:
-  """Adds the tensors that only move integers: they have the grid of what they read."""
+  """Adds the tensors without quantizers: moved, on the grid of what they read, or widened."""
   all_grids = {}
   for node in graph.nodes:
     for index in range(len(node.shapes)):
@@ -148,6 +149,8 @@ def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]
         all_grids[ref] = grids[ref]
       elif node.facts.role == "move":
         all_grids[ref] = all_grids[node.inputs[0]]
+      elif node.facts.requantizes:
+        all_grids[ref] = widened(all_grids[node.inputs[0]])
   return all_grids
 
 
@@ -257,9 +260,10 @@ def _within_limits(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _G
   bias = layer.params[weight.bias] if weight.bias else np.zeros(total.shape)
   magnitude = np.abs(bias.astype(np.float64))
   is_dense = layer.facts.role == "linear" and layer.facts.spatial == 0
-  largest_bias, largest_accumulator = target.accumulator_limits(is_dense, grid, grids.inputs[0].bits)
-  needed = np.max([magnitude / (float(x.scale[0]) * largest_bias) for x in grids.inputs], axis=0)
+  needed = np.zeros(total.shape)
   for x in grids.inputs:
+    largest_bias, largest_accumulator = target.accumulator_limits(is_dense, grid, x.bits)
+    needed = np.maximum(needed, magnitude / (float(x.scale[0]) * largest_bias))
     qmin, qmax = x.limits
     reach = max(qmax - int(x.zero_point[0]), int(x.zero_point[0]) - qmin)
     worst = magnitude / float(x.scale[0]) + reach * total

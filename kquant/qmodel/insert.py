@@ -57,8 +57,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
     TypeError: not a tf_keras model, or a subclassed one.
     ValueError: a model that is not built or has weights that are not finite; an unknown preset or
       `batch_norm`, or "absorb" with per-tensor weights; a rule that matches no layer, or a kind that does not
-      exist; activations that are per-channel, that have 16 bits in one place only, or whose range is
-      "cross_entropy" where there are no logits.
+      exist; activations that are per-channel, or whose range is "cross_entropy" where there are no logits.
 
   Example:
     >>> qmodel = kq.insert_quantizers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]))
@@ -192,9 +191,10 @@ def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Qu
 
 
 def _ends_model(graph: Graph, ref: Ref) -> bool:
-  """Whether the tensor is an output of the model, moved at most."""
+  """Whether the tensor is an output of the model, moved or requantized at most."""
   return ref in graph.output_refs or any(
-      _ends_model(graph, Ref(node)) for node in graph.readers(ref) if node.facts.role == "move")
+      _ends_model(graph, Ref(node)) for node in graph.readers(ref)
+      if node.facts.role == "move" or node.facts.requantizes)
 
 
 def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,

@@ -15,7 +15,7 @@ from kquant.rewrites.scaling.channel_statistics import before_saturation
 
 def answers(graph: Graph) -> list[Ref]:
   """Returns the outputs of a float or quantized network before what saturates, behind their quantizers."""
-  tensors = [before_saturation(_without_quantizer(ref)) for ref in graph.output_refs]
+  tensors = [_before_saturation(ref) for ref in graph.output_refs]
   return [with_quantizer(graph, ref) for ref in tensors]
 
 
@@ -23,6 +23,13 @@ def with_quantizer(graph: Graph, ref: Ref) -> Ref:
   """Returns the tensor as its readers see it: behind its quantizer, where it has one."""
   behind = [node for node in graph.readers(ref) if issubclass(node.layer.cls, QuantizeActivation)]
   return Ref(behind[0]) if behind else ref
+
+
+def _before_saturation(ref: Ref) -> Ref:
+  """What a closing softmax or sigmoid reads, through a requantization behind it; the output elsewhere."""
+  output = _without_quantizer(ref)
+  rounded = _without_quantizer(output.node.inputs[0]) if output.node.facts.requantizes else output
+  return before_saturation(rounded if rounded.node.facts.role == "fixed" else output)
 
 
 def _without_quantizer(ref: Ref) -> Ref:

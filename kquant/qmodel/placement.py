@@ -2,7 +2,7 @@
 
 One quantizer a fused operation: a convolution and the ReLU behind it are one integer operator, so the
 tensor between them gets none. Tensors that a runtime kernel keeps on one grid (the two sides of a
-pool, all sides of a concatenation) share one, found by union-find.
+pool, all sides of a concatenation) share one, found by union-find, and with it a rule and a width.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
+from kquant.core.rule import Rule
 from kquant.core.target import Target, target
 from kquant.core.tensor_spec import TensorSpec
 from kquant.core.text import scope_name
@@ -27,6 +28,7 @@ from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.rules import check_kinds, check_matches
+from kquant.qmodel.widths import Conversions, part_widths, wide_spec
 
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
@@ -61,12 +63,11 @@ class QuantizerPlacement:
 
 
 def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
-  """Returns where quantizers go in a standardized graph; adds a planned requantization where grids collide.
+  """Returns where quantizers go in a standardized graph; adds requantizations where grids or widths meet.
 
   Raises:
     UnsupportedLayerError: a layer that cannot be quantized, by name.
-    ValueError: a rule that matches no layer, a layer that no rule matches, activations of 16 bits beside
-      others.
+    ValueError: a rule that matches no layer, a layer that no rule matches.
   """
   check_kinds(graph, config)
   limits = target(config.target)
@@ -74,22 +75,44 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   for node in graph.nodes:
     check_supported(node)
   _part_colliding_grids(graph, limits)
+  decided = {ref: _decide(graph, refs, config) for refs in grid_groups(graph) for ref in refs}
+  conversions = part_widths(graph, {ref: rule.activations.bits for ref, (rule, _) in decided.items()})
+  decided |= {ref: decided[wide] for ref, wide in conversions.narrowed.items()}
+  unquantized = set(conversions.widened.values())
   placements, deciders = [], {node.layer: node.layer for node in graph.nodes if node.facts.role == "linear"}
   for refs in grid_groups(graph):
-    sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
-    averages = [ref for ref in refs if ref.node.facts.role == "average"]
-    subject = _rule_subject(graph, sources[0])
+    if refs[0] in unquantized:
+      continue
+    rule, subject = decided[refs[0]]
     deciders[subject.layer] = subject.layer
     for ref in refs:
       deciders.setdefault(ref.node.layer, subject.layer)
-    rule = config.rule(subject.layer.name, subject.kind, subject.layer.origins)
-    fixed = limits.fixed_grid(sources[0].node.facts.fixed_grid, rule.activations.bits)
-    fixed = fixed or _grid_of_table(sources, rule.activations)
-    placements.append(QuantizerPlacement(sources, averages, rule.activations, fixed, str(rule),
-                                         seen_range(graph, refs)))
-  _check_widths(placements)
+    placements.append(_placement(graph, refs, rule, conversions, limits))
   check_matches(config, deciders)
   return placements
+
+
+def _decide(graph: Graph, refs: list[Ref], config: QuantConfig) -> tuple[Rule, Node]:
+  """Returns the rule of a grid group and the call of the layer that it matches."""
+  subject = _rule_subject(graph, _sources(refs)[0])
+  return config.rule(subject.layer.name, subject.kind, subject.layer.origins), subject
+
+
+def _sources(refs: list[Ref]) -> list[Ref]:
+  """The tensors of a grid group whose values are computed onto the grid."""
+  return [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
+
+
+def _placement(graph: Graph, refs: list[Ref], rule: Rule, conversions: Conversions,
+               limits: Target) -> QuantizerPlacement:
+  sources, spec = _sources(refs), rule.activations
+  first = sources[0]
+  if first in conversions.narrowed.values():
+    spec = wide_spec(spec)
+  alone = conversions.narrowed.get(first, first) if len(sources) == 1 else first
+  fixed = limits.fixed_grid(alone.node.facts.fixed_grid, spec.bits) or _grid_of_table(sources, spec)
+  averages = [ref for ref in refs if ref.node.facts.role == "average"]
+  return QuantizerPlacement(sources, averages, spec, fixed, str(rule), seen_range(graph, refs))
 
 
 def check_config(graph: Graph, config: QuantConfig) -> None:
@@ -113,16 +136,6 @@ def _check_inputs(graph: Graph) -> None:
   for ref in graph.input_refs:
     if not graph.readers(ref) and ref not in graph.output_refs:
       raise UnsupportedLayerError(f"Input {ref.key!r} is read by no layer; leave it out of the model.")
-
-
-def _check_widths(placements: list[QuantizerPlacement]) -> None:
-  """Raises ValueError where activations of 16 bits meet others: no operator takes both."""
-  wide = [placement for placement in placements if placement.spec.bits == 16]
-  if wide and len(wide) < len(placements):
-    other = next(placement for placement in placements if placement.spec.bits != 16)
-    raise ValueError(f"Tensor {wide[0].sources[0].key!r} has 16 bits and {other.sources[0].key!r} has "
-                     f"{other.spec.bits}; activations have 16 bits throughout or nowhere, so give every rule "
-                     "the same (as the preset int16x8 does).")
 
 
 def check_supported(node: Node) -> None:
@@ -182,7 +195,7 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
   that no fused activation can hold.
   """
   for refs in grid_groups(graph):
-    sources = [ref for ref in refs if ref.node.facts.role not in ("move", "average")]
+    sources = _sources(refs)
     if len(sources) == 1:
       continue
     for ref in sources:

@@ -43,7 +43,7 @@ def _from_float(call: Call, x: np.ndarray) -> np.ndarray:
 
 
 def _from_grid(call: Call, x: np.ndarray) -> np.ndarray:
-  if call.arithmetic != "builtin" or x.dtype == np.int16:
+  if call.arithmetic != "builtin" or "int16" in (call.inputs[0].dtype, call.outputs[0].dtype):
     return by_code(x, lambda codes: _scaled(call, codes, vector=False))
   return _in_vectors(x, _VECTOR, lambda v: by_code(v, lambda codes: _scaled(call, codes, vector=True)),
                      lambda v: by_code(v, lambda codes: _scaled(call, codes, vector=False)))

@@ -37,7 +37,9 @@ def _input(builder: ProgramBuilder, node: Node) -> None:
 
 def _requantize(builder: ProgramBuilder, node: Node) -> None:
   operator = builder.add(node, "QUANTIZE", builder.inputs(node), [builder.activation(Ref(node))])
-  operator.reason = f"{node.name}: the grids of its two sides cannot be one"
+  before, after = (builder.program.tensors[name].dtype for name in (*operator.inputs, *operator.outputs))
+  operator.reason = f"{node.name}: " + ("the grids of its two sides cannot be one" if before == after else
+                                        f"from {before} to {after}, which no other operator takes both")
 
 
 LOWERINGS: dict[str, Lower] = {
