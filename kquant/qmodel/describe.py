@@ -265,8 +265,9 @@ class _Describer:
   def _cuts(self, ref: Ref) -> list[str]:
     """Where calibration ended the range because nothing that reads the tensor changes beyond."""
     readers = _few([reader.name for reader in self.graph.readers(ref)])
-    return [f"range cut at {end:.4g}: {readers} flat {side}" for end, side in
-            zip(self.of_ref[ref].cut, ("below", "above")) if end is not None]
+    cut = self.of_ref[ref].cut if ref in self.of_ref else ()
+    return [f"range cut at {end:.4g}: {readers} flat {side}"
+            for end, side in zip(cut, ("below", "above")) if end is not None]
 
   def _why_requantized(self, node: Node) -> str:
     ref, source = Ref(node), node.inputs[0]

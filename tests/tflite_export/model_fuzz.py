@@ -21,7 +21,7 @@ import tf_keras as keras
 
 import kquant as kq
 import tflite_export
-from tests.tflite_export.random_models import Recipe, Step, build, inputs_of, recipes
+from tests.tflite_export.random_models import Recipe, Step, build, config_of, inputs_of, recipes
 from tflite_export.program.batch import batch_of, is_dynamic, whole_batches
 from tflite_export.proof.certificate import KERNEL_SETS
 from tflite_export.proof.runtime import Runtime
@@ -65,7 +65,7 @@ def check(recipe: Recipe, tally: Tally, folder: str) -> None:
   model = build(recipe)
   inputs = inputs_of(model, recipe)
   try:
-    result = kq.quantize(model, inputs, config=recipe.preset, effort=None)
+    result = kq.quantize(model, inputs, config=config_of(model, recipe), effort=None)
     written = tflite_export.export(result, f"{folder}/m.tflite", verify=[x[:2] for x in inputs], io=recipe.io,
                                    batch=recipe.batch, certify=True)
   except ValueError as error:  # UnsupportedLayerError is one

@@ -5,6 +5,8 @@ that fits) and small numbers that its settings are made of; a step that fits no 
 """
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ import tf_keras as keras
 from hypothesis import strategies as st
 from tf_keras import layers
 
+import kquant as kq
 from tests import models
 from tests.tflite_export.random_layers import STEPS
 
@@ -46,6 +49,7 @@ class Recipe:
     spread: kernels' channels differ by up to 10^spread; with 3 some are dead too.
     magnitude: inputs are uniform in +-10^magnitude.
     preset, io, batch: of `kquant.quantize` and `tflite_export.export`.
+    wide: which layers' outputs have 16 bits.
   """
 
   inputs: tuple[tuple[int, ...], ...]
@@ -58,6 +62,7 @@ class Recipe:
   preset: str = "int8"
   io: str = "int8"
   batch: int | str = 1
+  wide: tuple[int, ...] = ()
 
 
 def recipes() -> st.SearchStrategy[Recipe]:
@@ -72,7 +77,21 @@ def recipes() -> st.SearchStrategy[Recipe]:
       Recipe, st.lists(shape, min_size=1, max_size=2).map(tuple),
       st.lists(step, min_size=1, max_size=14).map(tuple), st.booleans(), st.booleans(), st.integers(0, 999),
       st.sampled_from((0, 0, 0, 1, 2, 3)), st.sampled_from((0, 0, 0, 1, -2, 2)), st.sampled_from(PRESETS),
-      st.sampled_from(BORDERS), st.sampled_from(BATCHES))
+      st.sampled_from(BORDERS), st.sampled_from(BATCHES),
+      st.one_of(st.just(()), st.lists(st.integers(0, 40), max_size=6).map(tuple)))
+
+
+def config_of(model: keras.Model, recipe: Recipe) -> kq.QuantConfig:
+  """Returns the preset of a recipe, and 16 bits of activations for the layers that it names."""
+  names = [model.layers[index % len(model.layers)].name for index in recipe.wide]
+  return with_wide_outputs(kq.QuantConfig.preset(recipe.preset), names)
+
+
+def with_wide_outputs(config: kq.QuantConfig, names: Sequence[str]) -> kq.QuantConfig:
+  """Returns the config with 16 bits for the outputs of these layers, where they have grids of their own."""
+  spec = kq.TensorSpec(bits=16, symmetric=True)
+  rules = tuple(kq.Rule(f"^{re.escape(name)}$", activations=spec, optional=True) for name in names)
+  return dataclasses.replace(config, rules=(*rules, *config.rules))
 
 
 class Builder:

@@ -237,10 +237,15 @@ def quantize(draw: Draw) -> Case:
 
 
 def _quantize_16(draw: Draw) -> Case:
-  before, grid, shape = draw.one_of(("float32", "int16")), draw.grid(), draw.image()
-  x = draw.input("x", shape, None if before == "float32" else grid, before)
-  y = (draw.ratio_to(grid[0], -11, 9), 0)
-  return draw.finish("QUANTIZE", [x], shape, y, version=1 if before == "float32" else 2)
+  """To int16, or from it to int8; int8 becomes int16 exactly, as in files, or by any ratio."""
+  before, after = draw.one_of((("float32", "int16"), ("int16", "int16"), ("int16", "int8"), ("int8", "int16")))
+  (scale, _), shape = draw.grid(), draw.image()
+  zero_points = {"int8": draw.whole(-128, 127)}
+  x = draw.input("x", shape, None if before == "float32" else (scale, zero_points.get(before, 0)), before)
+  ratio = draw.ratio_to(scale, *((-17, 1) if after == "int8" else (-11, 9)))
+  y = scale / np.float32(128) if before == "int8" and draw.chance(0.5) else ratio
+  return draw.finish("QUANTIZE", [x], shape, (y, zero_points.get(after, 0)),
+                     version=1 if before == "float32" else 2, dtype=after)
 
 
 def dequantize(draw: Draw) -> Case:

@@ -233,16 +233,6 @@ def test_fewer_than_8_bits_of_activations_are_simulated_but_not_exported(tmp_pat
     tflite_export.export(result, tmp_path / "m.tflite")
 
 
-def test_activations_of_16_bits_do_not_mix_with_others():
-  image = keras.Input((4,), name="image")
-  model = keras.Model(image, layers.Dense(2, name="second")(layers.Dense(3, name="first")(image)))
-  wide_spec = kq.TensorSpec(bits=16, symmetric=True)
-  config = kq.QuantConfig(rules=(kq.Rule("first", activations=wide_spec), kq.Rule()))
-  with pytest.raises(ValueError, match="'first' has 16 bits and 'image' has 8; activations have 16 bits "
-                                       "throughout or nowhere"):
-    kq.quantize(model, np.ones((4, 4), np.float32), config=config, effort=None)
-
-
 def test_a_float_border_around_int16_and_no_uint8_one(tmp_path):
   result, written = exported("mobile_block", "int16x8", tmp_path / "m.tflite", io="float32")
   assert written.certificate["exact"] and written.program.tensors["image"].dtype == "int16"

@@ -30,7 +30,7 @@ def check(program: IntProgram) -> None:
   with zero points 0, none of int4 over int16; biases of scale s_x * s_w;
   |q_b| + max|q_x - z_x| * sum|q_w| < 2^31 (2^47 over int16, 2^27 in dense layers of int4);
   s_x * s_w / s_y < 256; sums with 2 max(s_a, s_b) / s_y < 2^20 (2^15 over int16); an operator over int16
-  that LiteRT has.
+  that LiteRT has, beside no int8 but that of kernels.
 
   Raises:
     ValueError: a rule is broken; the message names the layer.
@@ -143,16 +143,22 @@ def _check_grids(program: IntProgram, op: IntOp) -> None:
 
 
 def _check_int16(program: IntProgram, op: IntOp) -> None:
-  """Asserts that LiteRT has a kernel over int16 for the operator, in the version given."""
-  dtypes = {program.tensors[name].dtype for name in (*op.inputs, *op.outputs)}
-  if "int16" not in dtypes:
+  """Asserts that LiteRT has a kernel over int16 for the operator, in the version given, and no int8 beside it."""
+  types = {program.tensors[name].dtype: name for name in (*op.inputs, *op.outputs)}
+  if "int16" not in types:
     return
   record = operator_of(op.kind)
   if record.int16 is None:
-    raise _error(op, "LiteRT has no kernel of it over int16 activations; replace the layer, or quantize with "
-                     "8-bit activations")
+    raise _error(op, "LiteRT has no kernel of it over int16 activations; replace the layer, or give what "
+                     "it reads 8 bits")
   if op.version < record.int16:
     raise _error(op, f"expected version {record.int16} or later for int16 activations, got {op.version}")
+  parameters = record.weighted is not None or record.slopes is not None
+  narrow = [name for name in (*op.outputs, *op.inputs) if program.tensors[name].dtype in ("int8", "uint8")
+            and not (parameters and program.tensors[name].data is not None)]
+  if narrow and not record.converts:
+    raise _error(op, f"expected one type of activations, got int16 for {types['int16']!r} and "
+                     f"{program.tensors[narrow[0]].dtype} for {narrow[0]!r}; put a QUANTIZE between")
 
 
 def _check_grid(op: IntOp, tensor: IntTensor) -> None:
