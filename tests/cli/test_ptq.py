@@ -98,6 +98,7 @@ def test_the_summary_holds_its_keys_with_their_types(quantize, files):
   assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=0.01)
   assert isinstance(found["bytes"], int) and found["calibration_images"] == 16
   assert found["operators"] == {"CONV_2D": 1, "FULLY_CONNECTED": 1, "MEAN": 1, "SOFTMAX": 1}
+  assert found["delegated_operators"] == 3  # SOFTMAX is none
   assert found["float_operators"] == [] and found["skipped"] == [] and found["narrow"] == []
   assert found["edits"] and all(set(row) == {"layer", "pass", "what"} for row in found["edits"])
   verify = found["verify"]

@@ -81,6 +81,11 @@ def recipes() -> st.SearchStrategy[Recipe]:
       st.one_of(st.just(()), st.lists(st.integers(0, 40), max_size=6).map(tuple)))
 
 
+def border_of(recipe: Recipe) -> str:
+  """Returns the io of a recipe; float32 for uint8 where borders may have 16 bits, which uint8 refuses."""
+  return "float32" if recipe.wide and recipe.io == "uint8" else recipe.io
+
+
 def config_of(model: keras.Model, recipe: Recipe) -> kq.QuantConfig:
   """Returns the preset of a recipe, and 16 bits of activations for the layers that it names."""
   names = [model.layers[index % len(model.layers)].name for index in recipe.wide]

@@ -238,7 +238,8 @@ def quantize(draw: Draw) -> Case:
 
 def _quantize_16(draw: Draw) -> Case:
   """To int16, or from it to int8; int8 becomes int16 exactly, as in files, or by any ratio."""
-  before, after = draw.one_of((("float32", "int16"), ("int16", "int16"), ("int16", "int8"), ("int8", "int16")))
+  before, after = draw.one_of((("float32", "int16"), ("int16", "int16"), ("int16", "int8"),
+                               ("int8", "int16")))
   (scale, _), shape = draw.grid(), draw.image()
   zero_points = {"int8": draw.whole(-128, 127)}
   x = draw.input("x", shape, None if before == "float32" else (scale, zero_points.get(before, 0)), before)

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import tf_keras as keras
-from tf_keras import layers
 
 import kquant as kq
 import tflite_export

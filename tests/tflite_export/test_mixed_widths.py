@@ -33,9 +33,11 @@ def chain(*names, shape=(4,)):
 
 def operators(written):
   """Returns [(kind, types of what it reads and writes, weights left out)] in the order of the file."""
-  tensors = written.program.tensors
-  return [(op.kind, *(tensors[name].dtype for name in (*op.inputs, *op.outputs) if tensors[name].data is None))
-          for op in written.program.ops]
+  rows = []
+  for op in written.program.ops:
+    tensors = [written.program.tensors[name] for name in (*op.inputs, *op.outputs)]
+    rows.append((op.kind, *(tensor.dtype for tensor in tensors if tensor.data is None)))
+  return rows
 
 
 def assert_exact(written):
@@ -44,7 +46,8 @@ def assert_exact(written):
     assert not result["not_simulated"] and not sum(row["mismatching"] for row in result["operators"].values())
 
 
-@pytest.mark.parametrize(("name", "preset"), [*((name, "int8") for name in models.ZOO), ("convolutions", "w4a8")])
+@pytest.mark.parametrize(("name", "preset"), [*((name, "int8") for name in models.ZOO),
+                                              ("convolutions", "w4a8")])
 def test_the_zoo_with_random_layers_of_16_bits_is_exact(name, preset, tmp_path):
   model = models.build(name)
   names = [layer.name for layer in model.layers]
@@ -70,7 +73,8 @@ def test_an_operator_computes_in_the_widest_of_its_tensors(tmp_path):
 
 
 def test_widening_is_exact_and_has_no_range_of_its_own(tmp_path):
-  result, written = exported(chain("first", "second"), with_wide_outputs(INT8, ["second"]), tmp_path / "m.tflite")
+  config = with_wide_outputs(INT8, ["second"])
+  result, written = exported(chain("first", "second"), config, tmp_path / "m.tflite")
   narrow, wide = result.encodings["first"], result.encodings["first/to_16_bits"]
   assert wide.scale[0] == narrow.scale[0] / 128 and wide.zero_point[0] == 0 and wide.bits == 16
   watched = ["first", "first/to_16_bits"]
@@ -85,8 +89,9 @@ def test_a_tensor_is_widened_once_for_all_its_readers(tmp_path):
   outputs = [layers.Dense(3, name=name)(x) for name in ("left", "right", "narrow")]
   _, written = exported(keras.Model(image, layers.Add(name="sum")(outputs)),
                         with_wide_outputs(INT8, ["left", "right"]), tmp_path / "m.tflite")
-  assert [op.inputs for op in written.program.ops if op.outputs[0] == "stem/to_16_bits"] == [["stem"]]
-  assert sorted(op.source for op in written.program.ops if "stem/to_16_bits" in op.inputs) == ["left", "right"]
+  ops = written.program.ops
+  assert [op.inputs for op in ops if op.outputs[0] == "stem/to_16_bits"] == [["stem"]]
+  assert sorted(op.source for op in ops if "stem/to_16_bits" in op.inputs) == ["left", "right"]
   assert ("FULLY_CONNECTED", "int8", "int8") in operators(written)
 
 
@@ -114,8 +119,8 @@ def test_tensors_that_share_a_grid_share_a_width(tmp_path):
   _, written = exported(model, with_wide_outputs(INT8, ["left"]), tmp_path / "m.tflite")
   tensors = written.program.tensors
   assert {tensors[name].dtype for name in ("left", "pool", "right", "both")} == {"int16"}
-  with pytest.raises(ValueError, match="matches 'pool' alone, which has no grid of its own; expected the layer "
-                                       "whose grid it has, 'left'"):
+  with pytest.raises(ValueError, match="matches 'pool' alone, which has no grid of its own; expected the "
+                                       "layer whose grid it has, 'left'"):
     kq.quantize(model, np.ones((2, 8, 8, 3), np.float32), config=kq.QuantConfig(
         rules=(kq.Rule("pool", activations=kq.TensorSpec(bits=16)), kq.Rule())))
 
@@ -172,8 +177,9 @@ def test_the_description_and_the_report_say_why():
   rows = {row.layer: row for row in kq.describe(result.qmodel).rows}
   assert rows["first/to_16_bits"].note == "widened, exactly: second computes in 16 bits"
   assert rows["third/to_8_bits"].note == "narrowed: third computes in 16 bits"
-  assert [rows[name].output.bits for name in ("first", "first/to_16_bits", "second", "third", "third/to_8_bits",
-                                              "fourth")] == [8, 16, 16, 16, 8, 8]
+  assert {name: row.output.bits for name, row in rows.items()} == {
+      "image": 8, "first": 8, "first/to_16_bits": 16, "second": 16, "third": 16, "third/to_8_bits": 8,
+      "fourth": 8}
   assert rows["second"].output.rule == "match '^second$'" and rows["third"].output.rule == "any layer"
   said = {(edit.layer, edit.what) for edit in result.report.edits}
   assert ("third", "computes in 16 bits, as it reads 16; rounded to 8 behind it") in said

@@ -143,7 +143,7 @@ def _check_grids(program: IntProgram, op: IntOp) -> None:
 
 
 def _check_int16(program: IntProgram, op: IntOp) -> None:
-  """Asserts that LiteRT has a kernel over int16 for the operator, in the version given, and no int8 beside it."""
+  """Asserts that LiteRT has a kernel over int16 for the operator, in its version, without int8 beside it."""
   types = {program.tensors[name].dtype: name for name in (*op.inputs, *op.outputs)}
   if "int16" not in types:
     return

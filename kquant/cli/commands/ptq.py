@@ -30,6 +30,7 @@ from kquant.rewrites.standardize.standardize import standardize
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 from tflite_export.lowering.lower import lower
+from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
@@ -188,6 +189,7 @@ def _summary(task: _Task, result: api.QuantizationResult, written: Exported,
       "seconds": {name: round(value, 3) for name, value in seconds.items()},
       "calibration_images": len(task.calibration[0]), "bytes": written.bytes,
       "operators": written.program.operator_counts(),
+      "delegated_operators": len(Runtime(written.path).delegated_operators()),
       "float_operators": written.verification.float_operators,
       "skipped": report["skipped"], "edits": report["edits"], "trials": report["trials"],
       "closeness": report["closeness"],
@@ -227,6 +229,8 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
   rows += [
       ("bytes", f"{summary['bytes']:,}"),
       ("operators", ", ".join(f"{kind} {count}" for kind, count in summary["operators"].items())),
+      ("delegated", f"{summary['delegated_operators']} of {sum(summary['operators'].values())} operators run "
+                    "in the default delegate"),
       ("float operators", ", ".join(summary["float_operators"]) or "none"),
       ("verified", f"integers, grids and biases equal; each operator within {verification.max_lsb} "
                    f"LSB of its Keras layer on {verification.images} images"),

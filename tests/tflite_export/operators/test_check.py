@@ -201,7 +201,7 @@ def test_int16_activations():
   with pytest.raises(ValueError, match="TANH of layer 'tanh': expected version 3 or later for int16"):
     check(program)
   program.ops[1].kind = "HARD_SWISH"
-  with pytest.raises(ValueError, match="'tanh': LiteRT has no kernel of it over int16 activations; replace the layer"):
+  with pytest.raises(ValueError, match="'tanh': LiteRT has no kernel of it over int16 activations; replace"):
     check(program)
   program.ops[1] = IntOp("TANH", ["d"], ["y"], version=3, source="tanh")
   program.tensors["d"].zero_point = np.int64([1])
