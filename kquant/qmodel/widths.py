@@ -19,7 +19,7 @@ from kquant.graph.nodes import Node, Ref
 
 WIDE = 16
 _STEPS = 128
-"""Steps of a widened grid in a step of 8 bits: q - z lies within 255, and 128 * 255 on the grid of 16 bits."""
+"""Steps of a widened grid in a step of 8 bits: |q - z| is at most 255, and 128 * 255 fits 16 bits."""
 
 
 @dataclasses.dataclass
