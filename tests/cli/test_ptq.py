@@ -460,8 +460,16 @@ def test_a_file_that_answers_otherwise_is_told(quantize, monkeypatch):
   whole = evaluation.evaluate
   far = {"sqnr_db": 1.4, "agreement": 0.5}
   monkeypatch.setattr(evaluation, "evaluate", lambda *args: {**whole(*args), **far})
-  _, out = quantize()
-  assert "they answer otherwise than the float model. Try --effort=balanced" in out
+  found, out = quantize()
+  assert "they answer otherwise than the float model. Most of the noise comes from the " in out
+  assert "--preset=int16x8" in out
+  assert len(found["noisiest"]) == 4 and 0 < found["noisiest"][0]["share"] <= 1
+  assert f"of {found['noisiest'][0]['name']!r} (" in out
+
+
+def test_a_file_less_alike_than_asked_is_told(quantize):
+  found, out = quantize("--tolerance=200")
+  assert found["closeness"]["good"] is False and found["noisiest"] and "Most of the noise" in out
 
 
 def test_a_run_that_fails_late_leaves_nothing(refused_run, files, tmp_path):

@@ -12,6 +12,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant import api
+from kquant.analysis.layer_errors import analyze
 from kquant.cli import backends, demo, evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
@@ -20,7 +21,7 @@ from kquant.core.data import choose
 from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
-from kquant.core.records import Report
+from kquant.core.records import Closeness, Report
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
@@ -37,6 +38,8 @@ FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2
 CLOSENESS_IMAGES = 64
 """Calibration images on which the file's answers are compared with the float model's, without --eval."""
+ANALYZED_IMAGES = 16
+"""Calibration images by which the tensors with most of the noise are found, where the file is far off."""
 LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
 """Below one of them a run says that the file answers otherwise, and what to try. (MobileNetV3-Small at int8,
 1.4 dB and 0.51, loses 34 points of top-1; MobileNetV2 at w4a8, 8 dB and 0.89, 5 to 8; at int8, 20 dB, none.)
@@ -150,10 +153,13 @@ def _run(task: _Task, report: Report) -> None:
     seconds["eval"] = seconds.pop("eval")  # the last stage
     summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
     summary["calibration_closeness" if task.judged is None else "eval"] = judged
+    if _is_far(judged, result.report.closeness):
+      with result.report.stage("analyze"):
+        summary["noisiest"] = _noisiest(result, task.calibration)
     _write(result, written, summary, staged)
   print(_table(summary, dataclasses.replace(written, path=pathlib.Path(task.output)), result.report,
                converter_rows))
-  if hint := _hint(judged):
+  if hint := _hint(judged, summary.get("noisiest")):
     print(hint)
 
 
@@ -242,17 +248,37 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
   return "\n\n".join([text_table(("result", ""), rows), *report.tables()])
 
 
-def _hint(judged: dict[str, Any]) -> str:
+def _is_far(judged: dict[str, Any], closeness: Closeness | None) -> bool:
+  """Whether the file answers otherwise than the float model, or less alike than was asked."""
+  sqnr_db, agreement = judged["sqnr_db"], judged["agreement"]
+  return (sqnr_db is not None and sqnr_db < LEAST_SQNR_DB
+          or agreement is not None and agreement < LEAST_AGREEMENT
+          or closeness is not None and not closeness.good)
+
+
+def _noisiest(result: api.QuantizationResult, calibration: list[np.ndarray]) -> list[dict[str, Any]]:
+  """The tensors that most of the noise at the output comes from, for the summary."""
+  images = [array[:ANALYZED_IMAGES] for array in calibration]
+  if len(images[0]) < 2:
+    return []
+  rows = analyze(result, images).rows[:4]
+  return [{"name": row.name, "part": row.part, "share": row.share} for row in rows]
+
+
+def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   """What to look at where the float model knows nothing of the images, or the file answers otherwise."""
-  right, sqnr_db, agreement = judged["float"]["top1"], judged["sqnr_db"], judged["agreement"]
+  right = judged["float"]["top1"]
   if right is not None and right < 0.02 and judged["images"] >= 50:
     return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what "
             "it was trained with, and do the labels count its classes from 0?")
-  noisy = sqnr_db is not None and sqnr_db < LEAST_SQNR_DB
-  if noisy or (agreement is not None and agreement < LEAST_AGREEMENT):
-    return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. Try "
-            "--effort=best, then --preset=int16x8, and judge by --eval on labelled images.")
-  return ""
+  if noisiest is None:
+    return ""
+  places = [f"{'the weights' if row['part'] == 'weights' else 'the output'} of {row['name']!r} "
+            f"({100 * row['share']:.0f} %)" for row in noisiest]
+  causes = f"Most of the noise comes from {', '.join(places)}. " if places else ""
+  return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. "
+          f"{causes}Try --effort=best; give these tensors 16 bits by a Rule (docs/files.md), or all of them "
+          "by --preset=int16x8; and judge by --eval on labelled images.")
 
 
 def _closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
