@@ -81,7 +81,7 @@ def additivity(solo: Sequence[float], whole: float) -> float | None:
   Near 1 the tensors make their noise independently of each other. Above 1 noises cancel, below 1 they add up
   coherently (look at the mean shifts), or something saturates.
 
-  >>> additivity([0.1, 0.2], 0.4)
+  >>> additivity([0.25, 0.5], 1.0)
   0.75
   """
   return float(sum(solo) / whole) if whole else None
