@@ -127,7 +127,8 @@ def main() -> None:
   tables = [models_table(flags.models.split(","), data, flags.images), faults_table(data, flags.images)]
   head = describe(f"python benchmarks/analysis.py --models={flags.models} --images={flags.images}")
   note = (f"int8, calibrated on 128 images, analyzed on {flags.images} others. Seconds with imports done, of "
-          "every tensor and layer, alone and left out.")
+          "every tensor and layer, alone and left out; where other work runs on the machine, CPU seconds over "
+          "the number of cores are nearer to what it takes.")
   body = "\n\n".join([head, note, *tables])
   print(body)
   if flags.write:
