@@ -79,7 +79,7 @@ def in_fresh_process(case: str, data: pathlib.Path, count: int) -> dict:
 
 def named(row: dict) -> str:
   """Returns a row in words: tensor, part and share."""
-  return f"{row['name']} {row['part']} {100 * row['share']:.0f} %"
+  return f"{row['loudest']} {row['part']} {100 * row['share']:.0f} %"
 
 
 def models_table(names: list[str], data: pathlib.Path, count: int) -> str:
@@ -127,8 +127,8 @@ def main() -> None:
   tables = [models_table(flags.models.split(","), data, flags.images), faults_table(data, flags.images)]
   head = describe(f"python benchmarks/analysis.py --models={flags.models} --images={flags.images}")
   note = (f"int8, calibrated on 128 images, analyzed on {flags.images} others. Seconds with imports done, of "
-          "every tensor and layer, alone and left out; where other work runs on the machine, CPU seconds over "
-          "the number of cores are nearer to what it takes.")
+          "every tensor and layer, alone and left out; where other work runs, CPU seconds over the "
+          "number of cores are nearer to what it takes. Of tensors that share a grid the loudest is named.")
   body = "\n\n".join([head, note, *tables])
   print(body)
   if flags.write:
