@@ -196,6 +196,15 @@ def test_bytes_of_biases_are_those_of_the_file():
     assert sum(row.bytes for row in kq.describe(qmodel).rows) == expected
 
 
+def test_what_rounds_behind_a_frozen_layer_is_frozen():
+  model = chain("first", "second", "third")
+  model.get_layer("second").trainable = False
+  qmodel = kq.insert_quantizers(model, with_wide_outputs(INT8, ["first"]))
+  learns = {layer.name: layer.trainable for layer in qmodel.layers if layer.name.endswith("/quantize")}
+  assert learns == {"image/quantize": True, "first/quantize": True, "second/quantize": False,
+                    "second/to_8_bits/quantize": False, "third/quantize": True}
+
+
 @pytest.mark.parametrize("batch_norm", ["fold", "train", "absorb"])
 def test_a_model_that_was_trained_is_the_file(batch_norm, tmp_path):
   model = models.build("mobile_block")
