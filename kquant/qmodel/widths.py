@@ -15,7 +15,7 @@ from kquant.core.encodings import Encoding
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.graph.matching import fuses_into_reader
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 
 WIDE = 16
 _STEPS = 128
@@ -85,16 +85,17 @@ def _operators(graph: Graph) -> Iterator[tuple[Node, Ref]]:
 
 def _widen(graph: Graph, ref: Ref, conversions: Conversions) -> Ref:
   if ref not in conversions.widened:
-    conversions.widened[ref] = graph.add_node(_requantization(graph, ref, WIDE), (ref,), ref.shape)
+    with graph.in_place_of(ref.node):
+      conversions.widened[ref] = graph.add_node(_requantization(graph, ref, WIDE), (ref,), ref.shape)
   return conversions.widened[ref]
 
 
 def _narrow(graph: Graph, ref: Ref, bits: int) -> Ref:
-  return graph.insert_after(ref, _requantization(graph, ref, bits))
-
-
-def _requantization(graph: Graph, ref: Ref, bits: int) -> keras.layers.Layer:
-  """A layer that stands for a QUANTIZE; Keras takes no "@" and no ":" in its name."""
-  name = f"{ref.key.replace('@', '_call').replace(':', '_')}/to_{bits}_bits"
   with graph.in_place_of(ref.node):
-    return graph.new_layer(keras.layers.Activation, name, {"activation": "linear"})
+    return graph.insert_after(ref, _requantization(graph, ref, bits))
+
+
+def _requantization(graph: Graph, ref: Ref, bits: int) -> LayerDef:
+  """A layer that stands for a QUANTIZE behind a tensor."""
+  name = f"{ref.key.replace('@', '_call')}/to_{bits}_bits"
+  return graph.new_layer(keras.layers.Activation, name, {"activation": "linear"})

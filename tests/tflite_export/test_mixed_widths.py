@@ -20,7 +20,7 @@ INT8 = kq.QuantConfig.preset("int8")
 
 def exported(model, config, path, **options):
   inputs = models.sample_inputs(model)
-  result = kq.quantize(model, inputs, config=config)
+  result = kq.quantize(model, inputs, config=config, effort=None)
   return result, tflite_export.export(result, path, verify=[x[:3] for x in inputs], certify=True, **options)
 
 
@@ -163,7 +163,8 @@ def test_an_operator_without_a_kernel_over_int16_is_refused_before_a_file_is_wri
   image = keras.Input((6, 6, 3), name="image")
   x = tf.pad(layers.Conv2D(4, 3, name="conv")(image), [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
   model = keras.Model(image, layers.Conv2D(4, 3, name="next")(x))
-  result = kq.quantize(model, np.ones((2, 6, 6, 3), np.float32), config=with_wide_outputs(INT8, ["conv"]))
+  result = kq.quantize(model, np.ones((2, 6, 6, 3), np.float32), config=with_wide_outputs(INT8, ["conv"]),
+                       effort=None)
   with pytest.raises(ValueError, match="MIRROR_PAD of layer 'tf.compat.v1.pad': LiteRT has no kernel of it "
                                        "over int16 activations; replace the layer, or give what it reads 8"):
     tflite_export.export(result, tmp_path / "m.tflite")
