@@ -16,8 +16,8 @@ from kquant.graph.nodes import Node, Ref
 
 def seen_range(graph: Graph, refs: Iterable[Ref]) -> tuple[float, float]:
   """Returns the smallest (low, high) that holds what the readers of all these tensors see."""
-  low, high = _union(seen_part(graph, ref) for ref in refs)
-  return float(np.min(low)), float(np.max(high))
+  parts = [seen_part(graph, ref) for ref in refs]  # one a channel: their numbers differ
+  return min(float(np.min(low)) for low, _ in parts), max(float(np.max(high)) for _, high in parts)
 
 
 def seen_part(graph: Graph, ref: Ref) -> Ends:

@@ -132,7 +132,7 @@ def test_io_is_the_type_of_the_files_border(quantize, tmp_path, io):
 def test_encodings_and_qmodel_can_be_read_back(quantize, files, tmp_path):
   quantize(f"--encodings={tmp_path / 'e.json'}", f"--save_qmodel={tmp_path / 'q.keras'}")
   encodings = kq.Encodings.load(tmp_path / "e.json")
-  assert encodings == kq.quantize(load_model(files.h5), files.x, effort=None).encodings
+  assert encodings == kq.quantize(load_model(files.h5), files.x).encodings
   _, again = kq.finalize(keras.models.load_model(tmp_path / "q.keras"))
   assert again == encodings
 
@@ -217,7 +217,7 @@ def test_calibration_takes_a_seeded_sample_or_the_first(quantize, files, tmp_pat
   found, out = quantize(f"--encodings={tmp_path / 'e.json'}", *args)
   assert found["calibration_images"] == len(indices)
   assert f"{len(indices)} images" in out
-  expected = kq.quantize(load_model(files.h5), files.x[list(indices)], effort=None).encodings
+  expected = kq.quantize(load_model(files.h5), files.x[list(indices)]).encodings
   assert kq.Encodings.load(tmp_path / "e.json") == expected
 
 
@@ -251,7 +251,7 @@ def test_figures_are_those_of_the_file_that_was_written(quantize, files, tmp_pat
                       "--preset=w2a8")
   model = load_model(files.h5)
   rest = np.setdiff1d(np.arange(48), choose(48, 20))
-  result = kq.quantize(model, files.x[choose(48, 20)], config="w2a8", effort=None)
+  result = kq.quantize(model, files.x[choose(48, 20)], config="w2a8")
   program = lower(result.model, result.encodings)
   assert (tmp_path / "m.tflite").read_bytes() == to_bytes(program)
   integers = result.encodings["image"].quantize(files.x[rest]).astype(np.int8)
@@ -343,21 +343,22 @@ def test_missing_flags_and_files_in_each_others_way(refused, files):
           words=["would replace", "--model names"])
 
 
-def test_a_subclassed_model_is_refused(refused_run, files):
+def test_a_subclassed_model_comes_in(quantize, files):
   class Own(keras.Model):
-    """Computes what no graph says."""
+    """Has no graph of layers in its file."""
 
     def __init__(self):
       super().__init__()
-      self.dense = keras.layers.Dense(3)
+      self.conv, self.dense = keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.Dense(3)
 
     def call(self, x):
-      return self.dense(x)
+      return self.dense(tf.reduce_mean(self.conv(x), [1, 2]))
 
   model = Own()
-  model(np.zeros((1, 12), np.float32))
+  model(files.x[:1])
   model.save(files.folder / "own", save_format="tf")
-  refused_run(model="own", words=["(Own) is subclassed"])
+  found, _ = quantize(model="own")
+  assert found["operators"] == {"CONV_2D": 1, "FULLY_CONNECTED": 1, "MEAN": 1}
 
 
 # --- a file that does not verify -------------------------------------------------------------------

@@ -9,6 +9,7 @@ from tf_keras import layers
 from kquant.graph.capped_relu import CappedReLU
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.flat_parts import EVERYTHING
+from kquant.graph.nodes import Ref
 from kquant.graph.seen_parts import seen_part, seen_range
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -94,3 +95,16 @@ def test_caps_of_channels_are_seen_one_by_one():
   low, high = seen_part(graph, relu.inputs[0])
   assert low == 0.0
   np.testing.assert_array_equal(high, caps)
+
+
+def test_tensors_of_different_channels_share_a_part():
+  """As in a DenseNet: what is concatenated is read through a ReLU behind a line each."""
+  image = keras.Input((4, 4, 2))
+  narrow, wide = layers.Conv2D(2, 1, name="narrow")(image), layers.Conv2D(3, 1, name="wide")(image)
+  lines = [layers.ReLU()(layers.DepthwiseConv2D(1)(x)) for x in (narrow, wide)]
+  joined = layers.Concatenate()([narrow, wide])
+  model = keras.Model(image, [layers.Concatenate()(lines), layers.ReLU()(layers.DepthwiseConv2D(1)(joined))])
+  graph = standardize(Graph.from_model(model))
+  refs = [Ref(node) for node in graph.nodes if node.name in ("narrow", "wide")]
+  low, high = seen_range(graph, refs)
+  assert np.isscalar(low) and low < high

@@ -33,7 +33,8 @@ def read_archive(path: pathlib.Path) -> StoredModel:
     with zipfile.ZipFile(path) as archive:
       members = _members(archive)
       if not {"metadata.json", "config.json"} <= set(members):
-        raise ValueError("it is a zip file but no .keras model; expected .h5, .keras or a SavedModel")
+        raise ValueError("it is a zip file but no .keras model; expected .h5, .keras, .tflite or a "
+                         "SavedModel")
       config, metadata = (read_json(_content(archive, members[name], LARGEST_CONFIG), name)
                           for name in ("config.json", "metadata.json"))
       if _WEIGHTS not in members:

@@ -184,8 +184,8 @@ def _per_axis(value: Any, rank: int) -> list[int]:
   return [int(part) for part in np.broadcast_to(np.asarray(value), (rank,))]
 
 
-def _batch_norm(operation: Any, x: Any, mean: Any, variance: Any, offset: Any = None,
-                scale: Any = None) -> Any:
+def _batch_norm(operation: Any, x: Any, mean: Any, variance: Any, *affine: Any, **named: Any) -> Any:
+  offset, scale = (named.get(name, value) for name, value in zip(("offset", "scale"), (*affine, None, None)))
   if operation.axis % len(x.shape) != len(x.shape) - 1:
     raise UnsupportedLayerError(f"Operation {operation.name!r} normalizes axis {operation.axis}; normalize "
                                 "the last one.")

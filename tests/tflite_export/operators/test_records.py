@@ -13,7 +13,8 @@ from tflite_export.operators.record import Operator
 from tflite_export.operators.table import OPERATORS, operator_of
 
 ROOT = pathlib.Path(__file__).parents[3]
-FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / root).rglob("*.py"))
+FILES = sorted(path for root in ("kquant", "tflite_export") for path in (ROOT / root).rglob("*.py")
+               if "readers" not in path.parts)  # they name the operators of float files
 RECORDS, LAYOUT = "tflite_export/operators", "tflite_export/file/layout.py"
 
 # Files that name an operator beside its record, its lowering and the layout, and why.
