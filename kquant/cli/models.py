@@ -14,6 +14,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant.cli import flags as shared
+from kquant.cli.native_messages import without_native_messages
 from kquant.core.input_spec import InputSpec
 from kquant.core.text import first_line
 from kquant.graph import keras_calls, keras_reader, model_files
@@ -33,8 +34,7 @@ def load() -> keras.Model:
   """
   run_import()
   if FLAGS.build is None:
-    return model_files.load_model(FLAGS.model, weights=FLAGS.weights, input_shape=shared.input_shape(),
-                                  trusted=FLAGS.trust_model)
+    return _loaded(weights=FLAGS.weights, input_shape=shared.input_shape())
   if FLAGS.weights is not None and FLAGS.model is not None:
     raise ValueError("--build, --weights and --model were given; leave one of the last two out: it names the "
                      "file of the weights.")
@@ -48,7 +48,19 @@ def load() -> keras.Model:
 def load_finalised() -> keras.Model:
   """Returns the finalised model that --model names; see `load`."""
   run_import()
-  return model_files.load_model(FLAGS.model, trusted=FLAGS.trust_model)
+  return _loaded()
+
+
+def _loaded(**options: Any) -> keras.Model:
+  """The model that --model names, without what TensorFlow's conversion of a SavedModel writes to stderr."""
+  if not pathlib.Path(FLAGS.model).is_dir():
+    return model_files.load_model(FLAGS.model, trusted=FLAGS.trust_model, **options)
+  with without_native_messages():
+    try:
+      return model_files.load_model(FLAGS.model, trusted=FLAGS.trust_model, **options)
+    except (ValueError, FileNotFoundError) as error:
+      failed = error
+  raise failed
 
 
 def fixed_inputs(model: keras.Model) -> list[InputSpec]:
