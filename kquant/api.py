@@ -11,7 +11,7 @@ from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.input_range import InputRange
 from kquant.core.quant_config import QuantConfig
-from kquant.core.recipe import Recipe
+from kquant.core.recipe import TOLERANCE_DB, Recipe
 from kquant.core.records import Report
 from kquant.core.target import target
 from kquant.graph import keras_calls
@@ -19,7 +19,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
-from kquant.search.automatic import TOLERANCE_DB, automatic
+from kquant.search.automatic import automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
 from kquant.search.pipeline import quantized, read, scaled
 

@@ -8,9 +8,7 @@ from absl import flags
 
 from kquant.cli import flags as shared
 
-shared.define_path("model", "tf_keras model: .h5, .keras or a SavedModel folder")
-if not shared.is_defined("input_shape"):
-  flags.DEFINE_list("input_shape", None, "H,W,C; needed where the model's input shape is open")
+shared.define_model()
 shared.define_path("output", "JSON file to write")
 shared.define_calibration_flags()
 shared.define_preprocess()

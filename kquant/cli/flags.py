@@ -15,7 +15,15 @@ from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_whole
 from kquant.core.images import is_mode
 from kquant.core.quant_config import QuantConfig
-from kquant.core.recipe import BIAS_CORRECTIONS, EFFORTS, EQUALIZATIONS, FINETUNINGS, ROUNDINGS, Recipe
+from kquant.core.recipe import (
+  BIAS_CORRECTIONS,
+  EFFORTS,
+  EQUALIZATIONS,
+  FINETUNINGS,
+  ROUNDINGS,
+  TOLERANCE_DB,
+  Recipe,
+)
 from kquant.core.target import target
 from kquant.core.tensor_spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
@@ -44,7 +52,15 @@ def is_defined(name: str) -> bool:
 
 
 def define_model_flags() -> None:
-  """--model, --weights, --build, --input_shape, --output, --summary, --seed and those of `define_trust`."""
+  """--output, --summary, --seed and those of `define_model`."""
+  define_model()
+  define_path("output", "the .tflite file to write")
+  define_path("summary", "JSON file for what was measured")
+  define_seed()
+
+
+def define_model() -> None:
+  """--model, --weights, --build, --input_shape and those of `define_trust`."""
   define_path("model", "float model: .h5, .keras, a SavedModel folder, a float .tflite file, or a .json "
               "config beside --weights")
   define_path("weights", "file of the weights, where --model is a .json config or --build is given")
@@ -55,9 +71,6 @@ def define_model_flags() -> None:
     flags.DEFINE_string("input_shape", None, "sizes without batch, such as 224,224,3 or 49,40; for several "
                         "inputs NAME:SIZES;NAME:SIZES; needed where the model leaves sizes open")
   define_trust()
-  define_path("output", "the .tflite file to write")
-  define_path("summary", "JSON file for what was measured")
-  define_seed()
 
 
 def define_trust() -> None:
@@ -93,7 +106,7 @@ def define_effort() -> None:
                       "corrects biases iteratively; balanced also tries equalization and closed-form "
                       "rounding; best also fine-tunes; none: what the preset says and no more")
   if not is_defined("tolerance"):
-    flags.DEFINE_float("tolerance", 18.0,
+    flags.DEFINE_float("tolerance", TOLERANCE_DB,
                        "of --effort=auto: SQNR of the outputs, in dB, that is good enough")
 
 
@@ -166,26 +179,9 @@ def batch() -> int | str:
   return FLAGS.batch if FLAGS.batch == "dynamic" else int(FLAGS.batch)
 
 
-def input_shape() -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-  """Returns --input_shape as integers, by input where it names them.
-
-  Raises:
-    ValueError: not positive whole numbers.
-  """
-  text = FLAGS.input_shape
-  if text is None:
-    return None
-  parts = [part.rpartition(":") for part in text.split(";")]
-  shapes = {name.strip(): _sizes(sizes) for name, _, sizes in parts}
-  if None in shapes.values() or len(shapes) < len(parts) or ("" in shapes and len(parts) > 1):
-    raise ValueError("--input_shape: expected positive whole numbers such as 224,224,3, or for several "
-                     f"inputs image:224,224,3;length:16, got {text!r}.")
-  return shapes.get("", shapes)
-
-
-def _sizes(text: str) -> tuple[int, ...] | None:
-  parts = [part.strip() for part in text.split(",")]
-  return tuple(map(int, parts)) if all(part.isdecimal() and int(part) for part in parts) else None
+def effort() -> str | None:
+  """Returns --effort as `kquant.quantize` takes it."""
+  return None if FLAGS.effort == "none" else FLAGS.effort
 
 
 def preset() -> QuantConfig:

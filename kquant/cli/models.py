@@ -26,6 +26,11 @@ _LETTERS = {1: "N", 2: "TF", 3: "HWC", 4: "DHWC"}
 """Of the sizes of an input, by how many it has."""
 
 
+def require(*others: str) -> None:
+  """Raises ValueError where one of these flags is missing, or both --model and --build."""
+  shared.require(*(others if FLAGS.build else ("model", *others)))
+
+
 def load() -> keras.Model:
   """Returns the float model that the flags name, with --input_shape.
 
@@ -34,14 +39,14 @@ def load() -> keras.Model:
   """
   run_import()
   if FLAGS.build is None:
-    return _loaded(weights=FLAGS.weights, input_shape=shared.input_shape())
+    return _loaded(weights=FLAGS.weights, input_shape=input_shape())
   if FLAGS.weights is not None and FLAGS.model is not None:
     raise ValueError("--build, --weights and --model were given; leave one of the last two out: it names the "
                      "file of the weights.")
   if FLAGS.weights is None and FLAGS.model is None:
     raise ValueError("--build was given without weights; name their file by --model or --weights.")
   model = as_tf_keras(_built(FLAGS.weights or FLAGS.model))
-  shape = shared.input_shape()
+  shape = input_shape()
   return model if shape is None else model_files.with_input_shape(model, shape)
 
 
@@ -61,6 +66,28 @@ def _loaded(**options: Any) -> keras.Model:
     except (ValueError, FileNotFoundError) as error:
       failed = error
   raise failed
+
+
+def input_shape() -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+  """Returns --input_shape as integers, by input where it names them.
+
+  Raises:
+    ValueError: not positive whole numbers.
+  """
+  text = FLAGS.input_shape
+  if text is None:
+    return None
+  parts = [part.rpartition(":") for part in text.split(";")]
+  shapes = {name.strip(): _sizes(sizes) for name, _, sizes in parts}
+  if None in shapes.values() or len(shapes) < len(parts) or ("" in shapes and len(parts) > 1):
+    raise ValueError("--input_shape: expected positive whole numbers such as 224,224,3, or for several "
+                     f"inputs image:224,224,3;length:16, got {text!r}.")
+  return shapes.get("", shapes)
+
+
+def _sizes(text: str) -> tuple[int, ...] | None:
+  parts = [part.strip() for part in text.split(",")]
+  return tuple(map(int, parts)) if all(part.isdecimal() and int(part) for part in parts) else None
 
 
 def fixed_inputs(model: keras.Model) -> list[InputSpec]:

@@ -8,6 +8,9 @@ BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 FINETUNINGS = ("none", "bft", "qft")
 EFFORTS = ("auto", "fast", "balanced", "best")
 RANGES = ("minmax", "mse")
+TOLERANCE_DB = 18.0
+"""SQNR of the outputs that the effort "auto" is content with. (MobileNetV2 at int8, whose 372 other images
+agree with float on 98.7 %, has 20 dB.)"""
 _CHOICES = {"ranges": RANGES, "equalize": EQUALIZATIONS, "rounding": ROUNDINGS, "bias": BIAS_CORRECTIONS,
             "finetune": FINETUNINGS}
 

@@ -11,15 +11,13 @@ import numpy as np
 
 from kquant.core import data, metrics
 from kquant.core.quant_config import QuantConfig
-from kquant.core.recipe import Recipe
+from kquant.core.recipe import TOLERANCE_DB, Recipe
 from kquant.core.records import Closeness, Report
 from kquant.qmodel.outputs import network_outputs, output_function
 from kquant.search.efforts import FloatNetwork, with_effort
 from kquant.search.pipeline import Calibrated, quantized, scaled
 from kquant.search.trials import HeldBack
 
-TOLERANCE_DB = 18.0
-"""MobileNetV2 at int8, whose 372 other images agree with float on 98.7 %, has 20 dB."""
 _HELD_BACK, _FEWEST, _MOST = 1 / 8, 16, 64
 """Of the images; below so many none is held back and nothing more is tried; most that are held back."""
 

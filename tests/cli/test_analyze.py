@@ -1,9 +1,13 @@
 """kquant.cli.analyze: the table, the JSON file, and its errors."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import tf_keras as keras
+from tf_keras import layers
 
 import kquant as kq
 from kquant.cli import analyze
@@ -50,6 +54,18 @@ def test_a_model_with_quantizers(run, files, tmp_path, refused):
   assert {r["bits"] for r in body["layers"]} == {4} and body["notes"] == []
   refused(f"--model={tmp_path / 'q.keras'}", f"--calibration={files.xy}", f"--output={tmp_path / 'a.json'}",
           "--preset=w4a8", words=["--preset", "has its quantizers", "leave it out"], main=analyze.main)
+
+
+def test_models_come_in_as_in_other_scripts(files, tmp_path):
+  """In a process of its own: here the flags are those of whichever script was imported first."""
+  image = keras.Input((None, None, 3))
+  x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+  keras.Model(image, layers.Dense(3)(x)).save(tmp_path / "open.h5")
+  np.save(tmp_path / "x.npy", files.x)
+  subprocess.run([sys.executable, "-m", "kquant.cli.analyze", f"--model={tmp_path / 'open.h5'}",
+                  f"--calibration={tmp_path / 'x.npy'}", "--input_shape=12,12,3", "--effort=none",
+                  f"--output={tmp_path / 'a.json'}"], check=True, capture_output=True)
+  assert json.loads((tmp_path / "a.json").read_text())["rows"]
 
 
 @pytest.mark.parametrize("given, words", [

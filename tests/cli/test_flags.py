@@ -9,7 +9,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 from kquant.cli import flags as shared
-from kquant.cli import ptq  # noqa: F401  defines the flags
+from kquant.cli import (
+  models,
+  ptq,  # noqa: F401  defines the flags
+)
 from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
@@ -31,14 +34,14 @@ def _parsed():
     ("a:8,8,3;b:5", {"a": (8, 8, 3), "b": (5,)}), ("in:1:49,40", {"in:1": (49, 40)})])
 def test_input_shape(given, shape):
   with flagsaver.flagsaver(input_shape=given):
-    assert shared.input_shape() == shape
+    assert models.input_shape() == shape
 
 
 @pytest.mark.parametrize("given", ["0,4,3", "-1,4,3", "8x8x3", "4.0,4,3", "", "²,4,3", "a:8;4", "a:8;a:4",
                                    "a:"])
 def test_input_shape_of_something_else(given):
   with flagsaver.flagsaver(input_shape=given), pytest.raises(ValueError, match="224,224,3, or for.*got"):
-    shared.input_shape()
+    models.input_shape()
 
 
 def test_presets():

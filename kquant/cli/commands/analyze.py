@@ -8,14 +8,13 @@ from absl import flags
 
 from kquant import api
 from kquant.analysis.layer_errors import analyze, with_quantizers
-from kquant.cli import evaluation
+from kquant.cli import evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import choose
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.graph import keras_calls, keras_reader
-from kquant.graph.model_files import load_model
 
 FLAGS = flags.FLAGS
 FEWEST = 2
@@ -23,21 +22,21 @@ FEWEST = 2
 
 def run() -> None:
   """Runs what the flags say."""
-  shared.require("model", "calibration", "output")
+  models.require("calibration", "output")
   if not FLAGS.output.endswith(".json"):
     raise ValueError(f"--output={FLAGS.output}: expected a path that ends in .json.")
-  shared.check_outputs("output", reads=("model", "calibration"))
+  shared.check_outputs("output", reads=("model", "weights", "calibration"))
   config, report = QuantConfig.preset(FLAGS.preset), Report()
   with report.stage("load"):
-    model = load_model(FLAGS.model, input_shape=shared.input_shape())
+    model = models.load()
     keras_reader.check_model(model)
     source = open_source(FLAGS.calibration, keras_calls.input_specs(model), preprocess=FLAGS.preprocess)
     labels = evaluation.class_labels(model, source, flag="--calibration")
   chosen = choose(len(source), FLAGS.calibration_samples, seed=FLAGS.seed)
   with report.stage("quantize"):
     quantized = _as_it_is(model) or api.quantize(
-        model, source.load(chosen), config=config, effort=None if FLAGS.effort == "none" else FLAGS.effort,
-        tolerance=FLAGS.tolerance, seed=FLAGS.seed)
+        model, source.load(chosen), config=config, effort=shared.effort(), tolerance=FLAGS.tolerance,
+        seed=FLAGS.seed)
   looked_at = _looked_at(source, chosen)
   with report.stage("analyze"):
     analysis = analyze(quantized, source.load(looked_at), None if labels is None else labels[looked_at])

@@ -45,7 +45,7 @@ VERIFY_IMAGES = 2
 
 def run() -> None:
   """Runs what the flags say."""
-  shared.require(*(("train",) if FLAGS.build else ("model", "train")))
+  models.require("train")
   config = _config()
   _check_folders()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel",
