@@ -471,6 +471,7 @@ def test_a_file_that_answers_otherwise_is_told(quantize, monkeypatch):
 def test_a_file_less_alike_than_asked_is_told(quantize):
   found, out = quantize("--tolerance=200")
   assert found["closeness"]["good"] is False and found["noisiest"] and "Most of the noise" in out
+  assert found["seconds"]["analyze"] > 0 and ", analyze " in out
 
 
 def test_a_run_that_fails_late_leaves_nothing(refused_run, files, tmp_path):

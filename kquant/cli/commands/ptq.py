@@ -24,10 +24,7 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Closeness, Report
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
-from kquant.graph.graph import Graph
-from kquant.qmodel.outputs import split_outputs
-from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.standardize.standardize import standardize
+from kquant.search.pipeline import read
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 from tflite_export.lowering.lower import lower
@@ -96,7 +93,7 @@ def _check_flags() -> None:
         raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
                          "the demo.")
   else:
-    shared.require(*(("calibration", "output") if FLAGS.build else ("model", "calibration", "output")))
+    models.require("calibration", "output")
   backends.check_flags()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
                        "c_array", reads=("model", "weights", "calibration", "eval"))
@@ -141,37 +138,33 @@ def _demo(config: QuantConfig) -> None:
 def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
   result = api.quantize(task.model, task.calibration, config=task.config, recipe=shared.recipe(),
-                        effort=None if FLAGS.effort == "none" else FLAGS.effort,
-                        tolerance=FLAGS.tolerance, seed=FLAGS.seed)
+                        effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
     few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
+    noisiest = None
+    if _is_far(judged, result.report.closeness):
+      with report.stage("analyze"):
+        noisiest = _noisiest(result, task.calibration)
     seconds = {**report.seconds, **result.report.seconds, **written.seconds}
-    seconds["eval"] = seconds.pop("eval")  # the last stage
+    seconds |= {name: seconds.pop(name) for name in ("eval", "analyze") if name in seconds}  # the last stages
     summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
     summary["calibration_closeness" if task.judged is None else "eval"] = judged
-    if _is_far(judged, result.report.closeness):
-      with result.report.stage("analyze"):
-        summary["noisiest"] = _noisiest(result, task.calibration)
+    if noisiest is not None:
+      summary["noisiest"] = noisiest
     _write(result, written, summary, staged)
   print(_table(summary, dataclasses.replace(written, path=pathlib.Path(task.output)), result.report,
                converter_rows))
-  if hint := _hint(judged, summary.get("noisiest")):
+  if hint := _hint(judged, noisiest):
     print(hint)
 
 
 def _float_model(task: _Task) -> keras.Model:
   """The float model with the outputs that the file has."""
-  if not task.config.split_outputs:
-    return task.model
-  graph = Graph.from_model(task.model)
-  standardize(graph)
-  fold_batch_norm(graph)
-  split_outputs(graph)
-  return graph.to_model()
+  return read(task.model, task.config).to_model() if task.config.split_outputs else task.model
 
 
 def _export(task: _Task, result: api.QuantizationResult,
