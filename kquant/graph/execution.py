@@ -47,12 +47,18 @@ def live_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def run_nodes(nodes: Iterable[Node], layers: dict[str, keras.layers.Layer], values: Values, *,
-              call: NodeCall = call_layer) -> None:
-  """Runs calls in their order; adds each result to `values`, which holds the tensors that they start from."""
+              call: NodeCall = call_layer, behind: Callable[[Node, Values], None] | None = None) -> None:
+  """Runs calls in their order; adds each result to `values`, which holds the tensors that they start from.
+
+  Args:
+    behind: is called behind each call, inputs too; it may replace what the call made.
+  """
   for node in nodes:
     if node.facts.role != "input":
       results = call(layers[node.layer.name], node, values)
       values.update(zip(node.outputs, results))
+    if behind is not None:
+      behind(node, values)
 
 
 class Execution:
@@ -74,10 +80,11 @@ class Execution:
     self.room: int | None = None
     self._call = call
 
-  def values(self, inputs: Sequence[Any]) -> Values:
-    """Runs the whole graph on flat inputs; returns every tensor."""
+  def values(self, inputs: Sequence[Any], *,
+             behind: Callable[[Node, Values], None] | None = None) -> Values:
+    """Runs the whole graph on flat inputs; returns every tensor. See `run_nodes` for `behind`."""
     values = dict(zip(self.graph.input_refs, inputs))
-    run_nodes(self.graph.nodes, self.layers, values, call=self._call)
+    run_nodes(self.graph.nodes, self.layers, values, call=self._call, behind=behind)
     return values
 
   def traced(self, compute: Callable[..., Any], *more: tf.TensorSpec) -> Callable[..., Any]:

@@ -177,23 +177,23 @@ class _Taps:
     inputs and of the outputs of the linear layers, and the columns of the borders. The network waits until a
     tensor has been looked at: else many of them would wait in memory for that.
     """
-    graph, layers, parts = self.execution.graph, self.execution.layers, self._looks(estimators)
-    places = {ref: place for place, node in enumerate(graph.nodes) for ref in node.outputs}
-    due: dict[int, list[_Look]] = {}
+    parts, due = self._looks(estimators), {}
+    places = {node: place for place, node in enumerate(self.execution.graph.nodes)}
     for look in itertools.chain(*parts):
-      due.setdefault(max(places[ref] for ref in look.refs), []).append(look)
+      due.setdefault(max((ref.node for ref in look.refs), key=places.get), []).append(look)
 
     @tf.function(autograph=False)
     def run(arrays: list[tf.Tensor], count: tf.Tensor):
-      values: Values = dict(zip(graph.input_refs, arrays))
       seen: dict[_Look, Any] = {}
-      for place, node in enumerate(graph.nodes):
-        if node.facts.role != "input":
-          values.update(zip(node.outputs, call_float(layers[node.layer.name], node, values)))
-        if place in due:
-          seen |= {look: look.measure([values[ref][:count] for ref in look.refs]) for look in due[place]}
-          with tf.control_dependencies(tf.nest.flatten([seen[look] for look in due[place]])):
+
+      def behind(node: Node, values: Values) -> None:
+        for look in due.get(node, []):
+          seen[look] = look.measure([values[ref][:count] for ref in look.refs])
+        if node in due:
+          with tf.control_dependencies(tf.nest.flatten([seen[look] for look in due[node]])):
             values.update({ref: tf.identity(values[ref]) for ref in node.outputs})
+
+      self.execution.values(arrays, behind=behind)
       return [[seen[look] for look in looks] for looks in parts]
 
     specs = [spec.batch for spec in self.execution.specs]
