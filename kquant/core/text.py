@@ -25,11 +25,12 @@ def _is_number(text: str) -> bool:
 
 
 def scope_name(name: str) -> str:
-  """Returns the name of a layer in the letters that TensorFlow takes for a scope.
+  """Returns the name of a layer, or of one of its calls, in the letters that TensorFlow takes for a scope.
 
   Example:
-    >>> scope_name("dense 1"), scope_name("_up"), scope_name("größe")
-    ('dense_1', 'layer_up', 'gr__e')
+    >>> scope_name("dense 1"), scope_name("_up"), scope_name("größe"), scope_name("conv@1")
+    ('dense_1', 'layer_up', 'gr__e', 'conv_call1')
   """
+  name = name.replace("@", "_call")
   name = re.sub(r"[^A-Za-z0-9_./>\\-]", "_", name)
   return name if re.match("[A-Za-z0-9.]", name) else f"layer{name}"

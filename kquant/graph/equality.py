@@ -9,7 +9,9 @@ import tf_keras as keras
 
 from kquant.graph.keras_calls import as_inputs
 
-_OPEN_SIZE = 32
+LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE = 1e-4, 3e-2
+"""Of the outputs, over the largest value; the second for what computes in half precision."""
+OPEN_SIZE = 32
 """What an open dimension has while outputs are compared."""
 
 
@@ -41,7 +43,7 @@ def check_equal(name: str, made: keras.Model, bound: float,
 
 def _random(tensor: Any, rng: np.random.Generator, *, positive: bool) -> np.ndarray:
   batch, *shape = tensor.shape
-  shape = (batch or 2, *(_OPEN_SIZE if size is None else size for size in shape))
+  shape = (batch or 2, *(OPEN_SIZE if size is None else size for size in shape))
   if not tensor.dtype.is_floating:
     return rng.integers(0, 2, shape).astype(tensor.dtype.as_numpy_dtype)
   values = rng.uniform(0.1, 1.0, shape) if positive else rng.normal(size=shape)

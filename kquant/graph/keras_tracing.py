@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line
-from kquant.graph.equality import check_equal
+from kquant.graph.equality import LARGEST_DIFFERENCE, check_equal
 from kquant.graph.keras_calls import is_symbol, name_outputs, replay
 from kquant.graph.keras_reader import Reader, computes_its_graph, nested_layers
 from kquant.graph.kinds.table import OPAQUE, facts_of, kind_of_class
@@ -27,8 +27,6 @@ from kquant.graph.nodes import LayerDef, Origin, Ref
 from kquant.graph.policies import in_float32
 
 _LIBRARIES = ("tf_keras", "keras", "kquant", "tensorflow_model_optimization")
-LARGEST_DIFFERENCE = 1e-4
-"""Of the outputs of the model and of its trace, over the largest value."""
 
 
 def needs_tracing(model: Any) -> bool:
@@ -192,7 +190,7 @@ def _run(layer: keras.layers.Layer, call: Callable[[], Any]) -> Any:
     outputs = call()
   except UnsupportedLayerError:
     raise
-  except Exception as error:
+  except Exception as error:  # the user's own code may raise anything
     raise _untraceable(layer, f"{first_line(error).rstrip('.')}{_line_of(error)}") from error
   strange = [leaf for leaf in tf.nest.flatten(outputs) if not is_symbol(leaf)]
   if strange:

@@ -216,7 +216,7 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
 
 def _layer_name(ref: Ref, suffix: str) -> str:
   """The name of a layer behind a tensor."""
-  return scope_name(f"{ref.key.replace('@', '_call')}/{suffix}")
+  return scope_name(f"{ref.key}/{suffix}")
 
 
 def _rule_subject(graph: Graph, ref: Ref) -> Node:

@@ -65,8 +65,6 @@ def wide_spec(spec: TensorSpec) -> TensorSpec:
   return TensorSpec(bits=WIDE, quantizer=quantizer).for_activations()
 
 
-
-
 def widened(grid: Encoding) -> Encoding:
   """Returns the grid of 16 bits that holds every number of one of at most 8 bits."""
   return Encoding(grid.scale / np.float32(_STEPS), np.zeros(1, np.int64), WIDE)
@@ -97,5 +95,4 @@ def _narrow(graph: Graph, ref: Ref, bits: int) -> Ref:
 
 def _requantization(graph: Graph, ref: Ref, bits: int) -> LayerDef:
   """A layer that stands for a QUANTIZE behind a tensor."""
-  name = f"{ref.key.replace('@', '_call')}/to_{bits}_bits"
-  return graph.new_layer(keras.layers.Activation, name, {"activation": "linear"})
+  return graph.new_layer(keras.layers.Activation, f"{ref.key}/to_{bits}_bits", {"activation": "linear"})

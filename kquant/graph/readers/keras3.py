@@ -17,14 +17,11 @@ import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.text import first_line, scope_name
-from kquant.graph.equality import check_equal
+from kquant.graph.equality import LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE, check_equal
 from kquant.graph.keras_calls import as_inputs, is_symbol
 from kquant.graph.policies import float32_policy
 from kquant.graph.readers.keras3_layers import config_of, is_augmentation, is_plain, set_weights
 from kquant.graph.readers.keras3_operations import convert_operation
-
-LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE = 1e-4, 3e-2
-"""Of the outputs of both models, over the largest value; the second for models of half precision."""
 
 
 def is_keras3(model: Any) -> bool:

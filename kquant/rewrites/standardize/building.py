@@ -5,6 +5,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.standardize.operators import operator_layer
@@ -34,7 +35,7 @@ def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) 
   if not parts:
     return source
   layer = keras.layers.deserialize({"class_name": "SlicingOpLambda", "config": {
-      "name": name.replace("@", "_call"), "function": "__operators__.getitem"}})
+      "name": scope_name(name), "function": "__operators__.getitem"}})
   items = [{"start": None, "stop": None, "step": None} for _ in source.shape]  # as Keras writes slices
   shape = list(source.shape)
   for axis, part in parts.items():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref, map_refs
 from kquant.rewrites.folding.affine import affine_layer
@@ -126,7 +127,7 @@ def _narrowed(constant: np.ndarray, other: Ref) -> np.ndarray:
 def _computed(graph: Graph, ref: Ref, value: _Value, made: dict[Ref, Ref]) -> Ref:
   """Returns a tensor that holds the constant for each image of a batch."""
   if ref not in made:
-    name, rank = ref.key.replace("@", "_call").replace(":", "_"), value.one.ndim
+    name, rank = scope_name(ref.key), value.one.ndim
     first = {axis: range(1) for axis in range(1, len(value.source.shape))}
     with graph.in_place_of(ref.node):
       x = add_slice(graph, f"{name}/element", value.source, first)

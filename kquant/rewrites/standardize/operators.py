@@ -126,7 +126,7 @@ def become(graph: Graph, node: Node, cls: type, config: dict[str, Any], args: tu
 
 def operator_layer(name: str, symbol: str) -> LayerDef:
   """Returns the TFOpLambda of a TensorFlow symbol such as "math.add"."""
-  config = {"name": scope_name(name.replace("@", "_call")), "function": symbol}
+  config = {"name": scope_name(name), "function": symbol}
   layer = keras.layers.deserialize({"class_name": "TFOpLambda", "config": config})
   return LayerDef(layer.name, type(layer), layer.get_config())
 

@@ -5,14 +5,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.text import first_line
+from kquant.graph.equality import LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE, OPEN_SIZE
 from kquant.graph.keras_calls import as_inputs
 from kquant.graph.readers.tflite.running import run
 
-_LARGEST_DIFFERENCE, _LARGEST_HALF_DIFFERENCE = 1e-4, 3e-2
-"""Of the outputs, over the largest value; the second for files that compute in float16."""
 _SAMPLES = 2
-_OPEN_SIZE = 32
-"""What an open dimension has while the outputs are compared."""
 
 
 def check_equal(model: keras.Model, data: bytes, *, batch: int | None, half: bool) -> str:
@@ -24,7 +21,7 @@ def check_equal(model: keras.Model, data: bytes, *, batch: int | None, half: boo
     ValueError: they differ, by more than float arithmetic does, or the file cannot be run. The message
       continues "FILE ".
   """
-  bound = _LARGEST_HALF_DIFFERENCE if half else _LARGEST_DIFFERENCE
+  bound = LARGEST_HALF_DIFFERENCE if half else LARGEST_DIFFERENCE
   largest, compared, count = 0.0, 0, 1 if batch is None else 2
   samples = [_random(model, seed, batch) for seed in range(_SAMPLES)]
   results = run(data, [part for inputs in samples for part in _parts(inputs, count)])
@@ -69,7 +66,7 @@ def _random(model: keras.Model, seed: int, batch: int | None) -> list[np.ndarray
   """Normal inputs for even seeds, positive ones for odd seeds; 0 and 1 for integers."""
   rng, inputs = np.random.default_rng(seed), []
   for tensor in model.inputs:
-    shape = [_OPEN_SIZE if size is None else size for size in tensor.shape]
+    shape = [OPEN_SIZE if size is None else size for size in tensor.shape]
     if batch is not None:
       shape[0] = 2 * batch
     values = rng.normal(size=shape) if tensor.dtype.is_floating else rng.integers(0, 2, shape)
