@@ -58,7 +58,7 @@ def run_kquant(model, calibration, path: str) -> dict:
   """Quantizes, exports and verifies; returns seconds a stage."""
   import kquant
   import tflite_export
-  result = kquant.quantize(model, calibration, effort=None)
+  result = kquant.quantize(model, calibration)
   written = tflite_export.export(result, path, verify=calibration[:2])
   return {**result.report.seconds, **written.seconds, "max_lsb": written.verification.max_lsb}
 
