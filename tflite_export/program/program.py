@@ -5,7 +5,7 @@ Tensors lie in the layout of the file: convolution kernels are [out, h, w, in], 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,3 +182,33 @@ class IntProgram:
       A program of the same tensors and operators.
     """
     return dataclasses.replace(self, outputs=list(names), output_names=[])
+
+  def between(self, given: Collection[str], wanted: Sequence[str]) -> "IntProgram":
+    """Takes the operators that make some tensors, from others that are known.
+
+    Args:
+      given: tensors whose values are known, beside those of the inputs.
+      wanted: names of the tensors to make, none of them given.
+
+    Returns:
+      A program of these operators and their tensors; its inputs are what they read of `given` and of the
+      inputs, its outputs `wanted`.
+
+    Example:
+      >>> tensors = {name: tflite_export.IntTensor(name, (1, 4), "int8") for name in "abcd"}
+      >>> ops = [tflite_export.IntOp("RELU", [x], [y]) for x, y in ("ab", "bc", "cd")]
+      >>> part = tflite_export.IntProgram(tensors, ops, ["a"], ["d"]).between(["b"], ["c"])
+      >>> part.inputs, len(part.ops), sorted(part.tensors)
+      (['b'], 1, ['b', 'c'])
+    """
+    needed, ops = set(wanted), []
+    for op in reversed(self.ops):
+      if needed.intersection(op.outputs):
+        ops.insert(0, op)
+        needed.update(name for name in op.inputs if name and name not in given)
+    made = {name for op in ops for name in op.outputs}
+    used = [name for name in self.tensors if name in made or any(name in op.inputs for op in ops)]
+    inputs = [name for name in used if name not in made and self.tensors[name].data is None]
+    return dataclasses.replace(self, ops=ops, tensors={name: self.tensors[name] for name in used},
+                               inputs=inputs, outputs=list(wanted), input_names=[], output_names=[],
+                               metadata={})

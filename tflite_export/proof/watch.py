@@ -15,8 +15,8 @@ from tflite_export.proof.runtime import Runtime
 class Watch:
   """Tensors of a program as a set of kernels computes them.
 
-  A runtime holds every tensor that it gives out, and so does who reads them: it gives out as many as fit, and
-  runs the whole program again for the others.
+  A runtime holds every tensor that it gives out, and so does who reads them: it gives out as many as fit. The
+  next ones are made by a program of the operators behind these, from what was given out.
 
   Args:
     program: what the file holds.
@@ -31,13 +31,16 @@ class Watch:
 
   def __init__(self, program: IntProgram, names: Sequence[str], *, kernels: str = "xnnpack",
                batch: int | None = None):
-    self._program, self._options = program, {"kernels": kernels, "batch": batch}
+    self._options = {"kernels": kernels, "batch": batch}
     run = batch or batch_of(program)
     used = {name: run * tensor_bytes(program, name) / batch_of(program) for name in names}
-    self._parts = _parts(used)
-    largest = max(sum(used[name] for name in part) for part in self._parts)
+    parts = _parts(used)
+    self._names = program.inputs
+    self._programs = [program.between(_starts(program, parts[:place]), part)
+                      for place, part in enumerate(parts)]
+    largest = max(sum(used[name] for name in part) for part in parts)
     self.images = run * max(1, int(_room() // max(1, largest)))
-    self.whole = len(self._parts) == 1
+    self.whole = len(parts) == 1
     self._loaded: Runtime | None = None
 
   def read(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -46,15 +49,25 @@ class Watch:
     Args:
       inputs: as `Runtime.run_many` takes them, of no more than `images` images.
     """
-    for names in self._parts:
-      arrays = self._run(names, inputs)
-      for name in names:
+    known = dict(zip(self._names, inputs))
+    for place, program in enumerate(self._programs):
+      arrays = self._run(program, [known[name] for name in program.inputs])
+      known |= zip(program.outputs, arrays)
+      read_later = {name for later in self._programs[place + 1:] for name in later.inputs}
+      known = {name: array for name, array in known.items() if name in read_later}
+      for name in program.outputs:
         yield name, arrays.pop(0)
 
-  def _run(self, names: list[str], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    runtime = self._loaded or Runtime(to_bytes(self._program.with_outputs(names)), **self._options)
+  def _run(self, program: IntProgram, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    runtime = self._loaded or Runtime(to_bytes(program), **self._options)
     self._loaded = runtime if self.whole else None
     return runtime.run_many(inputs)
+
+
+def _starts(program: IntProgram, parts: list[list[str]]) -> set[str]:
+  """Tensors that were given out and that a run can be given: they lie along the batch."""
+  return {name for part in parts for name in part
+          if program.tensors[name].shape[:1] == (batch_of(program),)}
 
 
 def _room() -> int:

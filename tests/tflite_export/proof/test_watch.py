@@ -6,6 +6,7 @@ import pytest
 import kquant as kq
 from kquant.graph import sizes
 from tests import models
+from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
 from tflite_export.operators.batch import with_batch
@@ -47,6 +48,21 @@ def test_a_watch_reads_what_one_runtime_with_all_outputs_gives(case, room, monke
   assert list(found) == names
   for name, whole in zip(names, expected):
     np.testing.assert_array_equal(np.concatenate(found[name]), whole)
+
+
+def test_a_watch_in_parts_runs_each_operator_once(case, monkeypatch):
+  result, program, images = case
+  monkeypatch.setattr(sizes, "BYTES_AT_ONCE", 1)
+  ran, load = [], Runtime.__init__
+
+  def noted(self, data, **options):
+    ran.extend(op.kind for op in from_bytes(data).ops)
+    load(self, data, **options)
+
+  monkeypatch.setattr(Runtime, "__init__", noted)
+  watch = Watch(program, made(program))
+  assert len(dict(watch.read([x[:1] for x in border_inputs(program, result.encodings, images)]))) > 3
+  assert len(ran) == len(program.ops)
 
 
 def test_a_watch_takes_whole_batches_within_its_room(case, monkeypatch):
