@@ -60,13 +60,15 @@ def define_model_flags() -> None:
 
 
 def define_model() -> None:
-  """--model, --weights, --build, --input_shape and those of `define_trust`."""
+  """--model, --weights, --build, --signature, --input_shape and those of `define_trust`."""
   define_path("model", "float model: .h5, .keras, a SavedModel folder, a float .tflite file, or a .json "
               "config beside --weights")
   define_path("weights", "file of the weights, where --model is a .json config or --build is given")
   if not is_defined("build"):
     flags.DEFINE_string("build", None, "FILE.py:FUNCTION of yours that builds the model; --model or "
                         "--weights then names its weights")
+  if not is_defined("signature"):
+    flags.DEFINE_string("signature", None, "of a SavedModel of another maker: the function to take")
   if not is_defined("input_shape"):
     flags.DEFINE_string("input_shape", None, "sizes without batch, such as 224,224,3 or 49,40; for several "
                         "inputs NAME:SIZES;NAME:SIZES; needed where the model leaves sizes open")

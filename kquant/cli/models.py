@@ -39,7 +39,9 @@ def load() -> keras.Model:
   """
   run_import()
   if FLAGS.build is None:
-    return _loaded(weights=FLAGS.weights, input_shape=input_shape())
+    return _loaded(weights=FLAGS.weights, input_shape=input_shape(), signature=FLAGS.signature)
+  if FLAGS.signature is not None:
+    raise ValueError("--signature is of a SavedModel; leave it out beside --build.")
   if FLAGS.weights is not None and FLAGS.model is not None:
     raise ValueError("--build, --weights and --model were given; leave one of the last two out: it names the "
                      "file of the weights.")

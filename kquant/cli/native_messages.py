@@ -5,16 +5,20 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+from absl import logging
+
 
 @contextlib.contextmanager
 def without_native_messages() -> Iterator[None]:
   """Keeps what native libraries write to stderr away from it; TF 2.21 heeds no variable for that.
 
-  Python errors are raised as ever. What was written is shown when the block fails.
+  Python errors are raised and absl's messages shown as ever. What was written is shown when the block fails.
   """
-  with tempfile.TemporaryFile() as written:
+  with tempfile.TemporaryFile() as written, open(os.dup(2), "w", buffering=1) as shown:
     stderr = os.dup(2)
     os.dup2(written.fileno(), 2)
+    handler = logging.get_absl_handler().python_handler
+    stream = handler.setStream(shown)
     try:
       yield
     except BaseException:
@@ -22,6 +26,7 @@ def without_native_messages() -> Iterator[None]:
       os.write(stderr, written.read())
       raise
     finally:
+      handler.setStream(stream)
       os.dup2(stderr, 2)
       os.close(stderr)
 

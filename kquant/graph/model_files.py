@@ -60,7 +60,7 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, holds no model that Keras knows, or code; or an input_shape that does
-      not fit. Each message names the remedy.
+      not fit, or a signature for a file of layers. Each message names the remedy.
     UnsupportedLayerError: a model of Keras 3 with a layer, or of another maker with an operator, that
       tf_keras does not have.
 
@@ -72,6 +72,9 @@ def load_model(path: str | os.PathLike, *, weights: str | os.PathLike | None = N
   path = pathlib.Path(path)
   if weights is None and _is_foreign(path):
     return _from_another_maker(path, input_shape, signature)
+  if signature is not None:
+    raise ValueError(f"{path}: expected no signature, got {signature!r}: the layers of this model are read, "
+                     "not a function; leave it out.")
   stored = _read(path)
   if weights is not None:
     weights = pathlib.Path(weights)

@@ -1,14 +1,17 @@
 """--model, --weights, --build, --import and --trust_model: which model a run takes, whose code it runs."""
 
+import os
 import sys
 import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
+from absl import logging
 from tf_keras import layers
 
-from kquant.cli import qat
+from kquant.cli import native_messages, qat
 from kquant.graph.model_files import load_model
 
 BUILD = """
@@ -157,3 +160,30 @@ def test_training_takes_them_too(invoke, folder):
                         f"--train={folder / 'x.npz'}", f"--output={folder / 'm.tflite'}", "--epochs=1",
                         main=qat.main)
   assert code == 0, err
+
+
+@pytest.fixture(scope="module")
+def two_functions(tmp_path_factory):
+  """A SavedModel of another maker with two functions of five features."""
+  folder = tmp_path_factory.mktemp("functions")
+  kernel = tf.Variable(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+  module = tf.Module()
+  module.kernel = kernel
+  spec = [tf.TensorSpec((1, 5), name="x")]
+  module.first = tf.function(lambda x: {"first": tf.matmul(x, kernel)}, input_signature=spec)
+  module.second = tf.function(lambda x: {"second": tf.matmul(x, kernel) + 1.0}, input_signature=spec)
+  tf.saved_model.save(module, folder / "two", signatures={"a": module.first, "b": module.second})
+  return folder / "two"
+
+
+def test_a_function_of_a_saved_model_is_named(run, refused_run, two_functions):
+  refused_run(f"--model={two_functions}", words=["signatures a, b", "--signature=a"])
+  assert run(f"--model={two_functions}", "--signature=b").output_names == ["second"]
+
+
+def test_our_warnings_are_shown_where_native_ones_are_not(capfd):
+  with native_messages.without_native_messages():
+    os.write(2, b"native\n")
+    logging.warning("ours")
+  written = capfd.readouterr().err
+  assert "ours" in written and "native" not in written

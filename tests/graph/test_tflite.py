@@ -455,6 +455,9 @@ def test_a_signature_is_chosen(saved):
   assert made.input_shape == (None, 9, 9, 4)
   with pytest.raises(ValueError, match="has the signatures serving_default; choose one"):
     kq.load_model(folder / "one", signature="b")
+  keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]).save(folder / "layers.keras")
+  with pytest.raises(ValueError, match="expected no signature, got 'b': the layers of this model are read"):
+    kq.load_model(folder / "layers.keras", signature="b")
 
 
 def test_a_saved_model_with_an_operator_that_no_file_holds(saved):

@@ -69,4 +69,4 @@ def _chosen(path: pathlib.Path, signature: str | None) -> str:
     raise ValueError(f"{path} has no signature; save it with one: tf.saved_model.save(module, path, "
                      "signatures=module.function).")
   raise ValueError(f"{path} has the signatures {', '.join(names)}; choose one: kquant.load_model(path, "
-                   f"signature={names[0]!r}).")
+                   f"signature={names[0]!r}), or --signature={names[0]} in scripts.")
