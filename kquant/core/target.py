@@ -16,7 +16,8 @@ class Target:
 
   Attributes:
     fixed: {name: a grid of 8 bits that is the only output grid a kernel takes}: "unit" over 0..1 (softmax,
-      sigmoid), "signed_unit" over -1..1 (tanh). Layer kinds say which is theirs.
+      sigmoid), "signed_unit" over -1..1 (tanh), "mask": 0 and 1 as they are. Layer kinds say
+      which is theirs.
     fixed_16: the same of 16 bits.
     relu_caps: caps of a ReLU that a fused activation can clamp at, beside the end of the grid.
     activation_bits: widths an activation tensor can have in the file.
@@ -68,8 +69,8 @@ def _grid(scale: float, zero_point: int, bits: int = 8) -> Encoding:
 
 LITERT = Target(
     name="litert",
-    fixed={"unit": _grid(1 / 256, -128), "signed_unit": _grid(1 / 128, 0)},
-    fixed_16=dict.fromkeys(("unit", "signed_unit"), _grid(1 / 32768, 0, 16)))
+    fixed={"unit": _grid(1 / 256, -128), "signed_unit": _grid(1 / 128, 0), "mask": _grid(1, 0)},
+    fixed_16={**dict.fromkeys(("unit", "signed_unit"), _grid(1 / 32768, 0, 16)), "mask": _grid(1, 0, 16)})
 LITERT_UNPACKED = dataclasses.replace(LITERT, name="litert_unpacked", packs=False)
 """LiteRT, every kernel in an int8 tensor: larger files that run faster where the delegate has no INT4.
 

@@ -181,6 +181,12 @@ class Graph:
     node.kwargs = {key: map_refs(swap, value) for key, value in node.kwargs.items()}  # ordered as `inputs`
     self._note_reader(node)
 
+  def give(self, node: Node, **arguments: Any) -> None:
+    """Lets a call have more arguments, by keyword."""
+    self._forget_reader(node)
+    node.kwargs = {**node.kwargs, **arguments}
+    self._note_reader(node)
+
   def remove(self, node: Node) -> None:
     """Removes a call with one input: its readers read that input."""
     (source,) = node.inputs

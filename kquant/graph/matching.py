@@ -26,7 +26,7 @@ def grid_groups(graph: Graph) -> list[list[Ref]]:
         continue
       parent[ref] = ref
       if node.facts.role in ("move", "average"):
-        for source in node.inputs:
+        for source in node.moved:
           first, second = root(source), root(ref)
           parent[second] = first
   groups: dict[Ref, list[Ref]] = {}

@@ -116,6 +116,12 @@ class Node:
             if isinstance(leaf, Ref)]
 
   @property
+  def moved(self) -> list["Ref"]:
+    """The tensors it reads that hold what it moves: all but a mask that it chooses by."""
+    by_input = self.facts.chooses and self.config["condition_shape"] is None
+    return self.inputs[1:] if by_input else self.inputs
+
+  @property
   def outputs(self) -> list["Ref"]:
     """The tensors it makes, flat."""
     return [Ref(self, index) for index in range(len(self.shapes))]

@@ -37,7 +37,7 @@ def _union(parts: Iterable[Ends]) -> Ends:
 
 
 def _seen_by(graph: Graph, reader: Node, ref: Ref) -> Ends:
-  if reader.facts.role == "move":  # its channels need not be those of the tensor
+  if reader.facts.role == "move" and ref in reader.moved:  # its channels need not be those of the tensor
     return seen_range(graph, reader.outputs)
   if reader.facts.flat_rule is not None:
     return reader.facts.flat_rule(reader)

@@ -51,7 +51,7 @@ def _quantizer_behind(graph: Graph, ref: Ref) -> Ref | None:
 def _quantizer_before(ref: Ref) -> Ref | None:
   """Returns the quantizer whose integers a tensor holds, moved or not."""
   while ref.node.facts.role == "move":
-    ref = ref.node.inputs[0]
+    ref = ref.node.moved[0]
   return ref if _quantizes(ref) else None
 
 

@@ -32,12 +32,14 @@ def snap_constants(graph: Graph, encodings: Encodings) -> None:
 
 
 def enter_tables(graph: Graph, encodings: Encodings) -> None:
-  """Enters the tables of functions of one element and the rows of Embeddings into the encodings."""
+  """Enters tables of functions of one element, rows of Embeddings, and what is chosen into the encodings."""
   for node in graph.nodes:
     if node.facts.unary:
       _enter_function(graph, node, encodings)
     elif node.facts.table:
       _enter_rows(node, encodings)
+    elif node.facts.chooses:
+      _enter_choice(node, encodings)
 
 
 def _snap_operand(graph: Graph, node: Node, encodings: Encodings) -> None:
@@ -93,6 +95,9 @@ def _enter_function(graph: Graph, node: Node, encodings: Encodings) -> None:
     result = Ref(graph.readers(result)[0])
   first, last = encodings[source.key].limits
   reals = encodings[source.key].dequantize(np.arange(first, last + 1))
+  if node.facts.compares:  # what is rounded to the integer of that number counts as it
+    number = node.config[node.facts.compares]
+    reals[encodings[source.key].quantize(number) - first] = number
   values = np.nan_to_num(node.compute(reals).astype(np.float64), posinf=np.inf, neginf=-np.inf)
   _enter_table(node, values, encodings[result.key], encodings)
 
@@ -100,6 +105,16 @@ def _enter_function(graph: Graph, node: Node, encodings: Encodings) -> None:
 def _enter_rows(node: Node, encodings: Encodings) -> None:
   """Enters the rows of an Embedding, on the grid of its output."""
   _enter_table(node, node.layer.params[node.facts.table], encodings[Ref(node).key], encodings)
+
+
+def _enter_choice(node: Node, encodings: Encodings) -> None:
+  """Enters the number that a Select takes where its mask is 0, and its mask where that is a constant."""
+  grid, key = encodings[Ref(node).key], f"{node.name}/otherwise"
+  if len(node.moved) == 1:
+    encodings.grids[key] = grid
+    encodings.integers[key] = grid.quantize([node.config["otherwise"]]).astype(f"int{max(8, grid.bits)}")
+  for name, values in node.layer.params.items():
+    encodings.integers[f"{node.name}/{name}"] = values > 0.5
 
 
 def _enter_table(node: Node, values: np.ndarray, grid: Encoding, encodings: Encodings) -> None:

@@ -148,7 +148,7 @@ def _with_moved(graph: Graph, grids: dict[Ref, Encoding]) -> dict[Ref, Encoding]
       if ref in grids:
         all_grids[ref] = grids[ref]
       elif node.facts.role == "move":
-        all_grids[ref] = all_grids[node.inputs[0]]
+        all_grids[ref] = all_grids[node.moved[0]]
       elif node.facts.requantizes:
         all_grids[ref] = widened(all_grids[node.inputs[0]])
   return all_grids

@@ -178,6 +178,7 @@ def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Qu
                           {"quantizer": quantizer, "range": placement.spec.range, "fixed": fixed,
                            "float_in_training": fixed is not None and _ends_model(graph, sources[0]),
                            "rule": placement.rule, "trainable": learns})
+  layer.config["room"] = placement.room
   layer.config["seen"] = [float(np.float32(end)) if math.isfinite(end) else None for end in placement.seen]
   if not any(NOTES in other.config for other in graph.layers):
     layer.config[NOTES] = {}
@@ -185,7 +186,8 @@ def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Qu
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
   for ref in sources:
-    graph.insert_after(ref, layer)
+    on_grid = graph.insert_after(ref, layer)
+    graph.redirect(on_grid, ref, only=lambda reader: bool(reader.facts.compares))  # with numbers as they came
   for ref in placement.averages:
     graph.insert_after(ref, layer, kwargs={"observe": False})
 

@@ -47,6 +47,7 @@ class QuantizerPlacement:
     fixed: the grid where the runtime's kernel takes no other.
     rule: where the rule applies that decided the spec.
     seen: (low, high) beyond which all readers of the group are flat; infinite where they are not.
+    room: how far its grid reaches below its tensors: there lie the scores of masked positions.
   """
 
   sources: list[Ref]
@@ -55,6 +56,7 @@ class QuantizerPlacement:
   fixed: Encoding | None = None
   rule: str = ""
   seen: tuple[float, float] = EVERYTHING
+  room: float = 0.0
 
   @property
   def name(self) -> str:
@@ -110,9 +112,10 @@ def _placement(graph: Graph, refs: list[Ref], rule: Rule, conversions: Conversio
   if first in conversions.narrowed.values():
     spec = wide_spec(spec)
   alone = conversions.narrowed.get(first, first) if len(sources) == 1 else first
-  fixed = limits.fixed_grid(alone.node.facts.fixed_grid, spec.bits) or _grid_of_table(sources, spec)
+  fixed = limits.fixed_grid(alone.node.facts.fixed_grid, spec.bits) or _known_grid(sources, spec)
   averages = [ref for ref in refs if ref.node.facts.role == "average"]
-  return QuantizerPlacement(sources, averages, spec, fixed, str(rule), seen_range(graph, refs))
+  room = max(float(ref.node.facts.chooses and ref.node.config["room"]) for ref in refs)
+  return QuantizerPlacement(sources, averages, spec, fixed, str(rule), seen_range(graph, refs), room)
 
 
 def check_config(graph: Graph, config: QuantConfig) -> None:
@@ -120,15 +123,15 @@ def check_config(graph: Graph, config: QuantConfig) -> None:
   place(graph.copy(), config)
 
 
-def _grid_of_table(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
-  """The grid of an Embedding that has one for itself: over its whole table, whatever rows the data use."""
+def _known_grid(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
+  """The grid of a tensor that has one for itself and whose range is known without data."""
   node = sources[0].node
-  if len(sources) > 1 or not node.facts.table:
+  if len(sources) > 1 or node.facts.known_range is None:
     return None
-  table = node.layer.params[node.facts.table]
+  low, high = node.facts.known_range(node)
   if spec.symmetric:
-    return Encoding(numerics.symmetric_grid(np.abs(table).max(), spec.bits), np.zeros(1, np.int64), spec.bits)
-  return Encoding(*numerics.affine_grid(table.min(), table.max(), spec.bits), spec.bits)
+    return Encoding(numerics.symmetric_grid(max(-low, high), spec.bits), np.zeros(1, np.int64), spec.bits)
+  return Encoding(*numerics.affine_grid(low, high, spec.bits), spec.bits)
 
 
 def _check_inputs(graph: Graph) -> None:
@@ -154,7 +157,7 @@ def _refusal_of_role(node: Node) -> tuple[str, str] | None:
   role = node.facts.role
   if role == "opaque":
     return "has no integer form", _remedy_of_unknown(node)
-  if not node.facts.table and any(ref.is_integer for ref in node.inputs):
+  if not node.facts.takes_indices and any(ref.is_integer for ref in node.inputs):
     return "reads an integer input", "give the model a float32 input, or look it up in an Embedding"
   if role in REMEDIES:
     return "must not be left at this point", REMEDIES[role]
@@ -196,7 +199,7 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
   """
   for refs in grid_groups(graph):
     sources = _sources(refs)
-    if len(sources) == 1:
+    if len(sources) == 1 or _share_fixed_grid(sources):
       continue
     for ref in sources:
       facts, cap = ref.node.facts, ref.node.config.get("max_value")
@@ -208,10 +211,17 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
         continue
       layer = graph.new_layer(keras.layers.Activation, _layer_name(ref, "requantize"),
                               {"activation": "linear"})
-      movers = [node for node in graph.readers(ref) if node.facts.role in ("move", "average")]
+      movers = [node for node in graph.readers(ref)
+                if node.facts.role in ("move", "average") and ref in node.moved]
       graph.redirect(ref, graph.add_node(layer, (ref,), ref.shape), only=movers.__contains__)
       graph.edit(ref.node, f"requantized: {reason}")
   graph.normalize()
+
+
+def _share_fixed_grid(sources: list[Ref]) -> bool:
+  """Whether all tensors lie on one grid that is fixed, such as masks that are joined."""
+  names = {ref.node.facts.fixed_grid for ref in sources}
+  return len(names) == 1 and "" not in names
 
 
 def _layer_name(ref: Ref, suffix: str) -> str:

@@ -33,11 +33,12 @@ class QuantizeActivation(keras.layers.Layer, Switch):
   Attributes:
     seen: (low, high) beyond which all that reads the tensor is flat, so that its range need not hold more;
       None where there is no end.
+    room: how far the grid reaches below what is on it, where scores are masked.
     cut: the ends of the range, of these, at which calibration cut it.
     narrow: the inputs and outputs of the model on this grid some of whose columns use a few steps of it, as
       calibration found.
 
-  All three are in the config. That of one layer of a model has what its graph knows beside its layers, too
+  All four are in the config. That of one layer of a model has what its graph knows beside its layers, too
   (`Graph.notes`).
   """
 
@@ -49,6 +50,7 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     self.fixed = None if fixed is None else tuple(fixed)
     self.float_in_training = float_in_training
     self.rule = rule
+    self.room = 0.0
     self.seen: tuple[float | None, float | None] = (None, None)
     self.cut: tuple[float | None, float | None] = (None, None)
     self.narrow: tuple[NarrowTensor, ...] = ()
@@ -72,7 +74,11 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     if training and not self.waits and self._is_off():
       self._start_from(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
-    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
+    if not (training and self.room):
+      return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
+    lowest = tf.fill(tf.shape(inputs[:1]), tf.reduce_min(inputs) - self.room)  # as one more image
+    inputs = tf.concat([inputs, lowest], axis=0)
+    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)[:-1]
 
   def _is_off(self) -> bool:
     """Whether it is off while a training step is traced."""
@@ -88,7 +94,7 @@ class QuantizeActivation(keras.layers.Layer, Switch):
 
     def start():
       low, high = (tf.reshape(tf.cast(end, tf.float32), [1]) for end in (
-          tf.reduce_min(inputs), tf.reduce_max(inputs)))
+          tf.reduce_min(inputs) - self.room, tf.reduce_max(inputs)))
       for name, value in self.quantizer.first_values(low, high).items():
         self.range_variables[name].assign(value)
       self.quantizing.assign(True)
@@ -103,8 +109,8 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     return inputs if high is None else tf.minimum(inputs, high)
 
   def set_range(self, low, high) -> None:
-    """Sets the real limits of the grid and turns the quantizer on."""
-    self.quantizer.set_range(self.range_variables, low, high)
+    """Sets the real limits of what is on the grid and turns the quantizer on."""
+    self.quantizer.set_range(self.range_variables, low - self.room, high)
     self.quantizing.assign(True)
 
   def encoding(self) -> Encoding:
@@ -126,15 +132,17 @@ class QuantizeActivation(keras.layers.Layer, Switch):
     notes = {} if self._graph_notes is None else {NOTES: json.loads(self._graph_notes)}
     return {**super().get_config(), "quantizer": base.serialize(self.quantizer), "range": self.range,
             "fixed": None if self.fixed is None else list(self.fixed),
-            "float_in_training": self.float_in_training, "rule": self.rule, "seen": list(self.seen),
+            "float_in_training": self.float_in_training, "rule": self.rule,
+            "room": self.room, "seen": list(self.seen),
             "cut": list(self.cut), "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
 
   @classmethod
   def from_config(cls, config):
     """Returns the layer that `get_config` described."""
-    found = (NOTES, "seen", "cut", "narrow")
+    found = (NOTES, "seen", "room", "cut", "narrow")
     layer = super().from_config({name: value for name, value in config.items() if name not in found})
     layer.seen, layer.cut = (tuple(config.get(name, (None, None))) for name in ("seen", "cut"))
+    layer.room = config.get("room", 0.0)
     layer.narrow = tuple(NarrowTensor.from_json(fields) for fields in config.get("narrow", ()))
     if NOTES in config:
       layer._graph_notes = json.dumps(config[NOTES])

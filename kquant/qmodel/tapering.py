@@ -78,7 +78,7 @@ class _Readers:
     """Returns the functions that read a quantized tensor, moved or not; [] where anything else reads it."""
     curves: list[Curve] = []
     for reader in [] if ref in self._graph.output_refs else self._graph.readers(ref):
-      if reader.facts.role == "move":
+      if reader.facts.role == "move" and ref in reader.moved:
         found = [curve for moved in reader.outputs for curve in self.curves(moved)]
       else:
         found = self._curve(reader, ref)

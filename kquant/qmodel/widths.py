@@ -74,7 +74,7 @@ def _operators(graph: Graph) -> Iterator[tuple[Node, Ref]]:
   """Yields each call that becomes an operator of one width, and the tensor on a grid that it writes."""
   for node in graph.nodes:
     facts = node.facts
-    if (facts.role in ("input", "move", "average") or facts.unary or facts.table or facts.requantizes
+    if (facts.role in ("input", "move", "average") or facts.unary or facts.takes_indices or facts.requantizes
         or facts.role == "relu" and fuses_into_reader(graph, node.inputs[0])):
       continue
     result = Ref(node)

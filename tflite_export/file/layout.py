@@ -49,6 +49,7 @@ OPTIONS = {
     "RESHAPE": (schema.ReshapeOptions, ("new_shape",)),
     "RESIZE_BILINEAR": (schema.ResizeBilinearOptions, _CORNERS),
     "RESIZE_NEAREST_NEIGHBOR": (schema.ResizeNearestNeighborOptions, _CORNERS),
+    "SELECT_V2": (schema.SelectV2Options, ()),
     "SOFTMAX": (schema.SoftmaxOptions, ("beta",)),
     "SPACE_TO_DEPTH": (schema.SpaceToDepthOptions, ("block_size",)),
     "SPLIT": (schema.SplitOptions, ("num_splits",)),

@@ -27,6 +27,7 @@ _TABLE_BYTES = 1024
 """Room for the tables of one tensor or operator; more than they need."""
 
 _TENSOR_TYPES = {
+    "bool": schema.TensorType.BOOL,
     "float32": schema.TensorType.FLOAT32,
     "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,

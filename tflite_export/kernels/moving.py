@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tflite_export.kernels.call import Call, output_like, zero_point_of
+from tflite_export.kernels.call import Call, output_like, with_rank, zero_point_of
 
 
 def concatenation(call: Call, *arrays: np.ndarray) -> list:
@@ -60,6 +60,12 @@ def split(call: Call, axis: np.ndarray, x: np.ndarray) -> list:
 def cast(call: Call, x: np.ndarray) -> list:
   """Returns [the integers as they are, in the output's type]."""
   return [x.astype(call.outputs[0].dtype)]
+
+
+def select(call: Call, *arrays: np.ndarray) -> list:
+  """Returns [the second where the first is true, else the third]; the three broadcast."""
+  rank = len(call.outputs[0].shape)
+  return [np.where(*(with_rank(x, tensor, rank) for x, tensor in zip(arrays, call.inputs)))]
 
 
 def gather(call: Call, table: np.ndarray, index: np.ndarray) -> list:

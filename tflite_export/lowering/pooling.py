@@ -70,6 +70,11 @@ def _reduce(kind: str) -> Lower:
   return lower_reduce
 
 
+def _mask_share(builder: ProgramBuilder, node: Node) -> None:
+  axes = builder.constant(f"{node.name}/axes", [len(node.inputs[0].shape) - 1])
+  builder.add(node, "MEAN", [*builder.inputs(node), axes], [builder.activation(Ref(node))], keep_dims=True)
+
+
 LOWERINGS: dict[str, Lower] = {
     "MaxPooling1D": _pool_1d("MAX_POOL_2D"),
     "MaxPooling2D": _pool_2d("MAX_POOL_2D"),
@@ -79,6 +84,7 @@ LOWERINGS: dict[str, Lower] = {
     "GlobalAveragePooling2D": _global_average,
     "GlobalMaxPooling1D": _global_max,
     "GlobalMaxPooling2D": _global_max,
+    "MaskShare": _mask_share,
     "Resizing:bilinear": _resize("RESIZE_BILINEAR"),
     "Resizing:nearest": _resize("RESIZE_NEAREST_NEIGHBOR"),
     "tf.math.reduce_max": _reduce("REDUCE_MAX"),

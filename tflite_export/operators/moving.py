@@ -32,21 +32,25 @@ def _moves_images(op: IntOp, inputs: Tensors, outputs: Tensors) -> bool:
   return inputs[1].data[0] != 0
 
 
+_INTEGERS = frozenset(("int8", "int16", "int32"))
+
 OPERATORS = (
     Operator("CAST", "CastOptions", moving.cast, int16=1, simulated=Simulated(
-        operands=frozenset(("int8", "int16")), results=frozenset(("int32",)))),
+        operands=_INTEGERS, results=_INTEGERS | {"bool"})),
     Operator("CONCATENATION", "ConcatenationOptions", moving.concatenation, version=2, int16=3,
              same_scale=True, crosses_batch=_joins_images,
              simulated=Simulated(options={"fused_activation_function": "NONE"})),
     Operator("DEPTH_TO_SPACE", "DepthToSpaceOptions", moving.depth_to_space, same_scale=True),
     Operator("GATHER", "GatherOptions", moving.gather, int16=4, same_scale=True, simulated=Simulated(
         options={"axis": 0, "batch_dims": 0}, constants={0: "table"},
-        operands=frozenset(("int8", "int16", "int32")), results=frozenset(("int8", "int16")))),
+        operands=_INTEGERS, results=frozenset(("int8", "int16")))),
     Operator("MIRROR_PAD", "MirrorPadOptions", moving.mirror_pad, version=2, same_scale=True),
     Operator("PAD", "PadOptions", moving.pad, version=2, int16=2, same_scale=True,
              crosses_batch=_pads_images),
     Operator("RESHAPE", "ReshapeOptions", moving.reshape, int16=1, same_scale=True,
              batch=Batch(place=1, option="new_shape")),
+    Operator("SELECT_V2", "SelectV2Options", moving.select, int16=1, same_scale=True, simulated=Simulated(
+        operands=frozenset(("bool", "int8", "int16")), results=frozenset(("int8", "int16")))),
     Operator("SPACE_TO_DEPTH", "SpaceToDepthOptions", moving.space_to_depth, same_scale=True),
     Operator("SPLIT", "SplitOptions", moving.split, int16=4, same_scale=True, crosses_batch=_splits_images),
     Operator("STRIDED_SLICE", "StridedSliceOptions", moving.strided_slice, int16=4, same_scale=True,

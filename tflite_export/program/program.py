@@ -21,7 +21,8 @@ class IntTensor:
   Attributes:
     name: unique in the program.
     shape: batch included.
-    dtype: "int4" (weights only), "int8", "uint8", "int16", "int32", "int64" or "float32" (border only).
+    dtype: "int4" (weights only), "int8", "uint8", "int16", "int32", "int64", "bool" or "float32" (border
+      only).
     scale: float32 [channels] or [1]; None where the tensor is not quantized (shapes, axes, border).
     zero_point: int64, same shape as scale; None where scale is None.
     axis: channel axis of the file layout; None for one grid.

@@ -10,13 +10,14 @@ from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 from kquant.graph.kinds.slicing import CONSTANT_BESIDE, refused_constant
 
-_SUM = LayerFacts("own", absorbs_relu=True, arithmetic="sum", scale_rule=scale_rules.add,
+_SUM = LayerFacts("own", absorbs_relu=True, arithmetic="sum", mask="all", scale_rule=scale_rules.add,
                   refused_form=refused_constant)
 _ADD = dataclasses.replace(_SUM, moment_rule=moment_rules.add)
 _SUBTRACT = dataclasses.replace(_SUM, moment_rule=moment_rules.subtract)
-_MULTIPLY = LayerFacts("own", absorbs_relu=True, arithmetic="product", scale_rule=scale_rules.multiply,
-                       moment_rule=moment_rules.multiply, refused_form=refused_constant)
-_EXTREME = LayerFacts("move", scale_rule=scale_rules.add, refused_form=refused_constant)
+_MULTIPLY = LayerFacts("own", absorbs_relu=True, arithmetic="product", mask="all",
+                       scale_rule=scale_rules.multiply, moment_rule=moment_rules.multiply,
+                       refused_form=refused_constant)
+_EXTREME = LayerFacts("move", mask="all", scale_rule=scale_rules.add, refused_form=refused_constant)
 
 
 def _wide_constant(call: Call) -> Refusal | None:
@@ -44,7 +45,7 @@ KINDS: dict[str, LayerFacts] = {
     "Multiply": _MULTIPLY,
     "Maximum": _EXTREME,
     "Minimum": _EXTREME,
-    "Average": taken_apart(CONSTANT_BESIDE),
+    "Average": dataclasses.replace(taken_apart(CONSTANT_BESIDE), mask="all"),
     "tf.math.add": _with_constant(_ADD, "add"),
     "tf.math.subtract": _with_constant(_SUBTRACT, "subtract"),
     "tf.math.multiply": _with_constant(dataclasses.replace(_MULTIPLY, arithmetic=""), "multiply"),

@@ -1,11 +1,13 @@
 """Kinds that multiply tensors as matrices: attention, and products along axes that are named."""
 
+import dataclasses
+
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 
-_ATTENTION = taken_apart(Refusal(
-    "is used with a mask, a shape that is open, or other than its plain form",
-    "call it without masks on [batch, positions, features] of fixed size, without returned scores"))
+_ATTENTION = dataclasses.replace(taken_apart(Refusal(
+    "has a shape that is open, axes of attention of its own, or a form that Keras seldom uses",
+    "call it on [batch, positions, features] of fixed size, attending over the positions")), takes_mask=True)
 
 
 def _constant_matrix(call: Call) -> Refusal | None:
@@ -18,8 +20,8 @@ KINDS: dict[str, LayerFacts] = {
     "tf.linalg.matmul": LayerFacts("own", absorbs_relu=True, refused_form=_constant_matrix),
     "MultiHeadAttention": _ATTENTION,
     "Attention": _ATTENTION,
-    "AdditiveAttention": refused("adds every query to every key", "use Attention or MultiHeadAttention"),
-    "Dot": taken_apart(),
+    "AdditiveAttention": _ATTENTION,
+    "Dot": dataclasses.replace(taken_apart(), mask="none"),
     "EinsumDense": taken_apart(Refusal(
         "has an equation that is no Dense layer, or an open shape",
         "contract the last axes of the input with the first of the kernel, as in abc,cd->abd")),

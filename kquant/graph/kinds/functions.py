@@ -26,8 +26,10 @@ KINDS: dict[str, LayerFacts] = {
         "argmax", "math.argmax", "argmin", "math.argmin", "math.top_k", "nn.top_k", "sort", "argsort",
         "one_hot", "math.in_top_k", "compat.v1.arg_max", "compat.v1.argmax", "compat.v1.argmin")},
     **{f"tf.{name}": _COMPARISON for name in (
-        "math.greater", "math.greater_equal", "math.less", "math.less_equal", "math.equal", "math.not_equal",
-        "math.logical_and", "math.logical_or", "math.logical_not", "where", "compat.v1.where")},
+        "math.greater", "math.greater_equal", "math.less", "math.less_equal", "math.equal", "math.logical_or",
+        "math.logical_not", "where", "compat.v1.where")},
+    **{f"tf.math.{name}": dataclasses.replace(_COMPARISON, taken_apart=True) for name in (
+        "not_equal", "logical_and")},
     **{f"tf.signal.{name}": _SPECTRUM for name in ("rfft", "fft", "stft", "fft2d", "rfft2d", "dct", "frame")},
     **{f"tf.{name}": _SPREAD for name in (
         "math.reduce_variance", "math.reduce_std", "norm", "compat.v1.norm", "linalg.norm")},

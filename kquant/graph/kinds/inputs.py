@@ -12,11 +12,15 @@ def _strings(call: Call) -> Refusal | None:
 
 
 def _other_lookup(call: Call) -> Refusal | None:
-  if call.config["mask_zero"]:
-    return Refusal("masks index 0", "use mask_zero=False and let the model learn the padding's row")
   if not call.inputs[0].is_integer:
     return Refusal("looks up indices that are computed or numbers too", "make them an input of their own")
   return None
+
+
+def _of_table(call: Call) -> tuple[float, float]:
+  """What the whole table holds, whatever rows the data use."""
+  table = call.layer.params[call.facts.table]
+  return float(table.min()), float(table.max())
 
 
 _LOOKUP = refused("turns raw features into numbers, which the integer file leaves to the application",
@@ -24,7 +28,8 @@ _LOOKUP = refused("turns raw features into numbers, which the integer file leave
 
 KINDS: dict[str, LayerFacts] = {
     "InputLayer": LayerFacts("input", scale_rule=scale_rules.model_input, refused_form=_strings),
-    "Embedding": LayerFacts("own", table="embeddings", refused_form=_other_lookup),
+    "Embedding": LayerFacts("own", table="embeddings", takes_indices=True, known_range=_of_table,
+                            mask="made", refused_form=_other_lookup),
     "CategoryEncoding": _LOOKUP,
     "DenseFeatures": _LOOKUP,
     "Discretization": _LOOKUP,

@@ -70,7 +70,7 @@ KINDS: dict[str, LayerFacts] = {
     "Flatten": _per_channel("move"),
     "Reshape": _per_channel("move"),
     "Permute": LayerFacts("move", scale_rule=scale_rules.permute, moment_rule=moment_rules.permute),
-    "Concatenate": LayerFacts("move", joins=True, scale_rule=scale_rules.concatenate,
+    "Concatenate": LayerFacts("move", joins=True, mask="joined", scale_rule=scale_rules.concatenate,
                               moment_rule=moment_rules.concatenate, refused_form=refused_join),
     "RepeatVector": taken_apart(),
     "tf.__operators__.getitem": LayerFacts("move", refused_form=refused_slice),

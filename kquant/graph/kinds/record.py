@@ -19,6 +19,9 @@ class Refusal(NamedTuple):
   remedy: str
 
 
+RangeRule = Callable[[Call], tuple[float, float]]
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerFacts:
   """What kquant knows of one layer kind.
@@ -69,6 +72,13 @@ class LayerFacts:
     caps: name of the variable with one cap a channel of a ReLU.
     slopes: name of the variable with the slopes below 0.
     table: name of the variable whose rows are looked up by an integer input.
+    takes_indices: reads an integer input of the model.
+    known_range: returns (low, high) of its output where that is known without data.
+    compares: config entry of the number that it tells from all others, on the grid of its input.
+    chooses: chooses by a mask, its first input or a constant, among the others, with which it shares a grid.
+    mask: the mask of its output, where that is not its first input's if its class supports masks: "made" by
+      the layer, "all" of its inputs' masks, these "joined", of a "sequence" alone, or "none".
+    takes_mask: a mask of its inputs changes what it computes; `standardize` makes it an argument "mask".
 
     flat_rule: between which inputs a function of one element changes; None where it is flat nowhere.
     scale_rule: ties the channels of a call that must be scaled together.
@@ -108,6 +118,12 @@ class LayerFacts:
   caps: str = ""
   slopes: str = ""
   table: str = ""
+  takes_indices: bool = False
+  known_range: RangeRule | None = None
+  compares: str = ""
+  chooses: bool = False
+  mask: str = ""
+  takes_mask: bool = False
   flat_rule: FlatRule | None = None
   scale_rule: ScaleRule = scale_rules.stop
   moment_rule: MomentRule | None = None

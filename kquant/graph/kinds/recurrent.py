@@ -18,5 +18,4 @@ KINDS: dict[str, LayerFacts] = {
     "LSTMCell": RECURRENT,
     "SimpleRNNCell": RECURRENT,
     "StackedRNNCells": RECURRENT,
-    "Masking": refused("masks time steps", "leave it out and let the model see the padding"),
 }

@@ -16,6 +16,7 @@ from kquant.graph.kinds import (
   identity,
   inputs,
   linear,
+  masking,
   moving,
   normalizing,
   pooling,
@@ -27,7 +28,7 @@ from kquant.graph.kinds.record import LayerFacts
 LAYERS: dict[str, LayerFacts] = {
     **inputs.KINDS, **linear.KINDS, **activations.KINDS, **arithmetic.KINDS, **pooling.KINDS, **moving.KINDS,
     **normalizing.KINDS, **attending.KINDS, **identity.KINDS, **recurrent.KINDS,
-    **wrapping.KINDS, **functions.KINDS}
+    **masking.KINDS, **wrapping.KINDS, **functions.KINDS}
 """{kind: its record}. Read it with `facts_of`, add to it with `register`."""
 
 OPAQUE = LayerFacts("opaque")

@@ -1,29 +1,36 @@
-"""MultiHeadAttention, Attention and EinsumDense as Dense, Reshape, Permute, matmul and Softmax."""
+"""Attention and EinsumDense as Dense, Reshape, Permute, matmul, Softmax, and choices by masks."""
 
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
+from kquant.graph.masks import LOWEST
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.building import (
   add_matmul,
   add_permute,
   add_reshape,
+  add_select,
   is_fixed,
   replace,
 )
+from kquant.rewrites.standardize.masks import as_mask, mask_of
 from kquant.rewrites.standardize.training_config import as_matrix, training_config
+
+_ROOM = 8.0
+"""Between the lowest score and a masked one in the file: e^-8 is 1/12 of a step of the softmax's output."""
 
 
 def split_attention(graph: Graph, node: Node) -> None:
-  """Writes attention without masks, and an EinsumDense that is a Dense, as layers of one matrix product."""
+  """Writes attention, and an EinsumDense that is a Dense, as layers of one matrix product."""
   if node.kind == "MultiHeadAttention":
     _split_multi_head(graph, node)
-  elif node.kind == "Attention":
-    _split_dot_product(graph, node)
+  elif node.kind in ("Attention", "AdditiveAttention"):
+    _split_attention_of_one(graph, node)
   elif node.kind == "EinsumDense":
     _split_einsum_dense(graph, node)
 
@@ -33,26 +40,60 @@ def _split_multi_head(graph: Graph, node: Node) -> None:
   query, value = node.argument(0, "query"), node.argument(1, "value")
   key = node.argument(2, "key", value)
   axes, kernel = node.config["attention_axes"], node.layer.params["attention_output/kernel"]
-  if (_is_masked(node, 3) or node.kwargs.get("return_attention_scores") or len(node.shapes) > 1
-      or any(len(ref.shape) != 3 for ref in (query, key, value)) or not is_fixed(query, key, value)
+  if (any(len(ref.shape) != 3 for ref in (query, key, value)) or not is_fixed(query, key, value)
       or kernel.ndim != 3 or axes is not None and tuple(axes) != (1,)):
     return
   name, factor = node.layer_name, 1 / np.sqrt(node.config["key_dim"])
   heads = [_heads(graph, node, ref, part, scale)
            for ref, part, scale in ((query, "query", factor), (key, "key", 1.0), (value, "value", 1.0))]
-  mixed = _attend(graph, node, *heads)
+  masks = _masks(graph, node, {query: 1, value: 0, key: 0}, rank=4)
+  if node.argument(3, "attention_mask") is not None:
+    masks.append(_given_mask(graph, node, node.argument(3, "attention_mask")))
+  scores = add_matmul(graph, f"{name}/scores", heads[0], heads[1], transpose_b=True)
+  weights = _weights(graph, node, scores, masks)
+  mixed = add_matmul(graph, f"{name}/mixed", weights, heads[2])
   mixed = add_permute(graph, f"{name}/by_position", mixed, (2, 1, 3))
   _, positions, count, size = mixed.shape
   mixed = add_reshape(graph, f"{name}/joined", mixed, (positions, count * size))
   params = _dense_params(kernel.reshape(count * size, -1), node.layer.params.get("attention_output/bias"))
   result = _dense(graph, f"{name}/attention_output", mixed, params, _training(graph, node, 2))
-  replace(graph, node, result, "split into projections, products and a softmax")
+  _replace(graph, node, result, weights)
 
 
-def _is_masked(node: Node, position: int) -> bool:
-  names = ("mask", "query_mask", "value_mask", "key_mask")
-  return (node.argument(position, "attention_mask") is not None or bool(node.kwargs.get("use_causal_mask"))
-          or any(node.kwargs.get(name) is not None for name in names))
+def _replace(graph: Graph, node: Node, result: Ref, weights: Ref) -> None:
+  if len(node.shapes) > 1:  # it returns its weights too
+    graph.redirect(Ref(node, 1), weights)
+  replace(graph, node, result, "split into products and a softmax")
+
+
+def _masks(graph: Graph, node: Node, place: dict[Ref, int], rank: int) -> list[Ref | np.ndarray]:
+  """Masks that broadcast with scores [batch, ..., queries, keys]: of steps along their axis, and the causal.
+
+  Args:
+    place: {tensor: 1 where its steps are queries, 0 where they are keys}.
+    rank: of the scores.
+  """
+  masks, name = [], node.layer_name
+  for ref, is_query in place.items():
+    mask = mask_of(node, ref)
+    if mask is not None:
+      steps = ref.shape[1]
+      shape = (*[1] * (rank - 3), *((steps, 1) if is_query else (1, steps)))
+      masks.append(add_reshape(graph, f"{name}/mask{len(masks)}", mask, shape))
+  if node.kwargs.get("use_causal_mask") or node.config.get("causal"):
+    queries, keys = next(ref.shape[1] for ref in place), list(place)[-1].shape[1]
+    masks.append(np.tril(np.ones((queries, keys))).reshape(*[1] * (rank - 2), queries, keys))
+  return masks
+
+
+def _given_mask(graph: Graph, node: Node, mask: Any) -> Ref | np.ndarray:
+  """The argument attention_mask, [batch, queries, keys] or with heads, as a mask with an axis of heads."""
+  if not isinstance(mask, Ref):
+    mask = np.asarray(mask, np.float32)
+    return mask if mask.ndim == 4 else mask[:, None]
+  mask = as_mask(graph, mask)
+  return mask if len(mask.shape) == 4 else add_reshape(
+      graph, f"{node.layer_name}/attention_mask", mask, (1, *mask.shape[1:]))
 
 
 def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Ref:
@@ -67,31 +108,62 @@ def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Re
   return add_permute(graph, f"{name}/by_head", split, (2, 1, 3))
 
 
-def _attend(graph: Graph, node: Node, query: Ref, key: Ref, value: Ref) -> Ref:
+def _weights(graph: Graph, node: Node, scores: Ref, masks: list[Ref | np.ndarray]) -> Ref:
+  """The softmax of the scores, [..., queries, keys]; masked ones are the lowest of their grid."""
   name, rate = node.layer_name, node.config["dropout"]
-  scores = add_matmul(graph, f"{name}/scores", query, key, transpose_b=True)
+  for index, mask in enumerate(masks):
+    scores = add_select(graph, f"{name}/masked{index}", mask, [scores], otherwise=LOWEST, room=_ROOM)
   weights = graph.add_node(graph.new_layer(keras.layers.Softmax, f"{name}/softmax"), (scores,), scores.shape)
   if rate:
     dropout = graph.new_layer(keras.layers.Dropout, f"{name}/dropout", {"rate": rate})
     weights = graph.add_node(dropout, (weights,), scores.shape)
-  return add_matmul(graph, f"{name}/mixed", weights, value)
+  return weights
 
 
-def _split_dot_product(graph: Graph, node: Node) -> None:
-  """keras.layers.Attention: softmax(scale q k^T) v."""
-  config, (query, value, *rest) = node.config, node.inputs
-  key = rest[0] if rest else value
-  if (config["score_mode"] != "dot" or config.get("causal") or _is_masked(node, 1) or len(node.shapes) > 1
-      or node.kwargs.get("return_attention_scores")
-      or any(len(ref.shape) != 3 for ref in (query, key, value)) or not is_fixed(query, key, value)):
+def _split_attention_of_one(graph: Graph, node: Node) -> None:
+  """softmax(scores) v, of scores q k^T or of sums of tanh(q + k); 0 where the query is masked."""
+  query, value, *rest = tf.nest.flatten(node.args[0])
+  key, name = rest[0] if rest else value, node.layer_name
+  if any(len(ref.shape) != 3 for ref in (query, key, value)) or not is_fixed(query, key, value):
     return
-  if config["use_scale"]:
+  is_product = node.config.get("score_mode") == "dot"
+  scores = (_products if is_product else _sums_of_tanh)(graph, node, query, key)
+  weights = _weights(graph, node, scores, _masks(graph, node, {value: 0}, rank=3))
+  result = add_matmul(graph, f"{name}/mixed", weights, value)
+  if mask_of(node, query) is not None:
+    rows = add_reshape(graph, f"{name}/query_mask", mask_of(node, query), (query.shape[1], 1))
+    result = add_select(graph, f"{name}/kept", rows, [result])
+  _replace(graph, node, result, weights)
+
+
+def _products(graph: Graph, node: Node, query: Ref, key: Ref) -> Ref:
+  name = node.layer_name
+  if node.config["use_scale"]:
     (scale,) = node.layer.params.values()
     scale = np.full(query.shape[-1], float(scale))
-    query = graph.add_node(affine_layer(graph, f"{node.layer_name}/scaled", scale, 0 * scale), (query,),
-                           query.shape)
-  result = _attend(graph, node, query, key, value)
-  replace(graph, node, result, "split into products and a softmax")
+    query = graph.add_node(affine_layer(graph, f"{name}/scaled", scale, 0 * scale), (query,), query.shape)
+  return add_matmul(graph, f"{name}/scores", query, key, transpose_b=True)
+
+
+def _sums_of_tanh(graph: Graph, node: Node, query: Ref, key: Ref) -> Ref:
+  """w sum tanh(s (q + k)) of each query and key; w or s is a number or [features], each 1 where not used."""
+  name, params = node.layer_name, node.layer.params
+  (batch, queries, size), keys = query.shape, key.shape[1]
+  inner, outer = 1.0, params.get("scale", 1.0)
+  if "concat_score_weight" in params:  # keras.layers.Attention
+    inner, outer = params.get("scale", 1.0), params["concat_score_weight"]
+  pair = [add_reshape(graph, f"{name}/queries", query, (queries, 1, size)),
+          add_reshape(graph, f"{name}/keys", key, (1, keys, size))]
+  add = graph.new_layer(keras.layers.Add, f"{name}/pairs")
+  x = graph.add_node(add, (pair,), (batch, queries, keys, size))
+  if np.any(inner != 1.0):
+    scale = np.full(size, float(inner))
+    x = graph.add_node(affine_layer(graph, f"{name}/scaled", scale, 0 * scale), (x,), x.shape)
+  tanh = graph.new_layer(keras.layers.Activation, f"{name}/tanh", {"activation": "tanh"})
+  x = graph.add_node(tanh, (x,), x.shape)
+  kernel = np.broadcast_to(outer, (size,)).reshape(size, 1)
+  x = _dense(graph, f"{name}/scores", x, _dense_params(kernel, None), {})
+  return add_reshape(graph, f"{name}/table", x, (queries, keys))
 
 
 def _split_einsum_dense(graph: Graph, node: Node) -> None:

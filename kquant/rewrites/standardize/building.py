@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 
 from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
+from kquant.graph.masks import Select
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.standardize.operators import operator_layer
 
@@ -49,6 +51,23 @@ def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Any], s
                  **options: Any) -> Ref:
   """Calls a TensorFlow function such as "linalg.matmul" on tensors or constants, the options by keyword."""
   return graph.add_node(operator_layer(name, symbol), tuple(sources), tuple(shape), kwargs=options)
+
+
+def add_select(graph: Graph, name: str, mask: Ref | np.ndarray, sources: Sequence[Ref],
+               **options: float) -> Ref:
+  """Chooses by a mask, computed or constant, among one tensor and a number, or two tensors (see Select)."""
+  shape = _broadcast(mask, *sources)
+  if isinstance(mask, Ref):
+    return graph.add_node(graph.new_layer(Select, name, options), ([mask, *sources],), shape)
+  layer = graph.new_layer(Select, name, {**options, "condition_shape": mask.shape},
+                          {"condition": mask.astype(np.float32)})
+  return graph.add_node(layer, tuple(sources), shape)
+
+
+def _broadcast(*tensors: Ref | np.ndarray) -> tuple[int | None, ...]:
+  """The shape of tensors that broadcast, all sizes known but that of the batch."""
+  batch = next(tensor.shape[0] for tensor in tensors if isinstance(tensor, Ref))
+  return batch, *np.broadcast_shapes(*(tuple(tensor.shape[1:]) for tensor in tensors))
 
 
 def add_matmul(graph: Graph, name: str, first: Ref, second: Ref, *, transpose_b: bool = False) -> Ref:

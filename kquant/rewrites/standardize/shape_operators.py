@@ -9,7 +9,7 @@ from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.operators import become, operator_layer
 
-_RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims")
+RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims")
 _TRANSPOSES = ("tf.transpose", "tf.compat.v1.transpose")
 _EXTREMES = {"tf.math.maximum": keras.layers.Maximum, "tf.math.minimum": keras.layers.Minimum,
              "tf.maximum": keras.layers.Maximum, "tf.minimum": keras.layers.Minimum}
@@ -19,7 +19,7 @@ _RESIZES = ("bilinear", "nearest")
 def name_shape_operator(graph: Graph, node: Node) -> None:
   """Gives a call of a shape operator the Keras layer that does the same, under the same name."""
   shape = node.shapes[0]
-  if node.kind in _RESHAPES and shape and shape[0] is None and None not in shape[1:]:
+  if node.kind in RESHAPES and shape and shape[0] is None and None not in shape[1:]:
     if _mixes_batch(node):
       return  # refused by name when quantizers are placed
     become(graph, node, keras.layers.Reshape, {"target_shape": shape[1:]}, (node.inputs[0],))
@@ -78,6 +78,8 @@ def _hold_floats(graph: Graph, source: Ref) -> None:
 def _is_float(ref: Ref) -> bool:
   """Whether a tensor is known to be float32: what a linear layer makes, or known kinds of float32."""
   facts = ref.node.facts
+  if facts.fixed_grid:
+    return True
   if facts.role == "input":
     return tf.as_dtype(ref.node.config["dtype"]) == tf.float32
   known = facts.role != "opaque" or facts.operator or facts.taken_apart

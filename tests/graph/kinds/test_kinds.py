@@ -52,7 +52,7 @@ def test_the_second_file_lowers_the_kind_or_writes_it_as_other_layers(naming):
 
 def test_the_families_share_no_kind():
   families = [module.KINDS for module in vars(table).values() if hasattr(module, "KINDS")]
-  assert len(families) == 12
+  assert len(families) == 13
   assert sum(map(len, families)) == len(LAYERS) == len(set().union(*families))
 
 
