@@ -27,9 +27,10 @@ def measure(name: str, folder: str) -> tuple[str, str, str]:
   backend.clear_session()
   if name in layer_cases.NOT_IN_GRAPHS:
     return name, "-", f"no layer of a functional model: {layer_cases.NOT_IN_GRAPHS[name]}"
-  tables = layer_cases.HANDLED | layer_cases.REFUSED | layer_cases.REFUSED_FORMS
-  model = tables[name]()
-  if name not in layer_cases.HANDLED:
+  handled, refused = (layer_cases.HANDLED | layer_cases.HANDLED_FORMS,
+                      layer_cases.REFUSED | layer_cases.REFUSED_FORMS)
+  model = (handled | refused)[name]()
+  if name in refused:
     data = [np.zeros((4, *(n or 1 for n in tensor.shape[1:])), np.float32) for tensor in model.inputs]
     try:
       kquant.quantize(model, data, effort=None)
@@ -56,7 +57,8 @@ def main() -> None:
   import kquant.cli  # noqa: F401  quiet start
   from tests import layer_cases
   with tempfile.TemporaryDirectory() as folder:
-    rows = [measure(name, folder) for name in (*layer_cases.layer_classes(), *layer_cases.REFUSED_FORMS)]
+    names = (*layer_cases.layer_classes(), *layer_cases.HANDLED_FORMS, *layer_cases.REFUSED_FORMS)
+    rows = [measure(name, folder) for name in names]
   header = ("layer", "mismatching elements", "operators of a small model with it, or why it is refused")
   table = "\n".join("| " + " | ".join(row) + " |" for row in [header, ("---",) * len(header), *rows])
   text = f"""# Coverage: the layers of tf_keras

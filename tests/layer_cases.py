@@ -56,6 +56,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Activation": lambda: one(layers.Activation("mish")),
     "ActivityRegularization": lambda: behind(layers.ActivityRegularization(0.1)),
     "Add": lambda: two(layers.Add()),
+    "AdditiveAttention": lambda: two(layers.AdditiveAttention(), (5, 6), (7, 6)),
     "AlphaDropout": lambda: behind(layers.AlphaDropout(0.1)),
     "Attention": lambda: two(layers.Attention(use_scale=True), (5, 6), (7, 6)),
     "Average": lambda: two(layers.Average()),
@@ -95,6 +96,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "LayerNormalization": lambda: one(layers.LayerNormalization()),
     "Lambda": lambda: one(layers.Lambda(lambda x: 2 * tf.tanh(x) + 1)),
     "LeakyReLU": lambda: one(layers.LeakyReLU()),
+    "Masking": lambda: _masking(),
     "MaxPooling1D": lambda: one(layers.MaxPooling1D(2), ROWS),
     "MaxPooling2D": lambda: one(layers.MaxPooling2D(2)),
     "MaxPooling3D": lambda: one(layers.MaxPooling3D((2, 3, 2), strides=(1, 2, 2), padding="same"), VOLUME),
@@ -134,8 +136,39 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "ZeroPadding3D": lambda: one(layers.ZeroPadding3D(((0, 1), (1, 0), (2, 1))), VOLUME),
 }
 
+# Plain layers in a form that is handled apart from the others.
+HANDLED_FORMS: dict[str, Callable[[], keras.Model]] = {
+    "AdditiveAttention(masks)": lambda: _attention(layers.AdditiveAttention(), return_attention_scores=True),
+    "Attention(masks)": lambda: _attention(layers.Attention(score_mode="concat"), use_causal_mask=True),
+    "Embedding(mask_zero=True)": lambda: _padded(layers.Dense(4, activation="relu")),
+    "GlobalAveragePooling1D(mask)": lambda: _padded(layers.Dropout(0.1), 300),
+    "MultiHeadAttention(masks)": lambda: _multi_head_masks(),
+}
+
+
+def _padded(layer: layers.Layer, steps: int = 7) -> keras.Model:
+  x = image = keras.Input((steps,), name="image")
+  x = layer(layers.Embedding(40, 4, mask_zero=True)(x))
+  return keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+
+def _attention(layer: layers.Layer, **call) -> keras.Model:
+  first, second = (keras.Input((steps,), name=name) for steps, name in ((5, "first"), (7, "second")))
+  embed = layers.Embedding(40, 4, mask_zero=True)
+  outputs = tf.nest.flatten(layer([embed(first), embed(second)], **call))
+  return keras.Model([first, second], [layers.Dense(3)(outputs[0]), *outputs[1:]])
+
+
+def _multi_head_masks() -> keras.Model:
+  """Masks of query and value, the causal one and one that is given, and weights that are returned."""
+  first, given = keras.Input((5,), name="first"), keras.Input((5, 5), name="given")
+  x = layers.Embedding(40, 4, mask_zero=True)(first)
+  x, weights = layers.MultiHeadAttention(2, 3)(x, x, attention_mask=given, use_causal_mask=True,
+                                               return_attention_scores=True)
+  return keras.Model([first, given], [layers.GlobalAveragePooling1D()(x), weights])
+
+
 REFUSED: dict[str, Callable[[], keras.Model]] = {
-    "AdditiveAttention": lambda: two(layers.AdditiveAttention(), (5, 6), (7, 6)),
     "Bidirectional": lambda: one(layers.Bidirectional(layers.LSTM(3)), ROWS),
     "CategoryEncoding": lambda: one(layers.CategoryEncoding(4), (3,)),
     "CenterCrop": lambda: one(layers.CenterCrop(4, 4)),
@@ -151,7 +184,6 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     "LSTM": lambda: one(layers.LSTM(3), ROWS),
     "LocallyConnected1D": lambda: one(layers.LocallyConnected1D(3, 2), ROWS),
     "LocallyConnected2D": lambda: one(layers.LocallyConnected2D(3, 2)),
-    "Masking": lambda: one(layers.Masking(), ROWS),
     "RNN": lambda: one(layers.RNN(layers.SimpleRNNCell(3)), ROWS),
     "RandomCrop": lambda: one(layers.RandomCrop(4, 4)),
     "RandomHeight": lambda: one(layers.RandomHeight(0.1)),
@@ -170,25 +202,40 @@ NOT_IN_GRAPHS = {
 
 # Plain layers in a form that is refused.
 REFUSED_FORMS: dict[str, Callable[[], keras.Model]] = {
-    "Embedding(mask_zero=True)": lambda: one(layers.Embedding(9, 3, mask_zero=True), (4,)),
     "LayerNormalization(axis=1)": lambda: one(layers.LayerNormalization(axis=1)),
     "EinsumDense(ab...,bc->ac...)": lambda: one(layers.EinsumDense("abcd,be->aecd", (5, None, None))),
     "Resizing(bicubic)": lambda: one(layers.Resizing(5, 9, interpolation="bicubic")),
     "UpSampling2D(bicubic)": lambda: one(layers.UpSampling2D(2, interpolation="bicubic")),
     "Lambda(tf.cond)": lambda: one(layers.Lambda(lambda x: tf.cond(tf.size(x) > 0, lambda: x, lambda: -x))),
     "LSTM(return_sequences=True)": lambda: one(layers.LSTM(3, return_sequences=True), ROWS),
-    "MultiHeadAttention(causal)": lambda: _causal(),
+    "MultiHeadAttention([rows, columns, features])": lambda: _over_images(),
 }
 
 
-def _causal() -> keras.Model:
-  x = keras.Input((5, 6), name="image")
-  return keras.Model(x, layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True))
+def _over_images() -> keras.Model:
+  x = keras.Input((4, 5, 6), name="image")
+  return keras.Model(x, layers.MultiHeadAttention(2, 3)(x, x))
+
+
+def _masking() -> keras.Model:
+  x = image = keras.Input(ROWS, name="image")
+  return keras.Model(image, layers.GlobalAveragePooling1D()(layers.Dense(3)(layers.Masking()(x))))
 
 
 def inputs_of(model: keras.Model, count: int = 8, seed: int = 1) -> list[np.ndarray]:
-  """Returns random inputs: indices below 40 where an Embedding reads them, else reals of [-1, 1]."""
+  """Returns random inputs: indices below 40 where an Embedding reads them, else reals of [-1, 1].
+
+  Behind a random step all is 0 where the model has a mask.
+  """
   rng = np.random.default_rng(seed)
   indices = any(isinstance(layer, layers.Embedding) for layer in model.layers)
-  return [(rng.integers(0, 40, shape) if indices else rng.uniform(-1, 1, shape)).astype(np.float32)
-          for shape in ((count, *tensor.shape[1:]) for tensor in model.inputs)]
+  padded = any(isinstance(layer, layers.Masking) or getattr(layer, "mask_zero", False)
+               for layer in model.layers)
+  inputs = []
+  for tensor in model.inputs:
+    shape = (count, *tensor.shape[1:])
+    x = (rng.integers(0, 40, shape) if indices else rng.uniform(-1, 1, shape)).astype(np.float32)
+    if padded:
+      x[np.arange(shape[1]) >= rng.integers(1, shape[1] + 1, (count, 1))] = 0
+    inputs.append(x)
+  return inputs

@@ -186,8 +186,10 @@ def insert_activation(graph: Graph, placement: QuantizerPlacement, quantizer: Qu
     layer.params = {**{f"output_{name}": value for name, value in values.items()},
                     "quantizing": np.asarray(True)}
   for ref in sources:
+    others = [reader for reader in graph.readers(ref) if not reader.facts.compares]
     on_grid = graph.insert_after(ref, layer)
-    graph.redirect(on_grid, ref, only=lambda reader: bool(reader.facts.compares))  # with numbers as they came
+    if others:  # a number is told from others as they come; a grid that nothing reads would be lost
+      graph.redirect(on_grid, ref, only=lambda reader: bool(reader.facts.compares))
   for ref in placement.averages:
     graph.insert_after(ref, layer, kwargs={"observe": False})
 

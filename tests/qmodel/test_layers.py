@@ -203,6 +203,7 @@ def test_activation_keeps_nan_visible():
 
 
 # The grids that the kernels of these layers compute for: (scale, zero point).
+MASKS = {"IndexMask": (1.0, 0), "DiffersFrom": (1.0, 0)}
 FIXED = {"Softmax": (1 / 256, -128), "Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)}
 
 
@@ -218,7 +219,8 @@ def test_fixed_grid_is_exact_and_needs_no_calibration(kind):
 
 def test_every_fixed_grid_of_the_target_is_pinned():
   grids = {kind: LITERT.fixed[facts.fixed_grid] for kind, facts in LAYERS.items() if facts.fixed_grid}
-  assert {kind: (float(grid.scale[0]), int(grid.zero_point[0])) for kind, grid in grids.items()} == FIXED
+  found = {kind: (float(grid.scale[0]), int(grid.zero_point[0])) for kind, grid in grids.items()}
+  assert found == FIXED | MASKS
 
 
 # --- switching without a new trace -----------------------------------------------------------------

@@ -29,7 +29,7 @@ def check(name: str, preset: str, border: dict, folder: str) -> str:
   """
   keras.backend.clear_session()
   keras.utils.set_random_seed(0)
-  model = randomized(layer_cases.HANDLED[name]())
+  model = randomized((layer_cases.HANDLED | layer_cases.HANDLED_FORMS)[name]())
   inputs = layer_cases.inputs_of(model)
   try:
     result = kq.quantize(model, inputs, config=preset, effort=None)
@@ -52,7 +52,8 @@ def _left_out(certificate: dict) -> bool:
 def main(arguments: list[str] | None = None) -> int:
   """Runs the sweep; returns 1 where a case failed."""
   parser = argparse.ArgumentParser(description="Every layer under every preset, border and batch.")
-  parser.add_argument("--only", default=",".join(layer_cases.HANDLED), help="layer classes")
+  everything = (*layer_cases.HANDLED, *layer_cases.HANDLED_FORMS)
+  parser.add_argument("--only", default=",".join(everything), help="layer classes")
   parser.add_argument("--presets", default=",".join(PRESETS))
   flags = parser.parse_args(arguments)
   tally, failed = collections.Counter(), 0

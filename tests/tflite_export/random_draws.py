@@ -90,6 +90,8 @@ class Draw:
 
   def integers(self, shape, dtype: str | None = None) -> np.ndarray:
     """Uniform, or at the ends of the type; of 16 bits at times small."""
+    if dtype == "bool":
+      return self.rng.random(shape) < 0.5
     limits = np.iinfo(dtype or self.dtype)
     values = self.rng.integers(limits.min, limits.max + 1, shape)
     if limits.bits == 16 and self.chance(0.3):

@@ -119,8 +119,25 @@ def split(draw: Draw) -> Case:
 
 
 def cast(draw: Draw) -> Case:
-  shape = draw.image()
-  return draw.finish("CAST", [draw.input("x", shape, draw.grid())], shape, None, dtype="int32")
+  """Of activations to int32 or truth values, or of int32 to activations, where it takes the lowest bits."""
+  shape, dtype = draw.image(), draw.one_of(("int32", "bool", draw.dtype))
+  if dtype == draw.dtype:
+    return draw.finish("CAST", [draw.input("x", shape, None, "int32")], shape, draw.grid())
+  return draw.finish("CAST", [draw.input("x", shape, draw.grid())], shape, None, dtype=dtype)
+
+
+def select(draw: Draw) -> Case:
+  """Three tensors that broadcast, the first of truth values; one may be a constant."""
+  shape, grid = draw.image(), draw.grid()
+  parts = [(1, *(1 if draw.chance(0.3) else n for n in shape[1:])) for _ in range(3)]
+  constant = draw.one_of((0, 2, None, None))
+  names = []
+  for place, part in enumerate(parts):
+    dtype, own = ("bool", None) if place == 0 else (None, grid)
+    data = draw.integers(part, dtype) if place == constant else None
+    names.append(draw.tensor("c", part, own, dtype, data) if place == constant
+                 else draw.input(f"x{place}", part, own, dtype))
+  return draw.finish("SELECT_V2", names, np.broadcast_shapes(*parts), grid)
 
 
 def gather(draw: Draw) -> Case:

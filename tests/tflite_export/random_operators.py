@@ -291,6 +291,7 @@ DRAWS = {
     "RESHAPE": random_moves.reshape,
     "RESIZE_BILINEAR": random_moves.draw_resize("RESIZE_BILINEAR"),
     "RESIZE_NEAREST_NEIGHBOR": random_moves.draw_resize("RESIZE_NEAREST_NEIGHBOR"),
+    "SELECT_V2": random_moves.select,
     "SOFTMAX": softmax,
     "SPACE_TO_DEPTH": random_moves.draw_blocks("SPACE_TO_DEPTH"),
     "SPLIT": random_moves.split,

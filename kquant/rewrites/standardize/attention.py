@@ -1,5 +1,6 @@
 """Attention and EinsumDense as Dense, Reshape, Permute, matmul, Softmax, and choices by masks."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,10 @@ def _split_multi_head(graph: Graph, node: Node) -> None:
   name, factor = node.layer_name, 1 / np.sqrt(node.config["key_dim"])
   heads = [_heads(graph, node, ref, part, scale)
            for ref, part, scale in ((query, "query", factor), (key, "key", 1.0), (value, "value", 1.0))]
-  masks = _masks(graph, node, {query: 1, value: 0, key: 0}, rank=4)
+  scores = add_matmul(graph, f"{name}/scores", heads[0], heads[1], transpose_b=True)
+  masks = _masks(graph, node, scores, [query], dict.fromkeys((value, key)))
   if node.argument(3, "attention_mask") is not None:
     masks.append(_given_mask(graph, node, node.argument(3, "attention_mask")))
-  scores = add_matmul(graph, f"{name}/scores", heads[0], heads[1], transpose_b=True)
   weights = _weights(graph, node, scores, masks)
   mixed = add_matmul(graph, f"{name}/mixed", weights, heads[2])
   mixed = add_permute(graph, f"{name}/by_position", mixed, (2, 1, 3))
@@ -66,23 +67,17 @@ def _replace(graph: Graph, node: Node, result: Ref, weights: Ref) -> None:
   replace(graph, node, result, "split into products and a softmax")
 
 
-def _masks(graph: Graph, node: Node, place: dict[Ref, int], rank: int) -> list[Ref | np.ndarray]:
-  """Masks that broadcast with scores [batch, ..., queries, keys]: of steps along their axis, and the causal.
-
-  Args:
-    place: {tensor: 1 where its steps are queries, 0 where they are keys}.
-    rank: of the scores.
-  """
-  masks, name = [], node.layer_name
-  for ref, is_query in place.items():
+def _masks(graph: Graph, node: Node, scores: Ref, queries: Iterable[Ref],
+           keys: Iterable[Ref]) -> list[Ref | np.ndarray]:
+  """Masks that broadcast with scores [batch, ..., queries, keys]: those of queries, of keys, the causal."""
+  masks, axes = [], [1] * (len(scores.shape) - 3)
+  for ref, shape in (*((ref, (-1, 1)) for ref in queries), *((ref, (1, -1)) for ref in keys)):
     mask = mask_of(node, ref)
     if mask is not None:
-      steps = ref.shape[1]
-      shape = (*[1] * (rank - 3), *((steps, 1) if is_query else (1, steps)))
-      masks.append(add_reshape(graph, f"{name}/mask{len(masks)}", mask, shape))
+      shape = [mask.shape[1] if size < 0 else size for size in (*axes, *shape)]
+      masks.append(add_reshape(graph, f"{node.layer_name}/mask{len(masks)}", mask, shape))
   if node.kwargs.get("use_causal_mask") or node.config.get("causal"):
-    queries, keys = next(ref.shape[1] for ref in place), list(place)[-1].shape[1]
-    masks.append(np.tril(np.ones((queries, keys))).reshape(*[1] * (rank - 2), queries, keys))
+    masks.append(np.tril(np.ones((1, *axes, *scores.shape[-2:]))))
   return masks
 
 
@@ -90,7 +85,9 @@ def _given_mask(graph: Graph, node: Node, mask: Any) -> Ref | np.ndarray:
   """The argument attention_mask, [batch, queries, keys] or with heads, as a mask with an axis of heads."""
   if not isinstance(mask, Ref):
     mask = np.asarray(mask, np.float32)
-    return mask if mask.ndim == 4 else mask[:, None]
+    while mask.ndim < 4:
+      mask = np.expand_dims(mask, -3)
+    return mask
   mask = as_mask(graph, mask)
   return mask if len(mask.shape) == 4 else add_reshape(
       graph, f"{node.layer_name}/attention_mask", mask, (1, *mask.shape[1:]))
@@ -128,7 +125,7 @@ def _split_attention_of_one(graph: Graph, node: Node) -> None:
     return
   is_product = node.config.get("score_mode") == "dot"
   scores = (_products if is_product else _sums_of_tanh)(graph, node, query, key)
-  weights = _weights(graph, node, scores, _masks(graph, node, {value: 0}, rank=3))
+  weights = _weights(graph, node, scores, _masks(graph, node, scores, [], [value]))
   result = add_matmul(graph, f"{name}/mixed", weights, value)
   if mask_of(node, query) is not None:
     rows = add_reshape(graph, f"{name}/query_mask", mask_of(node, query), (query.shape[1], 1))

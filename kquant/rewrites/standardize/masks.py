@@ -8,18 +8,17 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
 from kquant.graph.masks import MOST_EXACT, DiffersFrom, IndexMask, MaskShare, ShareFactor
 from kquant.graph.nodes import Node, Ref, map_refs
 from kquant.graph.policies import float32_policy
-from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.building import (
   add_matmul,
   add_merge,
   add_operator,
   add_reshape,
   add_select,
-  add_slice,
   is_fixed,
   replace,
 )
@@ -97,24 +96,16 @@ def _all_of(graph: Graph, name: str, masks: list[Ref]) -> Ref:
   return add_merge(graph, keras.layers.Minimum, name, masks) if masks[1:] else masks[0]
 
 
-def _joined(graph: Graph, node: Node, given: list[Ref | None]) -> Ref:
-  """The masks one behind the other, of ones where there is none, along the axis of a Concatenate."""
-  name = node.layer_name
-  masks = [mask or _ones(graph, f"{name}/ones{index}", ref)
-           for index, (ref, mask) in enumerate(zip(node.inputs, given))]
+def _joined(graph: Graph, node: Node, masks: list[Ref | None]) -> Ref:
+  """The masks one behind the other, along the axis of a Concatenate."""
   axis = node.config["axis"] % len(node.shapes[0])
+  if None in masks:
+    raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) joins steps with a mask and steps "
+                                "without; give all of its inputs masks, or none.")
   shape = list(masks[0].shape)
   shape[axis] = sum(mask.shape[axis] for mask in masks)
-  join = graph.new_layer(node.layer.cls, f"{name}/mask", {"axis": axis})
+  join = graph.new_layer(node.layer.cls, f"{node.layer_name}/mask", {"axis": axis})
   return graph.add_node(join, (masks,), tuple(shape))
-
-
-def _ones(graph: Graph, name: str, source: Ref) -> Ref:
-  """A mask of ones for the rows of a tensor [batch, steps, features]."""
-  x = add_slice(graph, f"{name}/first", source, {len(source.shape) - 1: range(1)})
-  x = graph.add_node(affine_layer(graph, f"{name}/one", np.zeros(1), np.ones(1)), (x,), x.shape)
-  x = graph.add_node(graph.new_layer(DiffersFrom, name), (x,), x.shape)
-  return add_reshape(graph, f"{name}/rows", x, x.shape[1:-1])
 
 
 # --- masks that the user computes or gives -----------------------------------------------------------

@@ -1,0 +1,265 @@
+"""Masks as tensors: standardized models compute what Keras computes with the masks that it passes along."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras import layers
+
+import kquant as kq
+import tflite_export
+from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.graph import Graph
+from kquant.graph.masks import DiffersFrom, IndexMask, Select, ShareFactor
+from kquant.qmodel.quantize_activation import QuantizeActivation
+
+STEPS, WORDS = 7, 30
+
+
+def words(count=16, steps=STEPS, seed=0):
+  """Indices [count, steps], 0 behind a random length of at least 1."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(1, steps + 1, (count, 1))
+  return np.where(np.arange(steps) < lengths, rng.integers(1, WORDS, (count, steps)), 0).astype(np.int32)
+
+
+def rows(value=0.0, seed=0):
+  """Reals [16, STEPS, 3], `value` behind a random length of at least 1."""
+  x = np.random.default_rng(seed).normal(size=(16, STEPS, 3)).astype(np.float32)
+  x[words(seed=seed) == 0] = value
+  return x
+
+
+def embed(size=4):
+  return layers.Embedding(WORDS, size, mask_zero=True)
+
+
+def word_input():
+  return keras.Input((STEPS,), dtype="int32")
+
+
+def mean(x, **call):
+  return layers.GlobalAveragePooling1D()(x, **call)
+
+
+def passed_on():
+  image = word_input()
+  x = layers.Dropout(0.1)(layers.LayerNormalization()(layers.Dense(5, "relu")(embed()(image))))
+  return keras.Model(image, mean(x)), [words()]
+
+
+def stopped_by_a_convolution():
+  image = word_input()
+  return keras.Model(image, mean(layers.Conv1D(4, 3)(embed()(image)))), [words()]
+
+
+def given_by_the_user():
+  image, table = word_input(), layers.Embedding(WORDS, 4, mask_zero=True)
+  x = layers.Conv1D(4, 3, padding="same")(table(image))
+  return keras.Model(image, mean(x, mask=table.compute_mask(image))), [words()]
+
+
+def merged():
+  first, second, table = word_input(), word_input(), embed()
+  x = layers.Add()([table(first), table(second)])
+  return keras.Model([first, second], mean(layers.Multiply()([x, table(first)]))), [words(), words(seed=1)]
+
+
+def joined_features():
+  first, second = word_input(), word_input()
+  x = layers.Concatenate()([embed()(first), layers.Embedding(WORDS, 3)(second), embed(2)(second)])
+  return keras.Model([first, second], mean(x)), [words(), words(seed=1)]
+
+
+def joined_steps():
+  first, second = word_input(), word_input()
+  x = layers.Concatenate(axis=1)([embed()(first), embed()(second)])
+  return keras.Model([first, second], mean(x)), [words(), words(seed=1)]
+
+
+def nested():
+  inner = keras.Sequential([keras.Input((STEPS, 4)), layers.Dense(5)])
+  image = word_input()
+  return keras.Model(image, mean(inner(embed()(image)))), [words()]
+
+
+def masked_reals():
+  image = keras.Input((STEPS, 3))
+  return keras.Model(image, mean(layers.Dense(4)(layers.Masking(-1.5)(image)))), [rows(-1.5)]
+
+
+def long_sequence():
+  image = keras.Input((400,), dtype="int32")
+  return keras.Model(image, mean(embed()(image))), [words(steps=400)]
+
+
+def self_attention():
+  image = word_input()
+  x = embed()(image)
+  x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True))
+  return keras.Model(image, layers.Flatten()(x)), [words()]
+
+
+def cross_attention():
+  first, second = word_input(), word_input()
+  table = embed()
+  x, weights = layers.MultiHeadAttention(2, 3)(table(first), value=table(second), key=embed()(second),
+                                               return_attention_scores=True)
+  return keras.Model([first, second], [x, weights]), [words(), words(seed=1)]
+
+
+def attention_with(dtype, give):
+  """Attention with a mask [steps] or [steps, steps] that is an input of the model."""
+  image, mask = keras.Input((STEPS, 3)), keras.Input((STEPS,), dtype=dtype)
+  x = layers.MultiHeadAttention(2, 3)(image, image, attention_mask=give(mask))
+  return keras.Model([image, mask], x), [rows(), (words() > 0).astype(dtype)]
+
+
+def constant_mask():
+  image = keras.Input((STEPS, 3))
+  return keras.Model(image, layers.MultiHeadAttention(2, 3)(
+      image, image, attention_mask=np.tri(STEPS, STEPS, 1)[None])), [rows()]
+
+
+def dot_attention():
+  first, second = word_input(), word_input()
+  x, weights = layers.Attention(use_scale=True)([embed()(first), embed()(second)], use_causal_mask=True,
+                                                return_attention_scores=True)
+  return keras.Model([first, second], [mean(x), weights]), [words(), words(seed=1)]
+
+
+def sums_of_tanh(layer):
+  first, second = word_input(), word_input()
+  return keras.Model([first, second], layer([embed()(first), embed()(second)])), [words(), words(seed=1)]
+
+
+MODELS = {
+    **{build.__name__: build for build in (
+        passed_on, stopped_by_a_convolution, given_by_the_user, merged, joined_features, joined_steps, nested,
+        masked_reals, long_sequence, self_attention, cross_attention, constant_mask, dot_attention)},
+    "mask of int32": lambda: attention_with("int32", lambda mask: mask[:, tf.newaxis, :]),
+    "mask of bool": lambda: attention_with("bool", lambda mask: mask[:, tf.newaxis, tf.newaxis, :]),
+    "mask of float32": lambda: attention_with("float32", lambda mask: tf.expand_dims(mask, 1)),
+    "additive": lambda: sums_of_tanh(layers.AdditiveAttention()),
+    "concatenated": lambda: sums_of_tanh(layers.Attention(score_mode="concat", use_scale=True)),
+}
+
+
+def built(name):
+  keras.backend.clear_session()
+  keras.utils.set_random_seed(3)
+  model, inputs = MODELS[name]()
+  for weight in model.weights:
+    weight.assign(weight + tf.random.normal(weight.shape, stddev=0.2))
+  return model, inputs
+
+
+def run(model, inputs):
+  inputs = [tf.cast(x, tensor.dtype) for x, tensor in zip(inputs, model.inputs)]
+  outputs = model(inputs if inputs[1:] else inputs[0], training=False)
+  return [output.numpy() for output in tf.nest.flatten(outputs)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_function_stays(name):
+  model, inputs = built(name)
+  for expected, found in zip(run(model, inputs), run(kq.standardize(model), inputs), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["joined_steps", "masked_reals", "mask of bool", "cross_attention"])
+def test_the_file_is_exact(name, tmp_path):
+  model, inputs = built(name)
+  inputs = [x.astype(np.int32) if x.dtype == bool else x for x in inputs]
+  result = kq.quantize(model, inputs, effort=None)
+  written = tflite_export.export(result, tmp_path / "m.tflite", verify=[x[:4] for x in inputs], certify=True)
+  assert written.certificate["exact"]
+  assert not written.verification.float_operators
+  for expected, found in zip(run(model, inputs), run(result.qmodel, inputs)):
+    assert np.square(found - expected).mean() < 0.01 * np.square(expected).mean()
+
+
+def test_a_mask_counts_and_is_no_mask_of_keras_any_more():
+  model, inputs = built("passed_on")
+  graph = Graph.from_model(model)
+  kq.standardize(graph)
+  assert {node.layer.cls for node in graph.nodes} >= {IndexMask, Select, ShareFactor}
+  assert not any(node.config.get("mask_zero") for node in graph.nodes)
+  longer = inputs[0].copy()
+  longer[longer == 0] = 5
+  assert np.abs(run(kq.standardize(model), [longer])[0] - run(model, inputs)[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 128, 129, 255, 256, 1000])
+def test_the_factors_of_a_count_are_its_reciprocal(length):
+  counts = np.arange(1, length + 1)
+  shares = (counts / length).astype(np.float32)
+  weight, correction, rest = (ShareFactor(length=length, part=part)(shares).numpy()
+                              for part in ("weight", "correction", "rest"))
+  np.testing.assert_allclose(weight * correction * rest, 1 / counts, rtol=1e-6)
+  assert set(weight) <= {2.0**-k for k in range(8)}
+  assert correction.max() < 2.0
+
+
+def test_a_row_without_a_step_that_counts_has_mean_0():
+  model, _ = built("passed_on")
+  assert not run(kq.standardize(model), [np.zeros((2, STEPS), np.int32)])[0].any()
+
+
+def test_numbers_that_round_onto_the_mask_value_count_as_it_in_the_file():
+  """In the quantized Keras model, as in the float one, the number itself does alone."""
+  image = keras.Input((STEPS, 1))
+  model = keras.Model(image, layers.Masking(0.5)(image) + 0.0)
+  x = np.linspace(-1, 1, 16 * STEPS).reshape(16, STEPS, 1).astype(np.float32)
+  x[:, 0] = 0.5
+  result = kq.quantize(model, x, effort=None)
+  (table,) = [values for key, values in result.encodings.integers.items() if key.endswith("differs/table")]
+  grid = result.encodings[result.model.inputs[0].name]
+  assert np.flatnonzero(table == 0).tolist() == [int(grid.quantize(0.5)) + 128]
+  near = np.full((1, STEPS, 1), 0.5 + grid.scale[0] / 4, np.float32)
+  np.testing.assert_allclose(run(result.qmodel, [near])[0], near, atol=grid.scale[0])
+
+
+def test_differing_from_a_number_is_told_from_what_came():
+  x = np.float32([[0.0, 0.5, 0.5000001]])
+  np.testing.assert_array_equal(DiffersFrom(0.5)(x), [[1, 0, 1]])
+
+
+def test_masks_act_in_training_and_are_saved(tmp_path):
+  model, inputs = built("self_attention")
+  qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
+  qmodel.compile(keras.optimizers.SGD(1e-3), "mse")
+  qmodel.fit(inputs[0], run(model, inputs)[0], epochs=2, verbose=0)
+  qmodel.save(tmp_path / "q.keras")
+  loaded = keras.models.load_model(tmp_path / "q.keras")
+  np.testing.assert_array_equal(run(loaded, inputs)[0], run(qmodel, inputs)[0])
+  written = tflite_export.export(kq.finalize(loaded), tmp_path / "m.tflite", verify=inputs[0][:4],
+                                 certify=True)
+  assert written.certificate["exact"]
+  expected, found = run(model, inputs)[0], run(qmodel, inputs)[0]
+  assert np.square(found - expected).mean() < 0.01 * np.square(expected).mean()
+
+
+def test_the_grid_of_masked_scores_has_room_below_them():
+  model, inputs = built("self_attention")
+  qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
+  (layer,) = [layer for layer in qmodel.layers if isinstance(layer, QuantizeActivation) and layer.room]
+  low = layer.encoding().range[0][0]
+  assert layer.room == 8.0 and low < -8.0
+  qmodel.compile("sgd", "mse")
+  qmodel.fit(inputs[0], run(model, inputs)[0], verbose=0)
+  assert layer.encoding().range[0][0] < -8.0
+
+
+def test_steps_with_a_mask_and_without_are_not_joined():
+  image, other = word_input(), keras.Input((STEPS, 1))
+  joined = layers.Concatenate(axis=1)([embed(1)(image), other])
+  with pytest.raises(UnsupportedLayerError, match="joins steps with a mask and steps without; give all"):
+    kq.standardize(keras.Model([image, other], mean(joined)))
+
+
+def test_an_open_number_of_steps_is_refused():
+  image = keras.Input((None,), dtype="int32")
+  model = keras.Model(image, mean(embed()(image)))
+  with pytest.raises(UnsupportedLayerError, match="mask over an open number of steps; give the model"):
+    kq.quantize(model, words(), effort=None)
