@@ -2,7 +2,7 @@
 
 from kquant.graph.kinds import moment_rules, scale_rules
 from kquant.graph.kinds.calls import Call
-from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 from kquant.graph.weights import WeightFacts
 
 
@@ -18,10 +18,9 @@ def _dilated(call: Call) -> Refusal | None:
   return None
 
 
-_THREE_DIMENSIONS = refused("has three spatial dimensions, for which the runtime has no int8 kernel",
-                            "split it into Conv2D over two axes and Conv1D over the third (a (2+1)D "
-                            "convolution)")
-_LOCAL = refused("has weights of its own at every position", "use Conv1D or Conv2D, or Flatten and Dense")
+_THREE_DIMENSIONS = taken_apart(Refusal(
+    "has an open shape or an output_padding", "fix the input's shape, and leave out output_padding"))
+_LOCAL = taken_apart(Refusal("holds its weights as a large matrix", "build it with implementation=1"))
 
 KINDS: dict[str, LayerFacts] = {
     # kernel [k, in / groups, out]

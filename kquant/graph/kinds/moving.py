@@ -40,15 +40,14 @@ def _padding(**facts) -> LayerFacts:
 
 
 _MOVE = LayerFacts("move")
-_RESIZES = refused("resizes in a way no integer operator does",
-                   "use interpolation nearest or bilinear, without antialias and crop_to_aspect_ratio")
+_RESIZES = taken_apart(Refusal("resizes images of open size, or to a size that the image decides",
+                               "give the model images of fixed size, and resize them to a fixed one"))
 _COPIES = refused("moves elements by amounts that are computed, or moves the batch",
                   "give constant amounts, for a tensor of fixed shape, and leave the batch axis alone")
 _SIZES = taken_apart(Refusal("gives a size that is open or a number of images",
                               "give the model inputs of fixed sizes, and compute nothing of the batch size"))
 _MIXES = refused("mixes the batch with other axes, or has an open shape",
                  "leave the batch axis in front by itself, and fix the input's shape")
-_CROPS = refused("crops or resizes as the input's size demands", "use Cropping2D or Resizing")
 
 KINDS: dict[str, LayerFacts] = {
     "ZeroPadding1D": _padding(),
@@ -57,14 +56,15 @@ KINDS: dict[str, LayerFacts] = {
     "Cropping1D": _per_channel("move"),
     "Cropping2D": _per_channel("move"),
     "Cropping3D": taken_apart(),
-    "CenterCrop": _CROPS,
-    "RandomCrop": _CROPS,
+    "CenterCrop": _RESIZES,
+    "RandomCrop": _RESIZES,
     "UpSampling1D": LayerFacts("opaque", taken_apart=True, scale_rule=scale_rules.keep),
     "UpSampling2D": _per_channel("move", passes_copies=True),
     "UpSampling2DBilinear": _per_channel("average"),
-    "UpSampling2DBicubic": _RESIZES,
+    **{f"UpSampling2D{name}": _RESIZES for name in (
+        "Area", "Bicubic", "Gaussian", "Lanczos3", "Lanczos5", "Mitchellcubic")},
     "UpSampling3D": taken_apart(),
-    "Resizing": taken_apart(_RESIZES.refusal),
+    "Resizing": _RESIZES,
     "Resizing:nearest": _per_channel("move"),
     "Resizing:bilinear": _per_channel("average"),
     "Flatten": _per_channel("move"),

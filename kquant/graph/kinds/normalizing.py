@@ -7,8 +7,8 @@ ALIASES = {name: "BatchNormalization" for name in (
     "BatchNormalizationV1", "BatchNormalizationBase", "SyncBatchNormalization")}
 """{class name: the kind that it is}."""
 
-_NORMALIZATION = taken_apart(Refusal("does not normalize the last axis of a tensor of fixed shape",
-                                     "use axis=-1 and a fixed input shape"))
+_NORMALIZATION = taken_apart(Refusal("normalizes a tensor of open shape, or across the batch",
+                                     "give the model an input of fixed shape, and leave out axis 0"))
 
 
 def _masked(call: Call) -> Refusal | None:

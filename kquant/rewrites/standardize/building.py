@@ -19,8 +19,10 @@ def add_merge(graph: Graph, cls: type, name: str, inputs: list[Ref]) -> Ref:
 
 
 def add_reshape(graph: Graph, name: str, source: Ref, shape: Sequence[int]) -> Ref:
-  """Reshapes a tensor to `shape`, given without the batch."""
+  """Reshapes a tensor to `shape`, given without the batch; one that has it stays."""
   shape = tuple(int(n) for n in shape)
+  if source.shape[1:] == shape:
+    return source
   layer = graph.new_layer(keras.layers.Reshape, name, {"target_shape": shape})
   return graph.add_node(layer, (source,), (source.shape[0], *shape))
 
@@ -32,7 +34,7 @@ def add_permute(graph: Graph, name: str, source: Ref, dims: Sequence[int]) -> Re
 
 
 def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) -> Ref:
-  """Takes a part of some axes of a tensor: {axis: places without a gap}."""
+  """Takes a part of some axes of a tensor: {axis: places, in steps of one size}."""
   parts = {axis: part for axis, part in parts.items() if len(part) != source.shape[axis]}
   if not parts:
     return source
@@ -41,7 +43,7 @@ def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) 
   items = [{"start": None, "stop": None, "step": None} for _ in source.shape]  # as Keras writes slices
   shape = list(source.shape)
   for axis, part in parts.items():
-    items[axis] = {"start": part.start, "stop": part.stop, "step": None}
+    items[axis] = {"start": part.start, "stop": part.stop, "step": part.step}
     shape[axis] = len(part)
   definition = LayerDef(layer.name, type(layer), layer.get_config())
   return graph.add_node(definition, (source, tuple(items)), tuple(shape))

@@ -33,16 +33,17 @@ _FLATTEST = 1 / 64  # max - min of a row that is still scaled up, over the large
 
 
 def split_normalization(graph: Graph, node: Node) -> None:
-  """Writes a normalization over the last axis, or over groups of channels, as operators of rows."""
+  """Writes a normalization over some axes, or over groups of channels, as operators of rows."""
   if node.kind in _UNIT_LENGTH:
     become(graph, node, keras.layers.UnitNormalization, {"axis": node.argument(1, "axis", -1)})
   if node.kind not in ("LayerNormalization", "GroupNormalization", "UnitNormalization"):
     return
   (source,), rank = node.inputs, len(node.shapes[0])
-  axis = (np.atleast_1d(node.config["axis"]) % rank).tolist()
-  if axis != [rank - 1] or not is_fixed(source):
+  axes = (np.atleast_1d(node.config["axis"]) % rank).tolist()
+  if 0 in axes or axes != sorted(axes) or not is_fixed(source):
     return
   name = node.layer_name
+  source, order = _as_rows(graph, node, axes)
   if node.kind == "UnitNormalization":
     result = _to_unit_length(graph, name, source, {"offset": _SMALLEST_SQUARE, "exponent": -0.5})
   elif node.kind == "GroupNormalization":
@@ -51,9 +52,34 @@ def split_normalization(graph: Graph, node: Node) -> None:
     result = _normalized(graph, name, source, node.config["epsilon"])
   params, ones = node.layer.params, np.ones(source.shape[-1])
   if params:
-    scale, shift = params.get("gamma", ones), params.get("beta", 0 * ones)
+    scale, shift = (params.get(key, default).reshape(-1) for key, default in (("gamma", ones),
+                                                                              ("beta", 0 * ones)))
     result = graph.add_node(affine_layer(graph, f"{name}/affine", scale, shift), (result,), source.shape)
+  result = _from_rows(graph, node, result, order)
   replace(graph, node, result, "split into mean, products and a table of 1 / deviation")
+
+
+def _as_rows(graph: Graph, node: Node, axes: list[int]) -> tuple[Ref, list[int]]:
+  """Brings the axes that are normalized behind the others, as one axis; returns the order of all axes too."""
+  (source,), rank = node.inputs, len(node.shapes[0])
+  order = [axis for axis in range(1, rank) if axis not in axes] + axes
+  if order != sorted(order):
+    source = add_permute(graph, f"{node.layer_name}/moved", source, order)
+  if axes[1:]:
+    lead = source.shape[1:rank - len(axes)] or (1,)
+    size = int(np.prod(source.shape[1:], dtype=int) // np.prod(lead, dtype=int))
+    source = add_reshape(graph, f"{node.layer_name}/as_rows", source, (*lead, size))
+  return source, order
+
+
+def _from_rows(graph: Graph, node: Node, result: Ref, order: list[int]) -> Ref:
+  """Takes back what `_as_rows` did."""
+  shape = node.shapes[0]
+  result = add_reshape(graph, f"{node.layer_name}/from_rows", result, [shape[axis] for axis in order])
+  if order == sorted(order):
+    return result
+  back = [order.index(axis) + 1 for axis in range(1, len(shape))]
+  return add_permute(graph, f"{node.layer_name}/moved_back", result, back)
 
 
 def _normalized(graph: Graph, name: str, source: Ref, epsilon: float) -> Ref:

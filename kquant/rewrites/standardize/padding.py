@@ -50,11 +50,12 @@ def _is_same(node: Node, pads: list, window: str) -> bool:
   config = node.config
   dilations = config.get("dilation_rate") or (1,) * len(sizes)
   return None not in sizes and all(
-      tuple(sides) == _same_padding(*numbers) for sides, *numbers in
+      tuple(sides) == same_padding(*numbers) for sides, *numbers in
       zip(pads, sizes, config[window], config["strides"], dilations))
 
 
-def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+  """Returns the zeros in front of and behind an axis that "same" puts there."""
   reach = (kernel - 1) * dilation + 1
   total = max((-(-size // stride) - 1) * stride + reach - size, 0)
   return total // 2, total - total // 2

@@ -13,7 +13,6 @@ RESHAPES = ("tf.reshape", "tf.squeeze", "tf.compat.v1.squeeze", "tf.expand_dims"
 _TRANSPOSES = ("tf.transpose", "tf.compat.v1.transpose")
 _EXTREMES = {"tf.math.maximum": keras.layers.Maximum, "tf.math.minimum": keras.layers.Minimum,
              "tf.maximum": keras.layers.Maximum, "tf.minimum": keras.layers.Minimum}
-_RESIZES = ("bilinear", "nearest")
 
 
 def name_shape_operator(graph: Graph, node: Node) -> None:
@@ -35,11 +34,6 @@ def name_shape_operator(graph: Graph, node: Node) -> None:
     first, second = node.inputs
     if len(first.shape) == len(second.shape):
       become(graph, node, _EXTREMES[node.kind], {}, ([first, second],))
-  elif node.kind == "tf.image.resize":
-    method = str(node.argument(2, "method", "bilinear"))
-    if method in _RESIZES and not node.argument(4, "antialias", False):
-      become(graph, node, keras.layers.Resizing,
-             {"height": shape[1], "width": shape[2], "interpolation": method})
   elif node.kind == "Average":
     _become_average(graph, node)
   elif node.kind == "RepeatVector":
