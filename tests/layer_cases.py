@@ -146,6 +146,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
 HANDLED_FORMS: dict[str, Callable[[], keras.Model]] = {
     "AdditiveAttention(masks)": lambda: _attention(layers.AdditiveAttention(), return_attention_scores=True),
     "Attention(masks)": lambda: _attention(layers.Attention(score_mode="concat"), use_causal_mask=True),
+    "EinsumDense(ab...,bc->ac...)": lambda: one(layers.EinsumDense("abcd,be->aecd", (5, None, None))),
     "Embedding(mask_zero=True)": lambda: _padded(layers.Dense(4, activation="relu")),
     "GlobalAveragePooling1D(mask)": lambda: _padded(layers.Dropout(0.1), 300),
     "GroupNormalization(axis=1)": lambda: one(layers.GroupNormalization(2, axis=1)),
@@ -207,7 +208,7 @@ NOT_IN_GRAPHS = {
 
 # Plain layers in a form that is refused.
 REFUSED_FORMS: dict[str, Callable[[], keras.Model]] = {
-    "EinsumDense(ab...,bc->ac...)": lambda: one(layers.EinsumDense("abcd,be->aecd", (5, None, None))),
+    "EinsumDense(abc,bcd->abd)": lambda: one(layers.EinsumDense("abc,bcd->abd", (8, 5)), ROWS),
     "Lambda(tf.cond)": lambda: one(layers.Lambda(lambda x: tf.cond(tf.size(x) > 0, lambda: x, lambda: -x))),
     "LSTM(return_sequences=True)": lambda: one(layers.LSTM(3, return_sequences=True), ROWS),
     "MultiHeadAttention([rows, columns, features])": lambda: _over_images(),

@@ -3,11 +3,14 @@
 import dataclasses
 
 from kquant.graph.kinds.calls import Call
-from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+from kquant.graph.kinds.record import LayerFacts, Refusal, taken_apart
 
 _ATTENTION = dataclasses.replace(taken_apart(Refusal(
     "has a shape that is open, axes of attention of its own, or a form that Keras seldom uses",
     "call it on [batch, positions, features] of fixed size, attending over the positions")), takes_mask=True)
+_SUM_OF_PRODUCTS = taken_apart(Refusal(
+    "has an equation that is no matrix product of two operands, or an open shape",
+    "let the batch lead all tensors, and each other axis be in two of the three terms or lead them too"))
 
 
 def _constant_matrix(call: Call) -> Refusal | None:
@@ -22,8 +25,6 @@ KINDS: dict[str, LayerFacts] = {
     "Attention": _ATTENTION,
     "AdditiveAttention": _ATTENTION,
     "Dot": dataclasses.replace(taken_apart(), mask="none"),
-    "EinsumDense": taken_apart(Refusal(
-        "has an equation that is no Dense layer, or an open shape",
-        "contract the last axes of the input with the first of the kernel, as in abc,cd->abd")),
-    "tf.einsum": refused("has no integer operator", "write it as tf.matmul, tf.transpose and tf.reshape"),
+    "EinsumDense": _SUM_OF_PRODUCTS,
+    "tf.einsum": _SUM_OF_PRODUCTS,
 }

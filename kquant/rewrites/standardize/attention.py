@@ -1,4 +1,4 @@
-"""Attention and EinsumDense as Dense, Reshape, Permute, matmul, Softmax, and choices by masks."""
+"""Attention as Dense, Reshape, Permute, matmul, Softmax, and choices by masks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,13 +27,11 @@ _ROOM = 8.0
 
 
 def split_attention(graph: Graph, node: Node) -> None:
-  """Writes attention, and an EinsumDense that is a Dense, as layers of one matrix product."""
+  """Writes attention as layers of one matrix product."""
   if node.kind == "MultiHeadAttention":
     _split_multi_head(graph, node)
   elif node.kind in ("Attention", "AdditiveAttention"):
     _split_attention_of_one(graph, node)
-  elif node.kind == "EinsumDense":
-    _split_einsum_dense(graph, node)
 
 
 def _split_multi_head(graph: Graph, node: Node) -> None:
@@ -161,47 +159,6 @@ def _sums_of_tanh(graph: Graph, node: Node, query: Ref, key: Ref) -> Ref:
   kernel = np.broadcast_to(outer, (size,)).reshape(size, 1)
   x = _dense(graph, f"{name}/scores", x, _dense_params(kernel, None), {})
   return add_reshape(graph, f"{name}/table", x, (queries, keys))
-
-
-def _split_einsum_dense(graph: Graph, node: Node) -> None:
-  """An equation such as "abc,cde->abde", whose last input axes are the kernel's first, is a Dense."""
-  (source,), kernel, bias = node.inputs, node.layer.params["kernel"], node.layer.params.get("bias")
-  terms = _dense_terms(node.config["equation"], len(source.shape))
-  if terms is None or not is_fixed(source):
-    return
-  lead, contracted, made = terms
-  name, shape = node.layer_name, source.shape[1:]
-  inner, outer = shape[:lead - 1], kernel.shape[contracted:]
-  if bias is not None:
-    bias = np.broadcast_to(bias, outer).reshape(-1) if bias.ndim <= made else None
-    if bias is None:
-      return
-  columns = int(np.prod(outer, dtype=int))
-  if contracted > 1:
-    source = add_reshape(graph, f"{name}/flat", source, (*inner, int(np.prod(shape[lead - 1:], dtype=int))))
-  result = _dense(graph, name, source, _dense_params(kernel.reshape(-1, columns), bias),
-                  _training(graph, node, contracted))
-  if made > 1:
-    result = add_reshape(graph, f"{name}/split", result, (*inner, *outer))
-  if node.config["activation"] not in (None, "linear"):
-    activation = graph.new_layer(keras.layers.Activation, f"{name}/activation",
-                                 {"activation": node.config["activation"]})
-    result = graph.add_node(activation, (result,), result.shape)
-  replace(graph, node, result, "written as Dense")
-
-
-def _dense_terms(equation: str, rank: int) -> tuple[int, int, int] | None:
-  """Returns how many axes lead, are contracted, are made; None where the equation is no dense layer."""
-  sources, result = equation.replace(" ", "").split("->")
-  left, right = sources.split(",")
-  if "..." in equation:
-    spread = "".join(chr(ord("A") + i) for i in range(rank - len(left.replace("...", ""))))
-    left, result = left.replace("...", spread), result.replace("...", spread)
-  contracted = [letter for letter in left if letter in right]
-  count = len(contracted)
-  lead, made = left[:len(left) - count], right[count:]
-  is_dense = count and lead and left == lead + right[:count] and result == lead + made and made
-  return (len(lead), count, len(made)) if is_dense and not set(lead) & set(right) else None
 
 
 def _training(graph: Graph, node: Node, inputs: int, factor: float = 1.0) -> dict[str, Any]:

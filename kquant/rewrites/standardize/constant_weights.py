@@ -67,21 +67,7 @@ def _of_tensordot(node: Node) -> np.ndarray | None:
   return second.T if int(np.squeeze(its)) % 2 else second
 
 
-def _of_einsum(node: Node) -> np.ndarray | None:
-  """The matrix of "...i,io->...o" and "...i,oi->...o", whatever the letters."""
-  equation, *operands = node.argument(0, "equation"), *node.args[1:]
-  parts = str(equation).replace(" ", "").replace("->", ",").split(",")
-  if len(parts) != 3 or len(operands) != 2 or not isinstance(operands[0], Ref):
-    return None
-  (left, right, result), matrix = parts, _constant(operands[1])
-  if matrix is None or len(right) != 2 or left[:-1] != result[:-1] or left[-1:] == result[-1:]:
-    return None
-  if right == left[-1] + result[-1]:
-    return matrix
-  return matrix.T if right == result[-1] + left[-1] else None
-
-
-_PRODUCTS = {"tf.linalg.matmul": _of_matmul, "tf.tensordot": _of_tensordot, "tf.einsum": _of_einsum}
+_PRODUCTS = {"tf.linalg.matmul": _of_matmul, "tf.tensordot": _of_tensordot}
 
 
 def _become_convolution(graph: Graph, node: Node) -> None:

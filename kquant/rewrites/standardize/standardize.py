@@ -17,6 +17,7 @@ from kquant.graph.passes import graph_pass
 from kquant.rewrites.standardize.attention import split_attention
 from kquant.rewrites.standardize.constant_weights import name_constant_weights
 from kquant.rewrites.standardize.constants import fold_constants
+from kquant.rewrites.standardize.contraction import split_contraction
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
 from kquant.rewrites.standardize.indices import take_integer_indices
@@ -50,7 +51,8 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   _treat_each(graph, name_constant_weights)
   take_masks(graph)
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
-              split_masked_mean, split_normalization, take_integer_indices, drop_cast, join_copies)
+              split_contraction, split_masked_mean, split_normalization, take_integer_indices, drop_cast,
+              join_copies)
   graph.normalize()
   _treat_each(graph, _split_separable)
   _treat_each(graph, _split_activation)
