@@ -29,7 +29,7 @@ KINDS: dict[str, LayerFacts] = {
         "math.greater", "math.greater_equal", "math.less", "math.less_equal", "math.equal", "math.logical_or",
         "math.logical_not", "where", "compat.v1.where")},
     **{f"tf.math.{name}": dataclasses.replace(_COMPARISON, taken_apart=True) for name in (
-        "not_equal", "logical_and")},
+        "not_equal", "logical_and", "reduce_any", "reduce_all")},
     **{f"tf.signal.{name}": _SPECTRUM for name in ("rfft", "fft", "stft", "fft2d", "rfft2d", "dct", "frame")},
     **{f"tf.{name}": _SPREAD for name in (
         "math.reduce_variance", "math.reduce_std", "norm", "compat.v1.norm", "linalg.norm")},

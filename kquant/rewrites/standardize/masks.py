@@ -27,6 +27,8 @@ from kquant.rewrites.standardize.shape_operators import RESHAPES
 Masks = dict[Ref, Ref]
 """{tensor: its mask}; none for a tensor all of which counts."""
 
+_OF_ROWS = {"tf.math.reduce_any": "math.reduce_max", "tf.math.reduce_all": "math.reduce_min"}
+
 
 def take_masks(graph: Graph) -> None:
   """Computes every mask by layers of the graph, and gives it to the calls that take one."""
@@ -133,6 +135,10 @@ def as_mask(graph: Graph, ref: Ref) -> Ref:
   if len(node.inputs) == 1 and (node.facts.role == "move" or node.kind in RESHAPES):
     graph.set_input(node, 0, as_mask(graph, node.inputs[0]))
     return ref
+  if node.kind in _OF_ROWS:
+    return add_operator(graph, f"{node.layer_name}/mask", _OF_ROWS[node.kind],
+                        (as_mask(graph, node.inputs[0]),), node.shapes[0], axis=node.argument(1, "axis"),
+                        keepdims=bool(node.argument(2, "keepdims", False)))
   if node.kind == "tf.math.logical_and":
     return _all_of(graph, f"{node.layer_name}/all", [as_mask(graph, source) for source in node.inputs])
   if node.kind == "tf.math.not_equal" and len(node.inputs) == 1 and np.size(node.operands[1]) == 1:

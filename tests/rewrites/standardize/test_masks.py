@@ -115,6 +115,13 @@ def attention_with(dtype, give):
   return keras.Model([image, mask], x), [rows(), (words() > 0).astype(dtype)]
 
 
+def attention_of_rows():
+  """A mask written as Keras 3 writes that of a Masking."""
+  image = keras.Input((STEPS, 3))
+  mask = tf.reduce_any(tf.not_equal(image, 0.0), axis=-1)
+  return keras.Model(image, mean(layers.Dense(4)(image), mask=mask)), [rows()]
+
+
 def constant_mask():
   image = keras.Input((STEPS, 3))
   return keras.Model(image, layers.MultiHeadAttention(2, 3)(
@@ -137,6 +144,7 @@ MODELS = {
     **{build.__name__: build for build in (
         passed_on, stopped_by_a_convolution, given_by_the_user, merged, joined_features, joined_steps, nested,
         masked_reals, long_sequence, self_attention, cross_attention, constant_mask, dot_attention)},
+    "mask of rows": lambda: attention_of_rows(),
     "mask of int32": lambda: attention_with("int32", lambda mask: mask[:, tf.newaxis, :]),
     "mask of bool": lambda: attention_with("bool", lambda mask: mask[:, tf.newaxis, tf.newaxis, :]),
     "mask of float32": lambda: attention_with("float32", lambda mask: tf.expand_dims(mask, 1)),
