@@ -64,6 +64,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "AveragePooling2D": lambda: one(layers.AveragePooling2D(2)),
     "AveragePooling3D": lambda: one(layers.AveragePooling3D((2, 3, 2), (1, 2, 2), padding="same"), VOLUME),
     "BatchNormalization": lambda: one(layers.BatchNormalization()),
+    "CategoryEncoding": lambda: one(layers.CategoryEncoding(40, "count"), (3,)),
     "CenterCrop": lambda: one(layers.CenterCrop(4, 3)),
     "Concatenate": lambda: two(layers.Concatenate()),
     "Conv1D": lambda: one(layers.Conv1D(5, 3, activation="relu"), ROWS),
@@ -182,7 +183,6 @@ def _multi_head_masks() -> keras.Model:
 
 REFUSED: dict[str, Callable[[], keras.Model]] = {
     "Bidirectional": lambda: one(layers.Bidirectional(layers.LSTM(3)), ROWS),
-    "CategoryEncoding": lambda: one(layers.CategoryEncoding(4), (3,)),
     "ConvLSTM1D": lambda: one(layers.ConvLSTM1D(3, 2), (4, 6, 3)),
     "ConvLSTM2D": lambda: one(layers.ConvLSTM2D(3, 2), VOLUME),
     "ConvLSTM3D": lambda: one(layers.ConvLSTM3D(3, 2), (3, *VOLUME)),
@@ -231,7 +231,7 @@ def inputs_of(model: keras.Model, count: int = 8, seed: int = 1) -> list[np.ndar
   Behind a random step all is 0 where the model has a mask.
   """
   rng = np.random.default_rng(seed)
-  indices = any(isinstance(layer, layers.Embedding) for layer in model.layers)
+  indices = any(isinstance(layer, layers.Embedding | layers.CategoryEncoding) for layer in model.layers)
   padded = any(isinstance(layer, layers.Masking) or getattr(layer, "mask_zero", False)
                for layer in model.layers)
   inputs = []

@@ -188,8 +188,8 @@ class Graph:
     self._note_reader(node)
 
   def remove(self, node: Node) -> None:
-    """Removes a call with one input: its readers read that input."""
-    (source,) = node.inputs
+    """Removes a call that passes one tensor on: its readers read that."""
+    (source,) = node.moved
     self.drop(node)
     self.redirect(Ref(node), source)
 

@@ -87,6 +87,19 @@ class Select(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kquant")
+class PassMask(keras.layers.Layer):
+  """Called with [mask, x]: passes x on, and beside it the mask as Keras does, for the loss."""
+
+  def call(self, inputs):
+    """Returns x."""
+    return tf.identity(inputs[1])
+
+  def compute_mask(self, inputs, mask=None):
+    """Returns the mask as truth values."""
+    return inputs[0] > 0.5
+
+
+@keras.saving.register_keras_serializable("kquant")
 class MaskShare(keras.layers.Layer):
   """The share of ones in each row of a mask: [batch, n] -> [batch, 1].
 

@@ -118,7 +118,7 @@ class Node:
   @property
   def moved(self) -> list["Ref"]:
     """The tensors it reads that hold what it moves: all but a mask that it chooses by."""
-    by_input = self.facts.chooses and self.config["condition_shape"] is None
+    by_input = self.facts.chooses and self.config.get("condition_shape") is None
     return self.inputs[1:] if by_input else self.inputs
 
   @property

@@ -2,7 +2,7 @@
 
 from kquant.graph.kinds import scale_rules
 from kquant.graph.kinds.calls import Call
-from kquant.graph.kinds.record import LayerFacts, Refusal, refused
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 
 
 def _strings(call: Call) -> Refusal | None:
@@ -30,7 +30,9 @@ KINDS: dict[str, LayerFacts] = {
     "InputLayer": LayerFacts("input", scale_rule=scale_rules.model_input, refused_form=_strings),
     "Embedding": LayerFacts("own", table="embeddings", takes_indices=True, known_range=_of_table,
                             mask="made", refused_form=_other_lookup),
-    "CategoryEncoding": _LOOKUP,
+    "CategoryEncoding": taken_apart(Refusal(
+        "has more than 256 categories, a sparse result, weights or an open number of indices",
+        "apply it to the data before the model and give the model its result as input")),
     "DenseFeatures": _LOOKUP,
     "Discretization": _LOOKUP,
     "HashedCrossing": _LOOKUP,

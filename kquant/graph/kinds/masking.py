@@ -26,6 +26,7 @@ KINDS: dict[str, LayerFacts] = {
     "DiffersFrom": LayerFacts("fixed", unary=True, fixed_grid="mask", compares="value",
                               flat_rule=flat_parts.nowhere),
     "Select": LayerFacts("move", chooses=True),
+    "PassMask": LayerFacts("identity", training_only=True, chooses=True),
     "MaskShare": LayerFacts("own", known_range=_share, flat_rule=flat_parts.nowhere),
     "ShareFactor": LayerFacts("own", unary=True, known_range=_factor, flat_rule=flat_parts.nowhere),
 }

@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
-from kquant.graph.masks import MOST_EXACT, DiffersFrom, IndexMask, MaskShare, ShareFactor
+from kquant.graph.masks import MOST_EXACT, DiffersFrom, IndexMask, MaskShare, PassMask, ShareFactor
 from kquant.graph.nodes import Node, Ref, map_refs
 from kquant.graph.policies import float32_policy
 from kquant.rewrites.standardize.building import (
@@ -30,8 +30,11 @@ Masks = dict[Ref, Ref]
 _OF_ROWS = {"tf.math.reduce_any": "math.reduce_max", "tf.math.reduce_all": "math.reduce_min"}
 
 
-def take_masks(graph: Graph) -> None:
-  """Computes every mask by layers of the graph, and gives it to the calls that take one."""
+def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
+  """Computes every mask by layers of the graph, and gives it to the calls that take one.
+
+  With `keep_training` the outputs of the model have their masks as Keras knows them: losses look at them.
+  """
   masks: Masks = {}
   for node in list(graph.nodes):
     with graph.in_place_of(node):
@@ -45,6 +48,10 @@ def take_masks(graph: Graph) -> None:
       mask = _mask_of_output(graph, node, given)
       if mask is not None:
         masks[Ref(node)] = mask
+  for ref in set(graph.output_refs) & set(masks) if keep_training else ():
+    passes = graph.new_layer(PassMask, f"{ref.node.layer_name}/with_mask")
+    result = graph.add_node(passes, ([masks[ref], ref],), ref.shape)
+    graph.outputs = map_refs(lambda each, old=ref, new=result: new if each == old else each, graph.outputs)
   for layer in graph.layers:
     if layer.facts.table:
       layer.config = {**layer.config, "mask_zero": False}

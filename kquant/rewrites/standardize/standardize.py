@@ -20,7 +20,7 @@ from kquant.rewrites.standardize.constants import fold_constants
 from kquant.rewrites.standardize.contraction import split_contraction
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
-from kquant.rewrites.standardize.indices import take_integer_indices
+from kquant.rewrites.standardize.indices import look_up_categories, take_integer_indices
 from kquant.rewrites.standardize.masks import split_masked_mean, take_masks
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
@@ -49,10 +49,10 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   """
   fold_constants(graph)
   _treat_each(graph, name_constant_weights)
-  take_masks(graph)
+  take_masks(graph, keep_training=keep_training)
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
-              split_contraction, split_masked_mean, split_normalization, take_integer_indices, drop_cast,
-              join_copies)
+              split_contraction, split_masked_mean, split_normalization, look_up_categories,
+              take_integer_indices, drop_cast, join_copies)
   graph.normalize()
   _treat_each(graph, _split_separable)
   _treat_each(graph, _split_activation)

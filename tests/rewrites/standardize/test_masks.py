@@ -248,6 +248,19 @@ def test_masks_act_in_training_and_are_saved(tmp_path):
   assert np.square(found - expected).mean() < 0.01 * np.square(expected).mean()
 
 
+def test_losses_look_at_the_mask_of_an_output(tmp_path):
+  image = word_input()
+  model = keras.Model(image, layers.Dense(3, activation="softmax")(embed()(image)))
+  x, y = words(), np.random.default_rng(0).integers(0, 3, (16, STEPS))
+  other = np.where(x > 0, y, 2 - y)  # another class behind the end of each sequence
+  qmodel = kq.calibrate(kq.insert_quantizers(model), x)
+  qmodel.save(tmp_path / "q.keras")
+  for each in (model, qmodel, kq.load_model(tmp_path / "q.keras")):
+    each.compile("sgd", "sparse_categorical_crossentropy")
+    assert each.evaluate(x, y, verbose=0) == each.evaluate(x, other, verbose=0)
+  assert not any(type(layer).__name__ == "PassMask" for layer in kq.finalize(qmodel)[0].layers)
+
+
 def test_the_grid_of_masked_scores_has_room_below_them():
   model, inputs = built("self_attention")
   qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
