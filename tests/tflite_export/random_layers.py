@@ -12,6 +12,8 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
+from tests.tflite_export.random_sequences import SEQUENCES
+
 ACTIVATIONS = ("relu", "relu6", "sigmoid", "tanh", "swish", "elu", "gelu", "softplus", "hard_sigmoid", "selu",
                "softsign", "exponential", "softmax")
 
@@ -298,5 +300,5 @@ STEPS: dict[str, tuple[tuple[int, ...], Callable]] = {
     "mixed_slices": (_ANY, _mixed_slices), "concatenate": (_ANY, _concatenate), "combine": (_ANY, _combine),
     "gate": (_ANY, _gate), "residual": (_IMAGE, _residual), "constant": (_ANY, _constant),
     "elementwise": (_ANY, _elementwise), "blocks": (_IMAGE, _blocks), "matmul": (_ROWS, _matmul),
-    "stack": ((2, 3), _stack), "again": (_ANY, _again), "nested": (_ANY, _nested)}
+    "stack": ((2, 3), _stack), "again": (_ANY, _again), "nested": (_ANY, _nested), **SEQUENCES}
 """Kinds of steps: the ranks of tensors they read, batch included, and what makes them."""
