@@ -20,6 +20,7 @@ _HOMES = {
     "analyze": "kquant.analysis.layer_errors",
     "Analysis": "kquant.analysis.results",
     "AnalysisRow": "kquant.analysis.results",
+    "report": "kquant.analysis.page.page",
     "describe": "kquant.qmodel.describe",
     "rewrite": "kquant.graph.passes",
     "standardize": "kquant.rewrites.standardize.standardize",

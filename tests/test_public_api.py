@@ -55,6 +55,7 @@ def test_names_of_kquant():
       "prune_dead_channels",
       "quantize",
       "reestimate_batch_norm",
+      "report",
       "rewrite",
       "round_weights",
       "split_outlier_channels",

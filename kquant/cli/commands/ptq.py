@@ -21,7 +21,7 @@ from kquant.core.data import choose
 from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
-from kquant.core.records import Closeness, Report
+from kquant.core.records import LEAST_AGREEMENT, LEAST_SQNR_DB, Closeness, Report
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.search.pipeline import read
@@ -37,10 +37,6 @@ CLOSENESS_IMAGES = 64
 """Calibration images on which the file's answers are compared with the float model's, without --eval."""
 ANALYZED_IMAGES = 16
 """Calibration images by which the tensors with most of the noise are found, where the file is far off."""
-LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
-"""Below one of them a run says that the file answers otherwise, and what to try. (MobileNetV3-Small at int8,
-1.4 dB and 0.51, loses 34 points of top-1; MobileNetV2 at w4a8, 8 dB and 0.89, 5 to 8; at int8, 20 dB, none.)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
