@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,28 @@ class Analysis:
       A JSON-ready dict.
     """
     return _finite(dataclasses.asdict(self))
+
+  def to_node_data(self, program: Any) -> dict[str, Any]:
+    """Makes the node data that Google's Model Explorer shows over the graph of a .tflite file.
+
+    Args:
+      program: of the file: `export(...).program`.
+
+    Returns:
+      A JSON-ready dict: for each tensor the SQNR at the output, in dB, where it alone is quantized.
+    """
+    from kquant.analysis.node_data import node_data  # it reads the rows that are defined here
+    return node_data(self.rows, program)
+
+  def to_tensorboard(self, folder: str | os.PathLike, *, step: int = 0) -> None:
+    """Writes the noise of each tensor and the table for TensorBoard.
+
+    Args:
+      folder: of the event files.
+      step: of all of them, to compare several analyses of one training.
+    """
+    from kquant.analysis.summaries import write  # TensorFlow takes long to import
+    write(self, folder, step)
 
   def plot(self, most: int = _SHOWN) -> "Figure":
     """Draws the share of each tensor and their cumulative sum, the largest first.

@@ -18,6 +18,8 @@ shared.define_seed()
 if not shared.is_defined("images"):
   flags.DEFINE_integer("images", 64, "how many images of --calibration to look at: those that were not "
                        "calibrated on, where there are any", lower_bound=2)
+shared.define_report()
+shared.define_node_data()
 
 
 def main() -> None:

@@ -166,6 +166,18 @@ def define_file_flags() -> None:
               endings=(".cc", ".cpp", ".cxx", ".c", ".h", ".hpp"))
 
 
+def define_report() -> None:
+  """--report."""
+  define_path("report", "HTML page about the run, one file without network access: accuracy, exactness, the "
+              "noise of each tensor; it takes some seconds more", endings=(".html",))
+
+
+def define_node_data() -> None:
+  """--node_data."""
+  define_path("node_data", "JSON file for Google's Model Explorer: the SQNR at the output, in dB, where a "
+              "tensor of the .tflite file alone is quantized", endings=(".json",))
+
+
 def define_run_flags() -> None:
   """--data, --data_samples, --preprocess, --seed."""
   define_path("data", "inputs to run the file on, as for --calibration of kquant.cli.ptq: a folder of "

@@ -17,6 +17,8 @@ shared.define_path("save_model", ".keras file for the finalised model, which kqu
                    endings=(".keras",))
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers",
                    endings=(".keras",))
+shared.define_report()
+shared.define_node_data()
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ shared.define_path("save_qmodel", ".keras file for the trained model with its qu
                    endings=(".keras",))
 shared.define_path("encodings", "JSON file for every grid (the integers in the .npz beside it)",
                    endings=(".json",))
+shared.define_report()
 
 
 def main() -> None:

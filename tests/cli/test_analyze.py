@@ -56,6 +56,15 @@ def test_a_model_with_quantizers(run, files, tmp_path, refused):
           "--preset=w4a8", words=["--preset", "has its quantizers", "leave it out"], main=analyze.main)
 
 
+def test_a_page_and_node_data(run, tmp_path):
+  out, body = run("--calibration_samples=32", f"--report={tmp_path / 'r.html'}",
+                  f"--node_data={tmp_path / 'n.json'}")
+  page = (tmp_path / "r.html").read_text()
+  assert "Where the noise comes from" in page and "No file was checked" in page
+  assert "classes/kernel" in json.loads((tmp_path / "n.json").read_text())["main"]["results"]
+  assert "report" in body["seconds"] and "report " in out
+
+
 def test_models_come_in_as_in_other_scripts(files, tmp_path):
   """In a process of its own: here the flags are those of whichever script was imported first."""
   image = keras.Input((None, None, 3))

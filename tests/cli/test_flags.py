@@ -58,7 +58,7 @@ def test_a_preset_without_a_file_is_refused(name, words):
 
 @pytest.mark.parametrize("args, words", [
     (["--nofoo"], "Unknown command line flag 'nofoo'"),
-    (["--noseed"], "Did you mean: seed"),
+    (["--noseed"], "Did you mean: node_data, seed"),
     (["--model"], "Missing value for flag --model"),
     (["--model="], "--model=: expected a path"),
     (["--output="], "--output=: expected a path"),

@@ -490,3 +490,24 @@ def test_a_run_that_fails_late_leaves_nothing(refused_run, files, tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.C"])
 def test_a_c_array_is_a_c_file(refused_run, name, tmp_path):
   refused_run(f"--c_array={tmp_path / name}", words=["--c_array", ".cc or .cpp"])
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+def test_a_page_and_node_data_are_written(quantize, files, tmp_path):
+  summary, out = quantize(f"--report={tmp_path / 'r.html'}", f"--node_data={tmp_path / 'n.json'}",
+                          f"--eval={files.xy}", "--calibration_samples=24")
+  page = (tmp_path / "r.html").read_text()
+  for words in (f"{100 * summary['eval']['float']['top1']:.1f} %", f"{summary['bytes']:,} bytes",
+                "Where the noise comes from", "Activations with the most noise", ">load<"):
+    assert words in page
+  assert {"analyze", "report"} <= summary["seconds"].keys() and "report " in out
+  program = from_bytes((tmp_path / "m.tflite").read_bytes())
+  assert json.loads((tmp_path / "n.json").read_text())["main"]["results"].keys() <= program.tensors.keys()
+
+
+def test_pages_that_cannot_be_written_are_told_before_the_work(refused_run, tmp_path):
+  refused_run(f"--report={tmp_path / 'no' / 'r.html'}", words=["--report", "there is no folder"])
+  refused_run(f"--report={tmp_path / 'r.pdf'}", words=["--report", "ends in .html"])
+  refused_run(f"--node_data={tmp_path / 'refused.json'}", "--calibration_samples=1", "--effort=none",
+              f"--report={tmp_path / 'refused.html'}", words=["--node_data", "2 images or more"])

@@ -32,7 +32,7 @@ def events(folder):
 def test_trains_to_a_verified_file(invoke, train, files, tmp_path):
   paths = {name: tmp_path / file for name, file in
            {"output": "m.tflite", "summary": "s.json", "encodings": "e.json", "save_model": "f.keras",
-            "save_qmodel": "q.keras", "log_dir": "logs"}.items()}
+            "save_qmodel": "q.keras", "log_dir": "logs", "report": "r.html"}.items()}
   code, out, err = invoke(*train, "--preset=w4a8", "--freeze_oscillations", f"--eval={files.xy}",
                           *(f"--{name}={path}" for name, path in paths.items()), main=qat.main)
   assert code == 0, err
@@ -46,6 +46,9 @@ def test_trains_to_a_verified_file(invoke, train, files, tmp_path):
   np.testing.assert_allclose(logged["epoch_loss"], losses, rtol=1e-6)
   assert {"epoch_accuracy", "epoch_oscillating", "epoch_frozen"} <= logged.keys()
   assert len(load_model(paths["save_model"]).layers) < len(load_model(paths["save_qmodel"]).layers)
+  page = paths["report"].read_text()
+  assert "Where the noise comes from" in page and f"{100 * summary['eval']['agreement']:.1f} %" in page
+  assert ">train<" in page and {"analyze", "report"} <= summary["seconds"].keys()
   grid = Encodings.load(paths["encodings"])["conv/kernel"]
   assert grid.bits == 4 and grid.packed
 

@@ -137,4 +137,5 @@ def _folded(header: tuple[str, ...], rows: list[tuple], what: str) -> Table:
 def seconds(report: Report | None, export: Any) -> Section | None:
   """Wall-clock time of the stages."""
   spent = {**({} if report is None else report.seconds), **({} if export is None else export.seconds)}
+  spent = dict(sorted(spent.items(), key=lambda pair: -pair[1]))
   return Section("Seconds", figures=(figures.seconds_bars(spent),)) if spent else None

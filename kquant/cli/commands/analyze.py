@@ -1,5 +1,7 @@
 """What kquant.cli.analyze does: what part each tensor has in the noise of a quantized model."""
 
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,17 @@ from absl import flags
 
 from kquant import api
 from kquant.analysis.layer_errors import analyze, with_quantizers
-from kquant.cli import evaluation, models
+from kquant.analysis.results import Analysis
+from kquant.cli import evaluation, models, pages
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import choose
+from kquant.core.files import written_together
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.graph import keras_calls, keras_reader
+from kquant.qmodel.finalize import finalize
+from tflite_export.lowering.lower import lower
 
 FLAGS = flags.FLAGS
 FEWEST = 2
@@ -25,7 +31,7 @@ def run() -> None:
   models.require("calibration", "output")
   if not FLAGS.output.endswith(".json"):
     raise ValueError(f"--output={FLAGS.output}: expected a path that ends in .json.")
-  shared.check_outputs("output", reads=("model", "weights", "calibration"))
+  shared.check_outputs("output", "report", "node_data", reads=("model", "weights", "calibration"))
   config, report = QuantConfig.preset(FLAGS.preset), Report()
   with report.stage("load"):
     model = models.load()
@@ -40,11 +46,22 @@ def run() -> None:
   looked_at = _looked_at(source, chosen)
   with report.stage("analyze"):
     analysis = analyze(quantized, source.load(looked_at), None if labels is None else labels[looked_at])
-  seconds = report.to_json()["seconds"]
-  shared.write_json(FLAGS.output, {**analysis.to_json(), "seconds": seconds})
+  with written_together() as staged:
+    if pages.asked():
+      with report.stage("report"):
+        pages.Page(quantized, source.load(looked_at)).write(staged, analysis)
+        _write_node_data(staged, analysis, quantized)
+    seconds = report.to_json()["seconds"]
+    shared.write_json(staged(FLAGS.output), {**analysis.to_json(), "seconds": seconds})
   print(analysis)
   print(f"\n{analysis.table(layers=True)}\n")
   print(f"{FLAGS.output}; seconds: {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}")
+
+
+def _write_node_data(staged: Callable[[str], pathlib.Path], analysis: Analysis, quantized: Any) -> None:
+  """Writes the file of --node_data; its tensors are those of the .tflite file that ptq or export writes."""
+  if FLAGS.node_data:
+    pages.write_node_data(staged, analysis, lower(*finalize(getattr(quantized, "qmodel", quantized))))
 
 
 def _as_it_is(model: keras.Model) -> Any:

@@ -12,8 +12,8 @@ import tf_keras as keras
 from absl import flags
 
 from kquant import api
-from kquant.analysis.layer_errors import analyze
-from kquant.cli import backends, demo, evaluation, models
+from kquant.analysis.results import Analysis
+from kquant.cli import backends, demo, evaluation, models, pages
 from kquant.cli import flags as shared
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
@@ -92,7 +92,7 @@ def _check_flags() -> None:
     models.require("calibration", "output")
   backends.check_flags()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
-                       "c_array", reads=("model", "weights", "calibration", "eval"))
+                       "c_array", "report", "node_data", reads=("model", "weights", "calibration", "eval"))
 
 
 def _names_a_model() -> bool:
@@ -141,12 +141,19 @@ def _run(task: _Task, report: Report) -> None:
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
-    noisiest = None
-    if _is_far(judged, result.report.closeness):
+    far, analysis = _is_far(judged, result.report.closeness), None
+    if far or pages.asked():
       with report.stage("analyze"):
-        noisiest = _noisiest(result, task.calibration)
+        analysis = pages.analysis_of(result, task.calibration,
+                                     most=pages.ANALYZED_IMAGES if pages.asked() else ANALYZED_IMAGES)
+    noisiest = _noisiest(analysis) if far else None
+    result.report.add_seconds(report.seconds)
+    if pages.asked():
+      with report.stage("report"):
+        pages.Page(result, task.calibration, judged, written).write(staged, analysis)
+        pages.write_node_data(staged, analysis, written.program)
     seconds = {**report.seconds, **result.report.seconds, **written.seconds}
-    seconds |= {name: seconds.pop(name) for name in ("eval", "analyze") if name in seconds}  # the last stages
+    seconds |= {name: seconds.pop(name) for name in ("eval", "analyze", "report") if name in seconds}
     summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
     summary["calibration_closeness" if task.judged is None else "eval"] = judged
     if noisiest is not None:
@@ -245,12 +252,9 @@ def _is_far(judged: dict[str, Any], closeness: Closeness | None) -> bool:
           or closeness is not None and not closeness.good)
 
 
-def _noisiest(result: api.QuantizationResult, calibration: list[np.ndarray]) -> list[dict[str, Any]]:
+def _noisiest(analysis: Analysis | None) -> list[dict[str, Any]]:
   """The tensors that most of the noise at the output comes from, for the summary."""
-  images = [array[:ANALYZED_IMAGES] for array in calibration]
-  if len(images[0]) < 2:
-    return []
-  rows = analyze(result, images).rows[:4]
+  rows = [] if analysis is None else analysis.rows[:4]
   return [{"name": row.name, "part": row.part, "share": row.share} for row in rows]
 
 

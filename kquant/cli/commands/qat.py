@@ -11,12 +11,15 @@ import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
-from kquant.cli import evaluation, models
+from kquant.api import QuantizationResult
+from kquant.cli import evaluation, models, pages
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.data import choose
 from kquant.core.encodings import Encodings
+from kquant.core.event_files import write_scalar
+from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
@@ -48,7 +51,7 @@ def run() -> None:
   models.require("train")
   config = _config()
   _check_folders()
-  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel",
+  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
                        reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   report = Report()
@@ -72,6 +75,8 @@ def run() -> None:
       summary["simulation"] = _simulated(model, qmodel, judged)
       if _fits_a_file(config):
         summary["eval"] = evaluation.evaluate(model, lower(*network), judged, np.arange(len(judged)))
+  if FLAGS.report:
+    _write_page(QuantizationResult(*network, qmodel, report), images, summary, written)
   summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
   _save(qmodel, *network, summary)
   print(text_table(("result", ""), _rows(summary, written)))
@@ -193,11 +198,9 @@ class EventLog(keras.callbacks.Callback):
 
   def on_epoch_end(self, epoch, logs=None):
     """Writes one epoch."""
-    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
     with self._writer.as_default():
       for name, value in (logs or {}).items():
-        tf.summary.write(f"epoch_{name}", tf.constant(float(value)), step=epoch, metadata=metadata)
+        write_scalar(f"epoch_{name}", value, step=epoch)
     self._writer.flush()
 
 
@@ -207,6 +210,15 @@ def _export(network: tuple[keras.Model, Encodings], images: list[np.ndarray]) ->
     return None
   return export(network, FLAGS.output, verify=[array[:VERIFY_IMAGES] for array in images],
                 preprocess=FLAGS.preprocess)
+
+
+def _write_page(result: QuantizationResult, images: list[np.ndarray], summary: dict[str, Any],
+                written: Exported | None) -> None:
+  """Writes the page of --report; the noise of each tensor is measured on the calibration images."""
+  with result.report.stage("analyze"):
+    analysis = pages.analysis_of(result.qmodel, images)
+  with result.report.stage("report"), written_together() as staged:
+    pages.Page(result, images, summary.get("eval"), written).write(staged, analysis)
 
 
 def _summary(logs: dict[str, Any], written: Exported | None) -> dict[str, Any]:
