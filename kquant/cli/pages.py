@@ -15,7 +15,7 @@ from tflite_export.exporter import Exported
 from tflite_export.program.program import IntProgram
 
 FLAGS = flags.FLAGS
-ANALYZED_IMAGES = 64
+ANALYZED_IMAGES = 32
 """Images by which the noise of each tensor is measured for a page."""
 
 

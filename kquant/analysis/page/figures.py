@@ -35,8 +35,8 @@ _WIDTH, _POINTS = 6.3, 380
 """Of a figure in inches, and of its axes in points."""
 _DRAWN_BITS = 8
 """Finer grids have too many steps to draw."""
-_LONGEST = 30
-_NAMED = 5
+_LONGEST = 38
+_NUMBERED = 8
 
 
 def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
@@ -47,10 +47,11 @@ def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
       axes.barh(chosen, [rows[place].share for place in chosen], color=colour, label=part, height=0.7)
     for place, row in enumerate(rows):
       _beside(axes, row.share, place, f"{100 * row.share:.1f} %")
-    axes.set_yticks(range(len(rows)), [short(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{rank}. {short(row.name)}" for rank, row in enumerate(rows, 1)],
+                    fontsize=8)
     axes.margins(x=0.12)
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("share of the noise at the output")
     axes.grid(axis="x")
     axes.legend(loc="lower right")
@@ -61,8 +62,9 @@ def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
 
 def intrinsic_extrinsic(rows: Sequence[AnalysisRow]) -> Figure | None:
   """Local noise against what the rest of the network makes of it; lines of equal noise at the output."""
-  rows = [row for row in rows if row.local and row.amplification and np.isfinite(row.solo)]
-  if not rows:
+  ranked = {rank: row for rank, row in enumerate(rows, 1)
+            if row.local and row.amplification and np.isfinite(row.solo)}
+  if not ranked:
     return None
 
   def draw(axes: Axes) -> None:
@@ -70,22 +72,22 @@ def intrinsic_extrinsic(rows: Sequence[AnalysisRow]) -> Figure | None:
     _write_plainly(axes.xaxis)
     _write_plainly(axes.yaxis)
     for part, colour in _COLOURS.items():
-      chosen = [row for row in rows if row.part == part]
+      chosen = [row for row in ranked.values() if row.part == part]
       axes.scatter([row.local for row in chosen], [row.amplification for row in chosen], s=16, color=colour,
                    label=part, alpha=0.8, linewidths=0)
-    for row in rows[:_NAMED]:
-      axes.annotate(short(row.name), (row.local, row.amplification), xytext=(4, 3),
-                    textcoords="offset points", fontsize=8)
+    for rank, row in list(ranked.items())[:_NUMBERED]:
+      axes.annotate(str(rank), (row.local, row.amplification), xytext=(3, 3), textcoords="offset points",
+                    fontsize=8)
     axes.margins(0.08)
-    _equal_noise(axes, rows[0].solo)
+    _equal_noise(axes, max(row.solo for row in ranked.values()))
     axes.set_xlabel("intrinsic: noise at the tensor itself (QNSR)")
     axes.set_ylabel("extrinsic: gain to the output")
     axes.grid()
-    axes.legend(loc="upper right")
+    _legend_above(axes)
 
   return _figure(draw, 3.6, "To the right: the grid is coarse for this tensor. To the top: the network is "
-                 "sensitive at this place. On a dashed line the noise at the output is the same; each line "
-                 "has a tenth of the one above it.")
+                 "sensitive at this place. Numbers are the ranks of the bars. On a dashed line the noise at "
+                 "the output is the same, a tenth of that on the line above.")
 
 
 def _equal_noise(axes: Axes, largest: float) -> None:
@@ -98,17 +100,19 @@ def _equal_noise(axes: Axes, largest: float) -> None:
 
 
 def kernel_figure(kernel: KernelRange) -> Figure:
-  """The range of each output channel of a kernel in float and on its grid."""
+  """The range of each output channel of a kernel in float and on its grid, the widest channel first."""
   def draw(axes: Axes) -> None:
-    channels = np.arange(len(kernel.limit))
-    _upright(axes, channels, *kernel.before, color=LINE, linewidth=_bar_width(channels, 0.9), label="float")
-    _upright(axes, channels, *kernel.after, color=_BLUE, linewidth=_bar_width(channels, 0.4),
+    order = np.argsort(-np.max(np.abs(kernel.before), 0), kind="stable")
+    channels, before, after, limit = np.arange(len(order)), *(np.asarray(values)[..., order] for values in (
+        kernel.before, kernel.after, kernel.limit))
+    _upright(axes, channels, *before, color=LINE, linewidth=_bar_width(channels, 0.9), label="float")
+    _upright(axes, channels, *after, color=_BLUE, linewidth=_bar_width(channels, 0.4),
              label="on the grid")
     for sign in (1, -1):
-      axes.plot(channels, sign * kernel.limit, color=BAD, linewidth=0.7, drawstyle="steps-mid",
+      axes.plot(channels, sign * limit, color=BAD, linewidth=0.7, drawstyle="steps-mid",
                 label="reach of the grid" if sign == 1 else None)
     axes.set_title(short(kernel.name, 60), loc="left")
-    axes.set_xlabel("output channel")
+    axes.set_xlabel("output channels, the widest first")
     axes.set_ylabel("weights")
     _legend_above(axes)
 
@@ -144,8 +148,9 @@ def histogram_figure(histogram: Histogram) -> Figure:
     axes.set_title(short(histogram.name, 60), loc="left")
     axes.set_ylabel("values (log)")
 
+  name = histogram.name if histogram.name == row.name else f"{histogram.name}, on the grid of {row.name}"
   saturated = "" if row.saturated is None else f", {100 * row.saturated:.2g} % saturated"
-  return _figure(draw, 2.0, f"{histogram.name}: {row.bits} bits, {low:.4g} to {high:.4g} in steps of "
+  return _figure(draw, 2.0, f"{name}: {row.bits} bits, {low:.4g} to {high:.4g} in steps of "
                  f"{histogram.step:.3g}{saturated}; {100 * row.share:.1f} % of the noise.")
 
 

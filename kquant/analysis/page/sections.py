@@ -79,7 +79,8 @@ def activations(analysis: Analysis | None, qmodel: keras.Model, float_params: Pa
     return None
   return Section("Activations with the most noise", (
       "Values of the float network, the grid between the red lines; each tick at the bottom is a step. What "
-      "lies outside is saturated. Where most values are within a few steps, the range is too wide.",
+      "lies outside is saturated; what every reader cuts off anyway, as a ReLU does, is not counted as that. "
+      "Where most values are within a few steps, the range is too wide.",
   ), tuple(map(figures.histogram_figure, histograms(qmodel, float_params, rows, images))))
 
 

@@ -18,7 +18,8 @@ def accuracy(judged: dict[str, Any] | None, closeness: Closeness | None,
   good = None if not words else _is_near(judged or {}, closeness, analysis)
   if good is False and analysis is not None:
     worst = [f"the {row.part} of {row.name} ({percent(row.share, 0)})" for row in analysis.rows[:_NAMED]]
-    words.append(f"Most of the noise comes from {', '.join(worst)}.")
+    words.append(f"Most of the noise comes from {', '.join(worst)}. Change "
+                 "these alone by a Rule, or choose a larger effort.")
   answers = {None: "Not measured", True: "Near the float model", False: "NOT near the float model"}
   return Verdict("Does it answer as the float model does?", answers[good], tuple(
       words or ["Give labelled images, or an effort that watches its result."]), good)

@@ -1,9 +1,13 @@
 """The two answers at the head of the page, in words."""
 
+import dataclasses
 import types
 
+import numpy as np
 import pytest
+import tf_keras as keras
 
+import kquant as kq
 from kquant.analysis.page import verdicts
 from kquant.core.records import Closeness
 
@@ -44,6 +48,16 @@ def test_tolerance_decides_too():
   missed = Closeness(12.0, 0.97, 16, held_back=True, tolerance=18.0)
   verdict = verdicts.accuracy(NEAR, missed, None)
   assert not verdict.good and "NOT good enough (18 dB asked)" in verdict.words[-1]
+
+
+@pytest.mark.parametrize(("whole", "good"), [(0.001, True), (0.5, False)])
+def test_an_analysis_alone_decides_and_names_the_worst(whole, good):
+  model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
+  analysis = dataclasses.replace(kq.analyze(model, np.eye(3, dtype=np.float32)), whole=whole)
+  verdict = verdicts.accuracy(None, None, analysis)
+  worst = analysis.rows[0]
+  assert verdict.good == good and analysis.summary() in verdict.words[0]
+  assert (f"the {worst.part} of {worst.name}" in verdict.words[-1]) != good
 
 
 def test_nothing_measured_is_no_verdict():
