@@ -169,7 +169,7 @@ def define_file_flags() -> None:
 def define_report() -> None:
   """--report."""
   define_path("report", "HTML page about the run, one file without network access: accuracy, exactness, the "
-              "noise of each tensor; it takes some seconds more", endings=(".html",))
+              "noise of each tensor, whose analysis takes a minute on a large network", endings=(".html",))
 
 
 def define_node_data() -> None:

@@ -30,7 +30,7 @@ def report(path: str | os.PathLike, result: Any, *, analysis: Analysis | None = 
     path: of the file to write.
     result: what `quantize` returned, or a calibrated or trained model with quantizers.
     analysis: what `analyze` returned: the noise of each tensor, and the ranges of the worst kernels.
-    diagnosis: what was changed at which tensor, printed as it prints itself.
+    diagnosis: a Diagnosis: the tensors at fault, what was changed, what no change of grids mends.
     export: what `export` returned: bytes, operators, what was verified and certified.
     images: inputs, as `analyze` takes them: with an analysis, the distributions of the worst activations.
     judged: how a file answered: {"images", "float": {"top1"}, "quantized": {"top1"}, "agreement", "sqnr_db"};

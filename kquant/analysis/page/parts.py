@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( (%|dB|s|LSB))?|-")
+_NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( (%|dB|LSB))?|-")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,8 +85,14 @@ def activations(analysis: Analysis | None, qmodel: keras.Model, float_params: Pa
 
 
 def remedies(diagnosis: Any) -> Section | None:
-  """What the doctor changed."""
-  return None if diagnosis is None else Section("Remedies", text=str(diagnosis))
+  """What the doctor found and changed."""
+  if diagnosis is None:
+    return None
+  rows = [(row.name, row.part, percent(row.share), row.remedy or "none", f"{row.noise:.2e}",
+           f"{row.noise_after:.2e}", f"{row.gain_db:+.1f} dB") for row in diagnosis.rows]
+  header = ("tensor", "part", "share", "remedy", "noise", "noise after", "gain")
+  return Section("Remedies", (*map(str, diagnosis.findings), *diagnosis.notes, f"{diagnosis.summary()}."),
+                 tables=(table(header, rows),) if rows else ())
 
 
 def steps(report: Report | None) -> Section | None:

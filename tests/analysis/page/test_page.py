@@ -5,6 +5,7 @@ import html.parser
 import re
 import shutil
 import subprocess
+import types
 from xml.etree import ElementTree
 
 import numpy as np
@@ -47,8 +48,12 @@ def whole(result, analysis, images, tmp_path_factory):
   exported = kq.export(result, folder / "small.tflite", verify=images[:2], certify=True)
   judged = {"images": 24, "float": {"top1": 0.5}, "quantized": {"top1": 0.25}, "agreement": 0.75,
             "sqnr_db": 8.0}
-  return kq.report(folder / "report.html", result, analysis=analysis, diagnosis=f"{_NAME}: 16 bits",
-                   export=exported, images=images, judged=judged)
+  row = types.SimpleNamespace(name=_NAME, part="weights", share=0.5, noise=0.1, remedy="channel split",
+                              noise_after=0.01, gain_db=6.1)
+  diagnosis = types.SimpleNamespace(rows=(row,), findings=("Two channels are dead.",), notes=(),
+                                    summary=lambda: "together: 8.0 -> 14.1 dB")
+  return kq.report(folder / "report.html", result, analysis=analysis, diagnosis=diagnosis, export=exported,
+                   images=images, judged=judged)
 
 
 class Reader(html.parser.HTMLParser):
@@ -91,7 +96,7 @@ def test_page_is_one_file(whole):
 
 def test_names_are_escaped(whole, analysis):
   text = whole.read_text()
-  assert "<script" not in text and "conv&lt;script&gt;alert(&#39;$x_1$&#39;)&amp;: 16 bits" in text
+  assert "<script" not in text and "conv&lt;script&gt;alert(&#39;$x_1$&#39;)&amp;</td>" in text
   drawing = figures.damage_bars([dataclasses.replace(analysis.rows[0], name=_NAME)]).svg
   labels = [element.text for element in ElementTree.fromstring(drawing).iter("text")]
   assert f"1. {_NAME}" in labels  # not read as a formula, either
@@ -105,6 +110,13 @@ def test_sections_follow_the_data(result, analysis, images, whole, tmp_path):
   assert Reader(whole.read_text()).titles[2:] == [
       "The file", "Remedies", "Where the noise comes from", "Activations with the most noise",
       "Kernels with the most noise", "Bits", "Certificate", "Seconds"]
+
+
+def test_remedies_are_told(whole):
+  text = whole.read_text()
+  for words in ("Two channels are dead.", "together: 8.0 -&gt; 14.1 dB.", "channel split", ">+6.1 dB<",
+                ">50.0 %<"):
+    assert words in text
 
 
 def test_model_with_quantizers_has_a_page(result, tmp_path):
