@@ -118,8 +118,8 @@ class Part:
     layers, (on_grid, in_float) = live_layers(network.qmodel), network.calls
     self._grids = {site: layers[site.nodes[0].layer.name].encoding() for site in sites
                    if site.part == ACTIVATION}
-    self._solo = Sweep(network.graph, sites, base=in_float, changed=on_grid)
-    self._rest = Sweep(network.graph, sites, base=on_grid, changed=in_float)
+    self._solo = Sweep(network.graph, sites, base=in_float, changed=[on_grid] * len(sites))
+    self._rest = Sweep(network.graph, sites, base=on_grid, changed=[in_float] * len(sites))
     self.places = [site.nodes if site in self._grids else tuple(self._solo.entries[index])
                    for index, site in enumerate(sites)]
     self.image_bytes = max(self._solo.live_bytes(), self._rest.live_bytes())

@@ -5,6 +5,7 @@ are rows of the batch beside those of the others, so that a suffix is never a ru
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Sweep:
     graph: of the qmodel, up to its answers.
     sites: variant i departs from the network at the calls of sites[i].
     base: how calls are made, in `BASE` and before a variant departs or behind.
-    changed: how a variant makes the calls of its site.
+    changed: how each variant makes the calls of its site; those that make them alike make them together.
 
   Attributes:
     variants: {tensor: the variants that it differs in, `BASE` first; each has as many rows as there are
@@ -44,7 +45,8 @@ class Sweep:
     entries: {variant: the calls at which it departs}: what reaches them is what `BASE` has.
   """
 
-  def __init__(self, graph: Graph, sites: Sequence[Site], *, base: NodeCall, changed: NodeCall):
+  def __init__(self, graph: Graph, sites: Sequence[Site], *, base: NodeCall,
+               changed: Sequence[NodeCall]):
     self.graph, self._base, self._changed = graph, base, changed
     self.variants: dict[Ref, tuple[int, ...]] = {}
     self.entries: dict[int, list[Node]] = {index: [] for index in range(len(sites))}
@@ -83,10 +85,10 @@ class Sweep:
   def _call(self, layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
     rows = self._rows[node]
     outputs = self._base(layer, node, self._inputs(node, values, rows.base))
-    if rows.changed:
-      others = self._changed(layer, node, self._inputs(node, values, rows.changed))
-      outputs = [tf.concat(pair, 0) for pair in zip(outputs, others)]
-    return outputs
+    parts = [outputs]
+    for call, variants in itertools.groupby(rows.changed, key=self._changed.__getitem__):
+      parts.append(call(layer, node, self._inputs(node, values, list(variants))))
+    return outputs if len(parts) == 1 else [tf.concat(alike, 0) for alike in zip(*parts)]
 
   def _inputs(self, node: Node, values: Values, wanted: Sequence[int]) -> Values:
     return {ref: self.rows_of(values, ref, wanted) for ref in node.inputs}

@@ -35,7 +35,7 @@ def test_variants_are_what_runs_one_by_one_compute(name, on_grid):
   net, images = network(name)
   found, calls = sites(net.graph), net.calls
   base, changed = calls if on_grid else calls[::-1]
-  sweep = Sweep(net.graph, found, base=base, changed=changed)
+  sweep = Sweep(net.graph, found, base=base, changed=[changed] * len(found))
   variants = range(BASE, len(found))
   run = sweep.traced(net.qmodel, lambda values: [sweep.rows_of(values, ref, variants) for ref in net.answers])
   together = [np.split(values.numpy(), len(variants)) for values in run(list(map(tf.constant, images)))]
@@ -82,17 +82,33 @@ def test_sites_of_a_fused_operator_and_of_a_shared_layer():
 def test_a_variant_departs_only_where_nothing_of_it_arrives():
   net, _ = network("nested_shared")
   found = sites(net.graph)
-  sweep = Sweep(net.graph, found, base=net.calls[1], changed=net.calls[0])
+  sweep = Sweep(net.graph, found, base=net.calls[1], changed=net.calls[:1] * len(found))
   for index, site in enumerate(found):
     assert sweep.entries[index], site
     for node in sweep.entries[index]:
       assert node in site.output and not any(index in sweep.variants[ref] for ref in node.inputs)
 
 
+def test_variants_of_one_site_may_be_made_in_ways_of_their_own():
+  net, images = network("branches")
+  site = next(site for site in sites(net.graph) if site.part == ACTIVATION)
+
+  def times(factor):
+    return lambda layer, node, values: [factor * values[node.inputs[0]]]
+
+  sweep = Sweep(net.graph, [site] * 3, base=net.calls[1], changed=[times(0.5), net.calls[1], times(0.5)])
+  run = sweep.traced(net.qmodel, lambda values: [sweep.rows_of(values, ref, range(BASE, 3))
+                                                 for ref in net.answers])
+  base, half, same, again = np.split(run(list(map(tf.constant, images)))[0].numpy(), 4)
+  np.testing.assert_allclose(same, base, atol=2e-6)
+  np.testing.assert_allclose(half, again, atol=2e-6)
+  assert np.abs(half - base).max() > 1e-3
+
+
 def test_what_lies_before_a_site_is_run_once():
   net, _ = network("mobile_block")
   found = sites(net.graph)
-  sweep = Sweep(net.graph, found, base=net.calls[1], changed=net.calls[0])
+  sweep = Sweep(net.graph, found, base=net.calls[1], changed=net.calls[:1] * len(found))
   first = next(node for node in net.graph.nodes if node.name == "stem")
   assert len(sweep.variants[first.outputs[0]]) == 4  # itself, the image, the weights, the layer
   assert len(sweep.variants[net.answers[0]]) == len(found) + 1
