@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # What a package may import, beside itself.
 _FLOORS = ("kquant.core", "kquant.graph", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
-           "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.search", "kquant.analysis", "kquant.api")
+           "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.search", "kquant.analysis", "kquant.api",
+           "kquant.doctor")
 _APART = ({"kquant.rewrites", "kquant.ranges", "kquant.quantizers"}, {"kquant.ptq", "kquant.qat"},
           {"kquant.qat", "kquant.search"}, {"kquant.qat", "kquant.analysis"}, {"kquant.qat", "kquant.api"})
 """Packages of one floor, which do not import each other."""
@@ -22,6 +23,7 @@ def _below(package: str) -> set[str]:
 
 ALLOWED = {
     **{package: _below(package) for package in _FLOORS},
+    "kquant.doctor": {"tflite_export", *_below("kquant.doctor")},  # what files cost, in doctor/files.py
     "kquant.cli": {"kquant", "tflite_export", *_FLOORS},
     "tflite_export": {"kquant.core", "kquant.graph"},
     "kquant.registration": set(),  # imports by name what Keras asks for
@@ -79,3 +81,9 @@ def test_private_keras_attributes_live_where_keras_is_read_and_called():
   for path in SOURCES:
     if path.name not in ("keras_calls.py", "keras_reader.py", "keras_tracing.py", "keras3.py"):  # of Keras 3
       assert not [name for name in private if f".{name}" in path.read_text()], path
+
+
+def test_one_file_of_the_doctor_measures_files():
+  found = {path.name for path in (ROOT / "kquant" / "doctor").glob("*.py")
+           if any(name.startswith("tflite_export") for name in imports_of(path))}
+  assert found == {"files.py"}

@@ -30,7 +30,7 @@ def float_call(float_params: Params) -> NodeCall:
 
   def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
     if layer.name in constants:
-      return _call_with(layer, node, values, constants[layer.name])
+      return call_with_weights(layer, node, values, constants[layer.name])
     return call_float(layer, node, values)
 
   return call
@@ -51,7 +51,7 @@ def quantized_call(layers: dict[str, keras.layers.Layer]) -> NodeCall:
 
   def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
     if layer.name in weights:
-      return _call_with(layer, node, values, weights[layer.name])
+      return call_with_weights(layer, node, values, weights[layer.name])
     if layer.name in grids:
       return [fake_quantize(values[node.inputs[0]], grids[layer.name])]
     return call_layer(layer, node, values)
@@ -64,7 +64,9 @@ def grid_tensors(grid: Encoding) -> GridTensors:
   return GridTensors(tf.constant(grid.scale[0]), tf.constant(grid.zero_point[0], tf.float32), grid.bits)
 
 
-def _call_with(layer: QuantizeWeights, node: Node, values: Values, weights: dict[str, Any]) -> list[Any]:
+def call_with_weights(layer: QuantizeWeights, node: Node, values: Values,
+                      weights: dict[str, Any]) -> list[Any]:
+  """Calls a layer as a node says, with tensors in the place of its weights and biases, by attribute."""
   def call(inputs, training=None):
     return keras_calls.call_with(layer.layer, inputs, weights)
 

@@ -61,7 +61,7 @@ def analyze(model: Any, images: Any, labels: np.ndarray | None = None, *, config
   check_model(model)
   qmodel = with_quantizers(model)
   images = data.gather(images, keras_calls.input_specs(model), where="analysis")
-  _check(images, labels)
+  check_images(images, labels, where="analyze")
   if qmodel is None:
     qmodel, float_params = _quantized(model, config, images if calibration is None else calibration, seed)
   network = network_of(qmodel, float_params)
@@ -76,13 +76,14 @@ def with_quantizers(model: keras.Model) -> keras.Model | None:
   return model if any(isinstance(layer, QuantizeActivation) for layer in model.layers) else None
 
 
-def _check(images: list[np.ndarray], labels: np.ndarray | None) -> None:
+def check_images(images: list[np.ndarray], labels: np.ndarray | None, *, where: str) -> None:
+  """Raises ValueError unless there are enough images, and a label for each where there are labels."""
   count = len(images[0])
   if count < FEWEST_IMAGES:
-    raise ValueError(f"analyze: expected {FEWEST_IMAGES} images or more, got {count}; the signal is what "
+    raise ValueError(f"{where}: expected {FEWEST_IMAGES} images or more, got {count}; the signal is what "
                      "differs between images, so give some more.")
   if labels is not None and np.shape(labels) != (count,):
-    raise ValueError(f"analyze: expected the class index of each of {count} images, got labels of shape "
+    raise ValueError(f"{where}: expected the class index of each of {count} images, got labels of shape "
                      f"{np.shape(labels)}; give one integer an image.")
 
 

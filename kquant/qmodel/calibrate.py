@@ -201,7 +201,7 @@ class _Taps:
 
   def _looks(self, estimators: dict[str, Estimator]) -> list[list["_Look"]]:
     """What is looked at: ranges, inputs of linear layers, their outputs, columns of the borders."""
-    ranges = [_Look(refs, lambda tensors, name=name: estimators[name].measure(_as_one(tensors)))
+    ranges = [_Look(refs, lambda tensors, name=name: estimators[name].measure(as_one(tensors)))
               for name, refs in self.activations.items()]
     inputs, outputs = ([_Look([ref], lambda tensors: _mean_of_positions(*tensors)) for ref in refs]
                        for refs in ([node.inputs[0] for node in self._linear], map(Ref, self._linear)))
@@ -222,7 +222,7 @@ def _mean_of_positions(tensor: tf.Tensor) -> tf.Tensor:
   return tf.reduce_mean(tensor, list(range(1, tensor.shape.rank - 1)))
 
 
-def _as_one(tensors: list[tf.Tensor]) -> tf.Tensor:
+def as_one(tensors: list[tf.Tensor]) -> tf.Tensor:
   """Tensors on one grid, [images, ...] each, as one tensor: its statistics are those of the grid."""
   if len(tensors) == 1:
     return tensors[0]

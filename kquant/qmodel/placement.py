@@ -23,7 +23,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.flat_parts import EVERYTHING
 from kquant.graph.kinds.table import LAYERS
 from kquant.graph.matching import fuses_into_reader, grid_groups
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
@@ -48,6 +48,7 @@ class QuantizerPlacement:
     rule: where the rule applies that decided the spec.
     seen: (low, high) beyond which all readers of the group are flat; infinite where they are not.
     room: how far its grid reaches below its tensors: there lie the scores of masked positions.
+    subject: the layer by which rules decide, once it is placed.
   """
 
   sources: list[Ref]
@@ -57,6 +58,7 @@ class QuantizerPlacement:
   rule: str = ""
   seen: tuple[float, float] = EVERYTHING
   room: float = 0.0
+  subject: LayerDef | None = None
 
   @property
   def name(self) -> str:
@@ -90,6 +92,7 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
     for ref in refs:
       deciders.setdefault(ref.node.layer, subject.layer)
     placements.append(_placement(graph, refs, rule, conversions, limits))
+    placements[-1].subject = subject.layer
   check_matches(config, deciders)
   return placements
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from kquant.ptq.layerwise.bias_correction import (
   correct_local_shift,
   linear_params,
 )
-from kquant.ptq.layerwise.layer_rounding import round_layers
+from kquant.ptq.layerwise.layer_rounding import round_layers, round_some
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import narrow_tensors, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
@@ -84,34 +84,40 @@ class Calibrated:
     calibration, report: as `quantized` takes them.
 
   Attributes:
+    config: that it was made of.
     graph: with the quantizers.
     qmodel: the model that was made of it.
     float_params: {layer: its weights and biases before they were rounded and corrected}.
+    statistics: of the float network on the calibration data.
   """
 
   def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
-    self.graph, self._calibration = graph, calibration
+    self.config, self.graph, self._calibration = config, graph, calibration
     with report.stage("rewrite"):
       self.float_params = linear_params(graph)
       self.qmodel = insert_into_graph(graph, config)
     report.add_edits(graph.edits, graph.skips)
     with report.stage("calibrate"):
-      self._statistics = observe(self.qmodel, calibration, graph=graph)
-      set_ranges(self.qmodel, self._statistics, graph)
+      self.statistics = observe(self.qmodel, calibration, graph=graph)
+      set_ranges(self.qmodel, self.statistics, graph)
     report.narrow.extend(narrow_tensors(self.qmodel))
     self._start = self.qmodel.get_weights()
 
-  def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0) -> None:
+  def choose_integers(self, config: QuantConfig, report: Report, *, seed: int = 0,
+                      rounded: Collection[str] = ()) -> None:
     """Rounds the float weights and corrects their biases as a config says, in place.
 
     The report names shared layers that were rounded to nearest, or corrected locally.
+
+    Args:
+      config, report, seed: as `quantized` takes them.
+      rounded: layers that are rounded in closed form where the config rounds to nearest; all biases are then
+        corrected iteratively.
     """
     self.qmodel.set_weights(self._start)
-    method = config.recipe.rounding
-    if method != "nearest":
+    if config.recipe.rounding != "nearest" or rounded:
       with report.stage("rounding"):
-        shared = round_layers(self._turns(float_params=self.float_params), self.float_params,
-                              self._statistics, method=method, seed=seed)
+        shared = self._round(config.recipe.rounding, seed, rounded)
       reason, name = layer_rounding.SHARED_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
@@ -119,14 +125,22 @@ class Calibrated:
       reason, name = bias_correction.SHARED_REASON, "correct_bias"
     report.add_edits([], [Skip(layer, name, reason) for layer in shared])
 
+  def _round(self, method: str, seed: int, rounded: Collection[str]) -> list[str]:
+    """Rounds all layers by a method, or some; returns the names of shared ones."""
+    turns = self._turns(float_params=self.float_params)
+    if method != "nearest":
+      return round_layers(turns, self.float_params, self.statistics, method=method, seed=seed)
+    correct_local_shift(self.qmodel, self.float_params, self.statistics)
+    return round_some(turns, self.float_params, self.statistics, rounded, seed=seed)
+
   def _correct_bias(self, method: str) -> list[str]:
     """Corrects biases by a method; returns the names of shared layers that it corrected by another."""
     if method in ("local", "iterative"):
-      correct_local_shift(self.qmodel, self.float_params, self._statistics)
+      correct_local_shift(self.qmodel, self.float_params, self.statistics)
     elif method == "analytic":
       correct_analytic_shift(self.qmodel, self.float_params, self._calibration, graph=self.graph)
     if method == "iterative":
-      return correct_iteratively(self._turns(), self._statistics)
+      return correct_iteratively(self._turns(), self.statistics)
     return []
 
   def _turns(self, **float_params: Any) -> Iterator[LayerTurn]:

@@ -5,7 +5,7 @@ In topological order, for each layer: the moments of its quantized inputs, its i
 before did wrong in a way that this one can undo, it undoes (`input_moments.undoing`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -97,14 +97,40 @@ def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, n
     if turn.patches is None:
       left.append(turn.layer.name)
       continue
-    ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
-    halves = measure_moments(turn, generator)
-    with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
-      kernel, scale = round_kernel(turn, float_params[turn.layer.name][name], grid, halves, method=method)
-    turn.layer.set_scale(name, scale)
-    turn.layer.set_integers(name, kernel)
+    _round_layer(turn, float_params[turn.layer.name], generator, method=method)
     correct_mean(turn, statistics)
   return list(dict.fromkeys(left))
+
+
+def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
+               statistics: Statistics, layers: Collection[str], *, seed: int = 0) -> list[str]:
+  """Rounds some layers in closed form and corrects the biases of all iteratively; returns as `round_layers`.
+
+  Args:
+    turns, float_params, statistics, seed: as `round_layers` takes them; biases are corrected locally.
+    layers: names of those that are rounded.
+  """
+  left = []
+  generator = np.random.default_rng(seed)
+  for turn in turns:
+    if turn.patches is None:
+      left.append(turn.layer.name)
+      continue
+    if turn.layer.name in layers:
+      _round_layer(turn, float_params[turn.layer.name], generator)
+    correct_mean(turn, statistics)
+  return list(dict.fromkeys(left))
+
+
+def _round_layer(turn: LayerTurn, params: dict[str, np.ndarray], generator: np.random.Generator, *,
+                 method: str = "closed_form") -> None:
+  """Sets the integers and the scale of a layer, whose float weights are given."""
+  ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
+  halves = measure_moments(turn, generator)
+  with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
+    kernel, scale = round_kernel(turn, params[name], grid, halves, method=method)
+  turn.layer.set_scale(name, scale)
+  turn.layer.set_integers(name, kernel)
 
 
 def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments], *,

@@ -1,0 +1,31 @@
+"""What a quantized network costs as a file: bytes, and milliseconds of an image."""
+
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from kquant.api import QuantizationResult
+from tflite_export.exporter import export
+from tflite_export.proof.runtime import Runtime
+
+_WARM_UP, _RUNS = 5, 50
+
+
+def contents(result: QuantizationResult) -> bytes:
+  """Returns the .tflite file of a result, its constants verified.
+
+  Raises:
+    UnsupportedLayerError: a layer without an integer operator, by name.
+    ValueError: grids that no file holds.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    return export(result, pathlib.Path(folder) / "model.tflite").path.read_bytes()
+
+
+def milliseconds(files: Sequence[bytes]) -> tuple[float, ...]:
+  """Returns the median milliseconds of one image on one thread of each file, run in turn."""
+  runtimes = [Runtime(file) for file in files]
+  times = [[runtime.time_once() for runtime in runtimes] for _ in range(_WARM_UP + _RUNS)][_WARM_UP:]
+  return tuple(1e3 * float(median) for median in np.median(times, axis=0))

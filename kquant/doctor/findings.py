@@ -1,0 +1,181 @@
+"""What no change of grids mends: a float model or images that are not what they should be."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import metrics
+from kquant.doctor.results import Finding
+from kquant.graph.graph import Graph
+from kquant.graph.keras_reader import named_variables, nested_layers
+from kquant.graph.nodes import Node, Ref
+from kquant.qat.bn_reestimate import reestimate_batch_norm
+from kquant.qmodel.outputs import network_outputs
+from kquant.rewrites.scaling.channel_statistics import ChannelStatistics, measure_channels
+from kquant.rewrites.standardize.standardize import standardize
+
+_CONSTANT = 1e-5
+"""A channel is constant where its extrema lie this near to one another, relative to its size."""
+_FEWEST_OVERLAP = 0.5
+"""Of the ranges of a tensor on two sets of images: the part of their union that both have; median tensor."""
+_STALE_NATS = 0.5
+"""Divergence of the input of a batch norm from what it keeps, as normal distributions; median channel."""
+_OTHER_UNITS_NATS = 20.0
+"""The same of the first batch norm: its input has another scale altogether."""
+_FEWEST_JUDGED = 16
+_SAME_ANSWER, _FEWEST_CLASSES = 0.9, 3
+_CHANCES = 2.0
+"""Times the top-1 of guessing."""
+
+
+def weight_findings(model: keras.Model) -> list[Finding]:
+  """Returns the weights of a built model that are not finite."""
+  found = {}
+  for layer in nested_layers(model):
+    for name, variable in named_variables(layer):
+      if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
+        found[variable.ref()] = Finding(  # the innermost layer names it last
+            "weights", f"{layer.name}/{name}", f"{name!r} of layer {layer.name!r} holds NaN or infinity.",
+            "Train or load the model again.")
+  return list(found.values())
+
+
+class KnownNetwork:
+  """A float model, batch norms kept, and what its tensors are on two sets of images.
+
+  Args:
+    model: float.
+    calibration, judged: one array [n, ...] a model input; may be the same.
+  """
+
+  def __init__(self, model: keras.Model, calibration: list[np.ndarray], judged: list[np.ndarray]):
+    self._model, self._calibration, self._judged_images = model, calibration, judged
+    self.graph = standardize(Graph.from_model(model))
+    self._seen = measure_channels(self.graph, calibration)
+    self._judged = self._seen if judged is calibration else measure_channels(self.graph, judged)
+
+  def broken(self) -> list[Finding]:
+    """Returns the first tensor that is not finite."""
+    for node in self.graph.nodes:
+      for ref in node.outputs:
+        for statistics in (self._seen, self._judged):
+          if ref in statistics.low and not _finite(statistics, ref):
+            return [Finding("values", ref.key, f"{ref.key!r} holds NaN or infinity on the images, the first "
+                            "tensor that does.", "Look at its layer's weights and at the images.")]
+    return []
+
+  def findings(self, labels: np.ndarray | None) -> Iterator[Finding]:
+    """Yields what is wrong with the model or the images.
+
+    Args:
+      labels: class indices of the judged images, or None.
+    """
+    yield from self._constants()
+    yield from self._overlap()
+    yield from self._batch_norms(labels)
+    yield from self._answers(labels)
+
+  def _constants(self) -> Iterator[Finding]:
+    dead: dict[str, tuple[int, int]] = {}
+    for node in self.graph.nodes:
+      ref = Ref(node)
+      if node.facts.role == "input" or ref not in self._seen.low or ref.is_integer:
+        continue
+      constant = self._dead(node)
+      if _constant(self._seen, ref).all():
+        yield Finding("constant", ref.key, f"{ref.key!r} is the same for all images.",
+                      "Its layer does nothing; look at its weights, or take it out.")
+      elif node.facts.role == "linear" and constant.any():
+        dead[node.name] = int(constant.sum()), len(constant)
+    if dead:
+      most = max(dead, key=lambda name: dead[name][0] / dead[name][1])
+      yield Finding("dead channels", most, f"{sum(count for count, _ in dead.values())} channels of "
+                    f"{len(dead)} layers are the same for all images, {dead[most][0]} of {dead[most][1]} of "
+                    f"{most!r}.",
+                    'They cost time and may widen grids; recipe=kq.Recipe(equalize="joint") prunes them.')
+
+  def _dead(self, node: Node) -> np.ndarray:
+    """Which channels of a layer are the same for all images, there or behind its batch norm and ReLU."""
+    constant, ref = _constant(self._seen, Ref(node)), Ref(node)
+    while len(self.graph.readers(ref)) == 1 and self.graph.readers(ref)[0].facts.role in ("relu", "affine"):
+      ref = Ref(self.graph.readers(ref)[0])
+      constant = constant | _constant(self._seen, ref)
+    return constant
+
+  def _overlap(self) -> Iterator[Finding]:
+    refs = [ref for ref in self._seen.low if not ref.is_integer]
+    overlaps = {ref: _overlap(self._seen, self._judged, ref) for ref in refs}
+    middle = np.median(list(overlaps.values()))
+    if middle < _FEWEST_OVERLAP:
+      least = min(overlaps, key=overlaps.get).key
+      yield Finding("calibration", "", "The images to calibrate on are unlike those to judge by: the ranges "
+                    f"of the median tensor overlap by {100 * middle:.0f} % (least at {least!r}).",
+                    "Calibrate on images such as the network will see, preprocessed alike.")
+
+  def _batch_norms(self, labels: np.ndarray | None) -> Iterator[Finding]:
+    nats = {}
+    for node in self.graph.find("BatchNormalization"):
+      ref, params = node.inputs[0], node.layer.params
+      mean, variance = self._judged.mean[ref], self._judged.deviation(ref) ** 2
+      nats[node.name] = _divergence(mean, variance, params["moving_mean"], params["moving_variance"])
+    stale = [name for name, value in nats.items() if value > _STALE_NATS]
+    if stale:
+      first = next(iter(nats.values()))
+      yield Finding("preprocessing" if first > _OTHER_UNITS_NATS else "batch norm", stale[0],
+                    f"The statistics of {len(stale)} of {len(nats)} batch norms are not those of the images "
+                    f"(first: {stale[0]!r}).",
+                    "Preprocess the images as in training; if they are, kq.reestimate_batch_norm(model, "
+                    f"images) sets the statistics anew{self._reestimated(labels)}.")
+
+  def _reestimated(self, labels: np.ndarray | None) -> str:
+    """What new statistics of batch norms do to top-1, in words; "" without labels."""
+    if labels is None:
+      return ""
+    model = Graph.from_model(self._model).to_model()
+    for layer in nested_layers(model):
+      layer.trainable = True
+    before = self._top1(model, labels)
+    reestimate_batch_norm(model, self._calibration)
+    return f": top-1 {before:.3f} -> {self._top1(model, labels):.3f}"
+
+  def _top1(self, model: keras.Model, labels: np.ndarray) -> float:
+    return metrics.top1(network_outputs(model, self._judged_images)[0], labels)
+
+  def _answers(self, labels: np.ndarray | None) -> Iterator[Finding]:
+    scores = network_outputs(self.graph.to_model(), self._judged_images, graph=self.graph)[0]
+    if scores.ndim != 2 or scores.shape[1] < _FEWEST_CLASSES or len(scores) < _FEWEST_JUDGED:
+      return
+    right = None if labels is None else metrics.top1(scores, labels)
+    if right is not None and right < max(_CHANCES / scores.shape[1], 0.02):
+      yield Finding("labels", "", f"The float model is right on {100 * right:.1f} % of the images.",
+                    "Check the preprocessing, and that labels count its classes from 0.")
+    largest = np.bincount(scores.argmax(-1)).max() / len(scores)
+    if largest > _SAME_ANSWER:
+      yield Finding("answers", "", f"The float model answers {100 * largest:.0f} % of the images alike.",
+                    "Check the preprocessing.")
+
+
+def _finite(statistics: ChannelStatistics, ref: Ref) -> bool:
+  return bool(np.isfinite(statistics.low[ref]).all() and np.isfinite(statistics.high[ref]).all())
+
+
+def _constant(statistics: ChannelStatistics, ref: Ref) -> np.ndarray:
+  """Which channels are the same for all images and positions, [channels]."""
+  spread = statistics.high[ref] - statistics.low[ref]
+  return spread <= _CONSTANT * np.maximum(statistics.magnitude(ref), 1e-30)
+
+
+def _overlap(first: ChannelStatistics, second: ChannelStatistics, ref: Ref) -> float:
+  """The part of the union of a tensor's two ranges that both have, 0..1."""
+  (low, high), (other_low, other_high) = ((s.low[ref].min(), s.high[ref].max()) for s in (first, second))
+  union = max(high, other_high) - min(low, other_low)
+  return 1.0 if union <= 0 else max(min(high, other_high) - max(low, other_low), 0.0) / union
+
+
+def _divergence(mean: np.ndarray, variance: np.ndarray, kept_mean: np.ndarray,
+                kept_variance: np.ndarray) -> float:
+  """Divergence of normal distributions, N(mean, variance) from what a batch norm keeps; median channel."""
+  kept_variance, variance = np.maximum(kept_variance, 1e-12), np.maximum(variance, 1e-12)
+  ratio = variance / kept_variance
+  return float(np.median(0.5 * (ratio - 1 - np.log(ratio) + np.square(mean - kept_mean) / kept_variance)))
