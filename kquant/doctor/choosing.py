@@ -54,27 +54,49 @@ def at_fault(noises: Sequence[float], coverage: float) -> list[int]:
   return [int(place) for place, reached in zip(order, before) if reached < enough and noises[place] > limit]
 
 
-def choose(options: Sequence[Option], noise: float, limit: float, *, wide: bool = True) -> Option | None:
+def choose(options: Sequence[Option], noise: float, limit: float) -> Option | None:
   """Returns the cheapest remedy that brings a tensor below a limit; where none does, that of least noise.
 
   Args:
     options: cheap to dear.
     noise: of the tensor without a remedy.
     limit: `threshold` of all tensors.
-    wide: whether 16 bits may be had.
 
   Returns:
     The remedy; None where none lowers the noise by more than `search.trials.GAIN` standard errors.
 
-  >>> mse, wide = Option("range mse", 2.0, 7.0, 0.1), Option("16 bits", 0.1, 20.0, 0.1, wide=True)
-  >>> choose([mse, wide], 10.0, 3.0).remedy, choose([mse, wide], 10.0, 1.0).remedy
-  ('range mse', '16 bits')
-  >>> choose([mse, wide], 10.0, 1.0, wide=False).remedy
-  'range mse'
+  >>> mse, rounding = Option("range mse", 2.0, 7.0, 0.1), Option("closed-form rounding", 0.1, 20.0, 0.1)
+  >>> choose([mse, rounding], 10.0, 3.0).remedy, choose([mse, rounding], 10.0, 1.0).remedy
+  ('range mse', 'closed-form rounding')
   """
-  helping = [option for option in options if option.noise < noise and (wide or not option.wide)
-             and option.gain_db > GAIN * option.error_db]
+  helping = [option for option in options
+             if option.noise < noise and option.gain_db > GAIN * option.error_db]
   for option in helping:
     if option.noise <= limit:
       return option
   return min(helping, key=lambda option: option.noise, default=None)
+
+
+def assign(noises: Sequence[float], options: Sequence[Sequence[Option]], limit: float,
+           most_wide: int) -> list[Option | None]:
+  """Returns a remedy for each tensor at fault; 16 bits go where most noise is left without them.
+
+  Args:
+    noises: of each tensor, without a remedy.
+    options: of each tensor, cheap to dear.
+    limit: `threshold` of all tensors.
+    most_wide: so many tensors get 16 bits, at most.
+
+  >>> mse, wide = Option("range mse", 2.0, 7.0, 0.1), Option("16 bits", 0.1, 20.0, 0.1, wide=True)
+  >>> [option.remedy for option in assign([10.0, 8.0], [[mse, wide], [wide]], 1.0, most_wide=1)]
+  ['range mse', '16 bits']
+  """
+  chosen = [choose([option for option in own if not option.wide], noise, limit)
+            for noise, own in zip(noises, options)]
+  left = [noise if option is None else option.noise for noise, option in zip(noises, chosen)]
+  for place in sorted(range(len(left)), key=lambda place: -left[place]):
+    better = choose(options[place], noises[place], limit)
+    if left[place] > limit and most_wide and better is not None and better.wide:
+      chosen[place] = better
+      most_wide -= 1
+  return chosen

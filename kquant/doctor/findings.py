@@ -51,7 +51,9 @@ class KnownNetwork:
 
   def __init__(self, model: keras.Model, calibration: list[np.ndarray], judged: list[np.ndarray]):
     self._model, self._calibration, self._judged_images = model, calibration, judged
-    self.graph = standardize(Graph.from_model(model))
+    self.graph = Graph.from_model(model)
+    self._batch_norms = [node.name for node in self.graph.find("BatchNormalization")]
+    standardize(self.graph)  # writes other layers as batch norms, too
     self._seen = measure_channels(self.graph, calibration)
     self._judged = self._seen if judged is calibration else measure_channels(self.graph, judged)
 
@@ -73,21 +75,23 @@ class KnownNetwork:
     """
     yield from self._constants()
     yield from self._overlap()
-    yield from self._batch_norms(labels)
+    yield from self._stale(labels)
     yield from self._answers(labels)
 
   def _constants(self) -> Iterator[Finding]:
-    dead: dict[str, tuple[int, int]] = {}
+    constant, dead = [], {}
     for node in self.graph.nodes:
       ref = Ref(node)
       if node.facts.role == "input" or ref not in self._seen.low or ref.is_integer:
         continue
-      constant = self._dead(node)
       if _constant(self._seen, ref).all():
-        yield Finding("constant", ref.key, f"{ref.key!r} is the same for all images.",
-                      "Its layer does nothing; look at its weights, or take it out.")
-      elif node.facts.role == "linear" and constant.any():
-        dead[node.name] = int(constant.sum()), len(constant)
+        constant.append(ref.key)
+      elif node.facts.role == "linear" and (channels := self._dead(node)).any():
+        dead[node.name] = int(channels.sum()), len(channels)
+    if constant:
+      more = f" and {len(constant) - 1} more tensors are" if constant[1:] else " is"
+      yield Finding("constant", constant[0], f"{constant[0]!r}{more} the same for all images.",
+                    "What computes it does nothing here: look at its weights, or take it out.")
     if dead:
       most = max(dead, key=lambda name: dead[name][0] / dead[name][1])
       yield Finding("dead channels", most, f"{sum(count for count, _ in dead.values())} channels of "
@@ -113,9 +117,11 @@ class KnownNetwork:
                     f"of the median tensor overlap by {100 * middle:.0f} % (least at {least!r}).",
                     "Calibrate on images such as the network will see, preprocessed alike.")
 
-  def _batch_norms(self, labels: np.ndarray | None) -> Iterator[Finding]:
+  def _stale(self, labels: np.ndarray | None) -> Iterator[Finding]:
     nats = {}
     for node in self.graph.find("BatchNormalization"):
+      if node.name not in self._batch_norms:
+        continue
       ref, params = node.inputs[0], node.layer.params
       mean, variance = self._judged.mean[ref], self._judged.deviation(ref) ** 2
       nats[node.name] = _divergence(mean, variance, params["moving_mean"], params["moving_variance"])

@@ -59,7 +59,7 @@ def mend(patient: Patient, parts: Parts, settings: DiagnosisSettings, report: Re
     treatment = Treatment(patient, network, parts.train, Bench(network, parts.judge))
     treatment.examine(analysis, single, settings.coverage)
   making = _Making(patient, parts.judge, report)
-  after, notes = making.treated(treatment, settings.most_wide)
+  after, notes = making.treated(treatment, settings.most_wide, settings.tolerance)
   with report.stage("remedies"):
     rows = treatment.rows()
   before = making.made(patient.config, patient.finish())
@@ -105,21 +105,22 @@ class _Making:
       pass
     return _Made(result, config, answers, file)
 
-  def treated(self, treatment: Treatment, most_wide: int) -> tuple[_Made | None, tuple[str, ...]]:
+  def treated(self, treatment: Treatment, most_wide: int,
+              tolerance: float) -> tuple[_Made | None, tuple[str, ...]]:
     """Chooses remedies; returns the network with them, None without any, and what could not be done.
 
     Where a layer has no kernel for 16 bits, none gets 16 bits.
     """
-    treatment.choose(most_wide)
-    changes, rounded = treatment.changes()
-    if not changes and not rounded:
+    treatment.choose(most_wide, tolerance)
+    changes = treatment.changes()
+    if not changes:
       return None, ()
     try:
-      return self.made(*self._patient.changed(changes, rounded)), ()
+      return self.made(*self._patient.changed(changes)), ()
     except UnsupportedLayerError as error:
       if not most_wide:
         raise
-      made, _ = self.treated(treatment, 0)
+      made, _ = self.treated(treatment, 0, tolerance)
       return made, (f"Nothing gets 16 bits: {error}",)
 
 

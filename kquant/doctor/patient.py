@@ -1,18 +1,16 @@
 """The quantized network that is diagnosed: how it was made, and how it is made again with other rules."""
 
 import dataclasses
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.measure import Network
 from kquant.api import QuantizationResult
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
-from kquant.core.rule import Rule
 from kquant.core.target import target
-from kquant.core.tensor_spec import TensorSpec
-from kquant.graph.nodes import LayerDef
+from kquant.doctor.rules import Changes, with_specs
+from kquant.doctor.scaling import scale_tensors
 from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import place
 from kquant.search.automatic import automatic
@@ -20,37 +18,6 @@ from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
 from kquant.search.pipeline import Calibrated, scaled
 
 EFFORTS = ("auto", "fast", "balanced", None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-  """Another spec for what a layer's rule decides.
-
-  Attributes:
-    layer: by which rules decide.
-    part: "weights" or "activations".
-    spec: the other spec.
-  """
-
-  layer: LayerDef
-  part: str
-  spec: TensorSpec
-
-
-def with_changes(config: QuantConfig, changes: Sequence[Change]) -> QuantConfig:
-  """Returns the config with a rule for each layer that something changes of, in front of the others."""
-  rules: dict[str, Rule] = {}
-  for change in changes:
-    name = change.layer.name
-    rule = rules.get(name) or dataclasses.replace(
-        rule_of(config, change.layer), match=f"^{re.escape(name)}$", kinds=(), optional=False)
-    rules[name] = dataclasses.replace(rule, **{change.part: change.spec})
-  return dataclasses.replace(config, rules=(*rules.values(), *config.rules))
-
-
-def rule_of(config: QuantConfig, layer: LayerDef) -> Rule:
-  """Returns the rule that decides for a layer of a float graph."""
-  return config.rule(layer.name, layer.kind, layer.origins)
 
 
 def resolved(network: FloatNetwork, config: QuantConfig, effort: str | None, report: Report) -> QuantConfig:
@@ -106,11 +73,12 @@ class Patient:
     """Rounds some layers in closed form, all else as the config says."""
     self.calibrated.choose_integers(self.config, self._report, seed=self._seed, rounded=layers)
 
-  def changed(self, changes: Sequence[Change], rounded: Collection[str]) -> tuple[QuantConfig, Calibrated]:
-    """Returns another config and the network that it makes, some layers rounded in closed form."""
-    config = with_changes(self.config, changes)
-    network = Calibrated(self.graph.copy(), config, self._images, self._report)
-    network.choose_integers(config, self._report, seed=self._seed, rounded=rounded)
+  def changed(self, changes: Changes) -> tuple[QuantConfig, Calibrated]:
+    """Returns the config with other specs, and the network that all changes make."""
+    config, graph = with_specs(self.config, changes.specs), self.graph.copy()
+    scale_tensors(graph, changes.scales)
+    network = Calibrated(graph, config, self._images, self._report)
+    network.choose_integers(config, self._report, seed=self._seed, rounded=changes.rounded)
     return config, network
 
 

@@ -42,12 +42,16 @@ class Remedy:
   Attributes:
     name: in words.
     variant: how the site's calls are made with it.
-    spec: that a rule gives the tensor; None: its layer is rounded in closed form.
+    spec: that a rule gives the tensor; None with `scales`, and where its layer is rounded in closed form.
+    scales: {tensor: scale of each channel}.
+    baseline: what `variant` is compared with; None: the site on its grid.
   """
 
   name: str
   variant: Variant
-  spec: TensorSpec | None
+  spec: TensorSpec | None = None
+  scales: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  baseline: Variant | None = None
 
 
 def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: Ranges, *,
@@ -65,7 +69,8 @@ def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: 
     specs[WIDE] = TensorSpec(bits=16).for_activations()
   for name, other in specs.items():
     low, high = _within_cut(ranges[other.range], layer) if other.bits < 16 else ranges["minmax"]
-    yield Remedy(name, Variant(site, _on_grid(_grid(low, high, other))), other)
+    grid = grid_over(low, high, bits=other.bits, symmetric=other.symmetric)
+    yield Remedy(name, Variant(site, _on_grid(grid)), other)
 
 
 def measured_ranges(network: Network, sites: Sequence[Site],
@@ -107,8 +112,8 @@ def weight_remedies(network: Network, site: Site, rule: Rule, input_mean: np.nda
   if spec.bits < 8:
     specs["weights of 8 bits"] = dataclasses.replace(spec, bits=8)
   for name, other in specs.items():
-    weights = _rounded(network, layer, other, input_mean)
-    yield Remedy(name, Variant(site, _with_weights({layer.name: weights})), other)
+    weights = rounded_weights(network, layer, other, input_mean)
+    yield Remedy(name, Variant(site, with_weights({layer.name: weights})), other)
 
 
 def rounding_remedy(network: Network, site: Site) -> Remedy:
@@ -116,8 +121,8 @@ def rounding_remedy(network: Network, site: Site) -> Remedy:
   layer = live_layers(network.qmodel)[site.name]
   weights = {name: value.numpy() for name, value in layer.simulated_weights().items()}
   biases = {facts.bias: getattr(layer.layer, facts.bias).numpy() for facts in _facts(layer) if facts.bias}
-  call = _with_weights({layer.name: {**weights, **biases}})
-  return Remedy("closed-form rounding", Variant(site, call), None)
+  call = with_weights({layer.name: {**weights, **biases}})
+  return Remedy("closed-form rounding", Variant(site, call))
 
 
 def together(variants: Sequence[Variant]) -> Variant:
@@ -144,10 +149,11 @@ def _within_cut(limits: tuple[float, float], layer: QuantizeActivation) -> tuple
   return (low if first is None else max(low, first)), (high if last is None else min(high, last))
 
 
-def _grid(low: float, high: float, spec: TensorSpec) -> Encoding:
-  if spec.symmetric:
-    return Encoding(numerics.symmetric_grid(max(-low, high), spec.bits), np.zeros(1, np.int64), spec.bits)
-  return Encoding(*numerics.affine_grid(low, high, spec.bits), spec.bits)
+def grid_over(low: float, high: float, *, bits: int, symmetric: bool) -> Encoding:
+  """Returns the grid of an activation over a range."""
+  if symmetric:
+    return Encoding(numerics.symmetric_grid(max(-low, high), bits), np.zeros(1, np.int64), bits)
+  return Encoding(*numerics.affine_grid(low, high, bits), bits)
 
 
 def _on_grid(grid: Encoding) -> NodeCall:
@@ -155,17 +161,22 @@ def _on_grid(grid: Encoding) -> NodeCall:
   return lambda layer, node, values: [fake_quantize(values[node.inputs[0]], tensors)]
 
 
-def _rounded(network: Network, layer: QuantizeWeights, spec: TensorSpec,
-             input_mean: np.ndarray) -> dict[str, np.ndarray]:
-  """The weights of a layer on the grids of a spec, and its biases corrected locally."""
+def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, input_mean: np.ndarray, *,
+                    factor: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:
+  """Returns the weights of a layer on the grids of a spec, and its biases corrected locally.
+
+  Args:
+    factor: they are rounded times this.
+  """
   params = network.float_params[layer.name]
   found = {}
   for facts in _facts(layer):
     kernel, axis = params[facts.name], facts.out_axes if spec.per_channel else None
-    _, high = weight_range(kernel, axis, method=spec.range, bits=spec.bits)
+    scaled = kernel * factor
+    _, high = weight_range(scaled, axis, method=spec.range, bits=spec.bits)
     scale = numerics.symmetric_grid(high, spec.bits)
     grid = Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, axis, narrow=True)
-    found[facts.name] = grid.dequantize(grid.quantize(kernel))
+    found[facts.name] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
     if facts.bias:
       shift = output_shift(found[facts.name].astype(np.float64) - kernel, input_mean, facts)
       found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
@@ -176,7 +187,8 @@ def _facts(layer: QuantizeWeights) -> tuple[WeightFacts, ...]:
   return weights_of_class(type(layer.layer))
 
 
-def _with_weights(weights: dict[str, dict[str, np.ndarray]]) -> NodeCall:
+def with_weights(weights: dict[str, dict[str, np.ndarray]]) -> NodeCall:
+  """Returns how calls are made with those weights and biases, {layer: {attribute: value}}."""
   constants = {name: {key: tf.constant(value) for key, value in of_layer.items()}
                for name, of_layer in weights.items()}
 

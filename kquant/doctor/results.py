@@ -53,7 +53,7 @@ class DiagnosisRow:
     share: of the noise of all tensors, each alone, 0..1.
     noise: at the output where this tensor alone is quantized (QNSR).
     remedy: that was chosen, in words; None where none helps.
-    noise_after: `noise` with it.
+    noise_after: `noise` with it; of weights that are scaled with another tensor as before.
     below: whether that is below the median of all tensors + 3 median absolute deviations.
     gain_db: SQNR of the outputs with everything quantized that this remedy adds to those of the rows above,
       with biases corrected locally; 0 without a remedy.

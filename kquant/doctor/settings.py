@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kquant.core.recipe import TOLERANCE_DB
+
 
 @dataclasses.dataclass(frozen=True)
 class DiagnosisSettings:
@@ -10,6 +12,8 @@ class DiagnosisSettings:
   Attributes:
     coverage: it looks at the tensors that make this part of all noise, 0..1.
     most_wide: tensors that it gives 16 bits, at most.
+    tolerance: SQNR of the outputs in dB, as for `quantize`: no more tensors get 16 bits than it takes to
+      reach it.
     images: that it judges by, at most.
     latency: measure the two files' latency, too.
     seed: of the images held back and of every other random choice.
@@ -24,6 +28,7 @@ class DiagnosisSettings:
 
   coverage: float = 0.8
   most_wide: int = 8
+  tolerance: float = TOLERANCE_DB
   images: int = 64
   latency: bool = False
   seed: int = 0

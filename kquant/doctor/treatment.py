@@ -8,9 +8,10 @@ import numpy as np
 from kquant.analysis.measure import Network
 from kquant.analysis.results import Analysis, AnalysisRow
 from kquant.analysis.sites import ACTIVATION, WEIGHTS, Site
+from kquant.core.tensor_spec import TensorSpec
 from kquant.doctor import choosing
 from kquant.doctor.choosing import Option
-from kquant.doctor.patient import Change, Patient, rule_of
+from kquant.doctor.patient import Patient
 from kquant.doctor.remedies import (
   WIDE,
   Ranges,
@@ -23,6 +24,8 @@ from kquant.doctor.remedies import (
   weight_remedies,
 )
 from kquant.doctor.results import DiagnosisRow
+from kquant.doctor.rules import Changes, SpecChange, rule_of
+from kquant.doctor.scaling import FACTORIZATION, Factorization
 from kquant.doctor.variants import Bench, Variant
 from kquant.search.trials import paired_change
 
@@ -41,6 +44,7 @@ class Case:
     options: what they brought, in the same order.
     noise: without a remedy, on the images that the options were measured on.
     chosen: the place of the remedy; None: none.
+    mended_by: the tensor whose factorization scales these weights, too.
   """
 
   site: Site
@@ -49,6 +53,7 @@ class Case:
   options: list[Option] = dataclasses.field(default_factory=list)
   noise: float = 0.0
   chosen: int | None = None
+  mended_by: str | None = None
 
   @property
   def remedy(self) -> Remedy | None:
@@ -81,23 +86,34 @@ class Treatment:
     self._limit = choosing.threshold(noises)
     rows = [analysis.rows[place] for place in choosing.at_fault(noises, coverage)]
     found = [by_name[row.part, row.name] for row in rows]
-    ranges = measured_ranges(self._network, [site for site in found if site.part == ACTIVATION], self._images)
-    self.cases = [Case(site, row, list(self._remedies(site, ranges.get(site, {}))))
-                  for site, row in zip(found, rows)]
+    grids = [site for site in found if site.part == ACTIVATION]
+    ranges = measured_ranges(self._network, grids, self._images)
+    scaled = self._factorizations(sites, grids)
+    for site, row in zip(found, rows):
+      remedies = list(self._of_weights(site) if site.part == WEIGHTS else self._of_grid(site, ranges[site]))
+      place = sum(remedy.name != WIDE for remedy in remedies)
+      self.cases.append(Case(site, row, [*remedies[:place], *scaled.get(site, ()), *remedies[place:]]))
     self._measure(self.cases)
     self._try_rounding()
 
-  def _remedies(self, site: Site, ranges: Ranges) -> Iterable[Remedy]:
-    config = self._patient.config
-    if site.part == WEIGHTS:
-      rule = rule_of(config, self._patient.layers[site.name])
-      mean = self._patient.calibrated.statistics.input_means[site.name]
-      return weight_remedies(self._network, site, rule, mean)
+  def _factorizations(self, sites: Sequence[Site], grids: Sequence[Site]) -> dict[Site, list[Remedy]]:
+    if not grids or self._patient.config.recipe.equalize != "none":
+      return {}
+    factorization = Factorization(self._patient.graph, self._patient.config, self._images)
+    remedies = {site: factorization.remedy(self._network, sites, site) for site in grids}
+    return {site: [remedy] for site, remedy in remedies.items() if remedy is not None}
+
+  def _of_weights(self, site: Site) -> Iterable[Remedy]:
+    rule = rule_of(self._patient.config, self._patient.layers[site.name])
+    mean = self._patient.calibrated.statistics.input_means[site.name]
+    return weight_remedies(self._network, site, rule, mean)
+
+  def _of_grid(self, site: Site, ranges: Ranges) -> Iterable[Remedy]:
     graph, layer = self._patient.calibrated.graph, site.nodes[0].layer
     if layer.config["fixed"] is not None:
-      return []
+      return ()
     bordering = [ref.key for ref in (*graph.input_refs, *graph.output_refs)]
-    spec = rule_of(config, self._patient.subjects[layer.name]).activations
+    spec = rule_of(self._patient.config, self._patient.subjects[layer.name]).activations
     return activation_remedies(self._network, site, spec, ranges, wide=may_be_wide(site, bordering))
 
   def _try_rounding(self) -> None:
@@ -123,52 +139,92 @@ class Treatment:
 
   def _measure(self, cases: Sequence[Case]) -> None:
     """Fills in noise and options of cases."""
-    on_grid = self._network.calls[0]
-    variants = [variant for case in cases for variant in
-                (Variant(case.site, on_grid), *(remedy.variant for remedy in case.remedies))]
+    variants = [variant for case in cases for variant in self._variants(case)]
     noises = iter(self._bench.solo(variants) if variants else ())
     for case in cases:
       before = next(noises)
-      case.noise = float(before.mean())
-      case.options = [_option(remedy, before, next(noises)) for remedy in case.remedies]
+      case.noise, case.options = float(before.mean()), []
+      for remedy in case.remedies:
+        after = next(noises)
+        if remedy.baseline is not None:  # of several tensors: the part of it that goes
+          after = before * after / np.maximum(next(noises), 1e-30)
+        case.options.append(_option(remedy, before, after))
 
-  def choose(self, most_wide: int) -> None:
-    """Chooses a remedy for each case, with 16 bits for so many at most."""
-    for case in self.cases:
-      option = choosing.choose(case.options, case.noise, self._limit, wide=most_wide > 0)
-      case.chosen = None if option is None else case.options.index(option)
-      most_wide -= option is not None and option.wide
+  def _variants(self, case: Case) -> Iterable[Variant]:
+    yield Variant(case.site, self._network.calls[0])
+    for remedy in case.remedies:
+      yield remedy.variant
+      if remedy.baseline is not None:
+        yield remedy.baseline
 
-  def changes(self) -> tuple[list[Change], list[str]]:
-    """Returns what rules change, and the layers to be rounded in closed form."""
-    changes, rounded = [], []
+  def choose(self, most_wide: int, tolerance: float) -> None:
+    """Chooses a remedy for each case.
+
+    Args:
+      most_wide: so many get 16 bits, at most;
+      tolerance: and no more than it takes for outputs of this SQNR in dB.
+    """
+    noises, options = [case.noise for case in self.cases], [case.options for case in self.cases]
+    plans = [choosing.assign(noises, options, self._limit, count) for count in range(most_wide + 1)]
+    plans = [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+    places = [[None if option is None else own.index(option) for option, own in zip(plan, options)]
+              for plan in plans]
+    levels = self._levels([[case.remedies[at].variant for case, at in zip(self.cases, plan) if at is not None]
+                           for plan in places]) if plans[1:] else [tolerance]
+    enough = next((plan for plan, level in zip(places, levels) if level >= tolerance), places[-1])
+    for case, at in zip(self.cases, enough):
+      case.chosen = at
+    self._leave_to_factorizations()
+
+  def _leave_to_factorizations(self) -> None:
+    """Takes the remedies from weights that a factorization scales: their noise is not what it was."""
+    scaled = {node: case.site.name for case in self.cases if case.remedy is not None and case.remedy.scales
+              for node in case.remedy.variant.site.nodes}
     for case in self.cases:
-      if case.remedy is None:
+      case.mended_by = scaled.get(case.site.nodes[0]) if case.site.part == WEIGHTS else None
+      case.chosen = None if case.mended_by else case.chosen
+
+  def _levels(self, plans: Sequence[Sequence[Variant]]) -> np.ndarray:
+    """Returns the SQNR in dB, mean over images, with everything quantized and the variants of each plan."""
+    filled = [together(plan) for plan in plans if plan]
+    levels = iter(self._bench.sqnr_db(self._bench.among_all(filled)).mean(1))
+    as_it_is = next(levels)
+    return np.array([next(levels) if plan else as_it_is for plan in plans])
+
+  def changes(self) -> Changes:
+    """Returns what the remedies change."""
+    changes = Changes()
+    for case in self.cases:
+      remedy = case.remedy
+      if remedy is None:
         continue
-      if case.remedy.spec is None:
-        rounded.append(case.site.name)
-      elif case.site.part == WEIGHTS:
-        changes.append(Change(self._patient.layers[case.site.name], "weights", case.remedy.spec))
-      else:
-        layer = self._patient.subjects[case.site.nodes[0].layer.name]
-        changes.append(Change(layer, "activations", case.remedy.spec))
-    return changes, rounded
+      changes.scales.update(remedy.scales)
+      if remedy.spec is not None:
+        changes.specs.append(self._spec_change(case.site, remedy.spec))
+      elif not remedy.scales:
+        changes.rounded.append(case.site.name)
+    return changes
+
+  def _spec_change(self, site: Site, spec: TensorSpec) -> SpecChange:
+    if site.part == WEIGHTS:
+      return SpecChange(self._patient.layers[site.name], "weights", spec)
+    return SpecChange(self._patient.subjects[site.nodes[0].layer.name], "activations", spec)
 
   def rows(self) -> tuple[DiagnosisRow, ...]:
     """Returns what was done, with the gain of each remedy on top of those before."""
     treated = [case for case in self.cases if case.remedy is not None]
     variants = [case.remedy.variant for case in treated]
-    noises = self._bench.among_all([together(variants[:count + 1]) for count in range(len(variants))])
-    levels = _decibels(noises).mean(1) if treated else []
+    levels = self._levels([variants[:count] for count in range(len(variants) + 1)]) if treated else []
     gains = dict(zip([case.row for case in treated], np.diff(levels)))
     return tuple(self._row(case, float(gains.get(case.row, 0.0))) for case in self.cases)
 
   def _row(self, case: Case, gain: float) -> DiagnosisRow:
     row, after = case.row, case.noise if case.chosen is None else case.options[case.chosen].noise
+    remedy = None if case.remedy is None else case.remedy.name
+    remedy = remedy if case.mended_by is None else f"{FACTORIZATION} of {case.mended_by!r}"
     return DiagnosisRow(
         name=row.name, part=row.part, kind=row.kind, bits=row.bits, share=row.share, noise=case.noise,
-        remedy=None if case.remedy is None else case.remedy.name, noise_after=after,
-        below=after <= self._limit, gain_db=gain,
+        remedy=remedy, noise_after=after, below=after <= self._limit, gain_db=gain,
         tried=tuple((option.remedy, option.noise) for option in case.options))
 
 

@@ -41,6 +41,13 @@ class Bench:
     count = len(images[0])
     self._signal = [noise.varying_power(z.sum(0), np.square(z).sum(0), count) / count
                     for z in (values.astype(np.float64) for values in self.reference)]
+    powers = [np.square(z.reshape(count, -1), dtype=np.float64).sum(1) for z in self.reference]
+    ratios = np.array(powers) / np.array(self._signal)[:, None]
+    self._level_db = 10 * np.log10(np.maximum(ratios, 1e-12)).mean(0)
+
+  def sqnr_db(self, noises: np.ndarray) -> np.ndarray:
+    """Returns the SQNR in dB that noises of images mean, [..., images], as `HeldBack` has it."""
+    return self._level_db - 10 * np.log10(np.maximum(noises, 1e-12))
 
   def solo(self, variants: Sequence[Variant]) -> np.ndarray:
     """Returns the noise where one variant's site alone is quantized, [variants, images].

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kquant.doctor.choosing import Option, at_fault, choose, threshold
+from kquant.doctor.choosing import Option, assign, at_fault, choose, threshold
 
 RANGE = Option("range mse", 4.0, 6.0, 0.5)
 ROUNDING = Option("closed-form rounding", 2.0, 9.0, 0.5)
@@ -37,9 +37,18 @@ def test_where_none_is_enough_the_least_noise_counts():
   assert choose(OPTIONS, NOISE, -1.0) is WIDE
 
 
-def test_sixteen_bits_may_be_used_up():
-  assert choose(OPTIONS, NOISE, 1.0, wide=False) is ROUNDING
-  assert choose([WIDE], NOISE, 1.0, wide=False) is None
+@pytest.mark.parametrize("most_wide, wanted", [
+    (0, [ROUNDING, RANGE, None]),
+    (1, [ROUNDING, RANGE, WIDE]),  # left are 2, 4 and 5
+    (2, [ROUNDING, WIDE, WIDE]),
+    (9, [WIDE, WIDE, WIDE]),
+])
+def test_sixteen_bits_go_where_most_noise_is_left(most_wide, wanted):
+  assert assign([NOISE, 8.0, 5.0], [OPTIONS, [RANGE, WIDE], [WIDE]], 1.0, most_wide) == wanted
+
+
+def test_sixteen_bits_are_not_spent_where_a_cheaper_remedy_is_enough():
+  assert assign([NOISE], [OPTIONS], 2.0, 9) == [ROUNDING]
 
 
 @pytest.mark.parametrize("option", [
