@@ -11,6 +11,7 @@ from absl import flags
 from kquant.analysis.layer_errors import FEWEST_IMAGES, analyze
 from kquant.analysis.results import Analysis
 from kquant.cli import flags as shared
+from kquant.doctor.results import Diagnosis
 from tflite_export.exporter import Exported
 from tflite_export.program.program import IntProgram
 
@@ -40,19 +41,21 @@ class Page:
     images: that the distributions are drawn of.
     judged: what `evaluation.evaluate` returned; None: nothing was judged.
     exported: the file; None: there is none.
+    diagnosis: what was found and changed; None: nothing was looked for.
   """
 
   result: Any
   images: list[np.ndarray]
   judged: dict[str, Any] | None = None
   exported: Exported | None = None
+  diagnosis: Diagnosis | None = None
 
   def write(self, staged: Callable[[str], pathlib.Path], analysis: Analysis | None) -> None:
     """Writes the page where --report names one."""
     if FLAGS.report:
       from kquant.analysis.page.page import report  # matplotlib takes long to import
       report(staged(FLAGS.report), self.result, analysis=analysis, export=self.exported, images=self.images,
-             judged=self.judged)
+             judged=self.judged, diagnosis=self.diagnosis)
 
 
 def write_node_data(staged: Callable[[str], pathlib.Path], analysis: Analysis | None,

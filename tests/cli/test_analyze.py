@@ -77,7 +77,48 @@ def test_models_come_in_as_in_other_scripts(files, tmp_path):
   assert json.loads((tmp_path / "a.json").read_text())["rows"]
 
 
+@pytest.fixture
+def weak(tmp_path):
+  """A classifier of two convolutions, the second with one weight 30 times as large, and its images."""
+  keras.utils.set_random_seed(0)
+  image = keras.Input((12, 12, 3), name="image")
+  x = layers.Conv2D(8, 3, activation="relu", name="first")(image)
+  x = layers.Conv2D(8, 3, activation="relu", name="second")(x)
+  model = keras.Model(image, layers.Dense(4, name="classes")(layers.GlobalAveragePooling2D()(x)))
+  kernel = model.get_layer("second").kernel.numpy()
+  kernel[1, 1, 5, 7] = 30 * np.abs(kernel).max()
+  model.get_layer("second").kernel.assign(kernel)
+  model.save(tmp_path / "weak.h5")
+  np.save(tmp_path / "weak.npy", np.random.default_rng(0).normal(size=(96, 12, 12, 3)).astype(np.float32))
+  return [f"--model={tmp_path / 'weak.h5'}", f"--calibration={tmp_path / 'weak.npy'}", "--fix",
+          "--effort=none"]
+
+
+def test_fix_writes_the_mended_file_and_says_what_was_done(invoke, weak, tmp_path):
+  paths = [f"--output={tmp_path / 'm.tflite'}", f"--summary={tmp_path / 's.json'}",
+           f"--certificate={tmp_path / 'c.json'}"]
+  code, out, err = invoke(*weak, *paths, "--preset=w2a8", "--calibration_samples=48", main=analyze.main)
+  assert code == 0, err
+  body = json.loads((tmp_path / "s.json").read_text())
+  assert json.loads((tmp_path / "c.json").read_text())["exact"] and (tmp_path / "m.tflite").stat().st_size
+  assert body["rows"] and body["trial"]["kept"] and body["sqnr_db"][1] > body["sqnr_db"][0] + 3
+  assert body["bytes"][1] > 0 and "together: " in out and "weights of 8 bits" in out
+  assert kq.QuantConfig.from_json(body["config"]).rules[0].match.startswith("^")
+
+
 @pytest.mark.parametrize("given, words", [
+    (["--output=m.json"], ["m.json", "ends in .tflite"]),
+    (["--output=m.tflite", "--summary=no/s.json"], ["no folder"]),
+    (["--output=m.tflite", "--effort=best"], ["effort", "auto"]),
+])
+def test_mistakes_with_fix_are_one_line(refused, weak, tmp_path, monkeypatch, given, words):
+  monkeypatch.chdir(tmp_path)
+  refused(*weak, *given, words=words, main=analyze.main)
+  assert not list(tmp_path.glob("m.*"))
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--model={h5}", "--calibration={xy}", "--output=a.json", "--latency"], ["--latency is for --fix"]),
     (["--output=a.json"], ["--model is missing"]),
     (["--model=no.h5", "--calibration=no", "--output=a.json"], ["no.h5"]),
     (["--model={h5}", "--calibration={xy}", "--output=m.tflite"], ["m.tflite", "ends in .json"]),

@@ -1,4 +1,4 @@
-"""What kquant.cli.analyze does: what part each tensor has in the noise of a quantized model."""
+"""What kquant.cli.analyze does: what part each tensor has in the noise of a quantized model; remedies."""
 
 import pathlib
 from collections.abc import Callable
@@ -18,20 +18,21 @@ from kquant.core.data import choose
 from kquant.core.files import written_together
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
+from kquant.doctor.diagnose import diagnose
+from kquant.doctor.settings import DiagnosisSettings
 from kquant.graph import keras_calls, keras_reader
 from kquant.qmodel.finalize import finalize
+from tflite_export.exporter import export
 from tflite_export.lowering.lower import lower
 
 FLAGS = flags.FLAGS
 FEWEST = 2
+VERIFY_IMAGES = 2
 
 
 def run() -> None:
   """Runs what the flags say."""
-  models.require("calibration", "output")
-  if not FLAGS.output.endswith(".json"):
-    raise ValueError(f"--output={FLAGS.output}: expected a path that ends in .json.")
-  shared.check_outputs("output", "report", "node_data", reads=("model", "weights", "calibration"))
+  _check_flags()
   config, report = QuantConfig.preset(FLAGS.preset), Report()
   with report.stage("load"):
     model = models.load()
@@ -39,6 +40,9 @@ def run() -> None:
     source = open_source(FLAGS.calibration, keras_calls.input_specs(model), preprocess=FLAGS.preprocess)
     labels = evaluation.class_labels(model, source, flag="--calibration")
   chosen = choose(len(source), FLAGS.calibration_samples, seed=FLAGS.seed)
+  if FLAGS.fix:
+    _fix(model, config, (source, labels, chosen), report)
+    return
   with report.stage("quantize"):
     quantized = _as_it_is(model) or api.quantize(
         model, source.load(chosen), config=config, effort=shared.effort(), tolerance=FLAGS.tolerance,
@@ -62,6 +66,58 @@ def _write_node_data(staged: Callable[[str], pathlib.Path], analysis: Analysis, 
   """Writes the file of --node_data; its tensors are those of the .tflite file that ptq or export writes."""
   if FLAGS.node_data:
     pages.write_node_data(staged, analysis, lower(*finalize(getattr(quantized, "qmodel", quantized))))
+
+
+def _check_flags() -> None:
+  """Raises ValueError for flags that do not go together."""
+  models.require("calibration", "output")
+  ending = ".tflite" if FLAGS.fix else ".json"
+  if not FLAGS.output.endswith(ending):
+    raise ValueError(f"--output={FLAGS.output}: expected a path that ends in {ending}.")
+  for name in ("summary", "certificate", "most_wide", "latency"):
+    if not FLAGS.fix and FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is for --fix; give both, or leave it out.")
+  shared.check_outputs("output", "summary", "certificate", "report", "node_data",
+                       reads=("model", "weights", "calibration"))
+
+
+def _fix(model: keras.Model, config: QuantConfig, data: tuple[Source, np.ndarray | None, np.ndarray],
+         report: Report) -> None:
+  """Mends a float model, writes all files or none, and prints what was done.
+
+  Args:
+    data: the samples, their labels, and which of them to calibrate on.
+  """
+  if with_quantizers(model) is not None:
+    raise ValueError(f"--fix is for float models, and {FLAGS.model} has its quantizers; leave --fix out, or "
+                     "give the float model.")
+  source, labels, chosen = data
+  looked_at = _looked_at(source, chosen)
+  apart = not set(looked_at) & set(chosen)
+  images = looked_at if apart else chosen
+  settings = DiagnosisSettings(most_wide=FLAGS.most_wide, tolerance=FLAGS.tolerance, latency=FLAGS.latency,
+                               images=FLAGS.images, seed=FLAGS.seed)
+  diagnosis = diagnose(model, source.load(images), None if labels is None else labels[images], config=config,
+                       calibration=source.load(chosen) if apart else None, effort=shared.effort(),
+                       settings=settings)
+  if diagnosis.result is None:
+    raise ValueError(str(diagnosis.findings[0]))
+  with written_together() as staged:
+    written = export(diagnosis.result, staged(FLAGS.output), verify=source.load(chosen[:VERIFY_IMAGES]),
+                     certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+    if FLAGS.certificate:
+      shared.write_json(staged(FLAGS.certificate), written.certificate)
+    pages.Page(diagnosis.result, source.load(images), exported=written, diagnosis=diagnosis).write(
+        staged, diagnosis.analysis)
+    pages.write_node_data(staged, diagnosis.analysis, written.program)
+    if FLAGS.summary:
+      seconds = {**report.seconds, **diagnosis.seconds, **written.seconds}
+      shared.write_json(staged(FLAGS.summary), {
+          **diagnosis.to_json(), "seconds": {name: round(value, 3) for name, value in seconds.items()},
+          "verify": written.verification.to_json()})
+  print(f"{diagnosis}\n\n{diagnosis.table()}\n")
+  print(f"{FLAGS.output}: {written.bytes:,} bytes; integers, grids and biases equal, each operator within "
+        f"{written.verification.max_lsb} LSB of its Keras layer on {written.verification.images} images")
 
 
 def _as_it_is(model: keras.Model) -> Any:

@@ -1,0 +1,86 @@
+"""What no grid mends is named: the model, its values, its statistics, the images."""
+
+import numpy as np
+import tf_keras as keras
+from tf_keras import layers
+
+import kquant as kq
+from kquant.doctor.findings import KnownNetwork
+from tests.analysis.test_layer_errors import photos
+
+
+def findings(model, judged=None, labels=None, calibration=None):
+  """Returns {kind: finding} of a model on images."""
+  judged = [photos(96) if judged is None else judged]
+  known = KnownNetwork(model, judged if calibration is None else [calibration], judged)
+  return {finding.kind: finding for finding in [*known.broken(), *known.findings(labels)]}
+
+
+def normalized():
+  """A classifier with batch norms that know its images; their labels are its answers."""
+  keras.utils.set_random_seed(0)
+  x = image = keras.Input((8, 8, 3), name="image")
+  for index in range(2):
+    x = layers.Conv2D(8, 3, padding="same", name=f"conv{index}")(x)
+    x = layers.ReLU(name=f"relu{index}")(layers.BatchNormalization(name=f"bn{index}")(x))
+  x = layers.Dense(4, name="classes", kernel_initializer=keras.initializers.RandomNormal(stddev=2.0))(
+      layers.GlobalAveragePooling2D()(x))
+  model = keras.Model(image, x)
+  kq.reestimate_batch_norm(model, photos(96))
+  model.get_layer("classes").bias.assign(-model.predict(photos(96), verbose=0).mean(0))
+  return model
+
+
+def test_a_sound_network_has_no_findings():
+  assert findings(normalized()) == {}
+
+
+def test_wrong_preprocessing_is_named():
+  model = normalized()
+  labels = model.predict(photos(96), verbose=0).argmax(-1)
+  found = findings(model, 127.5 + 127.5 * photos(96), labels)
+  assert "Preprocess" in found["preprocessing"].remedy and found["preprocessing"].where == "bn0"
+
+
+def test_stale_statistics_are_named_with_what_new_ones_bring():
+  model = normalized()
+  labels = model.predict(photos(96), verbose=0).argmax(-1)
+  norm = model.get_layer("bn1")
+  norm.moving_mean.assign(norm.moving_mean + 3 * np.sqrt(norm.moving_variance))
+  found = findings(model, labels=labels)["batch norm"]
+  assert found.where == "bn1" and "1 of 2" in found.what
+  before, after = (float(word.rstrip(".")) for word in found.remedy.split("top-1 ")[1].split(" -> "))
+  assert after > before and after > 0.9
+
+
+def test_other_images_to_calibrate_on_are_named():
+  assert "calibration" in findings(normalized(), calibration=0.1 * photos(96))
+  assert "calibration" not in findings(normalized(), calibration=photos(96, seed=5))
+
+
+def test_dead_channels_and_constant_tensors_are_named():
+  model = normalized()
+  norm = model.get_layer("bn0")
+  norm.beta.assign([-99.0, -99.0, *[0.0] * 6])
+  found = findings(model)["dead channels"]
+  assert found.where == "conv0" and "2 of 8" in found.what
+  norm.beta.assign([-99.0] * 8)
+  assert "constant" in findings(model)
+
+
+def test_a_model_that_answers_alike_is_named():
+  model = normalized()
+  model.get_layer("classes").bias.assign([999.0, 0.0, 0.0, 0.0])
+  assert "answers" in findings(model) and "labels" not in findings(model)
+  assert "labels" in findings(model, labels=np.ones(96, int))
+
+
+def test_values_that_are_not_finite_are_named():
+  model = normalized()
+  model.get_layer("conv1").kernel.assign(np.full((3, 3, 8, 8), 3e38))
+  diagnosis = kq.diagnose(model, photos(32))
+  assert diagnosis.result is None and diagnosis.findings[0].kind == "values"
+  assert diagnosis.findings[0].where == "conv1"
+  model.get_layer("conv1").kernel.assign(np.full((3, 3, 8, 8), np.nan))
+  diagnosis = kq.diagnose(model, photos(32))
+  assert (diagnosis.findings[0].kind, diagnosis.findings[0].where) == ("weights", "conv1/kernel")
