@@ -14,6 +14,7 @@ from kquant.qat.bn_reestimate import reestimate_batch_norm
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.scaling.channel_statistics import ChannelStatistics, measure_channels
 from kquant.rewrites.standardize.standardize import standardize
+from kquant.search.trials import HARM, paired_change
 
 _CONSTANT = 1e-5
 """A channel is constant where its extrema lie this near to one another, relative to its size."""
@@ -21,6 +22,8 @@ _FEWEST_OVERLAP = 0.5
 """Of the ranges of a tensor on two sets of images: the part of their union that both have; median tensor."""
 _STALE_NATS = 0.5
 """Divergence of the input of a batch norm from what it keeps, as normal distributions; median channel."""
+_DEAD_VARIANCE = 1e-4
+"""Of the largest that a batch norm keeps: a channel below it is dead, and its divergence says nothing."""
 _OTHER_UNITS_NATS = 20.0
 """The same of the first batch norm: its input has another scale altogether."""
 _FEWEST_JUDGED = 16
@@ -118,35 +121,43 @@ class KnownNetwork:
                     "Calibrate on images such as the network will see, preprocessed alike.")
 
   def _stale(self, labels: np.ndarray | None) -> Iterator[Finding]:
-    nats = {}
-    for node in self.graph.find("BatchNormalization"):
-      if node.name not in self._batch_norms:
-        continue
-      ref, params = node.inputs[0], node.layer.params
-      mean, variance = self._judged.mean[ref], self._judged.deviation(ref) ** 2
-      nats[node.name] = _divergence(mean, variance, params["moving_mean"], params["moving_variance"])
+    nats = {node.name: self._divergence(node) for node in self.graph.find("BatchNormalization")
+            if node.name in self._batch_norms}
     stale = [name for name, value in nats.items() if value > _STALE_NATS]
+    better, top1 = (False, "") if labels is None or not nats else self._reestimated(labels)
+    remedy = ("Preprocess the images as in training; if they are, kq.reestimate_batch_norm(model, images) "
+              f"sets the statistics anew{top1}.")
     if stale:
-      first = next(iter(nats.values()))
-      yield Finding("preprocessing" if first > _OTHER_UNITS_NATS else "batch norm", stale[0],
-                    f"The statistics of {len(stale)} of {len(nats)} batch norms are not those of the images "
-                    f"(first: {stale[0]!r}).",
-                    "Preprocess the images as in training; if they are, kq.reestimate_batch_norm(model, "
-                    f"images) sets the statistics anew{self._reestimated(labels)}.")
+      kind = "preprocessing" if next(iter(nats.values())) > _OTHER_UNITS_NATS else "batch norm"
+      yield Finding(kind, stale[0], f"The statistics of {len(stale)} of {len(nats)} batch norms are not "
+                    f"those of the images (first: {stale[0]!r}).", remedy)
+    elif better:
+      yield Finding("batch norm", "", "The model is better with batch norm statistics of the images.", remedy)
 
-  def _reestimated(self, labels: np.ndarray | None) -> str:
-    """What new statistics of batch norms do to top-1, in words; "" without labels."""
-    if labels is None:
-      return ""
+  def _divergence(self, node: Node) -> float:
+    """Divergence of a batch norm's input from what it keeps, as normal distributions; living channels."""
+    ref, kept = node.inputs[0], node.layer.params["moving_variance"]
+    alive = kept > _DEAD_VARIANCE * kept.max()
+    mean, variance = self._judged.mean[ref], np.maximum(self._judged.deviation(ref) ** 2, 1e-12)
+    ratio, shift = variance / np.maximum(kept, 1e-12), mean - node.layer.params["moving_mean"]
+    nats = 0.5 * (ratio - 1 - np.log(ratio) + np.square(shift) / np.maximum(kept, 1e-12))
+    return float(np.median(nats[alive])) if alive.any() else 0.0
+
+  def _reestimated(self, labels: np.ndarray) -> tuple[bool, str]:
+    """Returns whether new statistics make the model better beyond chance, and top-1 in words."""
     model = Graph.from_model(self._model).to_model()
     for layer in nested_layers(model):
       layer.trainable = True
-    before = self._top1(model, labels)
+    before = self._right(model, labels)
     reestimate_batch_norm(model, self._calibration)
-    return f": top-1 {before:.3f} -> {self._top1(model, labels):.3f}"
+    after = self._right(model, labels)
+    gain, error = paired_change(after, before)
+    return gain > HARM * error, f": top-1 {before.mean():.3f} -> {after.mean():.3f}"
 
-  def _top1(self, model: keras.Model, labels: np.ndarray) -> float:
-    return metrics.top1(network_outputs(model, self._judged_images)[0], labels)
+  def _right(self, model: keras.Model, labels: np.ndarray) -> np.ndarray:
+    """Whether the largest score is at the label, [images] of 0 and 1."""
+    scores = network_outputs(model, self._judged_images)[0]
+    return (scores.argmax(-1) == labels).astype(float)
 
   def _answers(self, labels: np.ndarray | None) -> Iterator[Finding]:
     scores = network_outputs(self.graph.to_model(), self._judged_images, graph=self.graph)[0]
@@ -177,11 +188,3 @@ def _overlap(first: ChannelStatistics, second: ChannelStatistics, ref: Ref) -> f
   (low, high), (other_low, other_high) = ((s.low[ref].min(), s.high[ref].max()) for s in (first, second))
   union = max(high, other_high) - min(low, other_low)
   return 1.0 if union <= 0 else max(min(high, other_high) - max(low, other_low), 0.0) / union
-
-
-def _divergence(mean: np.ndarray, variance: np.ndarray, kept_mean: np.ndarray,
-                kept_variance: np.ndarray) -> float:
-  """Divergence of normal distributions, N(mean, variance) from what a batch norm keeps; median channel."""
-  kept_variance, variance = np.maximum(kept_variance, 1e-12), np.maximum(variance, 1e-12)
-  ratio = variance / kept_variance
-  return float(np.median(0.5 * (ratio - 1 - np.log(ratio) + np.square(mean - kept_mean) / kept_variance)))

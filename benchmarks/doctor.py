@@ -1,0 +1,337 @@
+"""kq.diagnose on real models: are planted faults found and mended, and what where int8 is not enough?
+
+    python benchmarks/doctor.py [--shared=../shared] [--models=resnet8,v1] [--seeds=3] [--v3] [--write]
+
+Each model runs in a process of its own (Linux). A fault is planted in a layer that the seed chooses. The loss
+is the noise that it adds at the output (QNSR on images that nothing was fitted to); what the mended network
+has no more of it is recovered. 16 bits are spent until the network is as good as without the fault.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+from ptq import MODELS, ROOT, describe, images_of, judge, latency, write_section
+
+NAMES = {**MODELS, "v3": "mobilenet_v3_small_224"}
+FAULTS = ("outlier weight x30, one scale a kernel", "outlier weight x30", "outlier activation channel x30",
+          "bias x100", "ranges from images of a tenth of the contrast", "dropped ReLU6 cap",
+          "one layer at 2 bits", "dead channels", "wrong preprocessing", "stale batch norm")
+JUDGED = 500
+CALIBRATED = 96
+"""Images; 32 more are held back for the doctor."""
+
+
+@dataclasses.dataclass
+class Planted:
+  """A model with a fault.
+
+  Attributes:
+    model: float, with the fault.
+    sound: float, without it.
+    config: how both are quantized, but for a rule that is the fault itself.
+    faulty_config: with that rule.
+    contrast: of the calibration images.
+    shift: images are changed to shift * (1 + image).
+    found: names of the tensors, or the kind of the finding, that say that it was found.
+  """
+
+  model: object
+  sound: object
+  config: object
+  faulty_config: object
+  found: tuple[str, ...]
+  contrast: float = 1.0
+  shift: float = 0.0
+
+
+def pairs(graph, *, caps: bool) -> list[tuple]:
+  """Returns (linear call, what it makes behind its ReLU, linear call that alone reads it) of a graph."""
+  from kquant.graph.nodes import Ref
+  found = []
+  for node in graph.nodes:
+    ref = Ref(node)
+    if node.facts.role != "linear" or node.facts.depthwise or not graph.is_private(ref):
+      continue
+    (reader,) = graph.readers(ref)
+    if reader.facts.role == "relu" and (caps or reader.config.get("max_value") is None):
+      ref = Ref(reader)
+    readers = graph.readers(ref)
+    if len(readers) == 1 and readers[0].facts.role == "linear" and len(graph.calls(node.layer)) == 1:
+      found.append((node, ref, readers[0]))
+  return found
+
+
+def plant(fault: str, original, seed: int) -> Planted | None:
+  """Returns a model with a fault; None where it has no place for one."""
+  import kquant as kq
+  from kquant.graph.graph import Graph
+  rng, config = np.random.default_rng(seed), kq.QuantConfig.preset("int8")
+  if fault == "wrong preprocessing":
+    return Planted(original, original, config, config, ("preprocessing", "batch norm"), shift=127.5)
+  sound = kq.rewrite(original, [kq.standardize, kq.fold_batch_norm])
+  model, graph = kq.rewrite(original, [kq.standardize, kq.fold_batch_norm]), Graph.from_model(sound)
+  if fault == "stale batch norm":
+    model = Graph.from_model(original).to_model()
+    norms = Graph.from_model(original).find("BatchNormalization")
+    norm = model.get_layer(norms[rng.integers(len(norms))].name)
+    norm.moving_mean.assign(norm.moving_mean + 2 * np.sqrt(norm.moving_variance))
+    return Planted(model, original, config, config, ("batch norm", "preprocessing"))
+  if "contrast" in fault:
+    return Planted(model, sound, config, config, ("calibration",), contrast=0.1)
+  places = pairs(graph, caps=fault == "dropped ReLU6 cap" or "channel x30" not in fault)
+  if not places:
+    return None
+  node, ref, following = places[rng.integers(len(places))]
+  layer, names = model.get_layer(node.name), (node.name, ref.key)
+  kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
+  channel = int(rng.integers(kernel.shape[-1]))
+  faulty = config
+  if fault.startswith("outlier weight"):
+    place = tuple(int(rng.integers(size)) for size in kernel.shape[:-1])
+    kernel[(*place, channel)] = 30 * np.abs(kernel).max()
+    if "one scale" in fault:
+      config = faulty = kq.QuantConfig(rules=[kq.Rule(weights=kq.TensorSpec(per_channel=False))])
+  elif "channel x30" in fault:
+    kernel[..., channel] *= 30
+    bias[channel] *= 30
+    reader = model.get_layer(following.name)
+    weights = getattr(reader, following.facts.kernel.name)
+    values, axis = weights.numpy(), following.facts.kernel.in_axes[0]
+    np.moveaxis(values, axis, 0)[channel] /= 30
+    weights.assign(values)
+  elif fault == "bias x100":
+    bias[np.abs(bias).argmax()] *= 100
+  elif fault == "dropped ReLU6 cap":
+    if model.get_layer(ref.node.name).get_config().get("max_value") != 6.0:
+      return None
+    model = without_cap(model, ref.node.name)
+    layer = model.get_layer(node.name)
+  elif "2 bits" in fault:
+    faulty = kq.QuantConfig(rules=[kq.Rule(match=f"^{node.name}$", weights=kq.TensorSpec(bits=2)), kq.Rule()])
+  elif fault == "dead channels":
+    some = rng.choice(kernel.shape[-1], 3, replace=False)
+    kernel[..., some] *= 30
+    bias[some] = -1e4
+    names = ("dead channels",)
+  layer.kernel.assign(kernel)
+  layer.bias.assign(bias)
+  return Planted(model, sound, config, faulty, names)
+
+
+def without_cap(model, name: str):
+  """Returns a model one of whose ReLU6 is a ReLU."""
+  import tf_keras as keras
+
+  from kquant.graph.graph import Graph
+  graph = Graph.from_model(model)
+  (node,) = (node for node in graph.nodes if node.name == name)
+  graph.recall(node, graph.new_layer(keras.layers.ReLU, name), (node.inputs[0],))
+  return graph.to_model()
+
+
+def answers(model, images: np.ndarray) -> np.ndarray:
+  """Returns what a float or quantized model answers before its softmax."""
+  import kquant as kq
+  from kquant.analysis.layer_errors import with_quantizers
+  from kquant.qmodel.outputs import network_outputs
+  model = model if with_quantizers(model) is not None else kq.rewrite(model, [kq.standardize])
+  return network_outputs(model, [images])[0].astype(np.float64)
+
+
+def noise(quantized: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+  """Returns (QNSR, agreement)."""
+  power = np.square(reference - reference.mean(0)).sum()
+  return (float(np.square(quantized - reference).sum() / power),
+          float((quantized.argmax(-1) == reference.argmax(-1)).mean()))
+
+
+def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: np.ndarray) -> dict:
+  """Quantizes the sound and the faulty model and lets the doctor mend the latter."""
+  import kquant as kq
+  from kquant.search.trials import image_sqnr_db
+
+  def prepared(images: np.ndarray) -> np.ndarray:
+    return planted.shift * (1 + images) if planted.shift else images
+
+  train, held_back = calibration[:CALIBRATED], calibration[CALIBRATED:CALIBRATED + 32]
+  faulty_train = prepared(train.mean() + planted.contrast * (train - train.mean()))
+  reference = answers(planted.sound, x)
+  result = kq.quantize(planted.sound, train, config=planted.config, effort="fast")
+  sound = answers(result.qmodel, x)
+  tolerance = float(image_sqnr_db([sound], [reference]).mean())
+  sound, agreement = noise(sound, reference)
+  found = {"sound": sound, "sound_agreement": agreement}
+  reference = answers(planted.model, prepared(x))
+  result = kq.quantize(planted.model, faulty_train, config=planted.faulty_config, effort="fast")
+  found["faulty"], found["faulty_agreement"] = noise(answers(result.qmodel, prepared(x)), reference)
+  start = time.perf_counter()
+  diagnosis = kq.diagnose(planted.model, prepared(held_back), calibration=faulty_train, effort="fast",
+                          config=planted.faulty_config, settings=kq.DiagnosisSettings(tolerance=tolerance))
+  found["seconds"] = time.perf_counter() - start
+  found["mended"], found["mended_agreement"] = noise(answers(diagnosis.result.qmodel, prepared(x)), reference)
+  rows = [row.name for row in diagnosis.analysis.rows]
+  kinds = [finding.kind for finding in diagnosis.findings]
+  found["rank"] = (0 if set(kinds) & set(planted.found) else
+                   next((place + 1 for place, name in enumerate(rows) if name in planted.found), None))
+  found["remedies"] = [str(row) for row in diagnosis.rows if row.remedy][:4]
+  return found
+
+
+def clipping(original, calibration: np.ndarray, x: np.ndarray, seed: int) -> dict:
+  """Clips one kernel with an outlier, and all kernels; SQNR in dB of each."""
+  import kquant as kq
+  planted = plant(FAULTS[0], original, seed)
+  name = planted.found[0]
+  clipped = kq.TensorSpec(per_channel=False, range="mse")
+  configs = {"no": planted.config, "this kernel": kq.QuantConfig(rules=[
+      kq.Rule(match=f"^{name}$", weights=clipped), *planted.config.rules]),
+             "all kernels": kq.QuantConfig(rules=[kq.Rule(weights=clipped)])}
+  reference = answers(planted.model, x)
+  made = {what: kq.quantize(planted.model, calibration[:CALIBRATED], config=config, effort="fast")
+          for what, config in configs.items()}
+  levels = {what: noise(answers(result.qmodel, x), reference)[0] for what, result in made.items()}
+  return {what: -10 * np.log10(level) for what, level in levels.items()}
+
+
+def faults_of(name: str, data: pathlib.Path, seeds: int) -> dict:
+  """Returns what was found of every fault, and of clipping, in a model."""
+  import kquant as kq
+  original = kq.load_model(data / "models" / f"{NAMES[name]}.h5")
+  calibration, x, labels = images_of(name, data)
+  x, labels = x[:JUDGED], labels[:JUDGED]
+  found = {}
+  for fault in FAULTS:
+    for seed in range(seeds):
+      planted = plant(fault, original, seed)
+      if planted is not None:
+        found.setdefault(fault, []).append(measured(planted, calibration, x, labels))
+        print(f"{name}, {fault}, {seed}: {found[fault][-1]}", file=sys.stderr, flush=True)
+  return {"faults": found, "clipping": [clipping(original, calibration, x, seed) for seed in range(seeds)]}
+
+
+V3_CASES = {"fast": ("fast", None), "fast, doctor without 16 bits": ("fast", 0), "auto": ("auto", None),
+            "auto, doctor without 16 bits": ("auto", 0), "auto, doctor with up to 8 of 16 bits": ("auto", 8)}
+
+
+def v3(data: pathlib.Path) -> list[dict]:
+  """Returns what MobileNetV3-Small is without and with the doctor, as files that LiteRT runs."""
+  import kquant as kq
+  from kquant.cli.evaluation import before_softmax
+  from kquant.doctor.files import contents
+  model = kq.load_model(data / "models" / f"{NAMES['v3']}.h5")
+  calibration, x, labels = images_of("v3", data)
+  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  rows, first = [], None
+  for case, (effort, most_wide) in V3_CASES.items():
+    start, wide = time.perf_counter(), 0
+    if most_wide is None:
+      result = kq.quantize(model, calibration, effort=effort)
+    else:
+      settings = kq.DiagnosisSettings(most_wide=most_wide, tolerance=np.inf, coverage=0.95)
+      diagnosis = kq.diagnose(model, calibration, effort=effort, settings=settings)
+      result, wide = diagnosis.result, sum(row.remedy == "16 bits" for row in diagnosis.rows)
+    seconds = time.perf_counter() - start
+    file = contents(result)
+    first = first or file
+    found = judge(file, x, labels, reference)
+    rows.append({"case": case, "wide": wide, "seconds": seconds, "ms": latency(first, file)[1],
+                 **{key: found[key] for key in ("top1", "agreement", "sqnr", "bytes")}})
+    print(rows[-1], file=sys.stderr, flush=True)
+  return rows
+
+
+def faults_table(name: str, found: dict) -> str:
+  """Returns the faults of a model as Markdown."""
+  lines = [f"| fault in {NAMES[name]} | first | agreement: sound, faulty, mended "
+           "| SQNR dB: sound, faulty, mended | recovered | first remedies (seed 0) | seconds |",
+           "|---|---|---|---|---|---|---|"]
+  for fault, runs in found["faults"].items():
+    first = ", ".join("finding" if run["rank"] == 0 else str(run["rank"] or "-") for run in runs)
+    agreements = ", ".join(f"{np.mean([run[key + 'agreement'] for run in runs]):.3f}"
+                           for key in ("sound_", "faulty_", "mended_"))
+    levels = ", ".join(f"{-10 * np.log10(np.mean([run[key] for run in runs])):.1f}"
+                       for key in ("sound", "faulty", "mended"))
+    recovered = ", ".join(map(recovered_of, runs))
+    remedies = "; ".join(runs[0]["remedies"][:2]) or "none"
+    lines.append(f"| {fault} | {first} | {agreements} | {levels} | {recovered} | {remedies} | "
+                 f"{np.mean([run['seconds'] for run in runs]):.0f} |")
+  return "\n".join(lines)
+
+
+def recovered_of(run: dict) -> str:
+  """Returns the part of the added noise that is gone; - where the fault adds none."""
+  lost = run["faulty"] - run["sound"]
+  return "-" if lost < 0.1 * run["sound"] else f"{100 * (run['faulty'] - run['mended']) / lost:.0f} %"
+
+
+def clipping_table(found: dict[str, dict]) -> str:
+  """Returns SQNR where one kernel with an outlier, and where all are clipped."""
+  lines = ["| one weight x30, one scale a kernel | SQNR dB: not clipped | this kernel clipped | all |",
+           "|---|---|---|---|"]
+  for name, of_model in found.items():
+    runs = of_model["clipping"]
+    cells = [", ".join(f"{run[what]:.1f}" for run in runs) for what in runs[0]]
+    lines.append(f"| {NAMES[name]}, by seed | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def v3_table(rows: list[dict]) -> str:
+  """Returns what MobileNetV3-Small is."""
+  lines = ["| mobilenet_v3_small_224 | tensors of 16 bits | top-1 | agreement | SQNR dB | bytes | latency ms "
+           "| seconds |", "|---|---|---|---|---|---|---|---|"]
+  lines += [f"| {row['case']} | {row['wide']} | {row['top1']:.4f} | {row['agreement']:.4f} "
+            f"| {row['sqnr']:.1f} | {row['bytes']:,} | {row['ms']:.2f} | {row['seconds']:.0f} |"
+            for row in rows]
+  return "\n".join(lines)
+
+
+def in_fresh_process(name: str, data: pathlib.Path, seeds: int):
+  """Runs `worker` in a process of its own; what it reports on the way is shown."""
+  command = [sys.executable, __file__, f"--worker={name}", f"--data={data}", f"--seeds={seeds}"]
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+  if done.returncode:
+    sys.exit(f"{name} failed.")
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+  """Measures what the flags say."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shared", default=ROOT.parent / "shared")
+  parser.add_argument("--data", default=None, help=argparse.SUPPRESS)
+  parser.add_argument("--models", default="resnet8,v1")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--v3", action="store_true")
+  parser.add_argument("--write", action="store_true")
+  parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
+  flags = parser.parse_args()
+  data = pathlib.Path(flags.data or pathlib.Path(flags.shared) / "data").resolve()
+  if flags.worker:
+    print(json.dumps(v3(data) if flags.worker == "v3" else faults_of(flags.worker, data, flags.seeds)))
+    return
+  if not data.is_dir():
+    sys.exit(f"No shared data at {data}; name it with --shared.")
+  found = {name: in_fresh_process(name, data, flags.seeds) for name in flags.models.split(",")}
+  tables = [*(faults_table(name, of_model) for name, of_model in found.items()), clipping_table(found)]
+  if flags.v3:
+    tables.append(v3_table(in_fresh_process("v3", data, flags.seeds)))
+  head = describe(f"python benchmarks/doctor.py --models={flags.models} --seeds={flags.seeds}"
+                  f"{' --v3' * flags.v3}")
+  note = (f"int8, effort fast, calibrated on {CALIBRATED} images, remedies judged by 32, all figures on "
+          f"others (up to {JUDGED}). `first`: the place of the planted tensor among all, by seed; of what "
+          "grids do not mend: whether it is a finding. `recovered`: the part of the noise that the fault "
+          "adds which is gone, by seed; - where it adds less than a tenth of what there is without it.")
+  body = "\n\n".join([head, note, *tables])
+  print(body)
+  if flags.write:
+    write_section("The doctor", body)
+
+
+if __name__ == "__main__":
+  main()
