@@ -1,7 +1,13 @@
 """Which tensors of a standardized graph must share a grid, whatever the grid is."""
 
+import collections
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Ref
+from kquant.graph.nodes import LayerDef, Ref
 
 
 def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
@@ -10,8 +16,33 @@ def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
           and graph.readers(ref)[0].facts.role == "relu")
 
 
+def looped_layers(graph: Graph) -> set[LayerDef]:
+  """Returns the layers of steps that follow one another: calls of layers that read what their own calls made.
+
+  That are layers called more than once which form a circle, at least one of them with weights: the cell of a
+  recurrent network, unrolled.
+  """
+  counts = collections.Counter(node.layer for node in graph.nodes)
+  layers = {layer: place for place, layer in enumerate(
+      layer for layer, count in counts.items() if count > 1)}
+  links = {(layers[ref.node.layer], layers[node.layer]) for node in graph.nodes if node.layer in layers
+           for ref in node.inputs if ref.node.layer in layers}
+  if not links:
+    return set()
+  first, second = np.transpose(list(links))
+  matrix = coo_matrix((np.ones(len(links), bool), (first, second)), shape=(len(layers), len(layers)))
+  _, labels = connected_components(matrix, directed=True, connection="strong")
+  circles = {labels[a] for a, b in links if labels[a] == labels[b]}
+  weighted = {labels[place] for layer, place in layers.items() if layer.facts.weights}
+  return {layer for layer, place in layers.items() if labels[place] in circles & weighted}
+
+
 def grid_groups(graph: Graph) -> list[list[Ref]]:
-  """Returns the groups of tensors that must share a grid, in topological order."""
+  """Returns the groups of tensors that must share a grid, in topological order.
+
+  What a layer of a loop computes has one grid in all steps.
+  """
+  looped, first_calls = looped_layers(graph), {}
   parent: dict[Ref, Ref] = {}
 
   def root(ref: Ref) -> Ref:
@@ -29,6 +60,8 @@ def grid_groups(graph: Graph) -> list[list[Ref]]:
         for source in node.moved:
           first, second = root(source), root(ref)
           parent[second] = first
+      elif node.layer in looped:
+        parent[root(ref)] = root(first_calls.setdefault((node.layer, index), ref))
   groups: dict[Ref, list[Ref]] = {}
   for ref in parent:
     groups.setdefault(root(ref), []).append(ref)

@@ -202,7 +202,7 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
   """
   for refs in grid_groups(graph):
     sources = _sources(refs)
-    if len(sources) == 1 or _share_fixed_grid(sources):
+    if len({ref.node.layer for ref in sources}) == 1 or _share_fixed_grid(sources):
       continue
     for ref in sources:
       facts, cap = ref.node.facts, ref.node.config.get("max_value")

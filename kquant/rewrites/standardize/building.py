@@ -49,6 +49,22 @@ def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) 
   return graph.add_node(definition, (source, tuple(items)), tuple(shape))
 
 
+def add_split(graph: Graph, name: str, source: Ref, sizes: Sequence[int], *,
+              layer: LayerDef | None = None) -> list[Ref]:
+  """Cuts a tensor along its last axis into parts of these sizes.
+
+  Args:
+    layer: of an earlier call, where it is one more call of that.
+  """
+  if len(sizes) == 1:
+    return [source]
+  layer = layer or operator_layer(name, "split")
+  first = graph.add_node(layer, (source, [int(size) for size in sizes]), source.shape,
+                         kwargs={"axis": len(source.shape) - 1})
+  first.node.shapes = [(*source.shape[:-1], int(size)) for size in sizes]
+  return first.node.outputs
+
+
 def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Any], shape: Sequence[int | None],
                  **options: Any) -> Ref:
   """Calls a TensorFlow function such as "linalg.matmul" on tensors or constants, the options by keyword."""

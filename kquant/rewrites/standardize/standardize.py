@@ -25,6 +25,7 @@ from kquant.rewrites.standardize.masks import split_masked_mean, take_masks
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
 from kquant.rewrites.standardize.padding import absorb_lowest, absorb_zeros
+from kquant.rewrites.standardize.recurrent import unroll
 from kquant.rewrites.standardize.resizing import split_resizing
 from kquant.rewrites.standardize.shape_operators import drop_cast, name_shape_operator
 from kquant.rewrites.standardize.training_config import split_activity_regularizer, training_config
@@ -50,6 +51,7 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   fold_constants(graph)
   _treat_each(graph, name_constant_weights)
   take_masks(graph, keep_training=keep_training)
+  _treat_each(graph, unroll)
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
               split_contraction, split_masked_mean, split_normalization, look_up_categories,
               take_integer_indices, drop_cast, join_copies)
