@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
-IMAGE, ROWS, VOLUME = (6, 8, 4), (8, 4), (4, 6, 5, 3)
+IMAGE, ROWS, VOLUME, STEPS = (6, 8, 4), (8, 4), (4, 6, 5, 3), (4, 3)
 
 
 def layer_classes() -> list[str]:
@@ -86,6 +86,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
                                                   activation="relu"), ROWS),
     "Embedding": _embedding,
     "Flatten": lambda: one(layers.Flatten()),
+    "GRU": lambda: one(layers.GRU(3, return_sequences=True), STEPS),
     "GaussianDropout": lambda: behind(layers.GaussianDropout(0.1)),
     "GaussianNoise": lambda: behind(layers.GaussianNoise(0.1)),
     "GlobalAveragePooling1D": lambda: one(layers.GlobalAveragePooling1D(), ROWS),
@@ -97,6 +98,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "GroupNormalization": lambda: one(layers.GroupNormalization(2)),
     "Identity": lambda: behind(layers.Identity()),
     "InputLayer": _input_layer,
+    "LSTM": lambda: one(layers.LSTM(3), STEPS),
     "LayerNormalization": lambda: one(layers.LayerNormalization()),
     "Lambda": lambda: one(layers.Lambda(lambda x: 2 * tf.tanh(x) + 1)),
     "LeakyReLU": lambda: one(layers.LeakyReLU()),
@@ -113,6 +115,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Normalization": lambda: one(layers.Normalization(mean=[0.1] * 4, variance=[0.5] * 4)),
     "PReLU": lambda: one(layers.PReLU(alpha_initializer="random_uniform")),
     "Permute": lambda: one(layers.Permute((2, 1, 3))),
+    "RNN": lambda: one(layers.RNN([layers.GRUCell(3, reset_after=False), layers.SimpleRNNCell(2)]), STEPS),
     "RandomBrightness": lambda: behind(layers.RandomBrightness(0.1)),
     "RandomContrast": lambda: behind(layers.RandomContrast(0.1)),
     "RandomCrop": lambda: one(layers.RandomCrop(4, 4)),
@@ -127,6 +130,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Resizing": lambda: one(layers.Resizing(5, 9)),
     "SeparableConv1D": lambda: one(layers.SeparableConv1D(5, 3, padding="causal"), ROWS),
     "SeparableConv2D": lambda: one(layers.SeparableConv2D(5, 3)),
+    "SimpleRNN": lambda: one(layers.SimpleRNN(3, activation="relu"), STEPS),
     "Softmax": lambda: one(layers.Softmax()),
     "SpatialDropout1D": lambda: behind(layers.SpatialDropout1D(0.1), ROWS),
     "SpatialDropout2D": lambda: behind(layers.SpatialDropout2D(0.1)),
@@ -187,14 +191,10 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     "ConvLSTM2D": lambda: one(layers.ConvLSTM2D(3, 2), VOLUME),
     "ConvLSTM3D": lambda: one(layers.ConvLSTM3D(3, 2), (3, *VOLUME)),
     "Discretization": lambda: one(layers.Discretization([0.0, 1.0])),
-    "GRU": lambda: one(layers.GRU(3), ROWS),
     "Hashing": lambda: one(layers.Hashing(4), (3,), "int32"),
     "IntegerLookup": lambda: one(layers.IntegerLookup(vocabulary=[1, 2, 3]), (3,), "int64"),
-    "LSTM": lambda: one(layers.LSTM(3), ROWS),
-    "RNN": lambda: one(layers.RNN(layers.SimpleRNNCell(3)), ROWS),
     "RandomHeight": lambda: one(layers.RandomHeight(0.1)),
     "RandomWidth": lambda: one(layers.RandomWidth(0.1)),
-    "SimpleRNN": lambda: one(layers.SimpleRNN(3), ROWS),
     "StringLookup": lambda: one(layers.StringLookup(vocabulary=["a", "b"]), (3,), "string"),
     "TextVectorization": lambda: one(layers.TextVectorization(vocabulary=["a", "b"]), (), "string"),
     "TimeDistributed": lambda: one(layers.TimeDistributed(layers.Dense(3)), ROWS),
@@ -210,7 +210,7 @@ NOT_IN_GRAPHS = {
 REFUSED_FORMS: dict[str, Callable[[], keras.Model]] = {
     "EinsumDense(abc,bcd->abd)": lambda: one(layers.EinsumDense("abc,bcd->abd", (8, 5)), ROWS),
     "Lambda(tf.cond)": lambda: one(layers.Lambda(lambda x: tf.cond(tf.size(x) > 0, lambda: x, lambda: -x))),
-    "LSTM(return_sequences=True)": lambda: one(layers.LSTM(3, return_sequences=True), ROWS),
+    "LSTM(stateful=True)": lambda: _stateful(),
     "MultiHeadAttention([rows, columns, features])": lambda: _over_images(),
 }
 
@@ -223,6 +223,11 @@ def _over_images() -> keras.Model:
 def _masking() -> keras.Model:
   x = image = keras.Input(ROWS, name="image")
   return keras.Model(image, layers.GlobalAveragePooling1D()(layers.Dense(3)(layers.Masking()(x))))
+
+
+def _stateful() -> keras.Model:
+  x = keras.Input(batch_shape=(1, *STEPS), name="image")
+  return keras.Model(x, layers.LSTM(3, stateful=True)(x))
 
 
 def inputs_of(model: keras.Model, count: int = 8, seed: int = 1) -> list[np.ndarray]:

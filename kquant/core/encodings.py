@@ -122,8 +122,9 @@ class Encodings:
   """The grids of a network by key, and the integers of its constants.
 
   Keys: `<node>` for the output of a call, `<node>:1` for a further one, `<layer>/kernel` for a
-  weight, `<node>/bias` for a bias (its scale depends on the call's input), `<node>/constant` for a
-  constant operand. The node of a layer's first call bears the layer's name.
+  weight, `<node>/bias` for a bias (its scale depends on the call's input: calls whose inputs have one scale
+  have that of the first of them), `<node>/constant` for a constant operand. The node of a layer's first call
+  bears the layer's name.
 
   Attributes:
     grids: {key: Encoding}.

@@ -21,7 +21,7 @@ from kquant.graph import keras_calls
 from kquant.graph.capped_relu import CappedReLU
 from kquant.graph.execution import live_layers
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import LayerDef, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.weights import WeightFacts
 from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
@@ -229,7 +229,10 @@ class _Grids:
 
 def _snap_weight(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _Grids,
                  encodings: Encodings) -> None:
-  """Decides the integers of a layer's weight, and of its bias in each call; snaps both in the layer."""
+  """Decides the integers of a layer's weight, and of its bias; snaps both in the layer.
+
+  Calls whose inputs have one scale have one bias, that of the first of them.
+  """
   key, grid = f"{layer.name}/{weight.key}", grids.weight
   integers = grid.quantize(layer.params[weight.name])
   encodings.grids[key], encodings.integers[key] = grid, integers.astype(np.int8)
@@ -237,7 +240,10 @@ def _snap_weight(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _Gri
   if not weight.bias:
     return
   bias = layer.params[weight.bias]
-  for call, source in reversed(list(zip(graph.calls(layer), grids.inputs))):
+  first_calls: dict[tuple[float, int], tuple[Node, Encoding]] = {}
+  for call, source in zip(graph.calls(layer), grids.inputs):
+    first_calls.setdefault((float(source.scale[0]), source.bits), (call, source))
+  for call, source in reversed(first_calls.values()):
     scale = numerics.bias_scale(source.scale, grid.scale)
     axis = None if grid.axis is None else (0,)
     bits = 64 if source.bits == 16 else 32

@@ -8,7 +8,7 @@ import numpy as np
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
@@ -30,6 +30,8 @@ class ProgramBuilder:
     self.encodings = encodings
     self.program = IntProgram()
     self.fused: set[Node] = set()
+    self._biases: dict[tuple[LayerDef, str, float, int], str] = {}
+    self._common: dict[tuple[tuple[int, ...], bytes], str] = {}
 
   def activation(self, ref: Ref) -> str:
     """Adds the tensor of a Keras tensor and returns its name."""
@@ -66,8 +68,21 @@ class ProgramBuilder:
     return key
 
   def bias(self, node: Node, name: str = "bias") -> str:
-    """Adds the bias of one call of a layer with weights."""
-    return self.integers(f"{node.name}/{name}", axis=0)
+    """Adds the bias of one call of a layer with weights: its own, or that of the first call on its grid."""
+    key, grid = f"{node.name}/{name}", self._grid(node.inputs[0])
+    place = node.layer, name, float(grid.scale[0]), grid.bits
+    if key in self.encodings:
+      self._biases.setdefault(place, key)
+    else:
+      key = self._biases[place]
+    return self.integers(key, axis=0)
+
+  def common_constant(self, name: str, values: Any) -> str:
+    """Adds an int32 constant that operators of many calls may read, once."""
+    what = tuple(np.shape(values)), np.asarray(values, np.int32).tobytes()
+    if what not in self._common:
+      self._common[what] = self.constant(name, values)
+    return self._common[what]
 
   def inputs(self, node: Node) -> list[str]:
     """The names of the tensors that a call reads."""

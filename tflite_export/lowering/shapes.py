@@ -12,9 +12,9 @@ from tflite_export.lowering.builder import Lower, ProgramBuilder
 def _strided_slice(builder: ProgramBuilder, node: Node, source: str, output: str,
                    parts: Sequence[range]) -> None:
   """Takes a part of each axis of a tensor."""
-  bounds = [builder.constant(f"{output}/begin", [part.start for part in parts]),
-            builder.constant(f"{output}/end", [part.stop for part in parts]),
-            builder.constant(f"{output}/strides", [part.step for part in parts])]
+  bounds = [builder.common_constant(f"{output}/begin", [part.start for part in parts]),
+            builder.common_constant(f"{output}/end", [part.stop for part in parts]),
+            builder.common_constant(f"{output}/strides", [part.step for part in parts])]
   builder.add(node, "STRIDED_SLICE", [source, *bounds], [output])
 
 

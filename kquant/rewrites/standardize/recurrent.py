@@ -28,7 +28,7 @@ class _Run:
 
 def unroll(graph: Graph, node: Node) -> None:
   """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step."""
-  if node.kind in ("LSTM", "GRU", "SimpleRNN", "RNN") and _is_plain(node):
+  if (node.kind in CELLS or node.kind == "RNN") and _is_plain(node):
     params = list(node.layer.params.values())
     run = _run(graph, node, node.layer_name, node.config, params)
     results = _results(graph, node, node.config, run)
