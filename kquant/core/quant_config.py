@@ -21,9 +21,11 @@ class QuantConfig:
     recipe: how integers are chosen by default; what it leaves open is that of `recipe.DEFAULT`.
     split_outputs: the tensors that a Concatenate joins at the end of an output "y" are outputs "y:0", "y:1",
       ... of their own, each on its own grid: boxes beside scores.
+    memory_bits: of what goes from step to step in a recurrent layer without a matrix product, the cell of an
+      LSTM and its gates: its rounding errors add up over the steps. 16, or 8 to let the rules decide.
 
   Raises:
-    ValueError: an unknown target.
+    ValueError: an unknown target, or other memory_bits.
 
   Example:
     >>> config = kq.QuantConfig(rules=(kq.Rule(kinds=("Dense",)), kq.Rule(weights=kq.TensorSpec(bits=4))))
@@ -35,8 +37,11 @@ class QuantConfig:
   target: str = "litert"
   recipe: Recipe = Recipe()
   split_outputs: bool = False
+  memory_bits: int = 16
 
   def __post_init__(self):
+    if self.memory_bits not in (8, 16):
+      raise ValueError(f"QuantConfig: memory_bits must be 8 or 16, got {self.memory_bits!r}.")
     object.__setattr__(self, "rules", tuple(self.rules))
     object.__setattr__(self, "recipe", self.recipe.over(DEFAULT))
     targets.target(self.target)
@@ -190,4 +195,4 @@ class QuantConfig:
                   for rule in fields["rules"])
     methods = {field.name: fields.get(field.name) for field in dataclasses.fields(Recipe)}
     return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)),
-               fields.get("split_outputs", False))
+               fields.get("split_outputs", False), fields.get("memory_bits", 16))

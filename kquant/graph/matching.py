@@ -37,6 +37,24 @@ def looped_layers(graph: Graph) -> set[LayerDef]:
   return {layer for layer, place in layers.items() if labels[place] in circles & weighted}
 
 
+def remembering_layers(graph: Graph) -> set[LayerDef]:
+  """Returns the layers of loops that have no weights and are not read by one of the loop that has.
+
+  What they compute goes from step to step without a matrix product: its rounding errors add up.
+  """
+  looped = looped_layers(graph)
+  return {layer for layer in looped if not layer.facts.weights} - {
+      ref.node.layer for node in graph.nodes if node.facts.weights and node.layer in looped
+      for ref in map(_moved_from, node.inputs)}
+
+
+def _moved_from(ref: Ref) -> Ref:
+  """The tensor whose elements a tensor holds."""
+  while ref.node.facts.role == "move" and len(ref.node.inputs) == 1:
+    (ref,) = ref.node.inputs
+  return ref
+
+
 def grid_groups(graph: Graph) -> list[list[Ref]]:
   """Returns the groups of tensors that must share a grid, in topological order.
 

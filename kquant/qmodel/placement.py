@@ -22,7 +22,7 @@ from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.flat_parts import EVERYTHING
 from kquant.graph.kinds.table import LAYERS
-from kquant.graph.matching import fuses_into_reader, grid_groups
+from kquant.graph.matching import fuses_into_reader, grid_groups, remembering_layers
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
@@ -79,7 +79,8 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   for node in graph.nodes:
     check_supported(node)
   _part_colliding_grids(graph, limits)
-  decided = {ref: _decide(graph, refs, config) for refs in grid_groups(graph) for ref in refs}
+  remembering = remembering_layers(graph)
+  decided = {ref: _decide(graph, refs, config, remembering) for refs in grid_groups(graph) for ref in refs}
   conversions = part_widths(graph, {ref: rule.activations.bits for ref, (rule, _) in decided.items()})
   decided |= {ref: decided[wide] for ref, wide in conversions.narrowed.items()}
   unquantized = set(conversions.widened.values())
@@ -97,10 +98,19 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   return placements
 
 
-def _decide(graph: Graph, refs: list[Ref], config: QuantConfig) -> tuple[Rule, Node]:
-  """Returns the rule of a grid group and the call of the layer that it matches."""
-  subject = _rule_subject(graph, _sources(refs)[0])
-  return config.rule(subject.layer.name, subject.kind, subject.layer.origins), subject
+def _decide(graph: Graph, refs: list[Ref], config: QuantConfig,
+            remembering: set[LayerDef]) -> tuple[Rule, Node]:
+  """Returns the rule of a grid group and the call of the layer that it matches.
+
+  Args:
+    remembering: layers of loops, which get at least `QuantConfig.memory_bits`.
+  """
+  sources = _sources(refs)
+  subject = _rule_subject(graph, sources[0])
+  rule = config.rule(subject.layer.name, subject.kind, subject.layer.origins)
+  if config.memory_bits > rule.activations.bits and all(ref.node.layer in remembering for ref in sources):
+    rule = dataclasses.replace(rule, activations=wide_spec(rule.activations))
+  return rule, subject
 
 
 def _sources(refs: list[Ref]) -> list[Ref]:

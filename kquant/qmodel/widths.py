@@ -14,7 +14,7 @@ import tf_keras as keras
 from kquant.core.encodings import Encoding
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
-from kquant.graph.matching import fuses_into_reader
+from kquant.graph.matching import fuses_into_reader, looped_layers
 from kquant.graph.nodes import LayerDef, Node, Ref
 
 WIDE = 16
@@ -33,6 +33,15 @@ class Conversions:
 
   widened: dict[Ref, Ref] = dataclasses.field(default_factory=dict)
   narrowed: dict[Ref, Ref] = dataclasses.field(default_factory=dict)
+  _layers: dict[tuple[LayerDef, int, int], LayerDef] = dataclasses.field(default_factory=dict)
+
+  def layer(self, graph: Graph, ref: Ref, bits: int) -> LayerDef:
+    """A layer that stands for a QUANTIZE behind a tensor: one for all calls that make it."""
+    key = ref.node.layer, ref.index, bits
+    if key not in self._layers:
+      self._layers[key] = graph.new_layer(keras.layers.Activation, f"{ref.key}/to_{bits}_bits",
+                                          {"activation": "linear"})
+    return self._layers[key]
 
 
 def part_widths(graph: Graph, bits: dict[Ref, int]) -> Conversions:
@@ -43,16 +52,20 @@ def part_widths(graph: Graph, bits: dict[Ref, int]) -> Conversions:
     bits: {tensor on a grid: what its rule gives it}; of a tensor that a requantization reads it becomes 16,
       and what the requantization makes is added.
   """
-  conversions = Conversions()
-  for node, result in list(_operators(graph)):
-    if WIDE not in [bits[result], *(bits[ref] for ref in node.inputs if ref in bits)]:
+  conversions, operators, looped = Conversions(), list(_operators(graph)), looped_layers(graph)
+  wide = {node for node, result in operators
+          if WIDE in [bits[result], *(bits[ref] for ref in node.inputs if ref in bits)]}
+  wide_in_loops = {node.layer for node in wide} & looped  # in all steps
+  for node, result in operators:
+    if node not in wide and node.layer not in wide_in_loops:
       continue
     for place, ref in enumerate(node.inputs):
       if bits.get(ref, WIDE) != WIDE:
         graph.set_input(node, place, _widen(graph, ref, conversions))
         graph.edit(node, f"reads {ref.key} widened to {WIDE} bits: it computes in {WIDE} bits")
     if bits[result] != WIDE:
-      narrow = _narrow(graph, result, bits[result])
+      with graph.in_place_of(result.node):
+        narrow = graph.insert_after(result, conversions.layer(graph, result, bits[result]))
       conversions.narrowed[narrow], bits[narrow], bits[result] = result, bits[result], WIDE
       graph.edit(node, f"computes in {WIDE} bits, as it reads {WIDE}; rounded to {bits[narrow]} behind it")
   graph.normalize()
@@ -84,15 +97,6 @@ def _operators(graph: Graph) -> Iterator[tuple[Node, Ref]]:
 def _widen(graph: Graph, ref: Ref, conversions: Conversions) -> Ref:
   if ref not in conversions.widened:
     with graph.in_place_of(ref.node):
-      conversions.widened[ref] = graph.add_node(_requantization(graph, ref, WIDE), (ref,), ref.shape)
+      conversions.widened[ref] = graph.add_node(conversions.layer(graph, ref, WIDE), (ref,),
+                                                 ref.shape)
   return conversions.widened[ref]
-
-
-def _narrow(graph: Graph, ref: Ref, bits: int) -> Ref:
-  with graph.in_place_of(ref.node):
-    return graph.insert_after(ref, _requantization(graph, ref, bits))
-
-
-def _requantization(graph: Graph, ref: Ref, bits: int) -> LayerDef:
-  """A layer that stands for a QUANTIZE behind a tensor."""
-  return graph.new_layer(keras.layers.Activation, f"{ref.key}/to_{bits}_bits", {"activation": "linear"})

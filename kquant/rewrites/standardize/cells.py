@@ -41,6 +41,7 @@ class Cell(abc.ABC):
   order: tuple[int, ...]
   """The gates as Keras orders them in its kernels, those of the sigmoid first, the candidate last."""
   states = 1
+  """How many tensors Keras calls the state."""
 
   def __init__(self, graph: Graph, name: str, node: Node, params: dict[str, np.ndarray]):
     self.graph, self.name, self.node, self.params = graph, name, node, params
@@ -49,11 +50,11 @@ class Cell(abc.ABC):
 
   @abc.abstractmethod
   def step(self, inputs: Sequence[Ref], state: State) -> State:
-    """Adds one step; returns the new state, its first tensor the output.
+    """Adds one step; returns the new state, its first tensor the output, its first `states` those of Keras.
 
     Args:
       inputs: what `project` made for the step.
-      state: of the step before.
+      state: what the step before returned, or the state that is given to the first one.
     """
 
   def project(self, source: Ref) -> list[tuple[Ref, ...]]:
@@ -169,18 +170,18 @@ class GruCell(Cell):
     return bias[0] + np.where(np.arange(bias.shape[1]) < 2 * self.units, bias[1], 0.0)
 
   def step(self, inputs: Sequence[Ref], state: State) -> State:
-    """Returns [h']."""
-    (h,), function = state, self.node.config["activation"]
+    """Returns [h', h' once more for the next step alone]: that may have more bits."""
+    h, memory = state[0], state[-1]
     sums = self.total("gates", inputs[0], None if h is None else self.recurrent("gates", h))
     update, reset = self.gates(sums, 2)
-    candidate = self.activate("candidate", function,
+    candidate = self.activate("candidate", self.node.config["activation"],
                               self.total("candidate", inputs[1], self._reset(reset, h)))
-    if h is None:
+    if memory is None:
       kept = self.merge(keras.layers.Multiply, "first_kept", [update, candidate])
       return [self.merge(keras.layers.Subtract, "first_state", [candidate, kept])]
-    change = self.merge(keras.layers.Subtract, "change", [h, candidate])
-    return [self.merge(keras.layers.Add, "state", [candidate, self.merge(
-        keras.layers.Multiply, "kept", [update, change])])]
+    change = self.merge(keras.layers.Subtract, "change", [memory, candidate])
+    kept = self.merge(keras.layers.Multiply, "kept", [update, change])
+    return [self.merge(keras.layers.Add, name, [candidate, kept]) for name in ("state", "memory")]
 
   def _reset(self, reset: Ref, h: Ref | None) -> Ref | None:
     """What the state adds to the candidate, through the reset gate."""

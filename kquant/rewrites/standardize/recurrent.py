@@ -82,7 +82,7 @@ def _steps(cell: Cell, source: Ref, state: State, *, backwards: bool) -> _Run:
   for parts in reversed(inputs) if backwards else inputs:
     state = cell.step(parts, state)  # a mask of the step would choose between the new state and the old
     outputs.append(state[0])
-  return _Run(outputs, state)
+  return _Run(outputs, state[:cell.states])
 
 
 def _sequence(graph: Graph, name: str, outputs: list[Ref]) -> Ref:
