@@ -270,8 +270,8 @@ def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
             f"({100 * row['share']:.0f} %)" for row in noisiest]
   causes = f"Most of the noise comes from {', '.join(places)}. " if places else ""
   return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. "
-          f"{causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies (docs/doctor.md); or "
-          "--effort=best, or --preset=int16x8. Judge by --eval on labelled images.")
+          f"{causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies (docs/doctor.md); "
+          "or --effort=best, or --preset=int16x8. Judge by --eval on labelled images.")
 
 
 def _closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
