@@ -47,7 +47,8 @@ def network_outputs(model: keras.Model, images: list[np.ndarray], *, batch_size:
     batch_size: images at once.
     graph: that the model was made of, where the caller has it.
   """
-  return output_function(model, graph=graph)(images, batch_size)
+  graph = graph or Graph.from_model(model)
+  return Execution(graph, model).run_once(answers(graph), images, batch_size)
 
 
 def output_function(model: keras.Model, *, graph: Graph | None = None) -> Callable[..., list[np.ndarray]]:

@@ -13,7 +13,7 @@ from kquant.core import data, metrics
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import TOLERANCE_DB, Recipe
 from kquant.core.records import Closeness, Report
-from kquant.qmodel.outputs import network_outputs, output_function
+from kquant.qmodel.outputs import network_outputs
 from kquant.search.efforts import FloatNetwork, with_effort
 from kquant.search.pipeline import Calibrated, quantized, scaled
 from kquant.search.trials import HeldBack
@@ -43,7 +43,7 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
     graph = scaled(network.graph.copy(), config, train, attempt)
     made = quantized(graph, config, train, attempt, seed=network.seed)
     with attempt.stage("watch"):
-      outputs = output_function(made.qmodel, graph=made.graph)(judge)
+      outputs = network_outputs(made.qmodel, judge, graph=made.graph)
     attempt.closeness = Closeness(float(held_back.quality(outputs).mean()),
                                   _agreement(outputs[0], held_back.reference[0]), len(judge[0]),
                                   held_back=train is not judge, tolerance=tolerance)
