@@ -141,7 +141,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
     axes.set_ylim(bottom=0.8)
     for limit in (low, high):
       axes.axvline(limit, color=BAD, linewidth=1.0)
-    if row.bits <= _DRAWN_BITS:
+    if histogram.bits <= _DRAWN_BITS:
       steps = np.arange(low, high + histogram.step / 2, histogram.step)
       _upright(axes, steps, np.zeros(len(steps)), np.full(len(steps), 0.05), color=INK, linewidth=0.3,
                transform=axes.get_xaxis_transform())
@@ -150,7 +150,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
 
   name = histogram.name if histogram.name == row.name else f"{histogram.name}, on the grid of {row.name}"
   saturated = "" if row.saturated is None else f", {100 * row.saturated:.2g} % saturated"
-  return _figure(draw, 2.0, f"{name}: {row.bits} bits, {low:.4g} to {high:.4g} in steps of "
+  return _figure(draw, 2.0, f"{name}: {histogram.bits} bits, {low:.4g} to {high:.4g} in steps of "
                  f"{histogram.step:.3g}{saturated}; {100 * row.share:.1f} % of the noise.")
 
 

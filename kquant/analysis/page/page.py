@@ -30,7 +30,8 @@ def report(path: str | os.PathLike, result: Any, *, analysis: Analysis | None = 
     path: of the file to write.
     result: what `quantize` returned, or a calibrated or trained model with quantizers.
     analysis: what `analyze` returned: the noise of each tensor, and the ranges of the worst kernels.
-    diagnosis: a Diagnosis: the tensors at fault, what was changed, what no change of grids mends.
+    diagnosis: what `diagnose` returned, `result` and `analysis` being its own: the tensors at fault, what was
+      changed, what no change of grids mends.
     export: what `export` returned: bytes, operators, what was verified and certified.
     images: inputs, as `analyze` takes them: with an analysis, the distributions of the worst activations.
     judged: how a file answered: {"images", "float": {"top1"}, "quantized": {"top1"}, "agreement", "sqnr_db"};
@@ -58,8 +59,8 @@ def report(path: str | os.PathLike, result: Any, *, analysis: Analysis | None = 
   records = getattr(result, "report", None)
   page = _template().render(
       title=qmodel.name,
-      verdicts=[verdicts.accuracy(judged, getattr(records, "closeness", None), analysis),
-                verdicts.exactness(export)],
+      verdicts=[verdicts.accuracy(judged, getattr(records, "closeness", None), analysis) if diagnosis is None
+                else verdicts.accuracy_of_mended(judged, diagnosis), verdicts.exactness(export)],
       sections=_sections(result, analysis, diagnosis, export, images), svg=markupsafe.Markup)
   with written_whole(path) as (temporary,):
     temporary.write_text(page, encoding="utf-8")
@@ -81,7 +82,8 @@ def _sections(result: Any, analysis: Analysis | None, diagnosis: Any, export: An
   qmodel, records = _qmodel_of(result), getattr(result, "report", None)
   floats = getattr(result, "float_params", None)
   found = [sections.file(export, getattr(result, "model", None)), sections.remedies(diagnosis),
-           sections.damage(analysis), sections.activations(analysis, qmodel, floats, images),
+           sections.damage(analysis, mended=diagnosis is not None),
+           sections.activations(analysis, qmodel, floats, images),
            sections.kernels(analysis, qmodel, floats), sections.steps(records), sections.widths(qmodel),
            sections.left_alone(records), sections.proof(export), sections.seconds(records, export)]
   return [section for section in found if section is not None]

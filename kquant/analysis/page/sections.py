@@ -41,12 +41,13 @@ def widths(qmodel: keras.Model) -> Section:
   return Section("Bits", text=describe(qmodel).summary())
 
 
-def damage(analysis: Analysis | None) -> Section | None:
-  """Where the noise at the output comes from."""
+def damage(analysis: Analysis | None, *, mended: bool) -> Section | None:
+  """Where the noise at the output comes from; of a mended network where it came from."""
   if analysis is None:
     return None
+  before = ("This is the network before the remedies.",) if mended else ()
   scatter = figures.intrinsic_extrinsic(analysis.rows)
-  return Section("Where the noise comes from", (f"{analysis.summary()}.", *analysis.notes),
+  return Section("Where the noise comes from", (*before, f"{analysis.summary()}.", *analysis.notes),
                  (figures.damage_bars(analysis.rows[:_BARS]), *([scatter] if scatter else [])),
                  (_noise_table(analysis.rows, "Every tensor in figures"),
                   *([_noise_table(analysis.layers, "Every layer: weights with its output")]

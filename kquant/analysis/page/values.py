@@ -31,7 +31,7 @@ class Histogram:
     counts: [bins], values in each bin.
     edges: [bins + 1], real numbers.
     range: (low, high) that the grid reaches.
-    step: of the grid.
+    step, bits: of the grid.
     row: what the analysis says of it.
   """
 
@@ -40,6 +40,7 @@ class Histogram:
   edges: np.ndarray
   range: tuple[float, float]
   step: float
+  bits: int
   row: AnalysisRow
 
 
@@ -69,7 +70,7 @@ def histograms(qmodel: keras.Model, float_params: Params | None, rows: Sequence[
   Args:
     qmodel: calibrated, with its quantizers.
     float_params: {layer: its weights and biases before rounding}; None: those of qmodel.
-    rows: of the analysis; those of weights are left out.
+    rows: of an analysis; those of weights, and of tensors that qmodel has not, are left out.
     images: one array [n, ...] a model input; the first of them are run.
   """
   network = network_of(qmodel, float_params)
@@ -109,15 +110,16 @@ def _histogram(row: AnalysisRow, values: np.ndarray, grid: Encoding) -> Histogra
   (low,), (high,) = grid.range
   counts, edges = np.histogram(values, bins=_BINS,
                                range=(min(values.min(), low), max(values.max(), high)))
-  return Histogram(row.loudest, counts, edges, (float(low), float(high)), float(grid.scale[0]), row)
+  return Histogram(row.loudest, counts, edges, (float(low), float(high)), float(grid.scale[0]), grid.bits,
+                   row)
 
 
 def kernel_ranges(qmodel: keras.Model, float_params: Params | None,
                   rows: Sequence[AnalysisRow]) -> list[KernelRange]:
-  """Returns the ranges of the first weight of each layer that some rows are of; other rows are left out."""
+  """Returns the ranges of the first weight of each layer of qmodel that some rows are of, as `histograms`."""
   layers = live_layers(qmodel)
   return [_kernel_range(layers[row.name], (float_params or {}).get(row.name, {}), row)
-          for row in rows if row.part == WEIGHTS]
+          for row in rows if row.part == WEIGHTS and row.name in layers]
 
 
 def _kernel_range(layer: keras.layers.Layer, before: dict[str, np.ndarray], row: AnalysisRow) -> KernelRange:

@@ -25,6 +25,13 @@ def accuracy(judged: dict[str, Any] | None, closeness: Closeness | None,
       words or ["Give labelled images, or an effort that watches its result."]), good)
 
 
+def accuracy_of_mended(judged: dict[str, Any] | None, diagnosis: Any) -> Verdict:
+  """Says the same of a network that was mended; its analysis is of the network before."""
+  if judged is None and diagnosis.sqnr_db is not None:
+    judged = {"sqnr_db": diagnosis.sqnr_db[1]}
+  return accuracy(judged, None, None)
+
+
 def _is_near(judged: dict[str, Any], closeness: Closeness | None, analysis: Analysis | None) -> bool:
   """Whether nothing that was measured is below what is expected."""
   sqnr, agreement = judged.get("sqnr_db"), judged.get("agreement")

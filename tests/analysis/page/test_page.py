@@ -119,6 +119,17 @@ def test_remedies_are_told(whole):
     assert words in text
 
 
+def test_a_mended_network_is_judged_by_what_it_became(result, analysis, tmp_path):
+  diagnosis = types.SimpleNamespace(rows=(), findings=(), notes=(), summary=lambda: "together", trial=None,
+                                    sqnr_db=(3.0, 24.0))
+  rows = [dataclasses.replace(row, name=f"{row.name}_split", loudest=f"{row.name}_split")
+          for row in analysis.rows]
+  lost = dataclasses.replace(analysis, whole=0.5, rows=tuple(rows))
+  text = kq.report(tmp_path / "r.html", result, analysis=lost, diagnosis=diagnosis).read_text()
+  assert "Near the float model" in text and "Output SQNR 24.0 dB" in text and "NOT near" not in text
+  assert "before the remedies" in text
+
+
 def test_model_with_quantizers_has_a_page(result, tmp_path):
   titles = Reader(kq.report(tmp_path / "qat.html", result.qmodel).read_text()).titles
   assert titles[2:] == ["Bits"]
