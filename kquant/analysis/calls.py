@@ -8,11 +8,10 @@ import tf_keras as keras
 
 from kquant.core.encodings import Encoding
 from kquant.core.fake_quantization import GridTensors, fake_quantize
-from kquant.graph import keras_calls
 from kquant.graph.execution import NodeCall, Values, call_float, call_layer
 from kquant.graph.nodes import Node
 from kquant.qmodel.quantize_activation import QuantizeActivation
-from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
 
 Params = dict[str, dict[str, np.ndarray]]
 """{layer: its float weights and biases by name}."""
@@ -62,12 +61,3 @@ def quantized_call(layers: dict[str, keras.layers.Layer]) -> NodeCall:
 def grid_tensors(grid: Encoding) -> GridTensors:
   """Returns the grid of an activation as tensors."""
   return GridTensors(tf.constant(grid.scale[0]), tf.constant(grid.zero_point[0], tf.float32), grid.bits)
-
-
-def call_with_weights(layer: QuantizeWeights, node: Node, values: Values,
-                      weights: dict[str, Any]) -> list[Any]:
-  """Calls a layer as a node says, with tensors in the place of its weights and biases, by attribute."""
-  def call(inputs, training=None):
-    return keras_calls.call_with(layer.layer, inputs, weights)
-
-  return keras_calls.call_node(call, node, values.__getitem__, training=False)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.analysis.calls import call_with_weights, grid_tensors
+from kquant.analysis.calls import grid_tensors
 from kquant.analysis.measure import Network
 from kquant.analysis.sites import Site
 from kquant.core import numerics
@@ -23,7 +23,7 @@ from kquant.graph.weights import WeightFacts
 from kquant.ptq.layerwise.bias_correction import output_shift
 from kquant.qmodel.calibrate import as_one
 from kquant.qmodel.quantize_activation import QuantizeActivation
-from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
 from kquant.ranges.estimators import make_estimator
 from kquant.ranges.weights import weight_range
 

@@ -9,6 +9,8 @@ import tf_keras as keras
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls, keras_reader
+from kquant.graph.execution import Values
+from kquant.graph.nodes import Node
 from kquant.qmodel.switch import Switch
 
 
@@ -202,6 +204,16 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
       inner = {**inner, "class_name": inner["registered_name"]}
     layer = keras.layers.deserialize(inner, custom_objects=custom_objects)
     return cls(layer, quantize_config.from_config(fields["config"]), **config)
+
+
+def call_with_weights(layer: QuantizeWeights, node: Node, values: Values,
+                      weights: dict[str, Any]) -> list[Any]:
+  """Calls a layer as a node says, with tensors in the place of its weights and biases, by attribute."""
+
+  def call(inputs, training=None):
+    return keras_calls.call_with(layer.layer, inputs, weights)
+
+  return keras_calls.call_node(call, node, values.__getitem__, training=False)
 
 
 class _Given(keras.initializers.Initializer):

@@ -18,13 +18,13 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
-from kquant.graph.execution import call_float, live_layers, run_nodes
+from kquant.graph.execution import call_float, call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
 from kquant.qmodel.quantize_activation import QuantizeActivation
-from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
 
 _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
@@ -221,13 +221,16 @@ class _Stream:
   def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
     """Computes what a stage's quantizer reads and stores it for all images."""
     *nodes, last = stage.nodes
+    weights = {} if floating or stage.linear is None else (
+        self.layers[stage.linear.layer.name].simulated_weights())  # once: not with each chunk
 
-    def compute(loaded):
+    def compute(loaded, weights):
       values = {ref: _dequantized(*stored) for ref, stored in zip(stage.sources, loaded)}
       if floating:
         run_nodes(stage.nodes, self.layers, values, call=call_float)
         return store(values[Ref(last)])
-      run_nodes(nodes, self.layers, values)
+      run_nodes(nodes, self.layers, values, call=lambda layer, node, values: call_with_weights(
+          layer, node, values, weights) if node is stage.linear else call_layer(layer, node, values))
       return store(values[last.inputs[0]])
 
     chunks = self._chunks(stage)
@@ -235,10 +238,12 @@ class _Stream:
       specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
                 tf.TensorSpec((), tf.float32)]
                for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]
-      compute = tf.function(compute, autograph=False, input_signature=[specs])
+      compute = tf.function(compute, autograph=False, input_signature=[
+          specs, {name: tf.TensorSpec(value.shape, value.dtype) for name, value in weights.items()}])
     results = None
     for part in chunks:
-      outputs = compute([list(self._load(ref, part, floating)) for ref in stage.sources]).numpy()
+      outputs = compute([list(self._load(ref, part, floating)) for ref in stage.sources],
+                        weights).numpy()
       results = self._empty((self.images, *outputs.shape[1:]), outputs.dtype) if results is None else results
       results[part] = outputs
     return results
