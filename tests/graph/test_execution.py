@@ -37,6 +37,28 @@ def test_a_tap_gives_inner_tensors_whatever_the_last_batch():
   np.testing.assert_allclose(found, run.values([tf.constant(x)])[inner], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["branches", "nested_shared", "two_inputs", "rearranged"])
+@pytest.mark.parametrize("batch_size", [1, 4])  # seven batches are traced, two are not
+def test_running_once_gives_what_a_tap_gives(name, batch_size):
+  model, run = executed(name)
+  x = models.sample_inputs(model, images=7)
+  wanted = [*run.graph.output_refs, Ref(run.graph.nodes[len(run.graph.nodes) // 2])]
+  for found, expected in zip(run.run_once(wanted, x, batch_size), run.tap(wanted)(x, batch_size)):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_running_once_forgets_what_no_call_reads_any_more():
+  held = []
+
+  def counting(layer, node, values):
+    held.append(len(values))
+    return call_layer(layer, node, values)
+
+  model, run = executed("mobile_block", call=counting)
+  run.run_once(run.graph.output_refs, models.sample_inputs(model, images=2))
+  assert max(held) <= 2 < len(run.graph.nodes)  # a block's input waits for its end
+
+
 def test_one_trace_serves_every_batch_size_and_follows_the_weights():
   model, _ = executed("conv_bn_relu")
   traces = []
