@@ -271,7 +271,7 @@ def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   causes = f"Most of the noise comes from {', '.join(places)}. " if places else ""
   return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. "
           f"{causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies (docs/doctor.md); "
-          "or --effort=best, or --preset=int16x8. Judge by --eval on labelled images.")
+          "else --effort=best or --preset=int16x8. Judge by --eval on labelled images.")
 
 
 def _closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
