@@ -5,7 +5,7 @@
 
 Each model runs in a process of its own (Linux). A fault is planted in a layer that the seed chooses. The loss
 is the noise that it adds at the output (QNSR on images that nothing was fitted to); what the mended network
-has no more of it is recovered. 16 bits are spent until the network is as good as without the fault.
+has no more of it is recovered. Up to 8 tensors get 16 bits, whatever the SQNR.
 """
 
 import argparse
@@ -155,7 +155,6 @@ def noise(quantized: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
 def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: np.ndarray) -> dict:
   """Quantizes the sound and the faulty model and lets the doctor mend the latter."""
   import kquant as kq
-  from kquant.search.trials import image_sqnr_db
 
   def prepared(images: np.ndarray) -> np.ndarray:
     return planted.shift * (1 + images) if planted.shift else images
@@ -164,16 +163,14 @@ def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: n
   faulty_train = prepared(train.mean() + planted.contrast * (train - train.mean()))
   reference = answers(planted.sound, x)
   result = kq.quantize(planted.sound, train, config=planted.config, effort="fast")
-  sound = answers(result.qmodel, x)
-  tolerance = float(image_sqnr_db([sound], [reference]).mean())
-  sound, agreement = noise(sound, reference)
+  sound, agreement = noise(answers(result.qmodel, x), reference)
   found = {"sound": sound, "sound_agreement": agreement}
   reference = answers(planted.model, prepared(x))
   result = kq.quantize(planted.model, faulty_train, config=planted.faulty_config, effort="fast")
   found["faulty"], found["faulty_agreement"] = noise(answers(result.qmodel, prepared(x)), reference)
   start = time.perf_counter()
   diagnosis = kq.diagnose(planted.model, prepared(held_back), calibration=faulty_train, effort="fast",
-                          config=planted.faulty_config, settings=kq.DiagnosisSettings(tolerance=tolerance))
+                          config=planted.faulty_config, settings=kq.DiagnosisSettings(tolerance=np.inf))
   found["seconds"] = time.perf_counter() - start
   found["mended"], found["mended_agreement"] = noise(answers(diagnosis.result.qmodel, prepared(x)), reference)
   rows = [row.name for row in diagnosis.analysis.rows]
@@ -308,7 +305,8 @@ def of_faults(names: list[str], data: pathlib.Path, seeds: int) -> tuple[str, st
   note = (f"int8, effort fast, calibrated on {CALIBRATED} images, remedies judged by 32, all figures on "
           f"others (up to {JUDGED}). `first`: the place of the planted tensor among all, by seed; of what "
           "grids do not mend: whether it is a finding. `recovered`: the part of the noise that the fault "
-          "adds which is gone, by seed; - where it adds less than a tenth of what there is without it.")
+          "adds which is gone, by seed; - where it adds less than a tenth of what there is without it. Up to "
+          "8 tensors get 16 bits, whatever the SQNR: above 100 % it is better than without the fault.")
   tables = [*(faults_table(name, of_model) for name, of_model in found.items()), clipping_table(found)]
   return "The doctor: planted faults", "\n\n".join([head, note, *tables])
 
@@ -316,9 +314,9 @@ def of_faults(names: list[str], data: pathlib.Path, seeds: int) -> tuple[str, st
 def of_v3(data: pathlib.Path) -> tuple[str, str]:
   """Returns the section on MobileNetV3-Small."""
   head = describe("python benchmarks/doctor.py --v3")
-  note = ("Calibrated on the first 128 images in label order, a quarter of which the doctor holds back; judged "
-          "on the other 372 by LiteRT at the input of the softmax; latency: XNNPACK, one thread. The doctor "
-          "looks at the tensors that make 95 % of the noise.")
+  note = ("Calibrated on the first 128 images in label order, a quarter of which the doctor holds back; "
+          "judged on the other 372 by LiteRT at the input of the softmax; latency: XNNPACK, one thread. The "
+          "doctor looks at the tensors that make 95 % of the noise.")
   table = v3_table(in_fresh_process("v3", data, 1))
   return "The doctor: MobileNetV3-Small", "\n\n".join([head, note, table])
 
