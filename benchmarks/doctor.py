@@ -107,7 +107,7 @@ def plant(fault: str, original, seed: int) -> Planted | None:
     np.moveaxis(values, axis, 0)[channel] /= 30
     weights.assign(values)
   elif fault == "bias x100":
-    bias[np.abs(bias).argmax()] *= 100
+    bias[bias.argmax()] *= 100  # a negative one would only silence its channel
   elif fault == "dropped ReLU6 cap":
     if model.get_layer(ref.node.name).get_config().get("max_value") != 6.0:
       return None
@@ -168,10 +168,10 @@ def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: n
   reference = answers(planted.model, prepared(x))
   result = kq.quantize(planted.model, faulty_train, config=planted.faulty_config, effort="fast")
   found["faulty"], found["faulty_agreement"] = noise(answers(result.qmodel, prepared(x)), reference)
-  start = time.perf_counter()
+  start = time.process_time()
   diagnosis = kq.diagnose(planted.model, prepared(held_back), calibration=faulty_train, effort="fast",
                           config=planted.faulty_config, settings=kq.DiagnosisSettings(tolerance=np.inf))
-  found["seconds"] = time.perf_counter() - start
+  found["seconds"] = time.process_time() - start
   found["mended"], found["mended_agreement"] = noise(answers(diagnosis.result.qmodel, prepared(x)), reference)
   rows = [row.name for row in diagnosis.analysis.rows]
   kinds = [finding.kind for finding in diagnosis.findings]
@@ -247,7 +247,7 @@ def v3(data: pathlib.Path) -> list[dict]:
 def faults_table(name: str, found: dict) -> str:
   """Returns the faults of a model as Markdown."""
   lines = [f"| fault in {NAMES[name]} | first | agreement: sound, faulty, mended "
-           "| SQNR dB: sound, faulty, mended | recovered | first remedies (seed 0) | seconds |",
+           "| SQNR dB: sound, faulty, mended | recovered | first remedies (seed 0) | CPU seconds |",
            "|---|---|---|---|---|---|---|"]
   for fault, runs in found["faults"].items():
     first = ", ".join("finding" if run["rank"] == 0 else str(run["rank"] or "-") for run in runs)
