@@ -14,7 +14,6 @@ from kquant.analysis.sites import Site
 from kquant.core import numerics
 from kquant.core.encodings import Encoding
 from kquant.core.fake_quantization import fake_quantize
-from kquant.core.rule import Rule
 from kquant.core.tensor_spec import TensorSpec
 from kquant.doctor.variants import Variant
 from kquant.graph.execution import Execution, NodeCall, Values, live_layers
@@ -76,6 +75,8 @@ def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: 
 def measured_ranges(network: Network, sites: Sequence[Site],
                     images: list[np.ndarray]) -> dict[Site, Ranges]:
   """Returns what each estimator says of each activation site, by one float pass over the images."""
+  if not sites:
+    return {}
   layers = live_layers(network.qmodel)
   estimators = {site: {name: make_estimator(name) for name in _ACTIVATION_RANGES} for site in sites}
   execution = Execution(network.graph, network.qmodel, call=network.calls[1])
@@ -97,14 +98,15 @@ def measured_ranges(network: Network, sites: Sequence[Site],
                  for name, estimator in estimators[site].items()} for site in sites}
 
 
-def weight_remedies(network: Network, site: Site, rule: Rule, input_mean: np.ndarray) -> Iterator[Remedy]:
+def weight_remedies(network: Network, site: Site, spec: TensorSpec,
+                    input_mean: np.ndarray) -> Iterator[Remedy]:
   """Yields the remedies for the weights of a layer that change their grid, cheap to dear.
 
   Args:
-    rule: that decides its weights now.
+    spec: that they have now.
     input_mean: of its input, [channels], for the bias correction.
   """
-  spec, layer = rule.weights, live_layers(network.qmodel)[site.name]
+  layer = live_layers(network.qmodel)[site.name]
   specs = {f"weight range {name}": dataclasses.replace(spec, range=name)
            for name in _WEIGHT_RANGES if name != spec.range}
   if not spec.per_channel:

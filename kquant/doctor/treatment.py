@@ -31,6 +31,8 @@ from kquant.search.trials import paired_change
 
 _LAST_REMEDIES = ("weights of 8 bits",)
 """Dearer than rounding in closed form."""
+_PLAIN = (None, "minmax")
+"""Quantizers of weights that round the weights themselves over a range."""
 
 
 @dataclasses.dataclass
@@ -104,9 +106,14 @@ class Treatment:
     return {site: [remedy] for site, remedy in remedies.items() if remedy is not None}
 
   def _of_weights(self, site: Site) -> Iterable[Remedy]:
-    rule = rule_of(self._patient.config, self._patient.layers[site.name])
+    spec = self._weight_spec(site)
+    if spec.quantizer not in _PLAIN:
+      return ()
     mean = self._patient.calibrated.statistics.input_means[site.name]
-    return weight_remedies(self._network, site, rule, mean)
+    return weight_remedies(self._network, site, spec, mean)
+
+  def _weight_spec(self, site: Site) -> TensorSpec:
+    return rule_of(self._patient.config, self._patient.layers[site.name]).weights
 
   def _of_grid(self, site: Site, ranges: Ranges) -> Iterable[Remedy]:
     graph, layer = self._patient.calibrated.graph, site.nodes[0].layer
@@ -124,7 +131,8 @@ class Treatment:
     for case in self.cases:
       cheap = [option for option in case.options if option.remedy not in _LAST_REMEDIES]
       best = choosing.choose(cheap, case.noise, self._limit)
-      if case.site.part == WEIGHTS and (best is None or best.noise > self._limit):
+      if (case.site.part == WEIGHTS and self._weight_spec(case.site).quantizer in _PLAIN
+          and (best is None or best.noise > self._limit)):
         ill.append(case)
     if not ill:
       return

@@ -123,8 +123,10 @@ def test_what_is_not_better_is_not_kept(monkeypatch):
 
 
 def test_activations_of_few_bits_are_simulated():
-  diagnosis = diagnosed(chain(), config="w4a4")
+  config = kq.QuantConfig.preset("w4a4").with_quantizers(weights="dorefa")
+  diagnosis = diagnosed(chain(), config=config)
   assert diagnosis.bytes is None and diagnosis.rows
+  assert not any(row.tried for row in diagnosis.rows if row.part == "weights")  # it rounds no plain weights
 
 
 def test_a_layer_without_kernels_for_sixteen_bits(monkeypatch):
