@@ -96,13 +96,16 @@ def weak(tmp_path):
 
 def test_fix_writes_the_mended_file_and_says_what_was_done(invoke, weak, tmp_path):
   paths = [f"--output={tmp_path / 'm.tflite'}", f"--summary={tmp_path / 's.json'}",
-           f"--certificate={tmp_path / 'c.json'}"]
+           f"--certificate={tmp_path / 'c.json'}", f"--report={tmp_path / 'r.html'}"]
   code, out, err = invoke(*weak, *paths, "--preset=w2a8", "--calibration_samples=48", main=analyze.main)
   assert code == 0, err
   body = json.loads((tmp_path / "s.json").read_text())
   assert json.loads((tmp_path / "c.json").read_text())["exact"] and (tmp_path / "m.tflite").stat().st_size
   assert body["rows"] and body["trial"]["kept"] and body["sqnr_db"][1] > body["sqnr_db"][0] + 3
   assert body["bytes"][1] > 0 and "together: " in out and "weights of 8 bits" in out
+  page = (tmp_path / "r.html").read_text()
+  assert f"Output SQNR {body['sqnr_db'][1]:.1f} dB." in page and "weights of 8 bits" in page
+  assert "before the remedies" in page and "Certificate" in page
   assert kq.QuantConfig.from_json(body["config"]).rules[0].match.startswith("^")
 
 
