@@ -3,8 +3,10 @@
 Every private Keras attribute that kquant touches is touched here and in `keras_reader`, and nowhere else.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from kquant.graph.keras_reader import MOMENTS, named_variables, read
 from kquant.graph.kinds.table import facts_of, kind_of_class
 from kquant.graph.nodes import LayerDef, Node, Ref, map_refs
 from kquant.graph.policies import float32_policy, in_float32
+
+_RECURSION = 1000
+"""Calls of Python functions around those of a model's layers."""
 
 
 def is_symbol(leaf: Any) -> bool:
@@ -50,8 +55,9 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str,
     keras.backend.batch_set_value(_weights_for(layer, definition))
     layer.finalize_state()
     vars(layer).pop("passes_through", None)
-  model = keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
-                      tf.nest.map_structure(values.__getitem__, outputs), name=name)
+  with deep_recursion(len(nodes)):
+    model = keras.Model(tf.nest.map_structure(values.__getitem__, inputs),
+                        tf.nest.map_structure(values.__getitem__, outputs), name=name)
   for sink in sinks:
     config, value = sink.config, values[sink.inputs[0]]
     if sink.kind == "AddLoss":
@@ -59,6 +65,17 @@ def replay(nodes: list[Node], inputs: Any, outputs: Any, *, name: str,
     else:
       model.add_metric(value, name=config["metric_name"], aggregation=config["aggregation"])
   return model
+
+
+@contextlib.contextmanager
+def deep_recursion(calls: int) -> Iterator[None]:
+  """Lets Keras, which walks a model by recursion, follow so many calls behind one another."""
+  limit = sys.getrecursionlimit()
+  sys.setrecursionlimit(max(limit, _RECURSION + calls))
+  try:
+    yield
+  finally:
+    sys.setrecursionlimit(limit)
 
 
 def _make_layer(definition: LayerDef) -> keras.layers.Layer:

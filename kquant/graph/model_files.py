@@ -204,7 +204,8 @@ def _from_config(config: dict[str, Any]) -> keras.Model:
   make = keras.saving.deserialize_keras_object if "module" in config else keras.models.model_from_config
   early = not configs.names_modules(config)
   with (serialization_lib.ObjectSharingScope(), SharedObjectLoadingScope(),
-        keras_option_scope(save_traces=False, in_tf_saved_model_scope=early)):
+        keras_option_scope(save_traces=False, in_tf_saved_model_scope=early),
+        keras_calls.deep_recursion(configs.count_calls(config))):
     model = make(config)
   if not isinstance(model, keras.Model):
     raise ValueError(f"its config is that of {type(model).__name__}, no model")

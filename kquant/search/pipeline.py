@@ -107,7 +107,8 @@ class Calibrated:
                       rounded: Collection[str] = ()) -> None:
     """Rounds the float weights and corrects their biases as a config says, in place.
 
-    The report names shared layers that were rounded to nearest, or corrected locally.
+    The report names layers of a user's class that were rounded to nearest, and shared ones that were
+    corrected locally.
 
     Args:
       config, report, seed: as `quantized` takes them.
@@ -118,7 +119,7 @@ class Calibrated:
     if config.recipe.rounding != "nearest" or rounded:
       with report.stage("rounding"):
         shared = self._round(config.recipe.rounding, seed, rounded)
-      reason, name = layer_rounding.SHARED_REASON, "round_weights"
+      reason, name = layer_rounding.LEFT_REASON, "round_weights"
     else:
       with report.stage("bias_correction"):
         shared = self._correct_bias(config.recipe.bias)
@@ -126,7 +127,7 @@ class Calibrated:
     report.add_edits([], [Skip(layer, name, reason) for layer in shared])
 
   def _round(self, method: str, seed: int, rounded: Collection[str]) -> list[str]:
-    """Rounds all layers by a method, or some; returns the names of shared ones."""
+    """Rounds all layers by a method, or some; returns the names of those that stay rounded to nearest."""
     turns = self._turns(float_params=self.float_params)
     if method != "nearest":
       return round_layers(turns, self.float_params, self.statistics, method=method, seed=seed)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from kquant.graph.kinds.record import LayerFacts, refused
-from kquant.graph.kinds.recurrent import RECURRENT
+from kquant.graph.kinds.recurrent import UNROLLED
 
 
 def _traced(reason: str, remedy: str) -> LayerFacts:
@@ -11,7 +11,7 @@ def _traced(reason: str, remedy: str) -> LayerFacts:
 
 
 KINDS: dict[str, LayerFacts] = {
-    "Bidirectional": RECURRENT,
+    "Bidirectional": UNROLLED,
     "TimeDistributed": refused("runs a layer per time step",
                                "call Dense on the sequence itself, or reshape the steps into an image and "
                                "use the layer of two dimensions"),

@@ -50,6 +50,12 @@ def without_training(config: Any, registered: Callable[[str], Any]) -> Any:
           without_training(part, registered) for key, part in config.items() if key not in _TRAINING}
 
 
+def count_calls(config: dict[str, Any]) -> int:
+  """Returns how many calls the layers of a functional model have."""
+  layers = config.get("config", {}).get("layers", ()) if isinstance(config.get("config"), dict) else ()
+  return sum(len(layer.get("inbound_nodes") or ()) for layer in layers)
+
+
 def _is_known(part: Any, registered: Callable[[str], Any]) -> bool:
   """Whether an initializer, regularizer or constraint is one of Keras or registered."""
   name = part

@@ -110,12 +110,21 @@ def correct_local_shift(qmodel: keras.Model, float_params: dict[str, dict[str, n
     ValueError: float_params lack a layer of qmodel.
   """
   for wrapper in wrapped_layers(qmodel, float_params):
-    params, grids, values = float_params[wrapper.name], wrapper.weight_encodings(), wrapper.weight_values()
-    for weight in _biased_weights(wrapper):
-      grid = grids[weight.name]
-      error = grid.dequantize(grid.quantize(values[weight.name])).astype(np.float64) - params[weight.name]
-      shift = output_shift(error, statistics.input_means[wrapper.name], weight)
-      getattr(wrapper.layer, weight.bias).assign((params[weight.bias] - shift).astype(np.float32))
+    correct_shift(wrapper, float_params[wrapper.name], statistics)
+
+
+def correct_shift(wrapper: QuantizeWeights, params: dict[str, np.ndarray], statistics: Statistics) -> None:
+  """Sets the biases of one layer to the float ones less the shift that its rounding makes.
+
+  Args:
+    params: the layer's float weights by name.
+  """
+  grids, values = wrapper.weight_encodings(), wrapper.weight_values()
+  for weight in _biased_weights(wrapper):
+    grid = grids[weight.name]
+    error = grid.dequantize(grid.quantize(values[weight.name])).astype(np.float64) - params[weight.name]
+    shift = output_shift(error, statistics.input_means[wrapper.name], weight)
+    getattr(wrapper.layer, weight.bias).assign((params[weight.bias] - shift).astype(np.float32))
 
 
 def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],
@@ -154,7 +163,7 @@ def correct_iteratively(turns: Iterable[LayerTurn], statistics: Statistics, *,
   """
   left = []
   for turn in turns:
-    if turn.patches is None:
+    if turn.patches is None or turn.is_shared:
       left.append(turn.layer.name)
       continue
     correct_mean(turn, statistics, shrink=shrink)

@@ -56,6 +56,21 @@ def measure_moments(turn: LayerTurn, generator: np.random.Generator) -> list[Mom
   return [_centred(parts) for parts in sums if parts is not None]
 
 
+def moments_of_calls(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:
+  """Returns the moments of what all calls of a layer read in the float network, as those of one part.
+
+  What they read in the quantized network is not known when the weights are chosen: they read what it makes.
+  """
+  positions = math.ceil(_positions(turn) / len(turn.calls))
+  step = max(1, _CHUNK_ELEMENTS // (positions * turn.patches.blocks * turn.patches.inputs))
+  sums = None
+  for inputs in turn.call_inputs():
+    for part in _parts(len(inputs), step, 0):
+      rows = _cut(turn.patches.rows(inputs[part], turn.patches.draw(positions, generator)))
+      sums = _added(sums, rows, tf.zeros_like(rows))
+  return [_centred(sums)]
+
+
 def _parts(count: int, step: int, border: int) -> list[slice]:
   """Cuts 0 .. count into slices of at most `step`, none across the border."""
   edges = sorted({0, count, *range(0, count, step), min(max(border, 0), count)})

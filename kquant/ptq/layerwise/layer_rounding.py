@@ -20,8 +20,20 @@ from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import rounding
 from kquant.ptq.layerwise.adaround import adaround
-from kquant.ptq.layerwise.bias_correction import correct_mean, linear_params, wrapped_layers
-from kquant.ptq.layerwise.input_moments import Moments, cuts, measure_moments, merged, undoing
+from kquant.ptq.layerwise.bias_correction import (
+  correct_mean,
+  correct_shift,
+  linear_params,
+  wrapped_layers,
+)
+from kquant.ptq.layerwise.input_moments import (
+  Moments,
+  cuts,
+  measure_moments,
+  merged,
+  moments_of_calls,
+  undoing,
+)
 from kquant.ptq.layerwise.patches import Patches
 from kquant.ptq.layerwise.rounding import RoundingProblem
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
@@ -33,7 +45,7 @@ _DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 0.1, 0.02, 0.5
 """Of the Gram matrix, the first times inputs over images: with few images its small eigenvalues are chance.
 (w4a8, SQNR on new images, 0.05 throughout and this: MobileNetV2 8.0 and 8.3 dB, MobileNetV1 0.25 10.9 and
 11.2, ResNet-8 with 256 images 23.6 and 23.6.)"""
-SHARED_REASON = "called more than once: its weights are rounded to nearest, its bias stays"
+LEFT_REASON = "of a class of its own: its weights are rounded to nearest, its bias stays"
 _FEW_INPUTS = 640
 """Up to so many the threads of BLAS wait for one another longer than they compute."""
 
@@ -42,8 +54,9 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
                   method: str = "closed_form", seed: int = 0) -> keras.Model:
   """Chooses the integers of every kernel, and with them the biases, in place.
 
-  The kernels afterwards lie on their grids, whose scales may have changed. Layers that are called more
-  than once, and those of a user's class with weights, are rounded to nearest; a warning of absl names them.
+  The kernels afterwards lie on their grids, whose scales may have changed. Those of a layer that is
+  called more than once follow from what all its calls read in the float network, its bias is corrected
+  locally. Layers of a user's class with weights are rounded to nearest; a warning of absl names them.
 
   Args:
     qmodel: calibrated.
@@ -73,15 +86,15 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
   wrapped_layers(qmodel, float_params, where="round_weights")  # raises where it was not made from float_model
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
   turns = layer_turns(qmodel, images, float_params=float_params)
-  shared = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)
-  for name in shared:
-    logging.warning("round_weights: layer %r is %s.", name, SHARED_REASON)
+  left = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)
+  for name in left:
+    logging.warning("round_weights: layer %r is %s.", name, LEFT_REASON)
   return qmodel
 
 
 def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
                  statistics: Statistics, *, method: str = "closed_form", seed: int = 0) -> list[str]:
-  """`round_weights` on statistics that exist; returns the names of layers rounded to nearest, as shared.
+  """`round_weights` on statistics that exist; returns the names of layers that are rounded to nearest.
 
   Args:
     turns: of all layers with quantized weights, with their float inputs (`layer_turns`).
@@ -91,14 +104,17 @@ def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, n
   """
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
-  left = []
+  left, done = [], set()
   generator = np.random.default_rng(seed)
   for turn in turns:
     if turn.patches is None:
       left.append(turn.layer.name)
       continue
+    if turn.layer.name in done:
+      continue
+    done.add(turn.layer.name)
     _round_layer(turn, float_params[turn.layer.name], generator, method=method)
-    correct_mean(turn, statistics)
+    _correct_layer(turn, float_params[turn.layer.name], statistics)
   return list(dict.fromkeys(left))
 
 
@@ -110,15 +126,18 @@ def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.
     turns, float_params, statistics, seed: as `round_layers` takes them; biases are corrected locally.
     layers: names of those that are rounded.
   """
-  left = []
+  left, done = [], set()
   generator = np.random.default_rng(seed)
   for turn in turns:
     if turn.patches is None:
       left.append(turn.layer.name)
       continue
+    if turn.layer.name in done:
+      continue
+    done.add(turn.layer.name)
     if turn.layer.name in layers:
       _round_layer(turn, float_params[turn.layer.name], generator)
-    correct_mean(turn, statistics)
+    _correct_layer(turn, float_params[turn.layer.name], statistics)
   return list(dict.fromkeys(left))
 
 
@@ -126,11 +145,19 @@ def _round_layer(turn: LayerTurn, params: dict[str, np.ndarray], generator: np.r
                  method: str = "closed_form") -> None:
   """Sets the integers and the scale of a layer, whose float weights are given."""
   ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
-  halves = measure_moments(turn, generator)
+  halves = (moments_of_calls if turn.is_shared else measure_moments)(turn, generator)
   with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
     kernel, scale = round_kernel(turn, params[name], grid, halves, method=method)
   turn.layer.set_scale(name, scale)
   turn.layer.set_integers(name, kernel)
+
+
+def _correct_layer(turn: LayerTurn, params: dict[str, np.ndarray], statistics: Statistics) -> None:
+  """Sets the bias of a layer whose integers are chosen; a shared one has no mean of its own to meet."""
+  if turn.is_shared:
+    correct_shift(turn.layer, params, statistics)
+  else:
+    correct_mean(turn, statistics)
 
 
 def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments], *,

@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,7 @@ from kquant.core.encodings import Encoding
 from kquant.graph.execution import call_float, call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
-from kquant.graph.nodes import Node, Ref, kind_of_class
+from kquant.graph.nodes import LayerDef, Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
@@ -54,14 +54,16 @@ class LayerTurn:
 
   Attributes:
     layer: the QuantizeWeights layer; what is changed in it is what the rest of the pass computes with.
-    patches: how its inputs and its kernel make a matrix product; None where the layer does not allow a method
-      to change its weights by its output: other calls use it too, or it is not linear.
+    patches: how its inputs and its kernel make a matrix product; None where it is not linear.
+    calls: of the layer, in their order; where there are several, it has a turn at each of them, and what
+      reaches the later ones depends on its weights.
     images: number of images that pass.
   """
 
-  def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, *, shared: bool):
+  def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, calls: list[Node]):
     self.layer = layer
-    self.patches = None if shared else _patches(layer.layer, stage.linear.inputs[0].shape[1:])
+    self.patches = _patches(layer.layer, stage.linear.inputs[0].shape[1:])
+    self.calls = calls
     self.images = stream.images
     self._stream = stream
     self._stage = stage
@@ -78,6 +80,15 @@ class LayerTurn:
   def float_inputs(self) -> Iterator[tf.Tensor]:
     """The inputs that the layer has in the float network, the same chunks."""
     return self._stream.inputs(self._stage, floating=True)
+
+  @property
+  def is_shared(self) -> bool:
+    """Whether the layer has turns at other calls too."""
+    return len(self.calls) > 1
+
+  def call_inputs(self) -> Iterator[tf.Tensor]:
+    """The inputs that all calls of the layer have in the float network, some images of one call at a time."""
+    return self._stream.call_inputs([call.inputs[0] for call in self.calls])
 
   def image_means(self) -> np.ndarray:
     """Mean over positions of the outputs before the activation, as its weights are now: float64
@@ -120,10 +131,13 @@ def layer_turns(qmodel: keras.Model, images: list[np.ndarray], *,
       raise ValueError(f"Layer {node.name!r} still has its batch norm; insert the quantizers with "
                        "batch_norm='fold' before methods that change weights layer after layer.")
   stream = _Stream(graph, qmodel, images, float_params)
+  calls: dict[LayerDef, list[Node]] = {}
+  for node in graph.nodes:
+    calls.setdefault(node.layer, []).append(node)
   for stage in tqdm(stream.stages, desc="layers", unit="", delay=2.0, disable=None):
     if stage.linear is not None:
       layer = stream.layers[stage.linear.layer.name]
-      yield LayerTurn(stream, stage, layer, shared=len(graph.calls(stage.linear.layer)) > 1)
+      yield LayerTurn(stream, stage, layer, calls[stage.linear.layer])
     stream.advance(stage)
 
 
@@ -134,6 +148,7 @@ class _Stream:
                float_params: dict[str, dict[str, np.ndarray]] | None):
     self.layers = live_layers(qmodel)
     self.images = len(images[0])
+    self._graph, self._inputs = graph, images
     self._float_params = float_params
     self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
     self._floating: dict[Ref, np.ndarray] = dict(self._stored) if float_params is not None else {}
@@ -154,14 +169,24 @@ class _Stream:
     """The input of a stage's linear layer, some images at a time."""
     (wanted,) = stage.linear.inputs
     between = stage.nodes[:stage.nodes.index(stage.linear)]
-    for part in self._chunks(stage):
+    for part in self._chunks(stage.nodes, stage.sources):
       values = {ref: _dequantized(*self._load(ref, part, floating)) for ref in stage.sources}
       run_nodes(between, self.layers, values)
       yield values[wanted]
 
-  def _chunks(self, stage: _Stage) -> list[slice]:
+  def call_inputs(self, wanted: list[Ref]) -> Iterator[tf.Tensor]:
+    """Some tensors of the float network, which is run from the start, some images of one tensor at a time."""
+    needed = _ancestors(wanted)
+    nodes = [node for node in self._graph.nodes if node in needed]
+    with self._float_weights(nodes):
+      for part in self._chunks(nodes):
+        values = {ref: tf.constant(array[part]) for ref, array in zip(self._graph.input_refs, self._inputs)}
+        run_nodes(nodes, self.layers, values, call=call_float)
+        yield from (values[ref] for ref in wanted)
+
+  def _chunks(self, nodes: list[Node], sources: Sequence[Ref] = ()) -> list[slice]:
     """Cuts the images into chunks of bounded size."""
-    shapes = [ref.shape for ref in stage.sources] + [shape for node in stage.nodes for shape in node.shapes]
+    shapes = [ref.shape for ref in sources] + [shape for node in nodes for shape in node.shapes]
     largest = max(int(np.prod([n or 1 for n in shape[1:]])) for shape in shapes)
     step = max(1, _CHUNK_ELEMENTS // largest)
     return [slice(start, min(start + step, self.images)) for start in range(0, self.images, step)]
@@ -180,7 +205,7 @@ class _Stream:
     result = Ref(stage.nodes[-1])
     grid = self.layers[result.node.layer.name].encoding()
     if self._float_params is not None:
-      with self._float_weights(stage):
+      with self._float_weights(stage.nodes):
         self._floating[result] = self._run(stage, _fixed_point(grid), floating=True)
     self._stored[result] = self._run(stage, _integers(grid), floating=False)
     self._grids[result] = grid
@@ -202,21 +227,19 @@ class _Stream:
     return spare[:size].view(dtype).reshape(shape)
 
   @contextlib.contextmanager
-  def _float_weights(self, stage: _Stage) -> Iterator[None]:
-    """Puts the float weights into a stage's linear layer for a while."""
-    if stage.linear is None:
-      yield
-      return
-    layer = self.layers[stage.linear.layer.name].layer
-    params = self._float_params[layer.name]
-    current = {name: getattr(layer, name).numpy() for name in params}
+  def _float_weights(self, nodes: list[Node]) -> Iterator[None]:
+    """Puts the float weights into the linear layers of some calls for a while."""
+    current = []
+    for name in dict.fromkeys(node.layer.name for node in nodes if node.layer.cls is QuantizeWeights):
+      layer = self.layers[name].layer
+      current += [(getattr(layer, key), getattr(layer, key).numpy()) for key in self._float_params[name]]
+      for key, value in self._float_params[name].items():
+        getattr(layer, key).assign(value)
     try:
-      for name, value in params.items():
-        getattr(layer, name).assign(value)
       yield
     finally:
-      for name, value in current.items():
-        getattr(layer, name).assign(value)
+      for variable, value in current:
+        variable.assign(value)
 
   def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
     """Computes what a stage's quantizer reads and stores it for all images."""
@@ -233,7 +256,7 @@ class _Stream:
           layer, node, values, weights) if node is stage.linear else call_layer(layer, node, values))
       return store(values[last.inputs[0]])
 
-    chunks = self._chunks(stage)
+    chunks = self._chunks(stage.nodes, stage.sources)
     if len(chunks) >= _FEWEST_TRACED:
       specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
                 tf.TensorSpec((), tf.float32)]
@@ -247,6 +270,17 @@ class _Stream:
       results = self._empty((self.images, *outputs.shape[1:]), outputs.dtype) if results is None else results
       results[part] = outputs
     return results
+
+
+def _ancestors(refs: Iterable[Ref]) -> set[Node]:
+  """The calls that tensors come from."""
+  found, waiting = set(), [ref.node for ref in refs]
+  while waiting:
+    node = waiting.pop()
+    if node not in found:
+      found.add(node)
+      waiting += [ref.node for ref in node.inputs]
+  return found
 
 
 def _dequantized(stored, scale, zero_point) -> tf.Tensor:

@@ -8,9 +8,25 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import LayerDef, Node, Origin, Ref
+from kquant.graph.nodes import Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_reshape, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
+
+
+@dataclasses.dataclass
+class _Layer:
+  """A recurrent layer, maybe one direction of a call.
+
+  Attributes:
+    name: of its parts.
+    kind, config: of the layer.
+    call: that reads the sequence.
+  """
+
+  name: str
+  kind: str
+  config: dict[str, Any]
+  call: Node
 
 
 @dataclasses.dataclass
@@ -18,31 +34,77 @@ class _Run:
   """What a recurrent layer makes of a sequence.
 
   Attributes:
-    outputs: of each step, [batch, units], in the order of time.
-    state: behind the last step that is taken.
+    outputs: of each step, [batch, units], in the order in which they were made.
+    state: behind the last of them.
+    last: the output of that step.
   """
 
   outputs: list[Ref]
   state: State
 
+  def __post_init__(self):
+    self.last = self.outputs[-1]
+
 
 def unroll(graph: Graph, node: Node) -> None:
   """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step."""
-  if (node.kind in CELLS or node.kind == "RNN") and _is_plain(node):
-    params = list(node.layer.params.values())
-    run = _run(graph, node, node.layer_name, node.config, params)
-    results = _results(graph, node, node.config, run)
-    _replace(graph, node, results)
+  if node.kind == "Bidirectional":
+    _unroll_both(graph, node)
+  elif (node.kind in CELLS or node.kind == "RNN") and _is_plain(node, node.config):
+    run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), node.inputs[1:],
+               list(node.layer.params.values()))
+    _replace(graph, node, [_output(graph, node.layer_name, node.config, run)], run.state)
 
 
-def _is_plain(node: Node) -> bool:
+def _unroll_both(graph: Graph, node: Node) -> None:
+  """Runs one layer forward and one backward, and merges what they make."""
+  forward, backward = _directions(node.config)
+  if not all(kind in CELLS or kind == "RNN" for kind, _ in (forward, backward)) or not all(
+      _is_plain(node, config, kind) for kind, config in (forward, backward)):
+    return
+  cells = _cells_of(*forward)
+  params = _parted(list(node.layer.params.values()), sum(map(len, map(_weights_of, cells))))
+  states = _parted(node.inputs[1:], sum(CELLS[kind].states for kind, _ in cells))
+  outputs, behind = [], []
+  for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
+    layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
+    run = _run(graph, layer, given, own)
+    if config["go_backwards"]:
+      run.outputs.reverse()  # as Keras: in the order of the sequence again
+    outputs.append(_output(graph, layer.name, config, run))
+    behind += run.state
+  _replace(graph, node, _merged(graph, node, outputs), behind)
+
+
+def _directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
+  """(kind, config) of the layer that goes forward, and of that which goes backward."""
+  forward = config["layer"]
+  backward = config.get("backward_layer") or {**forward, "config": {
+      **forward["config"], "go_backwards": not forward["config"]["go_backwards"]}}
+  return tuple((layer["class_name"], layer["config"]) for layer in (forward, backward))
+
+
+def _parted(values: list[Any], count: int) -> tuple[list[Any], list[Any]]:
+  return values[:count], values[count:]
+
+
+def _merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
+  mode, name = node.config["merge_mode"], f"{node.layer_name}/merged"
+  if mode is None:
+    return outputs
+  if mode != "concat":
+    return [add_merge(graph, _MERGES[mode], name, outputs)]
+  shape = (*outputs[0].shape[:-1], sum(output.shape[-1] for output in outputs))
+  return [graph.add_node(graph.new_layer(keras.layers.Concatenate, name), (outputs,), shape)]
+
+
+def _is_plain(node: Node, config: dict[str, Any], kind: str = "") -> bool:
   """Whether a call has no masks, constants or state of its own, and a fixed length."""
-  config = node.config
-  cells = _cells_of(node.kind, config)
+  cells = _cells_of(kind or node.kind, config)
   return (is_fixed(*node.inputs) and not config.get("stateful") and not config.get("time_major")
           and not node.kwargs and len(node.inputs[0].shape) == 3
-          and all(kind in CELLS and cell.get("activation") in ACTIVATIONS
-                  and cell.get("recurrent_activation", GATES[0]) in GATES for kind, cell in cells))
+          and all(cell in CELLS and own.get("activation") in ACTIVATIONS
+                  and own.get("recurrent_activation", GATES[0]) in GATES for cell, own in cells))
 
 
 def _cells_of(kind: str, config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -54,25 +116,33 @@ def _cells_of(kind: str, config: dict[str, Any]) -> list[tuple[str, dict[str, An
   return [(part["class_name"], part["config"]) for part in ([cell] if inner is None else inner)]
 
 
-def _run(graph: Graph, node: Node, name: str, config: dict[str, Any], params: Sequence[np.ndarray]) -> _Run:
+def _weights_of(cell: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
+  """The weights of a cell, in the order of Keras."""
+  return ("kernel", "recurrent_kernel", "bias")[:3 if cell[1]["use_bias"] else 2]
+
+
+def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.ndarray]) -> _Run:
   """Runs the cells over the whole sequence, one after the other.
 
   Args:
+    given: the states to start from, none for zeros.
     params: of all cells, in the order of Keras.
   """
-  source, *given = node.inputs
-  cells, weights, state = _cells_of(node.kind, config), list(params), []
-  for number, (kind, own) in enumerate(cells):
-    names = ("kernel", "recurrent_kernel", "bias")[:3 if own["use_bias"] else 2]
-    own_params = {key: weights.pop(0) for key in names}
-    owner = Node(node.name, dataclasses.replace(node.layer, config=own))
-    cell = CELLS[kind](graph, name if len(cells) == 1 else f"{name}/{number}", owner, own_params)
-    if number:
-      source = _sequence(graph, f"{name}/{number}/input", run.outputs)
-    run = _steps(cell, source, [given.pop(0) for _ in range(cell.states)] if given else [None] * cell.states,
-                 backwards=config["go_backwards"] and not number)
-    state += run.state
-  return _Run(run.outputs, state)
+  source, states, weights, behind = layer.call.inputs[0], list(given), list(params), []
+  cells = _cells_of(layer.kind, layer.config)
+  for number, (kind, config) in enumerate(cells):
+    name = layer.name if len(cells) == 1 else f"{layer.name}/{number}"
+    owner = dataclasses.replace(layer.call.layer, config=config)
+    owner.origins = (*owner.origins, Origin(layer.name, kind))
+    own = {key: weights.pop(0) for key in _weights_of((kind, config))}
+    cell = CELLS[kind](graph, name, Node(layer.call.name, owner), own)
+    state = [states.pop(0) if states else None for _ in range(cell.states)]
+    with graph.in_place_of(cell.node):
+      if number:
+        source = _sequence(graph, f"{name}/input", run.outputs)
+      run = _steps(cell, source, state, backwards=layer.config["go_backwards"] and not number)
+    behind += run.state
+  return _Run(run.outputs, behind)
 
 
 def _steps(cell: Cell, source: Ref, state: State, *, backwards: bool) -> _Run:
@@ -95,14 +165,17 @@ def _sequence(graph: Graph, name: str, outputs: list[Ref]) -> Ref:
   return add_reshape(graph, name, joined, (len(outputs), units))
 
 
-def _results(graph: Graph, node: Node, config: dict[str, Any], run: _Run) -> list[Ref]:
-  whole = config["return_sequences"]
-  output = _sequence(graph, f"{node.layer_name}/sequence", run.outputs) if whole else run.outputs[-1]
-  return [output, *run.state] if config["return_state"] else [output]
+def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
+  """The whole sequence, or what the last step made."""
+  return _sequence(graph, f"{name}/sequence", run.outputs) if config["return_sequences"] else run.last
 
 
-def _replace(graph: Graph, node: Node, results: list[Ref]) -> None:
-  for old, new in zip(node.outputs, results, strict=True):
+def _replace(graph: Graph, node: Node, outputs: list[Ref], states: list[Ref]) -> None:
+  """Lets what reads a call read these tensors; the states where it returns them."""
+  for old, new in zip(node.outputs, [*outputs, *states]):
     graph.redirect(old, new)
   graph.edit(node, f"written as {node.inputs[0].shape[1]} steps")
   graph.drop(node)
+
+
+_MERGES = {"sum": keras.layers.Add, "mul": keras.layers.Multiply, "ave": keras.layers.Average}
