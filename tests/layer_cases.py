@@ -64,6 +64,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "AveragePooling2D": lambda: one(layers.AveragePooling2D(2)),
     "AveragePooling3D": lambda: one(layers.AveragePooling3D((2, 3, 2), (1, 2, 2), padding="same"), VOLUME),
     "BatchNormalization": lambda: one(layers.BatchNormalization()),
+    "Bidirectional": lambda: one(layers.Bidirectional(layers.LSTM(3)), STEPS),
     "CategoryEncoding": lambda: one(layers.CategoryEncoding(40, "count"), (3,)),
     "CenterCrop": lambda: one(layers.CenterCrop(4, 3)),
     "Concatenate": lambda: two(layers.Concatenate()),
@@ -138,6 +139,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "SpectralNormalization": lambda: one(layers.SpectralNormalization(layers.Conv2D(3, 2))),
     "Subtract": lambda: two(layers.Subtract()),
     "ThresholdedReLU": lambda: one(layers.ThresholdedReLU(0.3)),
+    "TimeDistributed": lambda: one(layers.TimeDistributed(layers.Dense(3)), ROWS),
     "UnitNormalization": lambda: one(layers.UnitNormalization()),
     "UpSampling1D": lambda: one(layers.UpSampling1D(2), ROWS),
     "UpSampling2D": lambda: one(layers.UpSampling2D(2)),
@@ -186,7 +188,6 @@ def _multi_head_masks() -> keras.Model:
 
 
 REFUSED: dict[str, Callable[[], keras.Model]] = {
-    "Bidirectional": lambda: one(layers.Bidirectional(layers.LSTM(3)), ROWS),
     "ConvLSTM1D": lambda: one(layers.ConvLSTM1D(3, 2), (4, 6, 3)),
     "ConvLSTM2D": lambda: one(layers.ConvLSTM2D(3, 2), VOLUME),
     "ConvLSTM3D": lambda: one(layers.ConvLSTM3D(3, 2), (3, *VOLUME)),
@@ -197,7 +198,6 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     "RandomWidth": lambda: one(layers.RandomWidth(0.1)),
     "StringLookup": lambda: one(layers.StringLookup(vocabulary=["a", "b"]), (3,), "string"),
     "TextVectorization": lambda: one(layers.TextVectorization(vocabulary=["a", "b"]), (), "string"),
-    "TimeDistributed": lambda: one(layers.TimeDistributed(layers.Dense(3)), ROWS),
 }
 
 NOT_IN_GRAPHS = {

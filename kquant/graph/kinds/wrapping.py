@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kquant.graph.kinds.record import LayerFacts, refused
+from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 from kquant.graph.kinds.recurrent import UNROLLED
 
 
@@ -12,9 +12,9 @@ def _traced(reason: str, remedy: str) -> LayerFacts:
 
 KINDS: dict[str, LayerFacts] = {
     "Bidirectional": UNROLLED,
-    "TimeDistributed": refused("runs a layer per time step",
-                               "call Dense on the sequence itself, or reshape the steps into an image and "
-                               "use the layer of two dimensions"),
+    "TimeDistributed": taken_apart(Refusal(
+        "has an open length, a mask, or a layer of several inputs or outputs inside",
+        "give the model inputs of fixed length (--input_shape), and call a layer of one tensor inside")),
     "SpectralNormalization": _traced("wraps a layer in a way that cannot be traced",
                                      "use the trained layer (its .layer) itself"),
     "Lambda": _traced("hides a Python function that cannot be traced",

@@ -50,8 +50,8 @@ def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) 
 
 
 def add_split(graph: Graph, name: str, source: Ref, sizes: Sequence[int], *,
-              layer: LayerDef | None = None) -> list[Ref]:
-  """Cuts a tensor along its last axis into parts of these sizes.
+              axis: int = -1, layer: LayerDef | None = None) -> list[Ref]:
+  """Cuts a tensor along an axis into parts of these sizes.
 
   Args:
     layer: of an earlier call, where it is one more call of that.
@@ -59,9 +59,9 @@ def add_split(graph: Graph, name: str, source: Ref, sizes: Sequence[int], *,
   if len(sizes) == 1:
     return [source]
   layer = layer or operator_layer(name, "split")
-  first = graph.add_node(layer, (source, [int(size) for size in sizes]), source.shape,
-                         kwargs={"axis": len(source.shape) - 1})
-  first.node.shapes = [(*source.shape[:-1], int(size)) for size in sizes]
+  axis %= len(source.shape)
+  first = graph.add_node(layer, (source, [int(size) for size in sizes]), source.shape, kwargs={"axis": axis})
+  first.node.shapes = [(*source.shape[:axis], int(size), *source.shape[axis + 1:]) for size in sizes]
   return first.node.outputs
 
 

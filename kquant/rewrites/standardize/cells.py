@@ -59,8 +59,20 @@ class Cell(abc.ABC):
 
   def project(self, source: Ref) -> list[tuple[Ref, ...]]:
     """Multiplies all steps of the input by the kernel at once; returns a step's parts for each step."""
+    source = self._dropped(source)
     parts = [self._steps(f"kernel_{part}", source, columns) for part, columns in self.parts().items()]
     return list(zip(*parts))
+
+  def _dropped(self, source: Ref) -> Ref:
+    """The input behind its dropout, one mask for all steps."""
+    config = self.node.config
+    if config.get("recurrent_dropout"):
+      self.graph.skip(self.node, "its recurrent_dropout is left out of training")
+    if not config.get("dropout"):
+      return source
+    layer = self.graph.new_layer(keras.layers.SpatialDropout1D, f"{self.name}/dropout",
+                                 {"rate": config["dropout"]})
+    return self.graph.add_node(layer, (source,), source.shape)
 
   def _steps(self, name: str, source: Ref, columns: np.ndarray) -> list[Ref]:
     bias = self.input_bias()
@@ -101,7 +113,8 @@ class Cell(abc.ABC):
 
   def recurrent(self, part: str, state: Ref, bias: np.ndarray | None = None) -> Ref:
     """Multiplies a state by the recurrent kernel of a part."""
-    return self.dense(f"recurrent_{part}", state, self.params["recurrent_kernel"][:, self.parts()[part]], bias)
+    kernel = self.params["recurrent_kernel"][:, self.parts()[part]]
+    return self.dense(f"recurrent_{part}", state, kernel, bias)
 
   def merge(self, cls: type, name: str, inputs: list[Ref]) -> Ref:
     """Calls Add, Subtract or Multiply on two tensors."""

@@ -12,6 +12,9 @@ from kquant.graph.nodes import Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_reshape, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
 
+MOST_STEPS = 1000
+"""Beyond, building the models takes more than minutes."""
+
 
 @dataclasses.dataclass
 class _Layer:
@@ -36,14 +39,10 @@ class _Run:
   Attributes:
     outputs: of each step, [batch, units], in the order in which they were made.
     state: behind the last of them.
-    last: the output of that step.
   """
 
   outputs: list[Ref]
   state: State
-
-  def __post_init__(self):
-    self.last = self.outputs[-1]
 
 
 def unroll(graph: Graph, node: Node) -> None:
@@ -69,9 +68,7 @@ def _unroll_both(graph: Graph, node: Node) -> None:
   for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
     layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
     run = _run(graph, layer, given, own)
-    if config["go_backwards"]:
-      run.outputs.reverse()  # as Keras: in the order of the sequence again
-    outputs.append(_output(graph, layer.name, config, run))
+    outputs.append(_output(graph, layer.name, config, run, in_order=True))
     behind += run.state
   _replace(graph, node, _merged(graph, node, outputs), behind)
 
@@ -102,7 +99,7 @@ def _is_plain(node: Node, config: dict[str, Any], kind: str = "") -> bool:
   """Whether a call has no masks, constants or state of its own, and a fixed length."""
   cells = _cells_of(kind or node.kind, config)
   return (is_fixed(*node.inputs) and not config.get("stateful") and not config.get("time_major")
-          and not node.kwargs and len(node.inputs[0].shape) == 3
+          and not node.kwargs and len(node.inputs[0].shape) == 3 and node.inputs[0].shape[1] <= MOST_STEPS
           and all(cell in CELLS and own.get("activation") in ACTIVATIONS
                   and own.get("recurrent_activation", GATES[0]) in GATES for cell, own in cells))
 
@@ -129,7 +126,7 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
     params: of all cells, in the order of Keras.
   """
   source, states, weights, behind = layer.call.inputs[0], list(given), list(params), []
-  cells = _cells_of(layer.kind, layer.config)
+  cells, run = _cells_of(layer.kind, layer.config), _Run([], [])
   for number, (kind, config) in enumerate(cells):
     name = layer.name if len(cells) == 1 else f"{layer.name}/{number}"
     owner = dataclasses.replace(layer.call.layer, config=config)
@@ -165,15 +162,24 @@ def _sequence(graph: Graph, name: str, outputs: list[Ref]) -> Ref:
   return add_reshape(graph, name, joined, (len(outputs), units))
 
 
-def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
-  """The whole sequence, or what the last step made."""
-  return _sequence(graph, f"{name}/sequence", run.outputs) if config["return_sequences"] else run.last
+def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run, *, in_order: bool = False) -> Ref:
+  """The whole sequence, or what the last step made.
+
+  Args:
+    in_order: of the sequence that is read, where the layer goes backwards.
+  """
+  if not config["return_sequences"]:
+    return run.outputs[-1]
+  backwards = in_order and config["go_backwards"]
+  return _sequence(graph, f"{name}/sequence", run.outputs[::-1] if backwards else run.outputs)
 
 
 def _replace(graph: Graph, node: Node, outputs: list[Ref], states: list[Ref]) -> None:
   """Lets what reads a call read these tensors; the states where it returns them."""
   for old, new in zip(node.outputs, [*outputs, *states]):
     graph.redirect(old, new)
+  if node.config.get("activity_regularizer"):
+    graph.skip(node, "its activity_regularizer is left out of training")
   graph.edit(node, f"written as {node.inputs[0].shape[1]} steps")
   graph.drop(node)
 

@@ -28,6 +28,7 @@ from kquant.rewrites.standardize.padding import absorb_lowest, absorb_zeros
 from kquant.rewrites.standardize.recurrent import unroll
 from kquant.rewrites.standardize.resizing import split_resizing
 from kquant.rewrites.standardize.shape_operators import drop_cast, name_shape_operator
+from kquant.rewrites.standardize.time_distributed import distribute
 from kquant.rewrites.standardize.training_config import split_activity_regularizer, training_config
 from kquant.rewrites.standardize.volumes import split_volume_kernel
 
@@ -51,6 +52,8 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   fold_constants(graph)
   _treat_each(graph, name_constant_weights)
   take_masks(graph, keep_training=keep_training)
+  _treat_each(graph, distribute)
+  graph.normalize()
   _treat_each(graph, unroll)
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
               split_contraction, split_masked_mean, split_normalization, look_up_categories,

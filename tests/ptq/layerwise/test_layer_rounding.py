@@ -14,7 +14,14 @@ from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import input_moments as moments_file
 from kquant.ptq.layerwise import streaming
 from kquant.ptq.layerwise.bias_correction import correct_bias, linear_params
-from kquant.ptq.layerwise.input_moments import Moments, cuts, measure_moments, merged, undoing
+from kquant.ptq.layerwise.input_moments import (
+  Moments,
+  cuts,
+  measure_moments,
+  merged,
+  moments_of_calls,
+  undoing,
+)
 from kquant.ptq.layerwise.layer_rounding import round_layers, round_weights
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
@@ -103,14 +110,24 @@ def test_the_same_seed_gives_the_same_weights():
     np.testing.assert_array_equal(a, b)
 
 
-def test_shared_layers_are_named():
+def test_a_shared_layer_is_rounded_for_what_all_its_calls_read():
   image = keras.Input((6, 6, 2))
   shared = layers.Conv2D(2, 1, name="shared")
   model = keras.Model(image, shared(layers.ReLU()(shared(image))))
   x = [np.random.default_rng(0).normal(size=(16, 6, 6, 2)).astype(np.float32)]
   qmodel = calibrate(insert_quantizers(model), x)
   params = linear_params(Graph.from_model(model))
-  assert round_layers(layer_turns(qmodel, x, float_params=params), params, observe(qmodel, x)) == ["shared"]
+  statistics, turns = observe(qmodel, x), list(layer_turns(qmodel, x, float_params=params))
+  assert turns[0].is_shared and len(turns) == 2
+  read = np.concatenate([inputs.numpy().reshape(-1, 2) for inputs in turns[0].call_inputs()])
+  (moments,) = moments_of_calls(turns[0], np.random.default_rng(0))
+  np.testing.assert_allclose(moments.gram[0], np.cov(read.T, bias=True), atol=1e-5)
+  np.testing.assert_array_equal(moments.cross, 0.0)
+  assert round_layers(layer_turns(qmodel, x, float_params=params), params, statistics) == []
+  error = qmodel.get_layer("shared").weight_values()["kernel"] - params["shared"]["kernel"]
+  assert 0 < np.abs(error).max()  # it lies on its grid
+  bias = qmodel.get_layer("shared").layer.bias.numpy() - params["shared"]["bias"]
+  np.testing.assert_allclose(bias, -read.mean(0) @ error[0, 0], atol=1e-5)
 
 
 def test_moments_are_the_covariance_of_all_rows():

@@ -1,4 +1,4 @@
-"""Recurrent layers as layers of one step: the same function, one grid and one set of integers for all steps."""
+"""Recurrent layers as layers of one step: the same function, one grid and one set of integers in all steps."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,14 @@ LAYERS = {
     "simple": lambda: layers.SimpleRNN(3, return_sequences=True),
     "simple, linear": lambda: layers.SimpleRNN(3, activation=None, use_bias=False, return_state=True),
     "cell": lambda: layers.RNN(layers.GRUCell(3, reset_after=False)),
+    "both": lambda: layers.Bidirectional(layers.LSTM(3, return_state=True)),
+    "both, sum of sequences": lambda: layers.Bidirectional(layers.GRU(3, return_sequences=True), "sum"),
+    "both, product": lambda: layers.Bidirectional(layers.SimpleRNN(3), "mul"),
+    "both, average of two kinds": lambda: layers.Bidirectional(
+        layers.LSTM(3, return_sequences=True), "ave", backward_layer=layers.GRU(
+            3, return_sequences=True, go_backwards=True, use_bias=False)),
+    "both, apart": lambda: layers.Bidirectional(
+        layers.RNN([layers.GRUCell(3), layers.SimpleRNNCell(2)]), None),
     "stacked": lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2), layers.SimpleRNNCell(4)],
                                   return_state=True),
     "stacked, backwards": lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], go_backwards=True,
@@ -70,9 +78,11 @@ def test_steps_compute_what_the_layer_does_and_become_exact_integers(name, tmp_p
   assert_exact(model, tmp_path)
 
 
-@pytest.mark.parametrize("layer, states", [(layers.LSTM, (3, 3)), (layers.GRU, (3,)), (layers.SimpleRNN, (3,))])
+@pytest.mark.parametrize("layer, states", [
+    (lambda: layers.LSTM(3, return_state=True), (3, 3)), (lambda: layers.GRU(3), (3,)),
+    (lambda: layers.SimpleRNN(3), (3,)), (lambda: layers.Bidirectional(layers.GRU(3)), (3, 3))])
 def test_given_states_are_read(layer, states, tmp_path):
-  model = model_of(layer(3, return_state=True), *states)
+  model = model_of(layer(), *states)
   assert_equal_in_float(model)
   assert_exact(model, tmp_path)
 
@@ -88,9 +98,67 @@ def test_one_grid_one_kernel_one_bias_for_all_steps(tmp_path):
       "lstm/recurrent_gates/kernel", "lstm/recurrent_gates/bias"]
 
 
+def test_what_is_remembered_has_16_bits_unless_the_config_says_8(tmp_path):
+  model = model_of(layers.LSTM(3, return_sequences=True, name="lstm"))
+  bits = {key: grid.bits for key, grid in assert_exact(model, tmp_path).encodings.grids.items()}
+  assert bits["lstm/cell"] == bits["lstm/gates"] == 16 and bits["lstm/state"] == bits["lstm/sequence"] == 8
+  config = kq.QuantConfig(memory_bits=8)
+  bits = {grid.bits for key, grid in assert_exact(model, tmp_path, config).encodings.grids.items()
+          if not key.endswith("bias")}
+  assert bits == {8}
+  assert kq.QuantConfig.from_json(config.to_json()) == config
+  with pytest.raises(ValueError, match="memory_bits must be 8 or 16, got 4"):
+    kq.QuantConfig(memory_bits=4)
+
+
+def test_a_cell_that_forgets_nothing_holds_its_value_over_many_steps():
+  steps, units = 120, 2
+  cell = layers.LSTM(units, name="lstm")
+  x = keras.Input((steps, 1), name="x")
+  model = keras.Model(x, cell(x))
+  kernel, recurrent, bias = (np.zeros_like(value) for value in cell.get_weights())
+  kernel[0, 2 * units:3 * units] = 1.0  # the candidate
+  kernel[0, :units] = 20.0  # enters where x is not 0
+  bias[:units], bias[units:2 * units], bias[3 * units:] = -10.0, 10.0, 10.0  # keeps and shows all
+  cell.set_weights([kernel, recurrent, bias])
+  data = np.zeros((16, steps, 1), np.float32)
+  data[:, 0, 0] = np.linspace(0.6, 1.4, 16)
+  expected = model(data).numpy()
+
+  def error(bits):
+    result = kq.quantize(model, data, config=kq.QuantConfig(memory_bits=bits), effort=None)
+    return np.abs(result.qmodel(data).numpy() - expected).max()
+
+  assert expected.min() > 0.45
+  assert error(16) < 0.02 < 0.2 < error(8)
+
+
+def test_dropout_stays_in_training_with_one_mask_for_all_steps():
+  model = model_of(layers.LSTM(3, name="lstm", dropout=0.5, recurrent_dropout=0.5))
+  assert not [layer for layer in kq.standardize(model).layers if "dropout" in layer.name]
+  qmodel = kq.calibrate(kq.insert_quantizers(model), data_of(model))
+  assert type(qmodel.get_layer("lstm/dropout")) is layers.SpatialDropout1D
+  x, y = data_of(model)[0], np.zeros((16, 3), np.float32)
+  qmodel.compile("sgd", "mse")
+  before = qmodel.get_layer("lstm/recurrent_gates").layer.kernel.numpy()
+  qmodel.fit(x, y, epochs=1, verbose=0)
+  assert np.abs(qmodel.get_layer("lstm/recurrent_gates").layer.kernel.numpy() - before).max() > 0
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
+def test_a_long_quantized_model_is_saved_and_loaded(name, tmp_path):
+  keras.backend.clear_session()
+  x = keras.Input((90, 2), name="x")
+  model = keras.Model(x, layers.GRU(2)(x))
+  data = np.random.default_rng(0).normal(size=(4, 90, 2)).astype(np.float32)
+  qmodel = kq.calibrate(kq.insert_quantizers(model), data)
+  qmodel.save(tmp_path / name)
+  np.testing.assert_array_equal(kq.load_model(tmp_path / name)(data), qmodel(data))
+
+
 def test_rules_reach_the_steps_by_the_name_and_the_kind_of_the_layer():
   for rule in (kq.Rule(match="^lstm$", weights=kq.TensorSpec(bits=4)),
                kq.Rule(kinds=("LSTM",), weights=kq.TensorSpec(bits=4))):
-    model = model_of(layers.LSTM(3, name="lstm"))
+    model = model_of(layers.Bidirectional(layers.LSTM(3), name="lstm"))
     result = kq.quantize(model, data_of(model), config=kq.QuantConfig(rules=(rule, kq.Rule())), effort=None)
     assert {grid.bits for key, grid in result.encodings.grids.items() if key.endswith("/kernel")} == {4}
