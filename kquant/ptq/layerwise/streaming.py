@@ -8,9 +8,8 @@ Their memory is used again.
 
 import collections
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +22,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import LayerDef, Node, Ref, kind_of_class
 from kquant.ptq.layerwise.patches import Patches
+from kquant.ptq.layerwise.stages import Stage, ancestors, stage_of
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
 
@@ -32,21 +32,6 @@ _MOST_SPACE = 4
 """Times its size that a tensor may take up."""
 _FEWEST_TRACED = 5
 """Chunks from which on tracing a stage is faster than running its operators one by one."""
-
-
-@dataclasses.dataclass
-class _Stage:
-  """From stored tensors to the next tensor that is stored.
-
-  Attributes:
-    nodes: calls to run, in order; the last is the quantizer.
-    sources: stored tensors that they read.
-    linear: the one call of a QuantizeWeights layer among them, or None.
-  """
-
-  nodes: list[Node]
-  sources: list[Ref]
-  linear: Node | None
 
 
 class LayerTurn:
@@ -60,7 +45,7 @@ class LayerTurn:
     images: number of images that pass.
   """
 
-  def __init__(self, stream: "_Stream", stage: _Stage, layer: QuantizeWeights, calls: list[Node]):
+  def __init__(self, stream: "_Stream", stage: Stage, layer: QuantizeWeights, calls: list[Node]):
     self.layer = layer
     self.patches = _patches(layer.layer, stage.linear.inputs[0].shape[1:])
     self.calls = calls
@@ -157,15 +142,15 @@ class _Stream:
     self.stages = self._plan(graph)
     self._last_read = {ref: index for index, stage in enumerate(self.stages) for ref in stage.sources}
 
-  def _plan(self, graph: Graph) -> list[_Stage]:
+  def _plan(self, graph: Graph) -> list[Stage]:
     stored, stages = set(graph.input_refs), []
     for node in graph.nodes:
       if node.layer.cls is QuantizeActivation:
-        stages.append(_stage_of(node, stored))
+        stages.append(stage_of(node, stored))
         stored.add(Ref(node))
     return stages
 
-  def inputs(self, stage: _Stage, *, floating: bool) -> Iterator[tf.Tensor]:
+  def inputs(self, stage: Stage, *, floating: bool) -> Iterator[tf.Tensor]:
     """The input of a stage's linear layer, some images at a time."""
     (wanted,) = stage.linear.inputs
     between = stage.nodes[:stage.nodes.index(stage.linear)]
@@ -176,7 +161,7 @@ class _Stream:
 
   def call_inputs(self, wanted: list[Ref]) -> Iterator[tf.Tensor]:
     """Some tensors of the float network, which is run from the start, some images of one tensor at a time."""
-    needed = _ancestors(wanted)
+    needed = ancestors(wanted)
     nodes = [node for node in self._graph.nodes if node in needed]
     with self._float_weights(nodes):
       for part in self._chunks(nodes):
@@ -200,7 +185,7 @@ class _Stream:
       return self._floating[ref][part], _float_step(grid), np.float32(0)
     return self._stored[ref][part], grid.scale[0], np.float32(grid.zero_point[0])
 
-  def advance(self, stage: _Stage) -> None:
+  def advance(self, stage: Stage) -> None:
     """Stores the stage's result and forgets what no later stage reads."""
     result = Ref(stage.nodes[-1])
     grid = self.layers[result.node.layer.name].encoding()
@@ -241,7 +226,7 @@ class _Stream:
       for variable, value in current:
         variable.assign(value)
 
-  def _run(self, stage: _Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
+  def _run(self, stage: Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
     """Computes what a stage's quantizer reads and stores it for all images."""
     *nodes, last = stage.nodes
     weights = {} if floating or stage.linear is None else (
@@ -272,17 +257,6 @@ class _Stream:
     return results
 
 
-def _ancestors(refs: Iterable[Ref]) -> set[Node]:
-  """The calls that tensors come from."""
-  found, waiting = set(), [ref.node for ref in refs]
-  while waiting:
-    node = waiting.pop()
-    if node not in found:
-      found.add(node)
-      waiting += [ref.node for ref in node.inputs]
-  return found
-
-
 def _dequantized(stored, scale, zero_point) -> tf.Tensor:
   return (tf.cast(stored, tf.float32) - zero_point) * scale
 
@@ -305,22 +279,3 @@ def _fixed_point(grid: Encoding) -> Callable[[tf.Tensor], tf.Tensor]:
   """Float values -> int16 multiples of `_float_step`."""
   step = tf.constant(_float_step(grid))
   return lambda values: tf.cast(tf.clip_by_value(tf.round(values / step), -32767.0, 32767.0), tf.int16)
-
-
-def _stage_of(last: Node, stored: set[Ref]) -> _Stage:
-  """Everything between the stored tensors and a quantizer."""
-  order: dict[Node, None] = {}
-  sources: dict[Ref, None] = {}
-
-  def visit(node: Node) -> None:
-    for ref in node.inputs:
-      if ref in stored:
-        sources[ref] = None
-      elif ref.node not in order:
-        visit(ref.node)
-    order[node] = None
-
-  visit(last)
-  linear = [node for node in order if node.layer.cls is QuantizeWeights]
-  assert len(linear) <= 1, f"{last!r} has {linear} before it"
-  return _Stage(list(order), list(sources), linear[0] if linear else None)
