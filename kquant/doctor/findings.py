@@ -19,7 +19,7 @@ from kquant.search.trials import HARM, paired_change
 _CONSTANT = 1e-5
 """A channel is constant where its extrema lie this near to one another, relative to its size."""
 _FEWEST_OVERLAP = 0.5
-"""Of the ranges of a tensor on two sets of images: the part of their union that both have; median tensor."""
+"""Of the ranges of a tensor on two sets of images: the part of their union that both have."""
 _STALE_NATS = 0.5
 """Divergence of the input of a batch norm from what it keeps, as normal distributions; median channel."""
 _DEAD_VARIANCE = 1e-4
@@ -111,13 +111,15 @@ class KnownNetwork:
     return constant
 
   def _overlap(self) -> Iterator[Finding]:
-    refs = [ref for ref in self._seen.low if not ref.is_integer]
-    overlaps = {ref: _overlap(self._seen, self._judged, ref) for ref in refs}
+    """Batch norms hide much of what is other in the images, so inputs count by themselves."""
+    overlaps = {ref: _overlap(self._seen, self._judged, ref) for ref in self._seen.low if not ref.is_integer}
     middle = np.median(list(overlaps.values()))
-    if middle < _FEWEST_OVERLAP:
-      least = min(overlaps, key=overlaps.get).key
+    inputs = {ref: overlaps[ref] for ref in self.graph.input_refs if ref in overlaps}
+    least = min(inputs or overlaps, key=overlaps.get)
+    if min(middle, overlaps[least]) < _FEWEST_OVERLAP:
       yield Finding("calibration", "", "The images to calibrate on are unlike those to judge by: the ranges "
-                    f"of the median tensor overlap by {100 * middle:.0f} % (least at {least!r}).",
+                    f"of {least.key!r} overlap by {100 * overlaps[least]:.0f} %, of the median tensor by "
+                    f"{100 * middle:.0f} %.",
                     "Calibrate on images such as the network will see, preprocessed alike.")
 
   def _stale(self, labels: np.ndarray | None) -> Iterator[Finding]:
@@ -184,7 +186,13 @@ def _constant(statistics: ChannelStatistics, ref: Ref) -> np.ndarray:
 
 
 def _overlap(first: ChannelStatistics, second: ChannelStatistics, ref: Ref) -> float:
-  """The part of the union of a tensor's two ranges that both have, 0..1."""
-  (low, high), (other_low, other_high) = ((s.low[ref].min(), s.high[ref].max()) for s in (first, second))
+  """The part of the union of a tensor's two ranges that both have, 0..1; a range is mean +- 2 deviations."""
+  (low, high), (other_low, other_high) = (_middle_part(statistics, ref) for statistics in (first, second))
   union = max(high, other_high) - min(low, other_low)
   return 1.0 if union <= 0 else max(min(high, other_high) - max(low, other_low), 0.0) / union
+
+
+def _middle_part(statistics: ChannelStatistics, ref: Ref) -> tuple[float, float]:
+  mean = statistics.mean[ref].mean()
+  deviation = np.sqrt(max(statistics.mean_square[ref].mean() - mean**2, 0.0))
+  return float(mean - 2 * deviation), float(mean + 2 * deviation)
