@@ -1,6 +1,7 @@
 """Which tensors of a standardized graph must share a grid, whatever the grid is."""
 
 import collections
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -40,19 +41,27 @@ def looped_layers(graph: Graph) -> set[LayerDef]:
 def remembering_layers(graph: Graph) -> set[LayerDef]:
   """Returns the layers of loops that have no weights and are not read by one of the loop that has.
 
-  What they compute goes from step to step without a matrix product: its rounding errors add up.
+  What they compute goes from step to step without a matrix product: its rounding errors add up. So does what
+  a mask chooses instead of it.
   """
   looped = looped_layers(graph)
-  return {layer for layer in looped if not layer.facts.weights} - {
-      ref.node.layer for node in graph.nodes if node.facts.weights and node.layer in looped
-      for ref in map(_moved_from, node.inputs)}
+  remembering = {layer for layer in looped if not layer.facts.weights} - _made_by(
+      ref for node in graph.nodes if node.facts.weights and node.layer in looped for ref in node.inputs)
+  for node in graph.nodes:
+    if node.facts.chooses and remembering & {ref.node.layer for ref in node.moved}:
+      remembering |= {ref.node.layer for ref in node.moved if ref.node.facts.role == "own"}
+  return remembering
 
 
-def _moved_from(ref: Ref) -> Ref:
-  """The tensor whose elements a tensor holds."""
-  while ref.node.facts.role == "move" and len(ref.node.inputs) == 1:
-    (ref,) = ref.node.inputs
-  return ref
+def _made_by(refs: Iterable[Ref]) -> set[LayerDef]:
+  """The layers that compute, move or choose the elements of tensors."""
+  seen, todo = set(), list(refs)
+  while todo:
+    ref = todo.pop()
+    if ref not in seen:
+      seen.add(ref)
+      todo += ref.node.moved if ref.node.facts.role == "move" else []
+  return {ref.node.layer for ref in seen}
 
 
 def grid_groups(graph: Graph) -> list[list[Ref]]:

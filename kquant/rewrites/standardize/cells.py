@@ -12,6 +12,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
+from kquant.graph.masks import Select
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.rewrites.standardize.building import add_reshape, add_split
 from kquant.rewrites.standardize.training_config import training_config
@@ -42,6 +43,8 @@ class Cell(abc.ABC):
   """The gates as Keras orders them in its kernels, those of the sigmoid first, the candidate last."""
   states = 1
   """How many tensors Keras calls the state."""
+  remembered: tuple[bool, ...] = (True,)
+  """Of each tensor that goes from step to step: whether the first step makes it by the layer of all steps."""
 
   def __init__(self, graph: Graph, name: str, node: Node, params: dict[str, np.ndarray]):
     self.graph, self.name, self.node, self.params = graph, name, node, params
@@ -145,6 +148,34 @@ class Cell(abc.ABC):
     """Adds what comes of the input and of the state."""
     return ours if recurrent is None else self.merge(keras.layers.Add, f"sum_{part}", [ours, recurrent])
 
+  def choose(self, mask: Ref, new: State, old: State) -> State:
+    """The new state where the mask of the step, [batch, 1], is 1, else the old one."""
+    return [self.choose_one(f"masked_state{place}", mask, *pair) for place, pair in enumerate(zip(new, old))]
+
+  def begin(self, mask: Ref, new: State, given: State) -> State:
+    """What `choose` does in the first step; the state before it is given, or 0.
+
+    What the other steps do not make by the same layer is multiplied by the mask: so it need not have their
+    grid.
+    """
+    chosen, merge = [], self.merge
+    for place, alike in enumerate(self.remembered):
+      first, old = (state[min(place, len(state) - 1)] for state in (new, given))
+      if alike and old is None:
+        chosen.append(self.choose_one(f"masked_state{place}", mask, first))
+        continue
+      result = merge(keras.layers.Multiply, f"first_state{place}", [first, mask])
+      if old is not None:
+        replaced = merge(keras.layers.Multiply, f"given_state{place}/replaced", [old, mask])
+        rest = merge(keras.layers.Subtract, f"given_state{place}", [old, replaced])
+        result = merge(keras.layers.Add, f"begun_state{place}", [result, rest])
+      chosen.append(result)
+    return chosen
+
+  def choose_one(self, name: str, mask: Ref, new: Ref, old: Ref | None = None) -> Ref:
+    """A new tensor where the mask is 1, else the old one, or 0."""
+    return self._call(Select, name, {}, ([mask, new, *([] if old is None else [old])],), new.shape)
+
   def _call(self, cls: type, name: str, config: dict[str, Any], args: tuple, shape: tuple) -> Ref:
     if name not in self._layers:
       self._layers[name] = self.graph.new_layer(cls, f"{self.name}/{name}", config)
@@ -154,7 +185,7 @@ class Cell(abc.ABC):
 class LstmCell(Cell):
   """i, f, o = sigmoid(...), g = tanh(...); c' = f c + i g; h' = o tanh(c')."""
 
-  order, states = (0, 1, 3, 2), 2
+  order, states, remembered = (0, 1, 3, 2), 2, (True, False)
 
   def step(self, inputs: Sequence[Ref], state: State) -> State:
     """Returns [h', c']."""
@@ -173,7 +204,7 @@ class LstmCell(Cell):
 class GruCell(Cell):
   """z, r = sigmoid(...), g = tanh(... r ...); h' = g + z (h - g)."""
 
-  order = (0, 1, 2)
+  order, remembered = (0, 1, 2), (False, False)
 
   def input_bias(self) -> np.ndarray | None:
     """With `reset_after`, of two biases [2, 3 * units] all but that inside of the reset gate."""

@@ -39,7 +39,7 @@ def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
   for node in list(graph.nodes):
     with graph.in_place_of(node):
       _take_given(graph, node)
-      given = [masks.get(ref) for ref in _masked_inputs(node)]
+      given = [masks.get(ref) for ref in masked_inputs(node)]
       if node.facts.takes_mask and any(given) and node.kwargs.get("mask") is None:
         graph.give(node, mask=given if given[1:] else given[0])
       if node.facts.mask == "made":
@@ -48,7 +48,7 @@ def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
       mask = _mask_of_output(graph, node, given)
       if mask is not None:
         masks[Ref(node)] = mask
-  for ref in set(graph.output_refs) & set(masks) if keep_training else ():
+  for ref in [ref for ref in dict.fromkeys(graph.output_refs) if keep_training and ref in masks]:
     passes = graph.new_layer(PassMask, f"{ref.node.layer_name}/with_mask")
     result = graph.add_node(passes, ([masks[ref], ref],), ref.shape)
     graph.outputs = map_refs(lambda each, old=ref, new=result: new if each == old else each, graph.outputs)
@@ -58,7 +58,7 @@ def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
   graph.normalize()
 
 
-def _masked_inputs(node: Node) -> list[Ref]:
+def masked_inputs(node: Node) -> list[Ref]:
   """The tensors of a call whose masks Keras looks at: not those that are masks."""
   leaves = tf.nest.flatten([value for key, value in node.kwargs.items() if "mask" not in key])
   return [leaf for leaf in (*tf.nest.flatten(node.args), *leaves) if isinstance(leaf, Ref)]
@@ -66,13 +66,18 @@ def _masked_inputs(node: Node) -> list[Ref]:
 
 def _mask_of_output(graph: Graph, node: Node, given: list[Ref | None]) -> Ref | None:
   rule, known = node.facts.mask, [mask for mask in given if mask is not None]
-  if not known or rule == "none" or rule == "sequence" and not node.config["return_sequences"]:
+  if not known or rule == "none" or rule == "sequence" and not _returns_sequence(node):
     return None
   if rule == "joined" and node.config["axis"] % len(node.shapes[0]) < len(known[0].shape):
     return _joined(graph, node, given)
   if rule in ("all", "joined"):
     return _all_of(graph, f"{node.layer_name}/mask", known)
   return given[0] if rule == "sequence" or _supports_masking(node) else None
+
+
+def _returns_sequence(node: Node) -> bool:
+  wrapped = node.config.get("layer") or {"config": node.config}
+  return wrapped["config"]["return_sequences"]
 
 
 @float32_policy()
@@ -129,7 +134,7 @@ def _take_given(graph: Graph, node: Node) -> None:
 def mask_of(node: Node, ref: Ref) -> Ref | None:
   """Returns the mask of a tensor that a call reads, as `take_masks` left it; None where all of it counts."""
   masks = tf.nest.flatten(node.kwargs.get("mask"))
-  return dict(zip(_masked_inputs(node), masks)).get(ref)
+  return dict(zip(masked_inputs(node), masks)).get(ref)
 
 
 def as_mask(graph: Graph, ref: Ref) -> Ref:

@@ -1,6 +1,7 @@
 """Recurrent layers of a fixed length, step by step: layers that are called once a step (`cells`)."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Origin, Ref
-from kquant.rewrites.standardize.building import add_merge, add_reshape, is_fixed
+from kquant.rewrites.standardize.building import add_merge, add_reshape, add_split, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
+from kquant.rewrites.standardize.masks import mask_of, masked_inputs
 
 MOST_STEPS = 1000
 """Beyond, building the models takes more than minutes."""
@@ -45,12 +47,27 @@ class _Run:
   state: State
 
 
+@dataclasses.dataclass(frozen=True)
+class _Masks:
+  """In which order steps are taken, and which count.
+
+  Attributes:
+    steps: the mask of each, [batch, 1], in the order of its sequence; none where all count.
+    backwards: the last step is the first that is taken.
+    zeroes: the output of a step that does not count is 0, else that of the step before.
+  """
+
+  steps: list[Ref]
+  backwards: bool
+  zeroes: bool
+
+
 def unroll(graph: Graph, node: Node) -> None:
   """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step."""
   if node.kind == "Bidirectional":
     _unroll_both(graph, node)
   elif (node.kind in CELLS or node.kind == "RNN") and _is_plain(node, node.config):
-    run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), node.inputs[1:],
+    run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), masked_inputs(node)[1:],
                list(node.layer.params.values()))
     _replace(graph, node, [_output(graph, node.layer_name, node.config, run)], run.state)
 
@@ -63,7 +80,7 @@ def _unroll_both(graph: Graph, node: Node) -> None:
     return
   cells = _cells_of(*forward)
   params = _parted(list(node.layer.params.values()), sum(map(len, map(_weights_of, cells))))
-  states = _parted(node.inputs[1:], sum(CELLS[kind].states for kind, _ in cells))
+  states = _parted(masked_inputs(node)[1:], sum(CELLS[kind].states for kind, _ in cells))
   outputs, behind = [], []
   for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
     layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
@@ -74,11 +91,15 @@ def _unroll_both(graph: Graph, node: Node) -> None:
 
 
 def _directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
-  """(kind, config) of the layer that goes forward, and of that which goes backward."""
+  """(kind, config) of the layer that goes forward, and of that which goes backward.
+
+  Keras lets the outputs of both be 0 where a step does not count, if they return them all.
+  """
   forward = config["layer"]
   backward = config.get("backward_layer") or {**forward, "config": {
       **forward["config"], "go_backwards": not forward["config"]["go_backwards"]}}
-  return tuple((layer["class_name"], layer["config"]) for layer in (forward, backward))
+  return tuple((layer["class_name"], {**layer["config"], "zero_output_for_mask": layer["config"][
+      "return_sequences"]}) for layer in (forward, backward))
 
 
 def _parted(values: list[Any], count: int) -> tuple[list[Any], list[Any]]:
@@ -96,10 +117,11 @@ def _merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
 
 
 def _is_plain(node: Node, config: dict[str, Any], kind: str = "") -> bool:
-  """Whether a call has no masks, constants or state of its own, and a fixed length."""
+  """Whether a call has no constants or state of its own, and a fixed length."""
   cells = _cells_of(kind or node.kind, config)
   return (is_fixed(*node.inputs) and not config.get("stateful") and not config.get("time_major")
-          and not node.kwargs and len(node.inputs[0].shape) == 3 and node.inputs[0].shape[1] <= MOST_STEPS
+          and node.kwargs.keys() <= {"mask"}
+          and len(node.inputs[0].shape) == 3 and node.inputs[0].shape[1] <= MOST_STEPS
           and all(cell in CELLS and own.get("activation") in ACTIVATIONS
                   and own.get("recurrent_activation", GATES[0]) in GATES for cell, own in cells))
 
@@ -127,6 +149,7 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
   """
   source, states, weights, behind = layer.call.inputs[0], list(given), list(params), []
   cells, run = _cells_of(layer.kind, layer.config), _Run([], [])
+  masks = _masks_of_steps(graph, layer, source)
   for number, (kind, config) in enumerate(cells):
     name = layer.name if len(cells) == 1 else f"{layer.name}/{number}"
     owner = dataclasses.replace(layer.call.layer, config=config)
@@ -137,18 +160,31 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
     with graph.in_place_of(cell.node):
       if number:
         source = _sequence(graph, f"{name}/input", run.outputs)
-      run = _steps(cell, source, state, backwards=layer.config["go_backwards"] and not number)
+      run = _steps(cell, source, state, masks)
+    masks = dataclasses.replace(masks, backwards=False, steps=masks.steps[::-1 if masks.backwards else 1])
     behind += run.state
   return _Run(run.outputs, behind)
 
 
-def _steps(cell: Cell, source: Ref, state: State, *, backwards: bool) -> _Run:
-  """Calls a cell once a step."""
-  inputs = cell.project(source)
-  outputs = []
-  for parts in reversed(inputs) if backwards else inputs:
-    state = cell.step(parts, state)  # a mask of the step would choose between the new state and the old
-    outputs.append(state[0])
+def _masks_of_steps(graph: Graph, layer: _Layer, source: Ref) -> _Masks:
+  mask = mask_of(layer.call, source)
+  steps = [] if mask is None else add_split(graph, f"{layer.name}/mask", mask, [1] * mask.shape[1])
+  return _Masks(steps, layer.config["go_backwards"], bool(layer.config.get("zero_output_for_mask")))
+
+
+def _steps(cell: Cell, source: Ref, state: State, masks: _Masks) -> _Run:
+  """Calls a cell once a step; where a mask is 0 the state stays, and so does the output, at first 0."""
+  steps = list(itertools.zip_longest(cell.project(source), masks.steps))
+  started, outputs = state[0] is not None, []
+  for parts, mask in reversed(steps) if masks.backwards else steps:
+    new = cell.step(parts, state)
+    state = new if mask is None else (cell.choose if outputs else cell.begin)(mask, new, state)
+    output = state[0]
+    if mask is not None and masks.zeroes:
+      output = cell.choose_one("zeroed", mask, new[0])
+    elif mask is not None and started:  # the state was given, an output was not
+      output = cell.choose_one("output", mask, new[0], outputs[-1] if outputs else None)
+    outputs.append(output)
   return _Run(outputs, state[:cell.states])
 
 

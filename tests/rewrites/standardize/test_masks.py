@@ -13,7 +13,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.masks import DiffersFrom, IndexMask, Select, ShareFactor
 from kquant.qmodel.quantize_activation import QuantizeActivation
 
-STEPS, WORDS = 7, 30
+STEPS, WORDS = 5, 30
 
 
 def words(count=16, steps=STEPS, seed=0):
@@ -140,6 +140,44 @@ def sums_of_tanh(layer):
   return keras.Model([first, second], layer([embed()(first), embed()(second)])), [words(), words(seed=1)]
 
 
+def recurrent(layer, *states):
+  """A layer of words that are padded behind some sequences and in front of others; given states or none."""
+  image, given = word_input(), [keras.Input((size,)) for size in states]
+  x = embed()(image)
+  padded = words()
+  padded[3:8] = padded[3:8, ::-1]
+  rng = np.random.default_rng(4)
+  return (keras.Model([image, *given], layer(x, initial_state=given) if given else layer(x)),
+          [padded, *(rng.normal(size=(16, size)).astype(np.float32) for size in states)])
+
+
+def masked_lstm():
+  image = keras.Input((STEPS, 3))
+  return keras.Model(image, layers.Dense(3)(layers.LSTM(4)(layers.Masking(-2.0)(image)))), [rows(-2.0)]
+
+
+def two_lstms():
+  """The first hands the mask on, the second does not."""
+  image = word_input()
+  x = layers.LSTM(3)(layers.Dropout(0.1)(layers.LSTM(4, return_sequences=True)(embed()(image))))
+  return keras.Model(image, x), [words()]
+
+
+WHOLE = {"return_sequences": True, "return_state": True}
+RECURRENT = {
+    "lstm": lambda: recurrent(layers.LSTM(3, **WHOLE)),
+    "lstm, backwards": lambda: recurrent(layers.LSTM(3, go_backwards=True)),
+    "lstm, zeros": lambda: recurrent(layers.LSTM(3, zero_output_for_mask=True, **WHOLE)),
+    "lstm, given": lambda: recurrent(layers.LSTM(3, **WHOLE), 3, 3),
+    "gru": lambda: recurrent(layers.GRU(3, **WHOLE)),
+    "gru, given": lambda: recurrent(layers.GRU(3, reset_after=False, **WHOLE), 3),
+    "simple": lambda: recurrent(layers.SimpleRNN(3, zero_output_for_mask=True)),
+    "simple, given": lambda: recurrent(layers.SimpleRNN(3, **WHOLE), 3),
+    "stacked": lambda: recurrent(layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], go_backwards=True)),
+    "both ways": lambda: recurrent(layers.Bidirectional(layers.LSTM(3, return_sequences=True))),
+    "both ways, last": lambda: recurrent(layers.Bidirectional(layers.GRU(3), merge_mode="sum")),
+    "masked_lstm": masked_lstm, "two_lstms": two_lstms}
+
 MODELS = {
     **{build.__name__: build for build in (
         passed_on, stopped_by_a_convolution, given_by_the_user, merged, joined_features, joined_steps, nested,
@@ -148,6 +186,7 @@ MODELS = {
     "mask of int32": lambda: attention_with("int32", lambda mask: mask[:, tf.newaxis, :]),
     "mask of bool": lambda: attention_with("bool", lambda mask: mask[:, tf.newaxis, tf.newaxis, :]),
     "mask of float32": lambda: attention_with("float32", lambda mask: tf.expand_dims(mask, 1)),
+    **RECURRENT,
     "additive": lambda: sums_of_tanh(layers.AdditiveAttention()),
     "concatenated": lambda: sums_of_tanh(layers.Attention(score_mode="concat", use_scale=True)),
 }
@@ -175,7 +214,11 @@ def test_the_function_stays(name):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["joined_steps", "masked_reals", "mask of bool", "cross_attention"])
+EXACT = ("joined_steps", "masked_reals", "mask of bool", "cross_attention", "lstm", "lstm, zeros",
+         "gru, given")
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_the_file_is_exact(name, tmp_path):
   model, inputs = built(name)
   inputs = [x.astype(np.int32) if x.dtype == bool else x for x in inputs]
@@ -233,8 +276,22 @@ def test_differing_from_a_number_is_told_from_what_came():
   np.testing.assert_array_equal(DiffersFrom(0.5)(x), [[1, 0, 1]])
 
 
-def test_masks_act_in_training_and_are_saved(tmp_path):
-  model, inputs = built("self_attention")
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_long_padding_changes_no_integer_of_the_state(name):
+  model, inputs = built(name)
+  sequence, state, *_ = run(kq.quantize(model, inputs, effort=None).qmodel, inputs)
+  lengths = (inputs[0] > 0).sum(1)
+  padded_behind = np.flatnonzero((lengths < STEPS) & (inputs[0][:, 0] > 0))
+  assert len(padded_behind)
+  for row in padded_behind:
+    last = sequence[row, lengths[row] - 1]
+    np.testing.assert_array_equal(sequence[row, lengths[row]:], [last] * (STEPS - lengths[row]))
+    np.testing.assert_array_equal(state[row], sequence[row, -1])
+
+
+@pytest.mark.parametrize("name", ["self_attention", "masked_lstm"])
+def test_masks_act_in_training_and_are_saved(name, tmp_path):
+  model, inputs = built(name)
   qmodel = kq.calibrate(kq.insert_quantizers(model), inputs)
   qmodel.compile(keras.optimizers.SGD(1e-3), "mse")
   qmodel.fit(inputs[0], run(model, inputs)[0], epochs=2, verbose=0)
