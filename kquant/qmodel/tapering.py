@@ -103,7 +103,7 @@ class _Readers:
 
   def _quantized(self, node: Node) -> Ref:
     """What a call writes, on its grid: behind a ReLU that is fused into it."""
-    (reader,) = self._graph.readers(Ref(node))
+    (reader,) = (reader for reader in self._graph.readers(Ref(node)) if not reader.facts.compares)
     return Ref(reader) if reader.layer.name in self._layers else self._quantized(reader)
 
   def _rounded(self, node: Node, function: Callable[[np.ndarray], np.ndarray]) -> Curve:

@@ -271,6 +271,15 @@ def test_numbers_that_round_onto_the_mask_value_count_as_it_in_the_file():
   np.testing.assert_allclose(run(result.qmodel, [near])[0], near, atol=grid.scale[0])
 
 
+def test_a_mask_of_what_tapers_leaves_its_range_to_its_quantizer(tmp_path):
+  """A swish, whose range ends where its readers are nearly flat, is compared as it comes too."""
+  image = keras.Input((STEPS, 3))
+  model = keras.Model(image, layers.Masking()(layers.Activation("swish")(layers.Dense(4)(image))))
+  result = kq.quantize(model, rows(), effort=None)
+  written = tflite_export.export(result, tmp_path / "m.tflite", verify=rows()[:4], certify=True)
+  assert written.certificate["exact"]
+
+
 def test_differing_from_a_number_is_told_from_what_came():
   x = np.float32([[0.0, 0.5, 0.5000001]])
   np.testing.assert_array_equal(DiffersFrom(0.5)(x), [[1, 0, 1]])
