@@ -1,9 +1,11 @@
-"""Layers of sequences for random Keras models (see random_layers): masks, and attention with them."""
+"""Layers of sequences for random Keras models (see random_layers): recurrent ones, masks and attention."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 from tf_keras import layers
+
+_ACTIVATIONS = ("tanh", "tanh", "tanh", "relu", None, "elu")
 
 
 def _mask(builder, x, step):
@@ -30,6 +32,35 @@ def _multi_head(builder, x, step):
       x, builder.mate(x, step), use_causal_mask=b % 3 == 0, return_attention_scores=c % 4 == 0)
 
 
+def _recurrent(builder, x, step):
+  """LSTM, GRU, SimpleRNN or a list of their cells, in one or both directions."""
+  a, b, c, d, e = step.numbers
+  options = {"activation": _ACTIVATIONS[d % 6], "use_bias": c % 4 > 0}
+  gates = {**options, "recurrent_activation": ("sigmoid", "hard_sigmoid")[d // 6]}
+  outer = {"return_sequences": b % 2 > 0, "go_backwards": b > 8, "return_state": c > 9}
+  units, reset = 1 + a % 4, {"reset_after": e % 2 > 0}
+  if a > 9:
+    layer = layers.RNN([layers.GRUCell(units, **gates, **reset), layers.SimpleRNNCell(2, **options)], **outer)
+  elif a % 3 == 2:
+    layer = layers.SimpleRNN(units, **options, **outer)
+  else:
+    layer = layers.GRU(units, **gates, **reset, **outer) if a % 3 else layers.LSTM(units, **gates, **outer)
+  if e > 7:
+    layer = layers.Bidirectional(layer, merge_mode=("concat", "sum", "mul", "ave", None)[e % 5])
+  return builder.call(layer, x)
+
+
+def _distributed(builder, x, step):
+  """A layer for each step of a sequence, or of a sequence of images' rows."""
+  a, b, *_ = step.numbers
+  if len(x.shape) == 4:
+    inner = (layers.Conv1D(1 + b % 4, 1, activation="relu"), layers.GlobalMaxPooling1D(), layers.Flatten(),
+             layers.GRU(2))[a % 4]
+  else:
+    inner = (layers.Dense(1 + b % 4, activation="tanh"), layers.Reshape((1, x.shape[-1])))[a % 2]
+  return builder.call(layers.TimeDistributed(inner), x)
+
+
 SEQUENCES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "mask": ((3,), _mask), "mean": ((3,), _mean), "attention": ((3,), _attention),
-    "multi_head": ((3,), _multi_head)}
+    "multi_head": ((3,), _multi_head), "recurrent": ((3,), _recurrent), "distributed": ((3, 4), _distributed)}

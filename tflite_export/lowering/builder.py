@@ -31,7 +31,7 @@ class ProgramBuilder:
     self.program = IntProgram()
     self.fused: set[Node] = set()
     self._biases: dict[tuple[LayerDef, str, float, int], str] = {}
-    self._common: dict[tuple[tuple[int, ...], bytes], str] = {}
+    self._common: dict[tuple[str, bytes], str] = {}
 
   def activation(self, ref: Ref) -> str:
     """Adds the tensor of a Keras tensor and returns its name."""
@@ -78,8 +78,11 @@ class ProgramBuilder:
     return self.integers(key, axis=0)
 
   def common_constant(self, name: str, values: Any) -> str:
-    """Adds an int32 constant that operators of many calls may read, once."""
-    what = tuple(np.shape(values)), np.asarray(values, np.int32).tobytes()
+    """Adds an int32 constant that operators of many calls may read, once for each last part of the name.
+
+    The bounds of slices are apart so: another batch changes their ends.
+    """
+    what = name.split("/")[-1], np.asarray(values, np.int32).tobytes()
     if what not in self._common:
       self._common[what] = self.constant(name, values)
     return self._common[what]

@@ -40,7 +40,7 @@ class _Run:
 
   Attributes:
     outputs: of each step, [batch, units], in the order in which they were made.
-    state: behind the last of them.
+    state: behind the last step.
   """
 
   outputs: list[Ref]
@@ -85,7 +85,9 @@ def _unroll_both(graph: Graph, node: Node) -> None:
   for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
     layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
     run = _run(graph, layer, given, own)
-    outputs.append(_output(graph, layer.name, config, run, in_order=True))
+    if name == "backward" and config["return_sequences"]:
+      run.outputs.reverse()  # as Keras does, whichever way it went
+    outputs.append(_output(graph, layer.name, config, run))
     behind += run.state
   _replace(graph, node, _merged(graph, node, outputs), behind)
 
@@ -198,16 +200,9 @@ def _sequence(graph: Graph, name: str, outputs: list[Ref]) -> Ref:
   return add_reshape(graph, name, joined, (len(outputs), units))
 
 
-def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run, *, in_order: bool = False) -> Ref:
-  """The whole sequence, or what the last step made.
-
-  Args:
-    in_order: of the sequence that is read, where the layer goes backwards.
-  """
-  if not config["return_sequences"]:
-    return run.outputs[-1]
-  backwards = in_order and config["go_backwards"]
-  return _sequence(graph, f"{name}/sequence", run.outputs[::-1] if backwards else run.outputs)
+def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
+  """The whole sequence, or what the last step made."""
+  return _sequence(graph, f"{name}/sequence", run.outputs) if config["return_sequences"] else run.outputs[-1]
 
 
 def _replace(graph: Graph, node: Node, outputs: list[Ref], states: list[Ref]) -> None:

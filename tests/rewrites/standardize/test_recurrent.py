@@ -92,7 +92,7 @@ def test_one_grid_one_kernel_one_bias_for_all_steps(tmp_path):
   grids = {}
   for key, grid in result.encodings.grids.items():
     grids.setdefault(key.split("@")[0], set()).add((float(grid.scale[0]), int(grid.zero_point[0]), grid.bits))
-  assert {"lstm/state", "lstm/cell", "lstm/sum_gates", "lstm/recurrent_gates"} <= grids.keys()
+  assert {"lstm/state/to_8_bits", "lstm/cell", "lstm/sum_gates", "lstm/recurrent_gates"} <= grids.keys()
   assert all(len(kinds) == 1 for kinds in grids.values())
   assert [key for key in result.encodings.integers if "recurrent_gates" in key] == [
       "lstm/recurrent_gates/kernel", "lstm/recurrent_gates/bias"]
@@ -101,7 +101,8 @@ def test_one_grid_one_kernel_one_bias_for_all_steps(tmp_path):
 def test_what_is_remembered_has_16_bits_unless_the_config_says_8(tmp_path):
   model = model_of(layers.LSTM(3, return_sequences=True, name="lstm"))
   bits = {key: grid.bits for key, grid in assert_exact(model, tmp_path).encodings.grids.items()}
-  assert bits["lstm/cell"] == bits["lstm/gates"] == 16 and bits["lstm/state"] == bits["lstm/sequence"] == 8
+  assert bits["lstm/cell"] == bits["lstm/gates"] == 16
+  assert bits["lstm/state/to_8_bits"] == bits["lstm/sequence"] == 8
   config = kq.QuantConfig(memory_bits=8)
   bits = {grid.bits for key, grid in assert_exact(model, tmp_path, config).encodings.grids.items()
           if not key.endswith("bias")}
