@@ -27,6 +27,11 @@ def test_example_runs(name, tmp_path):
   assert "integer 0.9" in run_example(tmp_path, name).splitlines()[-1 if "qat" in name else 1]
 
 
+def test_example_of_sequences_runs(tmp_path):
+  found = dict(re.findall(r"(\w+) +(0\.\d+)", run_example(tmp_path, "04_sequences.py")))
+  assert float(found["integer"]) > float(found["float"]) - 0.02 > 0.85 and float(found["agreement"]) > 0.97
+
+
 @pytest.mark.slow
 def test_example_on_cifar10_runs(shared_data, tmp_path):
   output = run_example(tmp_path, "02b_qat_cifar10.py", shared_data / "models" / "resnet8_cifar10.h5",
@@ -37,7 +42,7 @@ def test_example_on_cifar10_runs(shared_data, tmp_path):
 
 def test_every_example_is_run():
   assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py"}
+      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py", "04_sequences.py"}
 
 
 def run_example(folder, name, *arguments):
