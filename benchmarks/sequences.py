@@ -103,7 +103,8 @@ def table(rows: list[dict]) -> str:
             for column in ("float", "top1", "agreement", "bytes", "ms")}
     exact = "" if own[0]["exact"] is None else "yes" if all(row["exact"] for row in own) else "no"
     shares = " | ".join(f"{mean[column]:.4f}" for column in ("float", "top1", "agreement"))
-    lines.append(f"| {key[0]} | {key[1]} | {shares} | {mean['bytes'] / 1000:.1f} | {mean['ms']:.2f} | {exact} |")
+    cells = (*key, shares, f"{mean['bytes'] / 1000:.1f}", f"{mean['ms']:.2f}", exact)
+    lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
 

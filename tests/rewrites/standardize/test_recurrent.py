@@ -1,4 +1,4 @@
-"""Recurrent layers as layers of one step: the same function, one grid and one set of integers in all steps."""
+"""Recurrent layers as layers of one step: the same function, one grid, one set of integers in all steps."""
 
 import sys
 
