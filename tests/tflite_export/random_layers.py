@@ -192,7 +192,9 @@ def _mixed_slices(builder, x, step):
 def _concatenate(builder, x, step):
   axis = step.numbers[0] % 4
   if axis and len(x.shape) > 2 and axis < len(x.shape) - 1:
-    return layers.Concatenate(axis=axis)([x, builder.mate(x, step)])
+    parts = [x, builder.mate(x, step)]
+    masked = [getattr(part, "_keras_mask", None) is not None for part in parts]
+    return layers.Concatenate(axis=axis)(parts) if masked[0] == masked[1] else None  # Keras joins no others
   return layers.Concatenate()([x, builder.mate(x, step, axes=1)])
 
 
