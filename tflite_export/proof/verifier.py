@@ -6,6 +6,7 @@ operator's output is compared with the Keras layer given the same inputs.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -30,6 +31,8 @@ LARGEST_COARSE_LSB = {8: 1, 16: 256}
 LEAST_POWER_16 = 2
 """SOFTMAX over int16 looks exp up in a table of steps of 2^-15 that ends at e^-10, 1.5 steps: no class counts
 for less than this, however small its score."""
+_STEPS_A_PIXEL = 1024
+"""Of the centres of RESIZE_BILINEAR without the delegate."""
 _NOT_RUN = "cannot be run beside the Keras model: "
 
 
@@ -238,9 +241,19 @@ def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
   """Returns how far an output of a coarse operator may be from its layer.
 
   Over int16 each of n classes adds up to LEAST_POWER_16 steps too much to the sum of a SOFTMAX, which is at
-  least 1: every probability may be off by as many steps, beside the coarseness of the tables.
+  least 1: every probability may be off by as many steps, beside the coarseness of the tables. The
+  centres of a RESIZE_BILINEAR are summed up in steps of 1/1024 pixel: they drift, by up to `_drift` pixels.
   """
   output = program.tensors[op.outputs[0]]
-  wide = output.dtype == "int16"
-  classes = output.shape[-1] if wide and COARSE[op.kind] else 0
-  return LARGEST_COARSE_LSB[16 if wide else 8] + classes * LEAST_POWER_16
+  if output.dtype != "int16":
+    return LARGEST_COARSE_LSB[8]
+  if COARSE[op.kind]:
+    return LARGEST_COARSE_LSB[16] + output.shape[-1] * LEAST_POWER_16
+  old, new = program.tensors[op.inputs[0]].shape[1:3], output.shape[1:3]
+  return LARGEST_COARSE_LSB[16] + math.ceil(sum(map(_drift, old, new)) * np.iinfo(np.uint16).max)
+
+
+def _drift(old: int, new: int) -> float:
+  """Pixels by which the last centre of `new` along an axis of `old` pixels is off where steps are rounded."""
+  step = (_STEPS_A_PIXEL * old + new // 2) // new
+  return abs(step - _STEPS_A_PIXEL * old / new) * new / _STEPS_A_PIXEL

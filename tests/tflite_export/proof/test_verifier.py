@@ -405,3 +405,15 @@ def test_a_file_is_verified_by_its_path_and_its_names(tmp_path):
   assert found.problems == ["the signature calls its outputs ['y'], expected ['z']"]
   with pytest.raises(ValueError, match="images are compared with the model"):
     verify(path, None, result.encodings, images=images)
+
+
+@pytest.mark.parametrize("width, factor", [(9, 3), (8, 4), (20, 5)])
+def test_centres_of_a_resize_of_16_bits_may_drift(width, factor, tmp_path):
+  """They are summed up in steps of 1/1024 pixel, and pixels may be 65535 LSB apart."""
+  x = keras.Input((4, width, 2), name="x")
+  model = keras.Model(x, layers.UpSampling2D((1, factor), interpolation="bilinear")(x))
+  images = np.sign(np.random.default_rng(0).normal(size=(8, 4, width, 2))).astype(np.float32)
+  result = kq.quantize(model, images, config="int16x8", effort=None)
+  found = kq.export(result, tmp_path / "m.tflite", verify=images).verification
+  assert found.ok
+  assert (found.max_lsb > 256) == (factor != 4)
