@@ -20,8 +20,8 @@ def fuses_into_reader(graph: Graph, ref: Ref) -> bool:
 def looped_layers(graph: Graph) -> set[LayerDef]:
   """Returns the layers of steps that follow one another: calls of layers that read what their own calls made.
 
-  That are layers called more than once which form a circle, at least one of them with weights: the cell of a
-  recurrent network, unrolled.
+  That are several layers called more than once which form a circle, at least one of them with weights: the
+  cell of a recurrent network, unrolled.
   """
   counts = collections.Counter(node.layer for node in graph.nodes)
   layers = {layer: place for place, layer in enumerate(
@@ -33,7 +33,7 @@ def looped_layers(graph: Graph) -> set[LayerDef]:
   first, second = np.transpose(list(links))
   matrix = coo_matrix((np.ones(len(links), bool), (first, second)), shape=(len(layers), len(layers)))
   _, labels = connected_components(matrix, directed=True, connection="strong")
-  circles = {labels[a] for a, b in links if labels[a] == labels[b]}
+  circles = {labels[a] for a, b in links if a != b and labels[a] == labels[b]}
   weighted = {labels[place] for layer, place in layers.items() if layer.facts.weights}
   return {layer for layer, place in layers.items() if labels[place] in circles & weighted}
 

@@ -12,9 +12,10 @@ def _traced(reason: str, remedy: str) -> LayerFacts:
 
 KINDS: dict[str, LayerFacts] = {
     "Bidirectional": UNROLLED,
-    "TimeDistributed": taken_apart(Refusal(
+    "TimeDistributed": dataclasses.replace(taken_apart(Refusal(
         "has an open length, a mask, or a layer of several inputs or outputs inside",
         "give the model inputs of fixed length (--input_shape), and call a layer of one tensor inside")),
+        takes_mask=True),
     "SpectralNormalization": _traced("wraps a layer in a way that cannot be traced",
                                      "use the trained layer (its .layer) itself"),
     "Lambda": _traced("hides a Python function that cannot be traced",

@@ -49,16 +49,16 @@ def add_slice(graph: Graph, name: str, source: Ref, parts: Mapping[int, range]) 
   return graph.add_node(definition, (source, tuple(items)), tuple(shape))
 
 
-def add_split(graph: Graph, name: str, source: Ref, sizes: Sequence[int], *,
-              axis: int = -1, layer: LayerDef | None = None) -> list[Ref]:
+def add_split(graph: Graph, layer: str | LayerDef, source: Ref, sizes: Sequence[int], *,
+              axis: int = -1) -> list[Ref]:
   """Cuts a tensor along an axis into parts of these sizes.
 
   Args:
-    layer: of an earlier call, where it is one more call of that.
+    layer: the name of a new one, or that of an earlier call, for one more call.
   """
   if len(sizes) == 1:
     return [source]
-  layer = layer or operator_layer(name, "split")
+  layer = operator_layer(layer, "split") if isinstance(layer, str) else layer
   axis %= len(source.shape)
   first = graph.add_node(layer, (source, [int(size) for size in sizes]), source.shape, kwargs={"axis": axis})
   first.node.shapes = [(*source.shape[:axis], int(size), *source.shape[axis + 1:]) for size in sizes]

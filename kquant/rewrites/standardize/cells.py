@@ -125,8 +125,8 @@ class Cell(abc.ABC):
 
   def split(self, name: str, source: Ref, count: int) -> list[Ref]:
     """Cuts a tensor in equal parts along its channels."""
-    parts = add_split(self.graph, f"{self.name}/{name}", source, [source.shape[-1] // count] * count,
-                      layer=self._layers.get(name))
+    parts = add_split(self.graph, self._layers.get(name, f"{self.name}/{name}"), source,
+                      [source.shape[-1] // count] * count)
     self._layers[name] = parts[0].node.layer
     return parts
 

@@ -12,16 +12,19 @@ from kquant.rewrites.standardize.building import add_reshape, add_split, is_fixe
 
 def distribute(graph: Graph, node: Node) -> None:
   """Calls the layer inside once a step; one that acts on the last axis alone once for all steps."""
-  if node.kind != "TimeDistributed" or len(node.inputs) != 1 or len(node.shapes) != 1 or node.kwargs or (
+  if node.kind != "TimeDistributed" or len(node.args) != 1 or len(node.shapes) != 1 or (
+      node.kwargs.keys() - {"mask"}) or (
       not is_fixed(node.inputs[0], Ref(node))):
     return
-  (source,), name = node.inputs, node.layer_name
+  source, name = node.inputs[0], node.layer_name
   inner = _inner_graph(node)
   layers = {layer: _renamed(layer, f"{name}/{layer.name}") for layer in inner.layers}
   if _acts_on_channels(inner):
     results = [_call(graph, inner, layers, source)]
     replace(graph, node, results[0], "called on all steps at once")
     return
+  if node.kwargs:
+    return  # what is inside may look at the mask
   steps, size = source.shape[1:3]
   flat = add_reshape(graph, f"{name}/flat", source, (steps * size, *source.shape[3:]))
   parts = add_split(graph, f"{name}/steps", flat, [size] * steps, axis=1)
