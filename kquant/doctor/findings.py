@@ -55,7 +55,7 @@ class KnownNetwork:
   def __init__(self, model: keras.Model, calibration: list[np.ndarray], judged: list[np.ndarray]):
     self._model, self._calibration, self._judged_images = model, calibration, judged
     self.graph = Graph.from_model(model)
-    self._batch_norms = [node.name for node in self.graph.find("BatchNormalization")]
+    self._batch_norms = [node.name for node in self.graph.of_role("affine")]
     standardize(self.graph)  # writes other layers as batch norms, too
     self._seen = measure_channels(self.graph, calibration)
     self._judged = self._seen if judged is calibration else measure_channels(self.graph, judged)
@@ -123,7 +123,7 @@ class KnownNetwork:
                     "Calibrate on images such as the network will see, preprocessed alike.")
 
   def _stale(self, labels: np.ndarray | None) -> Iterator[Finding]:
-    nats = {node.name: self._divergence(node) for node in self.graph.find("BatchNormalization")
+    nats = {node.name: self._divergence(node) for node in self.graph.of_role("affine")
             if node.name in self._batch_norms}
     stale = [name for name, value in nats.items() if value > _STALE_NATS]
     better, top1 = (False, "") if labels is None or not nats else self._reestimated(labels)
