@@ -25,7 +25,7 @@ NAMES = {"kq": kquant, "tflite_export": tflite_export, "keras": keras, "np": np}
 FEWEST_EXAMPLES = 25
 WITHOUT_EXAMPLE = {
     "kquant.UnsupportedLayerError", "tflite_export.Exported", "tflite_export.IntOp",
-    "tflite_export.IntProgram", "tflite_export.Verification", "tflite_export.VerificationError"}
+    "tflite_export.Verification", "tflite_export.VerificationError"}
 """Public objects whose docstring needs no example."""
 
 
