@@ -64,6 +64,7 @@ def judged(path: str, data, reference) -> dict:
   source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
   chosen, start = [], time.perf_counter()
   for x in data["x_test"]:
+    interpreter.reset_all_variables()  # the converter's LSTM holds its state in variables
     interpreter.set_tensor(source, x[None])
     interpreter.invoke()
     chosen.append(interpreter.get_tensor(result)[0].argmax())
