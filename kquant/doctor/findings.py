@@ -87,7 +87,7 @@ class KnownNetwork:
       ref = Ref(node)
       if node.facts.role == "input" or ref not in self._seen.low or ref.is_integer:
         continue
-      if _constant(self._seen, ref).all():
+      if all(other in self._seen.low and _constant(self._seen, other).all() for other in node.outputs):
         constant.append(ref.key)
       elif node.facts.role == "linear" and (channels := self._dead(node)).any():
         dead[node.name] = int(channels.sum()), len(channels)

@@ -81,8 +81,15 @@ class DiagnosisRow:
     """What was done, in words."""
     where = f"{self.name} ({'weights' if self.part == 'weights' else 'output'})"
     if self.remedy is None:
-      return f"{where}: none of {len(self.tried)} remedies helps"
+      return f"{where}: as it was; {self._best_tried()}"
     return f"{where}: {self.remedy}, {self.gain_db:+.1f} dB"
+
+  def _best_tried(self) -> str:
+    """Says that no remedy helps, or which would, where none is needed or it is one too many of 16 bits."""
+    remedy, noise = min(self.tried, key=lambda tried: tried[1], default=("", self.noise))
+    if noise >= self.noise:
+      return f"none of {len(self.tried)} remedies helps"
+    return f"{remedy} would lower its noise from {self.noise:.1e} to {noise:.1e}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,3 +84,11 @@ def test_values_that_are_not_finite_are_named():
   model.get_layer("conv1").kernel.assign(np.full((3, 3, 8, 8), np.nan))
   diagnosis = kq.diagnose(model, photos(32))
   assert (diagnosis.findings[0].kind, diagnosis.findings[0].where) == ("weights", "conv1/kernel")
+
+
+def test_a_mask_whose_first_steps_always_count_is_no_constant():
+  image = keras.Input((6, 3), name="image")
+  x = layers.LSTM(4, name="lstm")(layers.Masking()(image))
+  series = np.random.default_rng(0).normal(size=(64, 6, 3)).astype(np.float32)
+  series[:32, 4:] = 0
+  assert "constant" not in findings(keras.Model(image, layers.Dense(3)(x)), series)

@@ -2,12 +2,32 @@
 
 import dataclasses
 
+from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
 
-UNROLLED = dataclasses.replace(taken_apart(Refusal(
-    "is stateful, of open length or more than 1,000 steps, or has a cell or an activation of another kind",
-    "give the model inputs of fixed length, 1,000 steps at most (--input_shape), and use LSTM, GRU or "
-    "SimpleRNN cells with sigmoid and tanh")), mask="sequence", takes_mask=True)
+MOST_STEPS = 1000
+"""Of a sequence: its network has a dozen calls for each."""
+
+
+def _why_left(call: Call) -> Refusal:
+  """Says why `standardize` leaves a layer."""
+  config, steps = call.config, call.inputs[0].shape[1]
+  config = {**config, **config.get("layer", {}).get("config", {})}  # of what a Bidirectional wraps
+  if config.get("stateful"):
+    return Refusal("keeps its state from one run to the next (stateful=True)",
+                   "build it with stateful=False and load the weights; its state can be an input "
+                   "(initial_state=) and an output (return_state=True) of the model")
+  if None in call.inputs[0].shape[1:]:
+    return Refusal("reads a sequence of open length", "fix it: --input_shape=STEPS,FEATURES, or "
+                   "kquant.load_model(path, input_shape=(steps, features))")
+  if steps > MOST_STEPS:
+    return Refusal(f"takes {steps:,} steps, and {MOST_STEPS:,} are the most",
+                   "shorten the sequence, or put a strided Conv1D or a pooling layer in front")
+  return Refusal("has a cell, an activation or arguments without an integer form",
+                 "use LSTM, GRU or SimpleRNN cells with sigmoid or hard_sigmoid gates and tanh or relu")
+
+
+UNROLLED = dataclasses.replace(taken_apart(), refused_form=_why_left, mask="sequence", takes_mask=True)
 _REFUSED = refused("is recurrent and has no integer form here",
                     "replace it by Conv1D layers (a temporal convolution) or attention, unroll it into Dense "
                     "layers, or keep that part of the model in float")

@@ -9,13 +9,11 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.recurrent import MOST_STEPS
 from kquant.graph.nodes import Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_reshape, add_split, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
-
-MOST_STEPS = 1000
-"""Beyond, building the models takes more than minutes."""
 
 
 @dataclasses.dataclass
