@@ -31,7 +31,7 @@ def inputs_to_run(specs: Sequence[InputSpec],
   for spec, grid in zip(specs, grids):
     if grid is None:
       raise ValueError(f"--data is missing: input {spec.name!r} takes indices, which are not drawn at "
-                       "random.")
+                       "random; give --data=FILE.npz with inputs such as those it was calibrated on.")
   rng = np.random.default_rng(FLAGS.seed)
   arrays = [grid.dequantize(rng.integers(*grid.limits, (RANDOM_INPUTS, *spec.shape), endpoint=True))
             for spec, grid in zip(specs, grids)]
