@@ -131,10 +131,10 @@ def test_rows_are_frozen_data():
 def test_a_result_prints_on_a_short_page():
   model = models.build("nested_shared")
   result = kq.quantize(model, models.sample_inputs(model), config="w4a8",
-                       recipe=kq.Recipe(rounding="closed_form"), effort=None)
+                       recipe=kq.Recipe(bias="iterative"), effort=None)
   text = str(result)
   assert text.startswith("11 layers: kernels of 4 bits (3); outputs of 8 bits (11)")
-  assert "calibrate" in text and "shared" in text and "rounded to nearest" in text
+  assert "calibrate" in text and "shared" in text and "corrected locally" in text
   assert len(text.splitlines()) < 20
 
 

@@ -39,7 +39,8 @@ class Case:
     for i, shape in enumerate(self.x[:self.inputs.count("x")]):
       program.inputs.append(program.add_tensor(IntTensor(f"x{i}", shape, "int8", *GRID)))
     for i, data in enumerate(self.constants):
-      dtype, grid = ("int8", ([0.01], [0])) if kind == "PRELU" else ("int32", (None, None))
+      dtype, grid = {"PRELU": ("int8", ([0.01], [0])), "SELECT_V2": ("bool", (None, None))}.get(
+          kind, ("int32", (None, None)))
       program.add_tensor(IntTensor(f"c{i}", np.shape(data), dtype, *grid, data=data))
     for i, shape in enumerate(self.y):
       grid = (None, None) if self.y_dtype in ("float32", "int32") else self.y_grid
@@ -123,6 +124,7 @@ CASES = {
         "align_corners": False, "half_pixel_centers": True}),
     "RESIZE_NEAREST_NEIGHBOR": Case(3, "x0 c0", y=((1, 8, 9, 8),), constants=([8, 9],), options={
         "align_corners": False, "half_pixel_centers": True}),
+    "SELECT_V2": Case(1, "c0 x0 x1", constants=(np.eye(6, 8) > 0,)),
     "SOFTMAX": Case(2, x=((1, 8),), y=((1, 8),), options={"beta": 1.0}, y_grid=SIGMOID_GRID),
     "SPACE_TO_DEPTH": Case(1, y=((1, 2, 3, 32),), options={"block_size": 2}),
     "SPLIT": Case(1, "c0 x0", y=((1, 4, 6, 4), (1, 4, 6, 4)), options={"num_splits": 2},

@@ -272,7 +272,8 @@ def test_every_row_has_a_case_here_but_for_functions_by_table_which_are_lowered_
   rows = {kind for kind in LOWERINGS if kind != "InputLayer"}
   cases = {kind for kind, *_ in CASES.values()}
   assert cases <= rows
-  elsewhere = {"Embedding", "CappedReLU"}  # tests/test_every_layer.py, tests/test_equalized_files.py
+  elsewhere = {"Embedding", "CappedReLU",  # tests/test_every_layer.py, tests/test_equalized_files.py
+               "IndexMask", "MaskShare", "Select"}  # tests/rewrites/standardize/test_masks.py
   missing = rows - cases - elsewhere
   assert not {kind for kind in missing if not LAYERS[kind].unary}
   assert {LOWERINGS[kind] for kind in missing} <= {LOWERINGS["Activation:gelu"]}
