@@ -65,7 +65,8 @@ def files(tmp_path_factory):
   models.build("two_inputs").save(folder / "two.h5")
   image = keras.Input((12, 12, 3), name="image")
   keras.Model(image, layers.Conv2D(2, 3, name="map")(image)).save(folder / "maps.h5")
-  keras.Model(image, layers.GRU(2, recurrent_activation="softsign", name="odd")(layers.Reshape((12, 36))(image))).save(folder / "odd.h5")
+  odd = layers.GRU(2, recurrent_activation="softsign", name="odd")(layers.Reshape((12, 36))(image))
+  keras.Model(image, odd).save(folder / "odd.h5")
   x = rng.uniform(-1, 1, (48, 12, 12, 3)).astype(np.float32)
   y = model.predict(x, verbose=0).argmax(-1)
   y[::4] = (y[::4] + 1) % CLASSES
