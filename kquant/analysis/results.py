@@ -140,7 +140,7 @@ class Analysis:
     Returns:
       A JSON-ready dict.
     """
-    return _finite(dataclasses.asdict(self))
+    return finite(dataclasses.asdict(self))
 
   def to_node_data(self, program: Any) -> dict[str, Any]:
     """Makes the node data that Google's Model Explorer shows over the graph of a .tflite file.
@@ -210,10 +210,10 @@ def _decibels(noise: float) -> str:
   return f"{-10 * math.log10(noise):.1f} dB"
 
 
-def _finite(tree: Any) -> Any:
-  """A nest of dicts and tuples ready for JSON: what is not finite is None."""
+def finite(tree: Any) -> Any:
+  """Returns a nest of dicts and tuples ready for JSON: what is not finite is None."""
   if isinstance(tree, dict):
-    return {key: _finite(value) for key, value in tree.items()}
+    return {key: finite(value) for key, value in tree.items()}
   if isinstance(tree, Sequence) and not isinstance(tree, str):
-    return [_finite(value) for value in tree]
+    return [finite(value) for value in tree]
   return None if isinstance(tree, float) and not math.isfinite(tree) else tree

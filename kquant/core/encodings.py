@@ -118,6 +118,19 @@ class Encoding:
     return cls(**fields)
 
 
+def activation_grid(low: float, high: float, *, bits: int, symmetric: bool) -> Encoding:
+  """Returns the grid of an activation over a range.
+
+  Args:
+    low, high: real limits.
+    bits: of its integers.
+    symmetric: zero point 0.
+  """
+  if symmetric:
+    return Encoding(numerics.symmetric_grid(max(-low, high), bits), np.zeros(1, np.int64), bits)
+  return Encoding(*numerics.affine_grid(low, high, bits), bits)
+
+
 class Encodings:
   """The grids of a network by key, and the integers of its constants.
 

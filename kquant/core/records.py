@@ -100,6 +100,19 @@ class Closeness:
     return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}: {verdict} ({self.tolerance:g} dB asked)"
 
 
+def answers_alike(judged: dict[str, Any], closeness: Closeness | None) -> bool:
+  """Returns whether nothing that was measured says that a file answers otherwise than its float model.
+
+  Args:
+    judged: "sqnr_db" and "agreement" (0..1) of its outputs, each None or left out where it is not known.
+    closeness: what was found while it was quantized.
+  """
+  sqnr_db, agreement = judged.get("sqnr_db"), judged.get("agreement")
+  return ((sqnr_db is None or sqnr_db >= LEAST_SQNR_DB)
+          and (agreement is None or agreement >= LEAST_AGREEMENT)
+          and (closeness is None or closeness.good))
+
+
 @dataclasses.dataclass(frozen=True)
 class NarrowColumn:
   """A column of a tensor's last axis that uses a few steps of the tensor's grid.

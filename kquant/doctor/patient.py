@@ -86,4 +86,3 @@ def result_of(network: Calibrated, config: QuantConfig, report: Report) -> Quant
   """Returns a quantized network as `kquant.quantize` returns it."""
   final, graph, encodings = finalize_graph(network.qmodel, target=target(config.target), graph=network.graph)
   return QuantizationResult(final, encodings, network.qmodel, report, graph, network.float_params)
-

@@ -12,7 +12,7 @@ from kquant.analysis.calls import grid_tensors
 from kquant.analysis.measure import Network
 from kquant.analysis.sites import Site
 from kquant.core import numerics
-from kquant.core.encodings import Encoding
+from kquant.core.encodings import Encoding, activation_grid
 from kquant.core.fake_quantization import fake_quantize
 from kquant.core.tensor_spec import TensorSpec
 from kquant.doctor.variants import Variant
@@ -68,7 +68,7 @@ def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: 
     specs[WIDE] = TensorSpec(bits=16).for_activations()
   for name, other in specs.items():
     low, high = _within_cut(ranges[other.range], layer) if other.bits < 16 else ranges["minmax"]
-    grid = grid_over(low, high, bits=other.bits, symmetric=other.symmetric)
+    grid = activation_grid(low, high, bits=other.bits, symmetric=other.symmetric)
     yield Remedy(name, Variant(site, _on_grid(grid)), other)
 
 
@@ -149,13 +149,6 @@ def _within_cut(limits: tuple[float, float], layer: QuantizeActivation) -> tuple
   """A range that ends where calibration cut it, as all that reads the tensor is flat there."""
   (low, high), (first, last) = limits, layer.cut
   return (low if first is None else max(low, first)), (high if last is None else min(high, last))
-
-
-def grid_over(low: float, high: float, *, bits: int, symmetric: bool) -> Encoding:
-  """Returns the grid of an activation over a range."""
-  if symmetric:
-    return Encoding(numerics.symmetric_grid(max(-low, high), bits), np.zeros(1, np.int64), bits)
-  return Encoding(*numerics.affine_grid(low, high, bits), bits)
 
 
 def _on_grid(grid: Encoding) -> NodeCall:

@@ -1,9 +1,9 @@
 """Diagnosis: what is at fault in a quantized network, what mends it, and the mended network."""
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
+from kquant.analysis.results import finite
 from kquant.core.text import text_table
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ class Diagnosis:
     """
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
               if field.name not in ("result", "config", "analysis", "trial")}
-    fields["rows"] = [_finite(dataclasses.asdict(row)) for row in self.rows]
+    fields["rows"] = [finite(dataclasses.asdict(row)) for row in self.rows]
     fields["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
-    fields["trial"] = None if self.trial is None else _finite(dataclasses.asdict(self.trial))
+    fields["trial"] = None if self.trial is None else finite(dataclasses.asdict(self.trial))
     fields["analysis"] = None if self.analysis is None else self.analysis.to_json()
     return {**fields, "config": self.config.to_json()}
 
@@ -178,8 +178,3 @@ class Diagnosis:
     lines = [f"- {finding}" for finding in self.findings]
     lines += [f"- {row}" for row in self.rows] or ["- no tensor stands out"] * (self.result is not None)
     return "\n".join([*lines, *self.notes, self.summary()])
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-  return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-          for name, value in fields.items()}

@@ -12,9 +12,10 @@ from kquant.analysis.calls import grid_tensors
 from kquant.analysis.measure import Network
 from kquant.analysis.sites import ACTIVATION, WEIGHTS, Site
 from kquant.core import numerics
+from kquant.core.encodings import activation_grid
 from kquant.core.fake_quantization import fake_quantize
 from kquant.core.quant_config import QuantConfig
-from kquant.doctor.remedies import Remedy, grid_over, rounded_weights, together, with_weights
+from kquant.doctor.remedies import Remedy, rounded_weights, together, with_weights
 from kquant.doctor.rules import rule_of
 from kquant.doctor.variants import Variant
 from kquant.graph.execution import NodeCall
@@ -92,7 +93,8 @@ class Factorization:
     own = scale[self._groups.index[ref]]
     low, high = (own * ends[ref] for ends in (self._channels.low, self._channels.high))
     quantizer = network.qmodel.get_layer(site.nodes[0].layer.name).quantizer
-    grid = grid_tensors(grid_over(low.min(), high.max(), bits=quantizer.bits, symmetric=quantizer.symmetric))
+    grid = grid_tensors(activation_grid(low.min(), high.max(), bits=quantizer.bits,
+                                        symmetric=quantizer.symmetric))
     factor = tf.constant(own, tf.float32)
     return lambda layer, node, values: [fake_quantize(values[node.inputs[0]] * factor, grid) / factor]
 

@@ -17,7 +17,7 @@ from kquant.core import data
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.graph.sizes import images_at_once, live_bytes, open_size
+from kquant.graph.sizes import images_at_once, last_reads, live_bytes, open_size
 
 Values = dict[Ref, Any]
 """{tensor: what it holds}."""
@@ -135,10 +135,10 @@ class Execution:
 
   def _forget(self, wanted: Sequence[Ref]) -> Callable[[Node, Values], None]:
     """Returns what takes tensors out of the values of a run behind the last call that reads them."""
-    last = {ref: node for node in self.graph.nodes for ref in node.inputs}
-    due: dict[Node, list[Ref]] = {}
-    for ref in last.keys() - set(wanted):
-      due.setdefault(last[ref], []).append(ref)
+    nodes, due = self.graph.nodes, {}
+    for ref, place in last_reads(self.graph, wanted).items():
+      if place < len(nodes):
+        due.setdefault(nodes[place], []).append(ref)
 
     def forget(node: Node, values: Values) -> None:
       for ref in due.get(node, ()):

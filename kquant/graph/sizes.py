@@ -1,7 +1,7 @@
 """Bytes that the tensors of a graph take up, and how many images pass at a time so that they stay bounded."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -24,14 +24,19 @@ def all_bytes(graph: Graph) -> int:
   return sum(tensor_bytes(ref) for node in graph.nodes for ref in node.outputs)
 
 
+def last_reads(graph: Graph, kept: Iterable[Ref]) -> dict[Ref, int]:
+  """Returns {tensor: place of the last call that reads it}, behind all calls for those that are kept."""
+  last = {ref: place for place, node in enumerate(graph.nodes) for ref in node.inputs}
+  return last | dict.fromkeys(kept, len(graph.nodes))
+
+
 def live_bytes(graph: Graph, *, copies: Callable[[Ref], int] = lambda ref: 1) -> int:
   """Returns the most bytes of one image that are alive at one call, as a forward pass holds them.
 
   Args:
     copies: how many of each tensor there are.
   """
-  last = {ref: place for place, node in enumerate(graph.nodes) for ref in node.inputs}
-  last |= dict.fromkeys(graph.output_refs, len(graph.nodes))
+  last = last_reads(graph, graph.output_refs)
   alive: dict[Ref, int] = {}
   most = 0
   for place, node in enumerate(graph.nodes):

@@ -8,11 +8,9 @@ pool, all sides of a concatenation) share one, found by union-find, and with it 
 import dataclasses
 import difflib
 
-import numpy as np
 import tf_keras as keras
 
-from kquant.core import numerics
-from kquant.core.encodings import Encoding
+from kquant.core.encodings import Encoding, activation_grid
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
 from kquant.core.rule import Rule
@@ -141,10 +139,7 @@ def _known_grid(sources: list[Ref], spec: TensorSpec) -> Encoding | None:
   node = sources[0].node
   if len(sources) > 1 or node.facts.known_range is None:
     return None
-  low, high = node.facts.known_range(node)
-  if spec.symmetric:
-    return Encoding(numerics.symmetric_grid(max(-low, high), spec.bits), np.zeros(1, np.int64), spec.bits)
-  return Encoding(*numerics.affine_grid(low, high, spec.bits), spec.bits)
+  return activation_grid(*node.facts.known_range(node), bits=spec.bits, symmetric=spec.symmetric)
 
 
 def _check_inputs(graph: Graph) -> None:

@@ -104,15 +104,19 @@ def test_planted_outlier_weight_is_found():
   assert found.rows[0].wide_channels[0][0] == 7 and found.rows[0].wide_channels[0][1] > 10
 
 
-def test_planted_outlier_channel_of_an_activation_is_found():
-  """Channel 4 is made 30 times as large, and the next layer divides by it: the same function."""
+def with_outlier_channel():
+  """The chain whose conv1 has channel 4 made 30 times as large, which conv2 undoes: the same function."""
   model = chain()
   producer, consumer = model.get_layer("conv1"), model.get_layer("conv2")
   scale = np.where(np.arange(12) == 4, 30.0, 1.0).astype(np.float32)
   producer.kernel.assign(producer.kernel * scale)
   producer.bias.assign(producer.bias * scale)
   consumer.kernel.assign(consumer.kernel / scale[:, None])
-  first = kq.analyze(quantized(model, photos()), photos()).rows[0]
+  return model
+
+
+def test_planted_outlier_channel_of_an_activation_is_found():
+  first = kq.analyze(quantized(with_outlier_channel(), photos()), photos()).rows[0]
   assert first.part == "activation" and first.name.startswith("conv1")
   assert first.wide_channels[0][0] == 4 and first.wide_channels[0][1] > 10
 

@@ -9,7 +9,7 @@ import pytest
 import kquant as kq
 from kquant.doctor import mending
 from kquant.qmodel.outputs import network_outputs
-from tests.analysis.test_layer_errors import chain, photos
+from tests.analysis.test_layer_errors import chain, photos, with_outlier_channel
 
 PER_TENSOR = kq.TensorSpec(per_channel=False)
 FEW_BITS = kq.QuantConfig(rules=[kq.Rule(match="^conv2$", weights=kq.TensorSpec(bits=2)), kq.Rule()])
@@ -26,17 +26,6 @@ def with_outlier_weight():
   kernel = model.get_layer("conv1").kernel.numpy()
   kernel[1, 1, 5, 7] = 30 * np.abs(kernel).max()
   model.get_layer("conv1").kernel.assign(kernel)
-  return model
-
-
-def with_outlier_channel():
-  """The chain whose conv1 has one channel 30 times as large, which conv2 undoes."""
-  model = chain()
-  producer, consumer = model.get_layer("conv1"), model.get_layer("conv2")
-  scale = np.where(np.arange(12) == 4, 30.0, 1.0).astype(np.float32)
-  producer.kernel.assign(producer.kernel * scale)
-  producer.bias.assign(producer.bias * scale)
-  consumer.kernel.assign(consumer.kernel / scale[:, None])
   return model
 
 

@@ -205,11 +205,12 @@ class IntProgram:
     needed, ops = set(wanted), []
     for op in reversed(self.ops):
       if needed.intersection(op.outputs):
-        ops.insert(0, op)
+        ops.append(op)
         needed.update(name for name in op.inputs if name and name not in given)
     made = {name for op in ops for name in op.outputs}
-    used = [name for name in self.tensors if name in made or any(name in op.inputs for op in ops)]
+    read = {name for op in ops for name in op.inputs}
+    used = [name for name in self.tensors if name in made or name in read]
     inputs = [name for name in used if name not in made and self.tensors[name].data is None]
-    return dataclasses.replace(self, ops=ops, tensors={name: self.tensors[name] for name in used},
+    return dataclasses.replace(self, ops=ops[::-1], tensors={name: self.tensors[name] for name in used},
                                inputs=inputs, outputs=list(wanted), input_names=[], output_names=[],
                                metadata={})

@@ -10,7 +10,7 @@ from kquant.core.encodings import Encodings
 from kquant.graph.execution import call_layer, live_layers
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.graph.sizes import images_at_once, live_bytes
+from kquant.graph.sizes import images_at_once, last_reads, live_bytes
 from tflite_export.program.batch import RESIZED, is_dynamic
 from tflite_export.program.program import IntProgram
 from tflite_export.proof.borders import ELEMENTS_AT_ONCE, border_inputs, on_border, on_grid, sliced
@@ -40,8 +40,7 @@ class Runs:
   def __init__(self, data: bytes, stored: IntProgram, model: keras.Model, encodings: Encodings):
     self._stored, self._encodings = stored, encodings
     self._graph, self._layers = Graph.from_model(model), live_layers(model)
-    self._last = {ref: place for place, node in enumerate(self._graph.nodes) for ref in node.inputs}
-    self._last |= dict.fromkeys(self._graph.output_refs, len(self._graph.nodes))
+    self._last = last_reads(self._graph, self._graph.output_refs)
     self._watch = Watch(stored, [ref.key for node in self._graph.nodes for ref in node.outputs
                                  if ref.key in encodings and node.facts.role != "input"])
     self._data, self._batches = data, (None, RESIZED) if is_dynamic(stored) else (None,)

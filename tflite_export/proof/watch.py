@@ -38,6 +38,7 @@ class Watch:
     self._names = program.inputs
     self._programs = [program.between(_starts(program, parts[:place]), part)
                       for place, part in enumerate(parts)]
+    self._last = {name: place for place, part in enumerate(self._programs) for name in part.inputs}
     largest = max(sum(used[name] for name in part) for part in parts)
     self.images = run * max(1, int(_room() // max(1, largest)))
     self.whole = len(parts) == 1
@@ -53,8 +54,7 @@ class Watch:
     for place, program in enumerate(self._programs):
       arrays = self._run(program, [known[name] for name in program.inputs])
       known |= zip(program.outputs, arrays)
-      read_later = {name for later in self._programs[place + 1:] for name in later.inputs}
-      known = {name: array for name, array in known.items() if name in read_later}
+      known = {name: array for name, array in known.items() if self._last.get(name, -1) > place}
       for name in program.outputs:
         yield name, arrays.pop(0)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from kquant.analysis.page.parts import Verdict, percent
 from kquant.analysis.results import Analysis
-from kquant.core.records import LEAST_AGREEMENT, LEAST_SQNR_DB, Closeness
+from kquant.core.records import LEAST_SQNR_DB, Closeness, answers_alike
 
 _NAMED = 3
 
@@ -34,9 +34,7 @@ def accuracy_of_mended(judged: dict[str, Any] | None, diagnosis: Any) -> Verdict
 
 def _is_near(judged: dict[str, Any], closeness: Closeness | None, analysis: Analysis | None) -> bool:
   """Whether nothing that was measured is below what is expected."""
-  sqnr, agreement = judged.get("sqnr_db"), judged.get("agreement")
-  return ((sqnr is None or sqnr >= LEAST_SQNR_DB) and (agreement is None or agreement >= LEAST_AGREEMENT)
-          and (closeness is None or closeness.good)
+  return (answers_alike(judged, closeness)
           and (bool(judged) or closeness is not None or analysis.whole <= 10**(-LEAST_SQNR_DB / 10)))
 
 

@@ -21,7 +21,7 @@ from kquant.core.data import choose
 from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
-from kquant.core.records import LEAST_AGREEMENT, LEAST_SQNR_DB, Closeness, Report
+from kquant.core.records import Report, answers_alike
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.search.pipeline import read
@@ -141,7 +141,7 @@ def _run(task: _Task, report: Report) -> None:
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
-    far, analysis = _is_far(judged, result.report.closeness), None
+    far, analysis = not answers_alike(judged, result.report.closeness), None
     if far or pages.asked():
       with report.stage("analyze"):
         analysis = pages.analysis_of(result, task.calibration,
@@ -242,14 +242,6 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
   ]
   return "\n\n".join([text_table(("result", ""), rows), *report.tables()])
-
-
-def _is_far(judged: dict[str, Any], closeness: Closeness | None) -> bool:
-  """Whether the file answers otherwise than the float model, or less alike than was asked."""
-  sqnr_db, agreement = judged["sqnr_db"], judged["agreement"]
-  return (sqnr_db is not None and sqnr_db < LEAST_SQNR_DB
-          or agreement is not None and agreement < LEAST_AGREEMENT
-          or closeness is not None and not closeness.good)
 
 
 def _noisiest(analysis: Analysis | None) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ In topological order, for each layer: the moments of its quantized inputs, its i
 before did wrong in a way that this one can undo, it undoes (`input_moments.undoing`).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -104,18 +104,9 @@ def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, n
   """
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
-  left, done = [], set()
   generator = np.random.default_rng(seed)
-  for turn in turns:
-    if turn.patches is None:
-      left.append(turn.layer.name)
-      continue
-    if turn.layer.name in done:
-      continue
-    done.add(turn.layer.name)
-    _round_layer(turn, float_params[turn.layer.name], generator, method=method)
-    _correct_layer(turn, float_params[turn.layer.name], statistics)
-  return list(dict.fromkeys(left))
+  return _change_layers(turns, float_params, statistics, lambda turn, params: _round_layer(
+      turn, params, generator, method=method))
 
 
 def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
@@ -126,18 +117,32 @@ def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.
     turns, float_params, statistics, seed: as `round_layers` takes them; biases are corrected locally.
     layers: names of those that are rounded.
   """
-  left, done = [], set()
   generator = np.random.default_rng(seed)
-  for turn in turns:
-    if turn.patches is None:
-      left.append(turn.layer.name)
-      continue
-    if turn.layer.name in done:
-      continue
-    done.add(turn.layer.name)
+
+  def change(turn: LayerTurn, params: dict[str, np.ndarray]) -> None:
     if turn.layer.name in layers:
-      _round_layer(turn, float_params[turn.layer.name], generator)
-    _correct_layer(turn, float_params[turn.layer.name], statistics)
+      _round_layer(turn, params, generator)
+
+  return _change_layers(turns, float_params, statistics, change)
+
+
+def _change_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
+                   statistics: Statistics,
+                   change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> list[str]:
+  """Changes each linear layer at its first turn, then corrects its bias; returns the names of the others.
+
+  Args:
+    change: may set the integers of a layer, whose float weights it is given.
+  """
+  left, done = [], set()
+  for turn in turns:
+    name = turn.layer.name
+    if turn.patches is None:
+      left.append(name)
+    elif name not in done:
+      done.add(name)
+      change(turn, float_params[name])
+      _correct_layer(turn, float_params[name], statistics)
   return list(dict.fromkeys(left))
 
 

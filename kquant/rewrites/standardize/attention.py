@@ -12,6 +12,7 @@ from kquant.graph.masks import LOWEST
 from kquant.graph.nodes import Node, Ref
 from kquant.rewrites.folding.affine import affine_layer
 from kquant.rewrites.standardize.building import (
+  add_dense,
   add_matmul,
   add_permute,
   add_reshape,
@@ -55,7 +56,7 @@ def _split_multi_head(graph: Graph, node: Node) -> None:
   _, positions, count, size = mixed.shape
   mixed = add_reshape(graph, f"{name}/joined", mixed, (positions, count * size))
   params = _dense_params(kernel.reshape(count * size, -1), node.layer.params.get("attention_output/bias"))
-  result = _dense(graph, f"{name}/attention_output", mixed, params, _training(graph, node, 2))
+  result = add_dense(graph, f"{name}/attention_output", mixed, params, _training(graph, node, 2))
   _replace(graph, node, result, weights)
 
 
@@ -98,7 +99,7 @@ def _heads(graph: Graph, node: Node, source: Ref, part: str, scale: float) -> Re
   _, heads, size = kernel.shape
   dense = _dense_params(scale * kernel.reshape(-1, heads * size),
                         None if bias is None else scale * bias.reshape(-1))
-  flat = _dense(graph, name, source, dense, _training(graph, node, 1, scale))
+  flat = add_dense(graph, name, source, dense, _training(graph, node, 1, scale))
   split = add_reshape(graph, f"{name}/heads", flat, (source.shape[1], heads, size))
   return add_permute(graph, f"{name}/by_head", split, (2, 1, 3))
 
@@ -157,7 +158,7 @@ def _sums_of_tanh(graph: Graph, node: Node, query: Ref, key: Ref) -> Ref:
   tanh = graph.new_layer(keras.layers.Activation, f"{name}/tanh", {"activation": "tanh"})
   x = graph.add_node(tanh, (x,), x.shape)
   kernel = np.broadcast_to(outer, (size,)).reshape(size, 1)
-  x = _dense(graph, f"{name}/scores", x, _dense_params(kernel, None), {})
+  x = add_dense(graph, f"{name}/scores", x, _dense_params(kernel, None), {})
   return add_reshape(graph, f"{name}/table", x, (queries, keys))
 
 
@@ -171,11 +172,3 @@ def _dense_params(kernel: np.ndarray, bias: np.ndarray | None) -> dict[str, np.n
   """The weights of a Dense: kernel [inputs, units], and bias [units] where there is one."""
   params = {"kernel": kernel.astype(np.float32)}
   return params if bias is None else {**params, "bias": np.asarray(bias, np.float32)}
-
-
-def _dense(graph: Graph, name: str, source: Ref, params: dict[str, np.ndarray],
-           training: dict[str, Any]) -> Ref:
-  units = params["kernel"].shape[1]
-  config = {"units": units, "use_bias": "bias" in params, **training}
-  layer = graph.new_layer(keras.layers.Dense, name, config, params)
-  return graph.add_node(layer, (source,), (*source.shape[:-1], units))

@@ -65,6 +65,46 @@ def add_split(graph: Graph, layer: str | LayerDef, source: Ref, sizes: Sequence[
   return first.node.outputs
 
 
+def add_steps(graph: Graph, name: str, source: Ref) -> list[Ref]:
+  """Cuts a tensor [batch, steps, size, ...] into one [batch, size, ...] for each step."""
+  _, steps, size, *others = source.shape
+  flat = add_reshape(graph, f"{name}/flat", source, (steps * size, *others))
+  return add_split(graph, f"{name}/steps", flat, [size] * steps, axis=1)
+
+
+def add_sequence(graph: Graph, name: str, steps: Sequence[Ref]) -> Ref:
+  """Puts tensors [batch, size, ...] into one [batch, steps, size, ...]."""
+  batch, size, *others = steps[0].shape
+  joined = steps[0]
+  if len(steps) > 1:
+    layer = graph.new_layer(keras.layers.Concatenate, f"{name}/joined", {"axis": 1})
+    joined = graph.add_node(layer, (list(steps),), (batch, len(steps) * size, *others))
+  return add_reshape(graph, name, joined, (len(steps), size, *others))
+
+
+def add_dense(graph: Graph, name: str, source: Ref, params: dict[str, np.ndarray],
+              training: dict[str, Any]) -> Ref:
+  """Multiplies the last axis by a kernel [inputs, units].
+
+  Args:
+    params: "kernel", and "bias" [units] where there is one.
+    training: entries of the layer's config that say how it trains.
+  """
+  units = params["kernel"].shape[1]
+  config = {"units": units, "use_bias": "bias" in params, **training}
+  layer = graph.new_layer(keras.layers.Dense, name, config, params)
+  return graph.add_node(layer, (source,), (*source.shape[:-1], units))
+
+
+def add_crop(graph: Graph, name: str, source: Ref, rows: Sequence[int], columns: Sequence[int]) -> Ref:
+  """Cuts rows and columns off an image: so many in front and behind."""
+  if not any((*rows, *columns)):
+    return source
+  batch, height, width, channels = source.shape
+  layer = graph.new_layer(keras.layers.Cropping2D, name, {"cropping": (tuple(rows), tuple(columns))})
+  return graph.add_node(layer, (source,), (batch, height - sum(rows), width - sum(columns), channels))
+
+
 def add_operator(graph: Graph, name: str, symbol: str, sources: Sequence[Any], shape: Sequence[int | None],
                  **options: Any) -> Ref:
   """Calls a TensorFlow function such as "linalg.matmul" on tensors or constants, the options by keyword."""

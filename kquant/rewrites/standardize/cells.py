@@ -14,7 +14,7 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.masks import Select
 from kquant.graph.nodes import LayerDef, Node, Ref
-from kquant.rewrites.standardize.building import add_reshape, add_split
+from kquant.rewrites.standardize.building import add_split, add_steps
 from kquant.rewrites.standardize.training_config import training_config
 
 State = list[Ref | None]
@@ -81,9 +81,7 @@ class Cell(abc.ABC):
     bias = self.input_bias()
     product = self.dense(name, source, self.params["kernel"][:, columns],
                          None if bias is None else bias[columns])
-    _, steps, size = product.shape
-    flat = add_reshape(self.graph, f"{self.name}/{name}/flat", product, (steps * size,))
-    return add_split(self.graph, f"{self.name}/{name}/steps", flat, [size] * steps)
+    return add_steps(self.graph, f"{self.name}/{name}", product)
 
   def parts(self) -> dict[str, np.ndarray]:
     """{part: the columns of Keras' kernels}: the gates, which go through the sigmoid, and the candidate."""

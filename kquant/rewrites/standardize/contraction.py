@@ -7,7 +7,14 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_matmul, add_permute, add_reshape, is_fixed, replace
+from kquant.rewrites.standardize.building import (
+  add_dense,
+  add_matmul,
+  add_permute,
+  add_reshape,
+  is_fixed,
+  replace,
+)
 from kquant.rewrites.standardize.training_config import as_matrix, training_config
 
 
@@ -81,11 +88,9 @@ def _dense(graph: Graph, node: Node, equation: _Equation | None, kernel: np.ndar
     if params["bias"] is None:
       return None
   same = equation.right == contracted + made
-  config = {"units": params["kernel"].shape[1], "use_bias": bias is not None,
-            **training_config(graph, node, {"kernel": "kernel", "bias": "bias"},
-                              axes=as_matrix(len(contracted)) if same else lambda axes: None)}
-  layer = graph.new_layer(keras.layers.Dense, name, config, params)
-  x = graph.add_node(layer, (source,), (*source.shape[:-1], config["units"]))
+  training = training_config(graph, node, {"kernel": "kernel", "bias": "bias"},
+                             axes=as_matrix(len(contracted)) if same else lambda axes: None)
+  x = add_dense(graph, name, source, params, training)
   x = add_reshape(graph, f"{name}/split", x, (*inner, *outer))
   x = _moved(graph, f"{name}/ordered", x, lead + made, equation.result)
   return _activated(graph, node, x)

@@ -11,7 +11,7 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.recurrent import MOST_STEPS
 from kquant.graph.nodes import Node, Origin, Ref
-from kquant.rewrites.standardize.building import add_merge, add_reshape, add_split, is_fixed
+from kquant.rewrites.standardize.building import add_merge, add_sequence, add_split, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
 
@@ -159,7 +159,7 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
     state = [states.pop(0) if states else None for _ in range(cell.states)]
     with graph.in_place_of(cell.node):
       if number:
-        source = _sequence(graph, f"{name}/input", run.outputs)
+        source = add_sequence(graph, f"{name}/input", run.outputs)
       run = _steps(cell, source, state, masks)
     masks = dataclasses.replace(masks, backwards=False, steps=masks.steps[::-1 if masks.backwards else 1])
     behind += run.state
@@ -188,19 +188,11 @@ def _steps(cell: Cell, source: Ref, state: State, masks: _Masks) -> _Run:
   return _Run(outputs, state[:cell.states])
 
 
-def _sequence(graph: Graph, name: str, outputs: list[Ref]) -> Ref:
-  """Puts the outputs of the steps, [batch, units] each, into one tensor [batch, steps, units]."""
-  batch, units = outputs[0].shape
-  joined = outputs[0]
-  if len(outputs) > 1:
-    layer = graph.new_layer(keras.layers.Concatenate, f"{name}/joined")
-    joined = graph.add_node(layer, (outputs,), (batch, len(outputs) * units))
-  return add_reshape(graph, name, joined, (len(outputs), units))
-
-
 def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
   """The whole sequence, or what the last step made."""
-  return _sequence(graph, f"{name}/sequence", run.outputs) if config["return_sequences"] else run.outputs[-1]
+  if config["return_sequences"]:
+    return add_sequence(graph, f"{name}/sequence", run.outputs)
+  return run.outputs[-1]
 
 
 def _replace(graph: Graph, node: Node, outputs: list[Ref], states: list[Ref]) -> None:

@@ -6,7 +6,7 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_permute, is_fixed, replace
+from kquant.rewrites.standardize.building import add_crop, add_dense, add_permute, is_fixed, replace
 from kquant.rewrites.standardize.operators import become
 
 _OF_THE_RUNTIME = ("bilinear", "nearest")
@@ -45,11 +45,8 @@ def _name_function(graph: Graph, node: Node) -> None:
 def _cut(graph: Graph, node: Node, size: tuple[int, int]) -> Ref:
   """The middle of an image, half of a row or column that is left over behind it."""
   (source,) = node.inputs
-  batch, *old, channels = source.shape
-  starts = [(before - after) // 2 for before, after in zip(old, size)]
-  cropping = tuple((start, before - after - start) for start, before, after in zip(starts, old, size))
-  layer = graph.new_layer(keras.layers.Cropping2D, f"{node.layer_name}/middle", {"cropping": cropping})
-  return graph.add_node(layer, (source,), (batch, *size, channels)) if np.any(cropping) else source
+  extra = [old - new for old, new in zip(source.shape[1:3], size)]
+  return add_crop(graph, f"{node.layer_name}/middle", source, *((cut // 2, cut - cut // 2) for cut in extra))
 
 
 def _resize_cut(graph: Graph, node: Node, method: str) -> None:
@@ -75,8 +72,6 @@ def _multiply(graph: Graph, node: Node, source: Ref, method: str, *, antialias: 
     x = add_permute(graph, f"{node.layer_name}/{name}_last", x, order)
     unit = np.eye(x.shape[-1], dtype=np.float32)[..., None, None]  # an image of one column for each row
     kernel = tf.image.resize(unit, (size, 1), method=method, antialias=antialias).numpy()[..., 0, 0]
-    layer = graph.new_layer(keras.layers.Dense, f"{node.layer_name}/{name}", {
-        "units": size, "use_bias": False, "trainable": False}, {"kernel": kernel})
-    x = graph.add_node(layer, (x,), (*x.shape[:-1], size))
+    x = add_dense(graph, f"{node.layer_name}/{name}", x, {"kernel": kernel}, {"trainable": False})
     x = add_permute(graph, f"{node.layer_name}/{name}_back", x, [order.index(place) + 1 for place in axes])
   replace(graph, node, x, "written as products with constant matrices")

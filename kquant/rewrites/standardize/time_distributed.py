@@ -7,7 +7,7 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref, map_refs
 from kquant.graph.policies import float32_policy
-from kquant.rewrites.standardize.building import add_reshape, add_split, is_fixed, replace
+from kquant.rewrites.standardize.building import add_sequence, add_steps, is_fixed, replace
 
 
 def distribute(graph: Graph, node: Node) -> None:
@@ -20,16 +20,13 @@ def distribute(graph: Graph, node: Node) -> None:
   inner = _inner_graph(node)
   layers = {layer: _renamed(layer, f"{name}/{layer.name}") for layer in inner.layers}
   if _acts_on_channels(inner):
-    results = [_call(graph, inner, layers, source)]
-    replace(graph, node, results[0], "called on all steps at once")
+    replace(graph, node, _call(graph, inner, layers, source), "called on all steps at once")
     return
   if node.kwargs:
     return  # what is inside may look at the mask
-  steps, size = source.shape[1:3]
-  flat = add_reshape(graph, f"{name}/flat", source, (steps * size, *source.shape[3:]))
-  parts = add_split(graph, f"{name}/steps", flat, [size] * steps, axis=1)
-  results = [_call(graph, inner, layers, part) for part in parts]
-  replace(graph, node, _joined(graph, name, results), f"called on each of {steps} steps")
+  results = [_call(graph, inner, layers, step) for step in add_steps(graph, name, source)]
+  replace(graph, node, add_sequence(graph, f"{name}/sequence", results),
+          f"called on each of {len(results)} steps")
 
 
 @float32_policy()
@@ -71,13 +68,3 @@ def _call(graph: Graph, inner: Graph, layers: dict[LayerDef, LayerDef], source: 
       result.node.shapes = [(*lead, *shape[1:]) for shape in node.shapes]
       values.update(zip(node.outputs, result.node.outputs))
   return values[inner.output_refs[0]]
-
-
-def _joined(graph: Graph, name: str, results: list[Ref]) -> Ref:
-  """Puts the results of the steps, [batch, ...] each, into one tensor [batch, steps, ...]."""
-  batch, first, *others = results[0].shape
-  joined = results[0]
-  if len(results) > 1:
-    layer = graph.new_layer(keras.layers.Concatenate, f"{name}/joined", {"axis": 1})
-    joined = graph.add_node(layer, (results,), (batch, len(results) * first, *others))
-  return add_reshape(graph, f"{name}/sequence", joined, (len(results), first, *others))

@@ -14,7 +14,7 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_reshape, add_slice, is_fixed, replace
+from kquant.rewrites.standardize.building import add_crop, add_reshape, add_slice, is_fixed, replace
 from kquant.rewrites.standardize.padding import same_padding
 from kquant.rewrites.standardize.training_config import training_config
 
@@ -74,7 +74,7 @@ def _conv_3d_transpose(graph: Graph, node: Node) -> Ref | None:
   height, width = depth * pitch * strides[1], source.shape[3] * strides[2]
   x = graph.add_node(layer, (stack,), (source.shape[0], height + beyond[1], width + beyond[2], made))
   cut = (0, beyond[1]), (first[2], width + beyond[2] - columns - first[2])
-  x = _crop(graph, f"{name}/cut", x, *cut)
+  x = add_crop(graph, f"{name}/cut", x, *cut)
   return _part_images(graph, name, x, (depth, pitch * strides[1], columns, made),
                       range(first[1], first[1] + rows))
 
@@ -96,15 +96,6 @@ def _pad(graph: Graph, name: str, source: Ref, rows: Sequence[int], columns: Seq
   batch, height, width, channels = source.shape
   layer = graph.new_layer(keras.layers.ZeroPadding2D, name, {"padding": (tuple(rows), tuple(columns))})
   return graph.add_node(layer, (source,), (batch, height + sum(rows), width + sum(columns), channels))
-
-
-def _crop(graph: Graph, name: str, source: Ref, rows: Sequence[int], columns: Sequence[int]) -> Ref:
-  """Cuts rows and columns off an image."""
-  if not any((*rows, *columns)):
-    return source
-  batch, height, width, channels = source.shape
-  layer = graph.new_layer(keras.layers.Cropping2D, name, {"cropping": (tuple(rows), tuple(columns))})
-  return graph.add_node(layer, (source,), (batch, height - sum(rows), width - sum(columns), channels))
 
 
 def _spread_planes(graph: Graph, name: str, source: Ref, step: int) -> Ref:
@@ -142,7 +133,7 @@ def _part_images(graph: Graph, name: str, image: Ref, shape: Sequence[int], rows
   """Returns some rows of each of the images that lie one below the other, as a volume."""
   depth, pitch, columns, channels = shape
   x = add_reshape(graph, f"{name}/images", image, (depth, pitch * columns, channels))
-  x = _crop(graph, f"{name}/kept", x, (0, 0), (rows.start * columns, (pitch - rows.stop) * columns))
+  x = add_crop(graph, f"{name}/kept", x, (0, 0), (rows.start * columns, (pitch - rows.stop) * columns))
   return add_reshape(graph, f"{name}/result", x, (depth, len(rows), columns, channels))
 
 
