@@ -1,8 +1,9 @@
 """Rounding after training, then training with rounding, at 4 and 2 bits a weight, on scikit-learn's digits.
 
-    python examples/02_qat_fit.py
+    python examples/02_qat_fit.py [EPOCHS]
 """
 
+import sys
 import tempfile
 
 import numpy as np
@@ -12,7 +13,7 @@ import kquant as kq
 from kquant.cli.demo import digits, train_digits
 from tflite_export.proof.runtime import Runtime
 
-EPOCHS = 12
+EPOCHS = int(sys.argv[1]) if sys.argv[1:] else 12
 
 model = train_digits()
 (images, labels), (test_images, test_labels) = digits()

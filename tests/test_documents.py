@@ -22,9 +22,9 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
   assert snippet.count("kq.") >= 1
 
 
-@pytest.mark.parametrize("name", ["01_quantize.py", "02_qat_fit.py"])
-def test_example_runs(name, tmp_path):
-  assert "integer 0.9" in run_example(tmp_path, name).splitlines()[-1 if "qat" in name else 1]
+@pytest.mark.parametrize("name, arguments, line", [("01_quantize.py", (), 1), ("02_qat_fit.py", ("2",), -1)])
+def test_example_runs(name, arguments, line, tmp_path):
+  assert "integer 0.9" in run_example(tmp_path, name, *arguments).splitlines()[line]
 
 
 def test_example_of_sequences_runs(tmp_path):

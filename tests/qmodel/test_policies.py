@@ -56,6 +56,14 @@ def test_a_model_of_that_policy_is_taken(set_policy):
     assert off <= (1 if policy == "float16" else 0)  # weights of 16 bits
 
 
+def test_distillation_is_in_float32(set_policy):
+  model, policy = network(), set_policy()
+  distilled = kq.DistillationModel(kq.calibrate(kq.insert_quantizers(model), IMAGES), model)
+  distilled.compile("sgd")
+  assert np.isfinite(distilled.fit(IMAGES, verbose=0).history["loss"]).all()
+  assert (keras.mixed_precision.global_policy().name, keras.backend.floatx()) == policy
+
+
 @pytest.mark.parametrize("mode", ["fold", "train", "absorb"])
 def test_training_is_in_float32(set_policy, mode, tmp_path):
   model, (policy, floatx) = network(), set_policy()
@@ -67,8 +75,5 @@ def test_training_is_in_float32(set_policy, mode, tmp_path):
   qmodel.save(tmp_path / "q.keras")
   again = kq.load_model(tmp_path / "q.keras")
   assert {layer.compute_dtype for layer in again.layers} == {"float32"}
-  distilled = kq.DistillationModel(again, model)
-  distilled.compile("sgd")
-  assert np.isfinite(distilled.fit(IMAGES, verbose=0).history["loss"]).all()
   assert kq.finalize(again)[1].grids
   assert (keras.mixed_precision.global_policy().name, keras.backend.floatx()) == (policy, floatx)

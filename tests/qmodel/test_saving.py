@@ -45,6 +45,17 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
   assert kq.finalize(loaded)[1] == kq.finalize(qmodel)[1]
 
 
+@pytest.fixture(scope="module")
+def files_of_a_trained_model(tmp_path_factory):
+  """A folder with a trained model in every format, two inputs and its outputs."""
+  folder = tmp_path_factory.mktemp("trained")
+  qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
+  np.savez(folder / "d.npz", x=x[:2], y=qmodel(x[:2]).numpy())
+  for file in FORMATS:
+    qmodel.save(folder / file)
+  return folder
+
+
 @pytest.mark.parametrize("imports, first, load", [
     ("import kquant, tf_keras", 0, "tf_keras.models"), ("import tf_keras, kquant", 1, "tf_keras.models"),
     ("import kquant.graph.graph, tf_keras", 2, "tf_keras.models"), ("import kquant, tf_keras", 1, "kquant"),
@@ -52,12 +63,8 @@ def test_trained_model_comes_back_exactly(pair, file, tmp_path):
     ("import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'; import kquant, tensorflow, tf_keras", 2,
      "tf_keras.models"),
     ("import kquant, tensorflow_model_optimization, tf_keras", 2, "kquant")])
-def test_another_process_needs_nothing_but_kquant(imports, first, load, tmp_path):
+def test_another_process_needs_nothing_but_kquant(imports, first, load, files_of_a_trained_model):
   """The first load, of each format by each function, is what finds nothing registered yet."""
-  qmodel, x, _ = trained(("lsq_plus", "lsq_plus"))
-  np.savez(tmp_path / "d.npz", x=x[:2], y=qmodel(x[:2]).numpy())
-  for file in FORMATS:
-    qmodel.save(tmp_path / file)
   code = (f"{imports}\n"
           "import sys, numpy\n"
           "data = numpy.load(sys.argv[1] + '/d.npz')\n"
@@ -69,7 +76,8 @@ def test_another_process_needs_nothing_but_kquant(imports, first, load, tmp_path
           "check(tf_keras.models.load_model)\n"
           "check(kquant.load_model)\n")
   files = [*FORMATS[first:], *FORMATS[:first]]
-  done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *files], capture_output=True, text=True)
+  done = subprocess.run([sys.executable, "-c", code, str(files_of_a_trained_model), *files],
+                        capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
 
 

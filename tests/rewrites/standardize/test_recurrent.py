@@ -10,7 +10,7 @@ from tf_keras import layers
 import kquant as kq
 from tests.models import randomized
 
-STEPS, FEATURES = 5, 4
+STEPS, FEATURES = 4, 4
 
 LAYERS = {
     "lstm": lambda: layers.LSTM(3),
@@ -115,7 +115,7 @@ def test_what_is_remembered_has_16_bits_unless_the_config_says_8(tmp_path):
 
 
 def test_a_cell_that_forgets_nothing_holds_its_value_over_many_steps():
-  steps, units = 30, 1
+  steps, units = 16, 1
   cell = layers.LSTM(units, name="lstm")
   x = keras.Input((steps, 1), name="x")
   model = keras.Model(x, cell(x))
