@@ -2,11 +2,14 @@
 
 The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
 empty) or metadata entry, one signature "serving_default" with the names that the program gives its
-inputs and outputs. The writer writes what it gets and never changes an integer: whether a program obeys the
+inputs and outputs. Equal strings, vectors, grids and options are
+written once. The writer writes what it gets and never changes an integer: whether a program obeys the
 rules of the runtimes is the question of `operators.check.check`, asked before. What it writes,
 `reader` reads back with code of its own.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flatbuffers
@@ -58,9 +61,48 @@ def to_bytes(program: IntProgram) -> bytes:
       no tensor of the program.
   """
   model = _model(program)
-  builder = flatbuffers.Builder(_expected_size(program))
+  builder = _SharingBuilder(_expected_size(program))
   builder.Finish(model.Pack(builder), file_identifier=FILE_IDENTIFIER)
   return bytes(memoryview(builder.Bytes)[builder.Head():])
+
+
+class _SharingBuilder(flatbuffers.Builder):
+  """Writes equal content once; all that hold it point there, as the format allows.
+
+  Constants are left alone: a buffer of its own has each, at its own alignment.
+  """
+
+  def __init__(self, size: int):
+    super().__init__(size)
+    self._offsets: dict[tuple, int] = {}
+
+  def once(self, key: tuple, write: Callable[[], int]) -> int:
+    """Returns the offset of what `write` writes; calls it for the first of equal keys only."""
+    if key not in self._offsets:
+      self._offsets[key] = write()
+    return self._offsets[key]
+
+  def CreateString(self, s, *args):
+    """Writes a string."""
+    return self.once(("string", s), lambda: super(_SharingBuilder, self).CreateString(s, *args))
+
+  def CreateNumpyVector(self, x):
+    """Writes a vector of numbers; the bytes of a constant are no candidates."""
+    write = functools.partial(super().CreateNumpyVector, x)
+    return write() if x.dtype == np.uint8 else self.once((x.dtype.str, x.tobytes()), write)
+
+
+class _Shared:
+  """A table of the schema that the file holds once, however many tensors or operators have an equal one."""
+
+  def __init__(self, table: Any):
+    self._table = table
+
+  def Pack(self, builder: _SharingBuilder) -> int:
+    """Returns the offset of the table."""
+    fields = ((name, value.tobytes() if isinstance(value, np.ndarray) else value)
+              for name, value in vars(self._table).items())
+    return builder.once((type(self._table), *fields), lambda: self._table.Pack(builder))
 
 
 def _expected_size(program: IntProgram) -> int:
@@ -145,12 +187,12 @@ def _packed(tensor: IntTensor) -> np.ndarray:
   return nibbles[::2] | nibbles[1::2] << 4
 
 
-def _quantization(tensor: IntTensor) -> schema.QuantizationParametersT | None:
+def _quantization(tensor: IntTensor) -> _Shared | None:
   """Returns scale (float32 [n]), zero_point (int64 [n]) and channel axis; None if not quantized."""
   if tensor.scale is None:
     return None
-  return schema.QuantizationParametersT(
-      scale=tensor.scale, zeroPoint=tensor.zero_point, quantizedDimension=tensor.axis or 0)
+  return _Shared(schema.QuantizationParametersT(
+      scale=tensor.scale, zeroPoint=tensor.zero_point, quantizedDimension=tensor.axis or 0))
 
 
 def _operator(op: IntOp, index: dict[str, int], codes: dict) -> schema.OperatorT:
@@ -175,7 +217,7 @@ def _operator_code(kind: str, version: int) -> schema.OperatorCodeT:
                               deprecatedBuiltinCode=min(code, _LAST_DEPRECATED_CODE))
 
 
-def _options_table(op: IntOp, options_name: str | None) -> Any:
+def _options_table(op: IntOp, options_name: str | None) -> _Shared | None:
   """Returns the options object of `op`: the fields that op.options names, defaults elsewhere."""
   table = getattr(schema, options_name + "T")() if options_name else None
   fields = vars(table) if table else {}
@@ -186,7 +228,7 @@ def _options_table(op: IntOp, options_name: str | None) -> Any:
       raise ValueError(f"{op.kind} of layer {op.source!r}: expected only options that "
                        f"{options_name or 'an operator without options'} has, got {name!r}.")
     setattr(table, field, _option_value(op, name, value, default=fields[field]))
-  return table
+  return _Shared(table) if table else None
 
 
 def _option_value(op: IntOp, name: str, value: Any, *, default: Any) -> Any:

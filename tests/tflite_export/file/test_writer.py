@@ -292,6 +292,46 @@ def test_constants_are_aligned(name):
   assert [offset % 16 for offset in offsets] == [0] * 5
 
 
+def two_sums() -> IntProgram:
+  """Two ADD of equal options; x and y have one grid, z another."""
+  program = IntProgram(description="x", inputs=["x"], outputs=["z"])
+  for name, scale in (("x", 0.5), ("y", 0.5), ("z", 1.0)):
+    program.add_tensor(IntTensor(name, (1, 4), "int8", [scale], [3]))
+  program.ops = [IntOp("ADD", [source, source], [target], dict(NONE), 2) for source, target in ("xy", "yz")]
+  return program
+
+
+def test_equal_tables_are_written_once():
+  program = two_sums()
+  data = writer.to_bytes(program)
+  graph = schema.Model.GetRootAs(data, 0).Subgraphs(0)
+  x, y, z = (graph.Tensors(i) for i in range(3))
+  grids = [tensor.Quantization()._tab.Pos for tensor in (x, y, z)]
+  assert grids[0] == grids[1] != grids[2]
+  shapes = {tensor.ShapeAsNumpy().__array_interface__["data"][0] for tensor in (x, y, z)}
+  zero_points = {t.Quantization().ZeroPointAsNumpy().__array_interface__["data"][0] for t in (x, y, z)}
+  assert len(shapes) == len(zero_points) == 1
+  first, second = (graph.Operators(i).BuiltinOptions().Pos for i in range(2))
+  assert first == second
+  assert data.count(b"x\0") == 1  # tensor, signature and description
+  program.ops[1].options["fused_activation_function"] = "RELU"
+  graph = schema.Model.GetRootAs(writer.to_bytes(program), 0).Subgraphs(0)
+  assert len({graph.Operators(i).BuiltinOptions().Pos for i in range(2)}) == 2
+  ops = reader.from_bytes(writer.to_bytes(program)).ops
+  assert [op.options["fused_activation_function"] for op in ops] == ["NONE", "RELU"]
+
+
+def test_shared_tables_read_back_and_run():
+  program = two_sums()
+  data = writer.to_bytes(program)
+  back = reader.from_bytes(data)
+  assert [t.difference(program.tensors[name]) for name, t in back.tensors.items()] == [None] * 3
+  assert [t.name for t in schema.ModelT.InitFromPackedBuf(data).subgraphs[0].tensors] == [b"x", b"y", b"z"]
+  for kernels in ("xnnpack", "reference"):
+    (z,) = Runtime(data, kernels=kernels).run([np.array([[3, 5, -9, 100]], np.int8)])
+    assert z.tolist() == [[3, 7, -21, 127]]
+
+
 def test_skeleton():
   data = writer.to_bytes(network())
   model = schema.Model.GetRootAs(data, 0)
