@@ -2,10 +2,9 @@
 
 The file: identifier TFL3, schema version 3, one subgraph, one buffer a constant (buffer 0 is
 empty) or metadata entry, one signature "serving_default" with the names that the program gives its
-inputs and outputs. Equal strings, vectors, grids and options are
-written once. The writer writes what it gets and never changes an integer: whether a program obeys the
-rules of the runtimes is the question of `operators.check.check`, asked before. What it writes,
-`reader` reads back with code of its own.
+inputs and outputs. Equal strings, vectors, grids and options are written once. The writer writes what it
+gets and never changes an integer: whether a program obeys the rules of the runtimes is the question of
+`operators.check.check`, asked before. What it writes, `reader` reads back with code of its own.
 """
 
 import functools
