@@ -14,18 +14,17 @@ from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
 
 Params = dict[str, dict[str, np.ndarray]]
-"""{layer: its float weights and biases by name}."""
+"""{layer: its weights and biases by name}."""
 
 
-def float_call(float_params: Params) -> NodeCall:
-  """Returns how calls are made in float.
+def calls_with(params: Params) -> NodeCall:
+  """Returns how calls are made with such weights and biases, and without quantizers.
 
   Args:
-    float_params: before rounding and bias correction; layers that are not in it have the weights that their
-      live layers have.
+    params: of the layers that have others than their live layers.
   """
-  constants = {name: {key: tf.constant(value) for key, value in params.items()}
-               for name, params in float_params.items()}
+  constants = {name: {key: tf.constant(value) for key, value in of_layer.items()}
+               for name, of_layer in params.items()}
 
   def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
     if layer.name in constants:

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.analysis import noise
-from kquant.analysis.calls import Params, float_call, grid_tensors, quantized_call
+from kquant.analysis.calls import Params, calls_with, grid_tensors, quantized_call
 from kquant.analysis.sites import ACTIVATION, Site
 from kquant.analysis.sweep import BASE, Sweep
 from kquant.core.encodings import Encoding
@@ -39,7 +39,7 @@ class Network:
   @functools.cached_property
   def calls(self) -> tuple[NodeCall, NodeCall]:
     """How calls are made on the grids, and in float."""
-    return quantized_call(live_layers(self.qmodel)), float_call(self.float_params or {})
+    return quantized_call(live_layers(self.qmodel)), calls_with(self.float_params or {})
 
 
 class AnswerTotals:

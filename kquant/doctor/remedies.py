@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
-from kquant.analysis.calls import grid_tensors
+from kquant.analysis.calls import calls_with, grid_tensors
 from kquant.analysis.measure import Network
 from kquant.analysis.sites import Site
 from kquant.core import numerics
@@ -17,12 +16,12 @@ from kquant.core.fake_quantization import fake_quantize
 from kquant.core.tensor_spec import TensorSpec
 from kquant.doctor.variants import Variant
 from kquant.graph.execution import Execution, NodeCall, Values, live_layers
-from kquant.graph.nodes import Node, Ref, weights_of_class
+from kquant.graph.nodes import Ref, weights_of_class
 from kquant.graph.weights import WeightFacts
 from kquant.ptq.layerwise.bias_correction import output_shift
 from kquant.qmodel.calibrate import as_one
 from kquant.qmodel.quantize_activation import QuantizeActivation
-from kquant.qmodel.quantize_weights import QuantizeWeights, call_with_weights
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.estimators import make_estimator
 from kquant.ranges.weights import weight_range
 
@@ -115,7 +114,7 @@ def weight_remedies(network: Network, site: Site, spec: TensorSpec,
     specs["weights of 8 bits"] = dataclasses.replace(spec, bits=8)
   for name, other in specs.items():
     weights = rounded_weights(network, layer, other, input_mean)
-    yield Remedy(name, Variant(site, with_weights({layer.name: weights})), other)
+    yield Remedy(name, Variant(site, calls_with({layer.name: weights})), other)
 
 
 def rounding_remedy(network: Network, site: Site) -> Remedy:
@@ -123,7 +122,7 @@ def rounding_remedy(network: Network, site: Site) -> Remedy:
   layer = live_layers(network.qmodel)[site.name]
   weights = {name: value.numpy() for name, value in layer.simulated_weights().items()}
   biases = {facts.bias: getattr(layer.layer, facts.bias).numpy() for facts in _facts(layer) if facts.bias}
-  call = with_weights({layer.name: {**weights, **biases}})
+  call = calls_with({layer.name: {**weights, **biases}})
   return Remedy("closed-form rounding", Variant(site, call))
 
 
@@ -180,14 +179,3 @@ def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, 
 
 def _facts(layer: QuantizeWeights) -> tuple[WeightFacts, ...]:
   return weights_of_class(type(layer.layer))
-
-
-def with_weights(weights: dict[str, dict[str, np.ndarray]]) -> NodeCall:
-  """Returns how calls are made with those weights and biases, {layer: {attribute: value}}."""
-  constants = {name: {key: tf.constant(value) for key, value in of_layer.items()}
-               for name, of_layer in weights.items()}
-
-  def call(layer: keras.layers.Layer, node: Node, values: Values) -> list[Any]:
-    return call_with_weights(layer, node, values, constants[layer.name])
-
-  return call

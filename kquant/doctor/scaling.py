@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from kquant.analysis.calls import grid_tensors
+from kquant.analysis.calls import calls_with, grid_tensors
 from kquant.analysis.measure import Network
 from kquant.analysis.sites import ACTIVATION, WEIGHTS, Site
 from kquant.core import numerics
 from kquant.core.encodings import activation_grid
 from kquant.core.fake_quantization import fake_quantize
 from kquant.core.quant_config import QuantConfig
-from kquant.doctor.remedies import Remedy, rounded_weights, together, with_weights
+from kquant.doctor.remedies import Remedy, rounded_weights, together
 from kquant.doctor.rules import rule_of
 from kquant.doctor.variants import Variant
 from kquant.graph.execution import NodeCall
@@ -106,4 +106,4 @@ class Factorization:
     before = scale[self._groups.index[node.inputs[0]]]
     factor = factor / numerics.along_inputs(before, shape, facts.in_axes[0])
     layer, mean = network.qmodel.get_layer(node.layer.name), self._channels.mean[node.inputs[0]]
-    return with_weights({layer.name: rounded_weights(network, layer, spec, mean, factor=factor)})
+    return calls_with({layer.name: rounded_weights(network, layer, spec, mean, factor=factor)})

@@ -24,7 +24,7 @@ Values = dict[Ref, Any]
 NodeCall = Callable[[keras.layers.Layer, Node, Values], list[Any]]
 """Calls a layer as a node says, on values; returns the outputs, flat."""
 
-_FEWEST_TRACED = 5
+FEWEST_TRACED = 5
 """Batches from which on tracing a network is faster than running its operators one by one."""
 
 
@@ -124,7 +124,7 @@ class Execution:
     """
     step = self.images_at_once(images, batch_size)
     starts = range(0, len(images[0]), step)
-    if len(starts) >= _FEWEST_TRACED:
+    if len(starts) >= FEWEST_TRACED:
       return self.tap(wanted)(images, batch_size)
     forget, parts = self._forget(wanted), []
     for start in starts:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kquant.analysis.calls import Params, float_call
+from kquant.analysis.calls import Params, calls_with
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.results import AnalysisRow
 from kquant.analysis.sites import ACTIVATION, WEIGHTS, Site, sites
@@ -77,7 +77,7 @@ def histograms(qmodel: keras.Model, float_params: Params | None, rows: Sequence[
   found = {site.name: site for site in sites(network.graph) if site.part == ACTIVATION}
   rows = [row for row in rows if row.part == ACTIVATION and row.name in found]
   chosen = [found[row.name] for row in rows]
-  execution = Execution(network.graph, qmodel, call=float_call(float_params or {}))
+  execution = Execution(network.graph, qmodel, call=calls_with(float_params or {}))
   values = _samples(execution, [_loudest(site, row) for site, row in zip(chosen, rows)],
                     [array[:MOST_IMAGES] for array in images])
   layers = live_layers(qmodel)

@@ -17,7 +17,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
-from kquant.graph.execution import call_float, call_layer, live_layers, run_nodes
+from kquant.graph.execution import FEWEST_TRACED, call_float, call_layer, live_layers, run_nodes
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import LayerDef, Node, Ref, kind_of_class
@@ -30,8 +30,6 @@ _CHUNK_ELEMENTS = 2**22
 """As many elements of a stage's largest tensor are computed at a time: some megabytes, for the cache."""
 _MOST_SPACE = 4
 """Times its size that a tensor may take up."""
-_FEWEST_TRACED = 5
-"""Chunks from which on tracing a stage is faster than running its operators one by one."""
 
 
 class LayerTurn:
@@ -242,7 +240,7 @@ class _Stream:
       return store(values[last.inputs[0]])
 
     chunks = self._chunks(stage.nodes, stage.sources)
-    if len(chunks) >= _FEWEST_TRACED:
+    if len(chunks) >= FEWEST_TRACED:
       specs = [[tf.TensorSpec((None, *stored.shape[1:]), stored.dtype), tf.TensorSpec((), tf.float32),
                 tf.TensorSpec((), tf.float32)]
                for stored, _, _ in (self._load(ref, slice(1), floating) for ref in stage.sources)]

@@ -144,7 +144,7 @@ def test_moments_are_the_covariance_of_all_rows():
 @pytest.mark.parametrize("fewest_traced", [1, 1000], ids=["traced", "eager"])
 def test_float_inputs_are_those_of_the_float_network(fewest_traced, monkeypatch):
   monkeypatch.setattr(streaming, "_CHUNK_ELEMENTS", 6000)
-  monkeypatch.setattr(streaming, "_FEWEST_TRACED", fewest_traced)
+  monkeypatch.setattr(streaming, "FEWEST_TRACED", fewest_traced)
   model, qmodel, inputs = prepared("mobile_block")
   params = linear_params(Graph.from_model(model))
   names = [node.name for node in Graph.from_model(model).nodes if node.facts.role == "linear"]

@@ -71,7 +71,7 @@ def test_chunks_give_the_same(fewest_traced, monkeypatch):
   _, qmodel, inputs = calibrated("mobile_block")
   whole = [turn.image_means() for turn in layer_turns(qmodel, inputs)]
   monkeypatch.setattr(streaming, "_CHUNK_ELEMENTS", 6000)
-  monkeypatch.setattr(streaming, "_FEWEST_TRACED", fewest_traced)
+  monkeypatch.setattr(streaming, "FEWEST_TRACED", fewest_traced)
   for first, second in zip(whole, (turn.image_means() for turn in layer_turns(qmodel, inputs))):
     np.testing.assert_allclose(first, second, atol=1e-5)
 
