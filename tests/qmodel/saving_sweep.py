@@ -40,6 +40,8 @@ FUNCTIONS: dict[str, Callable] = {
     "mean over an array of axes": lambda x: tf.reduce_mean(x, axis=np.array([1, 2])),
     "stack": lambda x: tf.stack([x, x], axis=1),
     "depth": lambda x: tf.nn.space_to_depth(x, 2),
+    "a join of one": lambda x: tf.concat([x], 1),
+    "repeated once": lambda x: layers.RepeatVector(1)(layers.Flatten()(x)),
 }
 SHAPE = (6, 8, 4)
 
@@ -54,7 +56,8 @@ def failures(model: keras.Model, inputs: list[np.ndarray], folder: pathlib.Path,
              formats: tuple[str, ...] = FORMATS) -> Iterator[str]:
   """Yields what goes wrong with the final model, the quantized and the rewritten one.
 
-  A layer that has no integer form is no failure.
+  A layer that has no integer form is no failure. Files of models with quantizers keep the names of the outputs;
+  of models of plain Keras layers they keep the names of the layers alone.
   """
   try:
     result = kq.quantize(model, inputs, effort=None)
@@ -72,8 +75,10 @@ def failures(model: keras.Model, inputs: list[np.ndarray], folder: pathlib.Path,
       except Exception as error:
         yield f"{name} {file}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
       else:
-        if not same or list(again.output_names) != list(network.output_names):
-          yield f"{name} {file}: predicts something else, or under other names"
+        if not same:
+          yield f"{name} {file}: predicts something else"
+        if name == "qmodel" and list(again.output_names) != list(network.output_names):
+          yield f"{name} {file}: names its outputs {again.output_names}, not {network.output_names}"
 
 
 def cases(count: int) -> Iterator[tuple[str, keras.Model, list[np.ndarray]]]:

@@ -78,7 +78,8 @@ def drop_identities(graph: Graph, *, keep_training: bool = False) -> None:
   """Takes out the calls that do nothing at inference; those that act in training stay if asked for."""
   for node in list(graph.nodes):
     stays = keep_training and node.facts.training_only
-    if (node.facts.role == "identity" or node.facts.requantizes) and not stays:
+    alone = node.facts.joins and len(node.inputs) == 1  # Keras does not load such a call
+    if (node.facts.role == "identity" or node.facts.requantizes or alone) and not stays:
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
       graph.remove(node)
 
