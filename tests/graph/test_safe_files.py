@@ -325,6 +325,17 @@ def test_a_compressed_dataset_does_not_grow(tmp_path):
   refused(dataset_bomb(tmp_path, compression="gzip", chunks=(64, 1 << 15)), "would grow")
 
 
+@pytest.mark.parametrize("number, size", [(0, 0), (1, 2**64 - 16)])
+def test_a_heap_that_the_library_reads_for_ever_is_refused(number, size, tmp_path):
+  small().save(tmp_path / "m.h5")
+  content = bytearray((tmp_path / "m.h5").read_bytes())
+  first = content.index(b"GCOL") + 16
+  content[first:first + 2] = number.to_bytes(2, "little")
+  content[first + 8:first + 16] = size.to_bytes(8, "little")
+  (tmp_path / "m.h5").write_bytes(content)
+  refused(tmp_path / "m.h5", "it is damaged (the heap at byte", "has no end)")
+
+
 def test_no_bomb_takes_a_gigabyte(tmp_path):
   paths = []
   for make in (config_bomb, weights_bomb, dataset_bomb, config_of_many_weights):

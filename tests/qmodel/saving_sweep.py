@@ -56,8 +56,8 @@ def failures(model: keras.Model, inputs: list[np.ndarray], folder: pathlib.Path,
              formats: tuple[str, ...] = FORMATS) -> Iterator[str]:
   """Yields what goes wrong with the final model, the quantized and the rewritten one.
 
-  A layer that has no integer form is no failure. Files of models with quantizers keep the names of the outputs;
-  of models of plain Keras layers they keep the names of the layers alone.
+  A layer that has no integer form is no failure. Files of models with quantizers keep the names of the
+  outputs; of models of plain Keras layers they keep the names of the layers alone.
   """
   try:
     result = kq.quantize(model, inputs, effort=None)
