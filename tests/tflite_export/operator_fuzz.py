@@ -19,6 +19,7 @@ from tflite_export.file.writer import to_bytes
 from tflite_export.kernels import multipliers
 from tflite_export.kernels.call import Call
 from tflite_export.operators.table import OPERATORS
+from tflite_export.program.program import IntTensor
 from tflite_export.proof.delegation import MODES, arithmetic_of
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import kernel_of, not_simulated, simulate
@@ -51,11 +52,11 @@ class Tally:
 
   def line(self) -> str:
     """Returns the row of the table."""
-    return (f"{self.kind:<24}{self.mode:<10}{self.cases:>8}{self.left_out:>8}{self.elements:>12}"
+    return (f"{self.kind:<29}{self.mode:<10}{self.cases:>8}{self.left_out:>8}{self.elements:>12}"
             f"{self.mismatches:>12}{self.max_lsb:>9g}{self.misplaced:>11}")
 
 
-HEADER = (f"{'kind':<24}{'mode':<10}{'cases':>8}{'left':>8}{'elements':>12}{'mismatches':>12}{'max LSB':>9}"
+HEADER = (f"{'kind':<29}{'mode':<10}{'cases':>8}{'left':>8}{'elements':>12}{'mismatches':>12}{'max LSB':>9}"
           f"{'misplaced':>11}")
 
 
@@ -98,21 +99,23 @@ def delegates(runtime: Runtime) -> bool:
 
 
 def _call(case: Case, mode: str) -> Call:
-  (op,), tensors = case.program.ops, case.program.tensors
-  inputs, outputs = (tuple(tensors[name] for name in names) for names in (op.inputs, op.outputs))
+  op = case.program.ops[-1]
+  inputs, outputs = case.program.operands(op)
   return Call(op, inputs, outputs, arithmetic_of(op, inputs, outputs, mode))
 
 
 def describe(case: Case, call: Call, right: np.ndarray, wrong: np.ndarray) -> str:
   """Returns a mismatch in words: its first element, what made it, and what each formula gives."""
   place = tuple(int(i) for i in np.argwhere(wrong)[0])
-  arrays = [_images_of(case, tensor.name) for tensor in call.inputs]
+  mode = "reference" if call.arithmetic == "reference" else "xnnpack"
+  values = simulate(case.program, case.inputs, mode=mode)
+  arrays = [_images_of(tensor, values) for tensor in call.inputs]
   lines = [f"{call.op.kind} {call.op.options}, element {place} is {right[place]} in LiteRT"]
   for arithmetic in ("reference", "xnnpack", "builtin"):
     other = dataclasses.replace(call, arithmetic=arithmetic)
     y = kernel_of(call.op.kind)(other, *arrays)[0].reshape(right.shape)
     lines.append(f"{y[place]} by {arithmetic}{', which runs it' if call.arithmetic == arithmetic else ''}")
-  for tensor in (*call.inputs, *call.outputs):
+  for tensor in filter(None, (*call.inputs, *call.outputs)):
     lines.append(f"{tensor.name}: {tensor.dtype} {tensor.shape}" + _grid(tensor, place[-1]))
   if OPERATORS[call.op.kind].weighted:
     lines += _accumulator(call, arrays, right.shape, place)
@@ -121,11 +124,10 @@ def describe(case: Case, call: Call, right: np.ndarray, wrong: np.ndarray) -> st
   return "\n    ".join(lines)
 
 
-def _images_of(case: Case, name: str) -> np.ndarray:
-  tensor = case.program.tensors[name]
-  if tensor.data is not None:
-    return tensor.data
-  return case.inputs[case.program.inputs.index(name)].reshape(-1, *tensor.shape)
+def _images_of(tensor: IntTensor | None, values: dict[str, np.ndarray]) -> np.ndarray | None:
+  if tensor is None or tensor.data is not None:
+    return None if tensor is None else tensor.data
+  return values[tensor.name].reshape(-1, *tensor.shape)
 
 
 def _grid(tensor, channel: int) -> str:

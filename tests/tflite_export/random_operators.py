@@ -6,7 +6,7 @@ dilations, groups, broadcasts, fused clamps, accumulators near 2^24 and 2^30.
 
 import numpy as np
 
-from tests.tflite_export import random_moves
+from tests.tflite_export import random_moves, random_recurrent
 from tests.tflite_export.random_draws import (
   ACTIVATIONS,
   CHANNELS,
@@ -270,6 +270,7 @@ DRAWS = {
     "DEPTHWISE_CONV_2D": depthwise_conv_2d,
     "DEPTH_TO_SPACE": random_moves.draw_blocks("DEPTH_TO_SPACE"),
     "DEQUANTIZE": dequantize,
+    "FILL": random_recurrent.fill,
     "FULLY_CONNECTED": fully_connected,
     "GATHER": random_moves.gather,
     "HARD_SWISH": _unary("HARD_SWISH", 1, low=-6, high=6),
@@ -300,6 +301,7 @@ DRAWS = {
     "TANH": _unary("TANH", 2, TANH_GRID),
     "TRANSPOSE": random_moves.transpose,
     "TRANSPOSE_CONV": transpose_conv,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": random_recurrent.recurrent,
 }
 
 

@@ -34,6 +34,7 @@ OPTIONS = {
     "DEPTHWISE_CONV_2D": (
         schema.DepthwiseConv2DOptions, (*_WINDOW, *_DILATION, "depth_multiplier")),
     "DEPTH_TO_SPACE": (schema.DepthToSpaceOptions, ("block_size",)),
+    "FILL": (schema.FillOptions, ()),
     "FULLY_CONNECTED": (
         schema.FullyConnectedOptions, (
             _ACTIVATION, "weights_format", "keep_num_dims", "asymmetric_quantize_inputs",
@@ -56,6 +57,9 @@ OPTIONS = {
     "STRIDED_SLICE": (schema.StridedSliceOptions, _MASKS),
     "SUB": (schema.SubOptions, _ARITHMETIC),
     "TRANSPOSE_CONV": (schema.TransposeConvOptions, (*_WINDOW, "quantized_bias_type")),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": (schema.UnidirectionalSequenceLSTMOptions, (
+        _ACTIVATION, "cell_clip", "proj_clip", "time_major", "asymmetric_quantize_inputs",
+        "diagonal_recurrent_tensors")),
 }
 """{kind: (accessor of the options table, its fields)}; options of other kinds are read as {}."""
 

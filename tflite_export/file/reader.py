@@ -132,7 +132,7 @@ def _tensor(model: schema.Model, tensor: schema.Tensor, index: int, *, taken: An
   if data is not None and data.size != np.prod(shape, dtype=np.int64):
     raise ValueError(f"tensor {name!r} of shape {shape} has {data.size} values")
   open_batch = _integers(tensor, "ShapeSignature")[:1] == [-1]
-  return IntTensor(name, shape, dtype, scale, zero_point, axis, data, open_batch)
+  return IntTensor(name, shape, dtype, scale, zero_point, axis, data, open_batch, tensor.IsVariable())
 
 
 def _grid(quantization: schema.QuantizationParameters | None) -> tuple:
@@ -174,7 +174,8 @@ def _operator(model: schema.Model, operator: schema.Operator, names: list[str]) 
   if kind == "CUSTOM":
     options = {"custom_code": _text(code.CustomCode())}
   return IntOp(kind, [names[i] for i in _integers(operator, "Inputs")],
-               [names[i] for i in _integers(operator, "Outputs")], options, code.Version())
+               [names[i] for i in _integers(operator, "Outputs")], options, code.Version(),
+               intermediates=[names[i] for i in _integers(operator, "Intermediates")])
 
 
 def _options(kind: str, operator: schema.Operator) -> dict[str, Any]:

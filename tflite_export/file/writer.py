@@ -16,7 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tflite_export.operators.table import OPERATORS
-from tflite_export.program.program import ACTIVATIONS, IntOp, IntProgram, IntTensor
+from tflite_export.program.program import ACTIVATIONS, RECURRENT_ACTIVATION, IntOp, IntProgram, IntTensor
 
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
@@ -44,7 +44,7 @@ _ENUMS = {
     "mode": {"REFLECT": schema.MirrorPadMode.REFLECT, "SYMMETRIC": schema.MirrorPadMode.SYMMETRIC},
     "padding": {"SAME": schema.Padding.SAME, "VALID": schema.Padding.VALID},
     "fused_activation_function": {
-        name: getattr(schema.ActivationFunctionType, name) for name in ACTIVATIONS},
+        name: getattr(schema.ActivationFunctionType, name) for name in (*ACTIVATIONS, RECURRENT_ACTIVATION)},
 }
 
 
@@ -173,7 +173,8 @@ def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
   signature = np.array([-1, *tensor.shape[1:]], np.int32) if tensor.open_batch else None
   return schema.TensorT(
       shape=np.array(tensor.shape, np.int32), shapeSignature=signature, hasRank=True,
-      type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, quantization=_quantization(tensor))
+      type=_TENSOR_TYPES[tensor.dtype], buffer=buffer, name=tensor.name, isVariable=tensor.variable,
+      quantization=_quantization(tensor))
 
 
 def _packed(tensor: IntTensor) -> np.ndarray:
@@ -206,6 +207,7 @@ def _operator(op: IntOp, index: dict[str, int], codes: dict) -> schema.OperatorT
       opcodeIndex=codes.setdefault((op.kind, op.version), len(codes)),
       inputs=_indices(op.inputs, index, where=where),
       outputs=_indices(op.outputs, index, where=where),
+      intermediates=_indices(op.intermediates, index, where=where) if op.intermediates else None,
       builtinOptionsType=options_type, builtinOptions=_options_table(op, options_name))
 
 

@@ -62,6 +62,12 @@ def cast(call: Call, x: np.ndarray) -> list:
   return [x.astype(call.outputs[0].dtype)]
 
 
+def fill(call: Call, shape: np.ndarray, value: np.ndarray) -> list:
+  """Returns [the value all over the output], alike for all images."""
+  del shape
+  return [np.full(call.outputs[0].shape, value)]
+
+
 def select(call: Call, *arrays: np.ndarray) -> list:
   """Returns [the second where the first is true, else the third]; the three broadcast."""
   rank = len(call.outputs[0].shape)

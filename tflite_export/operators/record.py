@@ -44,6 +44,8 @@ class Simulated:
     options: {option: its only simulated value}.
     operands, results: types that tensors may have; None: all int8 or all int16.
     constants: {position of an input that must be a constant: what it is}.
+    absent: positions of the inputs that are absent.
+    of_constants: all its inputs may be constants.
     overflow: called with (arithmetic, inputs, outputs) where the delegate does not run the operator:
       returns how its scales overflow the kernels, or None.
   """
@@ -52,6 +54,8 @@ class Simulated:
   operands: frozenset[str] | None = None
   results: frozenset[str] | None = None
   constants: Mapping[int, str] = dataclasses.field(default_factory=dict)
+  absent: frozenset[int] = frozenset()
+  of_constants: bool = False
   overflow: Callable[[str, Tensors, Tensors], str | None] | None = None
 
 
@@ -71,6 +75,9 @@ class Operator:
     output_grids: {dtype: (scale, zero point)} of its output, where the kernel computes for these only.
     weighted: how it multiplies x by a constant kernel and adds a bias; None: it does not.
     slopes: position of a constant of int8 integers, zero point 0, that multiplies x without a bias.
+    matrices: positions of x, of a constant kernel [out, in] on one grid and of its bias (None: none), of each
+      matrix product that it computes inside.
+    state: what of its state is not as the operator computes on it, in a few words; None where all is.
     sum_limits: {dtype: limit}; 2 max(s_a, s_b) / s_y must lie below: the reference kernel ends the process.
     converts: puts numbers on a grid, or takes them off, and so lies at the border of a file.
     delegated: whether the delegate takes it; None: its integers are the same whoever runs it.
@@ -93,6 +100,8 @@ class Operator:
   output_grids: Mapping[str, tuple[float, int]] | None = None
   weighted: Weighted | None = None
   slopes: int | None = None
+  matrices: tuple[tuple[int, int, int | None], ...] = ()
+  state: Callable[[IntOp, Tensors, Tensors], str | None] | None = None
   sum_limits: Mapping[str, int] | None = None
   converts: bool = False
   delegated: Rule | None = None

@@ -1,9 +1,9 @@
 """OPERATORS: the record of every operator that the writer writes."""
 
-from tflite_export.operators import borders, elementwise, functions, linear, moving, pooling
+from tflite_export.operators import borders, elementwise, functions, linear, moving, pooling, recurrent
 from tflite_export.operators.record import Operator
 
-_FAMILIES = (borders, elementwise, functions, linear, moving, pooling)
+_FAMILIES = (borders, elementwise, functions, linear, moving, pooling, recurrent)
 OPERATORS: dict[str, Operator] = {
     operator.kind: operator for family in _FAMILIES for operator in family.OPERATORS}
 """{name of the builtin: its record}."""

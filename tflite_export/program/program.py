@@ -12,6 +12,8 @@ import numpy as np
 
 ACTIVATIONS = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
 """{activation fused with an operator: where it clamps, real values}."""
+RECURRENT_ACTIVATION = "TANH"
+"""That of the candidate and of the cell inside of a recurrent operator."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,6 +31,7 @@ class IntTensor:
     data: the constant's values in the file layout; None for an activation. Those of an int4 tensor are
       int8 numbers here; the file holds two in a byte.
     open_batch: the first dimension may be resized; `shape` says 1, the file's shape_signature -1.
+    variable: an operator that reads it writes to it as well: the state of a fused recurrent layer.
 
   Example:
     >>> tensor = tflite_export.IntTensor("x", (1, 4), "int8", scale=0.5, zero_point=3)
@@ -44,6 +47,7 @@ class IntTensor:
   axis: int | None = None
   data: np.ndarray | None = None
   open_batch: bool = False
+  variable: bool = False
 
   def __post_init__(self):
     self.shape = tuple(int(n) for n in self.shape)
@@ -64,7 +68,7 @@ class IntTensor:
     Returns:
       The first field that differs, in a few words; None where the two are equal.
     """
-    for field in ("name", "shape", "dtype", "axis", "open_batch"):
+    for field in ("name", "shape", "dtype", "axis", "open_batch", "variable"):
       if getattr(self, field) != getattr(other, field):
         return f"{field} {getattr(self, field)!r} != {getattr(other, field)!r}"
     for field in ("scale", "zero_point", "data"):
@@ -93,6 +97,7 @@ class IntOp:
       enums by name, vectors as lists, floats exact in float32.
     source: name of the Keras node it computes, for messages.
     reason: why it is there, where that is not plain (a planned QUANTIZE).
+    intermediates: names of tensors whose grids the operator computes on inside.
   """
 
   kind: str
@@ -102,6 +107,7 @@ class IntOp:
   version: int = 1
   source: str = ""
   reason: str = ""
+  intermediates: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

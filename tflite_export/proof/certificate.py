@@ -18,10 +18,15 @@ from tqdm import tqdm
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.operators.batch import with_batch
-from tflite_export.operators.check import ACCUMULATOR_LIMIT, accumulator_bounds, accumulator_limit
+from tflite_export.operators.check_weights import (
+  ACCUMULATOR_LIMIT,
+  accumulator_bounds,
+  accumulator_limit,
+  matrix_bounds,
+)
 from tflite_export.operators.table import operator_of
 from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches
-from tflite_export.program.program import IntProgram
+from tflite_export.program.program import IntOp, IntProgram
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate, simulate_in_turn
 from tflite_export.proof.ties import Probe, runs_as_in_file, tie_probes
@@ -107,18 +112,26 @@ def accumulator_bound(program: IntProgram) -> dict[str, Any]:
   """
   worst = {"bound": 0, "layer": "", "limit": ACCUMULATOR_LIMIT}
   for op in program.ops:
-    if weighted := operator_of(op.kind).weighted:
-      x, kernel, bias = (program.tensors[name] for name in weighted.operands(op.inputs))
-      bound = int(accumulator_bounds(x, kernel, bias, channel_axis=weighted.channel_axis).max())
-      limit = accumulator_limit(op, x, kernel)
+    for bound, limit in _bounds(program, op):
       if bound * worst["limit"] > worst["bound"] * limit:
         worst = {"bound": bound, "layer": op.outputs[0], "limit": limit}
   return {**worst, "proved": worst["bound"] < worst["limit"]}
 
 
+def _bounds(program: IntProgram, op: IntOp) -> list[tuple[int, int]]:
+  """Returns (bound, limit) of each accumulator of an operator."""
+  weighted = operator_of(op.kind).weighted
+  if weighted is None:
+    return matrix_bounds(program, op)
+  x, kernel, bias = (program.tensors[name] for name in weighted.operands(op.inputs))
+  bound = accumulator_bounds(x, kernel, bias, channel_axis=weighted.channel_axis).max()
+  return [(int(bound), accumulator_limit(op, x, kernel))]
+
+
 def _largest_bias(program: IntProgram) -> dict[str, Any]:
-  weighted = [(op, operator_of(op.kind).weighted) for op in program.ops]
-  names = [rule.operands(op.inputs)[2] for op, rule in weighted if rule]
+  records = [(op, operator_of(op.kind)) for op in program.ops]
+  names = [record.weighted.operands(op.inputs)[2] for op, record in records if record.weighted]
+  names += [op.inputs[bias] for op, record in records for *_, bias in record.matrices if bias is not None]
   biases = {name: int(np.abs(program.tensors[name].data.astype(np.int64)).max()) for name in names}
   name = max(biases, key=biases.get, default="")
   return {"value": biases.get(name, 0), "tensor": name}
@@ -151,13 +164,13 @@ def _compare(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: s
 
 
 def _rows(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str) -> dict[str, dict[str, int]]:
-  """Compares every element of every operator, some images at a time.
+  """Compares every element of every operator, some images at a time; not a state, which does not stay as set.
 
   Raises:
     ValueError: the runtime would end the process.
   """
   rows: dict[str, dict[str, int]] = {}
-  made = {name: op.kind for op in program.ops for name in op.outputs}
+  made = {name: op.kind for op in program.ops for name in op.outputs if not program.tensors[name].variable}
   with tqdm(desc=f"certify, {kernels}", unit=" operators", delay=2.0, disable=None) as bar:
     for batch in (1, RESIZED) if is_dynamic(program) else (None,):
       sized = program if batch is None else with_batch(program, batch)
@@ -166,7 +179,8 @@ def _rows(program: IntProgram, kinds: dict[str, list[np.ndarray]], kernels: str)
         simulated = simulate_in_turn(sized, inputs, mode=kernels)
         if any(operator_of(op.kind).ends_process for op in program.ops):
           simulated = list(simulated)  # to the end, before the runtime starts
-        for (name, expected), (_, computed) in zip(simulated, watch.read(inputs), strict=True):
+        kept = ((name, array) for name, array in simulated if name in made)
+        for (name, expected), (_, computed) in zip(kept, watch.read(inputs), strict=True):
           _count(rows, made[name], computed, expected)
           bar.update()
   return rows

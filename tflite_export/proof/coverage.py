@@ -11,7 +11,9 @@ from tflite_export.program.program import ACTIVATIONS, IntOp, IntTensor, Tensors
 from tflite_export.proof.delegation import arithmetic_of
 
 _DEFAULTS = {"fused_activation_function": "NONE", "half_pixel_centers": False, "align_corners": False,
-             "ellipsis_mask": 0, "new_axis_mask": 0, "offset": False, "axis": 0, "batch_dims": 0}
+             "ellipsis_mask": 0, "new_axis_mask": 0, "offset": False, "axis": 0, "batch_dims": 0,
+             "cell_clip": 0.0, "proj_clip": 0.0, "time_major": False, "asymmetric_quantize_inputs": False,
+             "diagonal_recurrent_tensors": False}
 """What the schema says of an option that is not given."""
 
 
@@ -22,15 +24,16 @@ def reason_not_simulated(op: IntOp, inputs: Tensors, outputs: Tensors, mode: str
 
 
 def _strange_tensors(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None:
-  if None in inputs:
-    return "an input is absent"
-  if all(t.data is not None for t in inputs):
-    return "all inputs are constants"
   record = operator_of(op.kind)
+  if {place for place, tensor in enumerate(inputs) if tensor is None} != record.simulated.absent:
+    return "an input is absent, or one too many is given"
+  given = [tensor for tensor in inputs if tensor is not None]
+  if all(t.data is not None for t in given) and not record.simulated.of_constants:
+    return "all inputs are constants"
   for place, name in record.simulated.constants.items():
     if inputs[place].data is None:
       return f"the {name} is computed"
-  sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (inputs, outputs))
+  sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (given, outputs))
   activation_types = {"int16"} if "int16" in sources else {"int8"}
   operands = record.simulated.operands or activation_types | _kernel_types(record, sources)
   strange = sorted((sources - operands) | (results - (record.simulated.results or activation_types)))
@@ -54,6 +57,8 @@ def _strange_options(op: IntOp, outputs: Tensors) -> str | None:
   for name, value in operator_of(op.kind).simulated.options.items():
     if op.options.get(name, _DEFAULTS[name]) != value:
       return f"{name} {op.options.get(name, _DEFAULTS[name])!r}"
+  if "fused_activation_function" in operator_of(op.kind).simulated.options:
+    return None
   activation = op.options.get("fused_activation_function", "NONE")
   if activation != "NONE" and outputs[0].dtype == "int32":
     return f"fused activation {activation} on int32"

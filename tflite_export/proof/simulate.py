@@ -87,10 +87,12 @@ def simulate_each(program: IntProgram, tensors: dict[str, np.ndarray], *,
 
 def not_simulated(program: IntProgram, *, mode: str = "xnnpack") -> list[str]:
   """Returns a line for each operator that cannot be simulated: its kind, layer and the reason."""
-  lines = []
+  lines, made = [], set(program.inputs)
   for op in program.ops:
-    reason = "unknown operator"
-    if op.kind in OPERATORS:
+    unset = [name for name in op.inputs if name and program.tensors[name].variable and name not in made]
+    made.update(op.outputs)
+    reason = f"nothing sets its state {unset[0]!r}" if unset else "unknown operator"
+    if op.kind in OPERATORS and not unset:
       reason = reason_not_simulated(op, *program.operands(op), mode)
     if reason:
       lines.append(f"{op.kind} of layer {op.source!r}: {reason}")
@@ -116,7 +118,7 @@ def _call(program: IntProgram, op: IntOp, mode: str) -> Call:
 
 
 def _activations(call: Call) -> list[str]:
-  return [tensor.name for tensor in call.inputs if tensor.data is None]
+  return [tensor.name for tensor in call.inputs if tensor is not None and tensor.data is None]
 
 
 def _images(program: IntProgram, values: dict[str, np.ndarray]) -> int:
@@ -137,7 +139,7 @@ def _run(call: Call, values: dict[str, np.ndarray], n: int) -> dict[str, np.ndar
   kernel = kernel_of(call.op.kind)
   results = [np.empty((n, *tensor.shape), tensor.dtype) for tensor in call.outputs]
   largest = max(np.prod(tensor.shape, dtype=int) for tensor in (*call.inputs, *call.outputs)
-                if tensor.data is None)
+                if tensor is not None and tensor.data is None)
   step = max(1, _ELEMENTS_AT_ONCE // max(1, int(largest)))
   for start in range(0, n, step):
     part = slice(start, min(n, start + step))
@@ -148,9 +150,9 @@ def _run(call: Call, values: dict[str, np.ndarray], n: int) -> dict[str, np.ndar
           for tensor, result in zip(call.outputs, results)}
 
 
-def _part_of(tensor: IntTensor, values: dict[str, np.ndarray], part: slice) -> np.ndarray:
+def _part_of(tensor: IntTensor | None, values: dict[str, np.ndarray], part: slice) -> np.ndarray | None:
   """Returns the images `part` of an activation as [images, *shape], or a constant as it is."""
-  if tensor.data is not None:
-    return tensor.data
+  if tensor is None or tensor.data is not None:
+    return None if tensor is None else tensor.data
   batch = tensor.shape[0]
   return values[tensor.name][part.start * batch:part.stop * batch].reshape(-1, *tensor.shape)

@@ -201,7 +201,7 @@ def _brief(value: Any) -> str:
 
 
 def _operator_difference(mine: IntOp, theirs: IntOp) -> str | None:
-  for field in ("kind", "version", "inputs", "outputs"):
+  for field in ("kind", "version", "inputs", "outputs", "intermediates"):
     if getattr(mine, field) != getattr(theirs, field):
       return f"{field} {getattr(theirs, field)!r} in the file, {getattr(mine, field)!r} in the program"
   for name, value in mine.options.items():
