@@ -10,6 +10,8 @@ from kquant.core.recipe import DEFAULT, Recipe
 from kquant.core.rule import Rule
 from kquant.core.tensor_spec import DEFAULT_RANGE, TensorSpec
 
+RECURRENT_FORMS = ("unrolled", "fused", "auto")
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantConfig:
@@ -23,9 +25,11 @@ class QuantConfig:
       ... of their own, each on its own grid: boxes beside scores.
     memory_bits: of what goes from step to step in a recurrent layer without a matrix product, the cell of an
       LSTM and its gates: its rounding errors add up over the steps. 16, or 8 to let the rules decide.
+    recurrent: how a file holds recurrent layers: "unrolled", operators for each step; "fused", each an LSTM of
+      one operator, or an error; "auto", fused where that is possible, else unrolled, and the report says why.
 
   Raises:
-    ValueError: an unknown target, or other memory_bits.
+    ValueError: an unknown target, other memory_bits, or another value of `recurrent`.
 
   Example:
     >>> config = kq.QuantConfig(rules=(kq.Rule(kinds=("Dense",)), kq.Rule(weights=kq.TensorSpec(bits=4))))
@@ -38,10 +42,14 @@ class QuantConfig:
   recipe: Recipe = Recipe()
   split_outputs: bool = False
   memory_bits: int = 16
+  recurrent: str = "unrolled"
 
   def __post_init__(self):
     if self.memory_bits not in (8, 16):
       raise ValueError(f"QuantConfig: memory_bits must be 8 or 16, got {self.memory_bits!r}.")
+    if self.recurrent not in RECURRENT_FORMS:
+      raise ValueError(f"QuantConfig: recurrent must be one of {', '.join(RECURRENT_FORMS)}, got "
+                       f"{self.recurrent!r}.")
     object.__setattr__(self, "rules", tuple(self.rules))
     object.__setattr__(self, "recipe", self.recipe.over(DEFAULT))
     targets.target(self.target)
@@ -195,4 +203,5 @@ class QuantConfig:
                   for rule in fields["rules"])
     methods = {field.name: fields.get(field.name) for field in dataclasses.fields(Recipe)}
     return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)),
-               fields.get("split_outputs", False), fields.get("memory_bits", 16))
+               fields.get("split_outputs", False), fields.get("memory_bits", 16),
+               fields.get("recurrent", "unrolled"))

@@ -165,7 +165,7 @@ def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, 
   params = network.float_params[layer.name]
   found = {}
   for facts in _facts(layer):
-    kernel, axis = params[facts.name], facts.out_axes if spec.per_channel else None
+    kernel, axis = params[facts.name], facts.scale_axes(spec.per_channel)
     scaled = kernel * factor
     _, high = weight_range(scaled, axis, method=spec.range, bits=spec.bits)
     scale = numerics.symmetric_grid(high, spec.bits)

@@ -15,6 +15,7 @@ class WeightFacts:
     key: its name in Encodings, `<layer>/<key>`; by default that of the variable.
     bias: name of the variable [output channels] that is added to W x, and in Encodings, `<call>/<bias>`;
       "" for none.
+    one_grid: all its channels have one scale, whatever a rule says.
 
   Example:
     >>> tflite_export.WeightFacts("kernel", out_axes=(1,), in_axes=(0,), bias="bias").key
@@ -26,9 +27,22 @@ class WeightFacts:
   in_axes: tuple[int, ...]
   key: str = ""
   bias: str = ""
+  one_grid: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "key", self.key or self.name)
+
+
+  def scale_axes(self, per_channel: bool) -> tuple[int, ...] | None:
+    """Finds the axes along which its scales lie.
+
+    Args:
+      per_channel: what its rule says.
+
+    Returns:
+      The channel axes; None for one scale.
+    """
+    return self.out_axes if per_channel and not self.one_grid else None
 
 
 def check_weights(weights: Sequence[WeightFacts]) -> None:

@@ -1,6 +1,7 @@
 """One pass over the data fills every range estimator and sets every activation grid."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from kquant.core.input_range import InputRange
 from kquant.core.records import NarrowTensor
 from kquant.graph.execution import Execution, Values, call_float
+from kquant.graph.fused_lstm import FusedLSTM
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.columns import Border, ColumnStatistics, borders, measure_columns
@@ -35,12 +37,14 @@ class Statistics:
     output_means: {QuantizeWeights layer: float32 mean of its output before the activation over the
       positions of each image, [images, channels]}; one block of images a call. Empty without images.
     columns: {input or output of the model: its columns}. Empty without images.
+    cells: {fused recurrent layer: the largest |cell|}. Empty without images.
   """
 
   estimators: dict[str, Estimator]
   input_means: dict[str, np.ndarray]
   output_means: dict[str, np.ndarray]
   columns: dict[Border, ColumnStatistics] = dataclasses.field(default_factory=dict)
+  cells: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
@@ -89,23 +93,25 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   output_means: dict[str, list[np.ndarray]] = {}
   taps = _Taps(qmodel, graph or Graph.from_model(qmodel))
   columns = {border: ColumnStatistics() for border in taps.borders}
+  cells: dict[str, float] = {}
   step = taps.step(estimators)
   for batch in taps.execution.batches(calibration, batch_size=batch_size, what="calibrate"):
     count = len(batch[0])
     if count == 1 and taps.execution.images_at_once(batch, most=2) > 1:
       # alone, where others pass together, it would run in kernels whose sums differ in the last bit
       batch = [np.concatenate([array, array]) for array in batch]
-    measured, *image_means, measured_columns = tf.nest.map_structure(
+    measured, *image_means, measured_columns, measured_cells = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(taps.activations, measured):
       estimators[name].absorb(values)
     for border, values in zip(taps.borders, measured_columns):
       columns[border].absorb(*values)
+    cells |= {name: max(float(limit), cells.get(name, 0.0)) for name, limit in zip(taps.fused, measured_cells)}
     for means, values_of_side in zip((input_means, output_means), image_means):
       for name, values in zip(taps.linear, values_of_side):
         means.setdefault(name, []).append(values)
   return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
-                    {name: np.concatenate(parts) for name, parts in output_means.items()}, columns)
+                    {name: np.concatenate(parts) for name, parts in output_means.items()}, columns, cells)
 
 
 def set_ranges(qmodel: keras.Model, statistics: Statistics, graph: Graph) -> None:
@@ -127,6 +133,8 @@ def set_ranges(qmodel: keras.Model, statistics: Statistics, graph: Graph) -> Non
     (first, last), (lowest, highest) = ranges[name], layers[name].seen
     layers[name].cut = (low if low > first or low == lowest else None,
                         high if high < last or high == highest else None)
+  for name, limit in statistics.cells.items():
+    qmodel.get_layer(name).layer.cell_limit.assign(limit)
   for layer in layers.values():
     layer.narrow = ()
   for border, columns in statistics.columns.items():
@@ -154,6 +162,7 @@ class _Taps:
     activations: {QuantizeActivation layer: the tensors that its range is taken from}.
     linear: the calls of QuantizeWeights layers, by layer name.
     borders: inputs and outputs whose columns are looked at.
+    fused: the fused recurrent layers, by name.
   """
 
   def __init__(self, qmodel: keras.Model, graph: Graph):
@@ -168,6 +177,8 @@ class _Taps:
       elif type(layer) is QuantizeWeights:
         self._linear.append(node)
     self.linear = [node.layer.name for node in self._linear]
+    self._fused = [node for node in self._linear if node.kind == "FusedLSTM"]
+    self.fused = [node.layer.name for node in self._fused]
     self.borders = borders(graph)
 
   def step(self, estimators: dict[str, Estimator]) -> Callable[..., Any]:
@@ -200,14 +211,16 @@ class _Taps:
     return run.get_concrete_function(specs, tf.TensorSpec((), tf.int32))
 
   def _looks(self, estimators: dict[str, Estimator]) -> list[list["_Look"]]:
-    """What is looked at: ranges, inputs of linear layers, their outputs, columns of the borders."""
+    """What is looked at: ranges, inputs of linear layers, their outputs, columns of the borders, cells."""
     ranges = [_Look(refs, lambda tensors, name=name: estimators[name].measure(as_one(tensors)))
               for name, refs in self.activations.items()]
     inputs, outputs = ([_Look([ref], lambda tensors: _mean_of_positions(*tensors)) for ref in refs]
                        for refs in ([node.inputs[0] for node in self._linear], map(Ref, self._linear)))
     columns = [_Look([border.ref], lambda tensors, moments=border.is_input:
                      measure_columns(*tensors, moments=moments)) for border in self.borders]
-    return [ranges, inputs, outputs, columns]
+    cells = [_Look([node.inputs[0]], functools.partial(_largest_cell, self.execution.layers[name].layer))
+             for node, name in zip(self._fused, self.fused)]
+    return [ranges, inputs, outputs, columns, cells]
 
 
 @dataclasses.dataclass(eq=False)
@@ -216,6 +229,10 @@ class _Look:
 
   refs: list[Ref]
   measure: Callable[[list[tf.Tensor]], Any]
+
+
+def _largest_cell(layer: FusedLSTM, tensors: list[tf.Tensor]) -> tf.Tensor:
+  return tf.reduce_max(tf.abs(layer.cells(*tensors)))
 
 
 def _mean_of_positions(tensor: tf.Tensor) -> tf.Tensor:

@@ -27,6 +27,7 @@ from kquant.qmodel.batch_norm_modes import absorb_batch_norms
 from kquant.qmodel.constants import snap_constants
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.states import fix_states
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.qmodel.training_layers import take_out_training_layers
 from kquant.qmodel.widths import widened
@@ -107,6 +108,7 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
       grid = _within_limits(graph, layer, weight, _Grids(grid, inputs), target)
       _snap_weight(graph, layer, weight, _Grids(grid, inputs), encodings)
   snap_constants(graph, encodings)
+  fix_states(graph, encodings)
   model = graph.to_model()
   encodings.input_names, encodings.output_names = keras_calls.signature_names(model)
   return model, graph, encodings

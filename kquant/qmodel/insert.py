@@ -66,7 +66,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
   """
   config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
   graph = Graph.from_model(model, keep_losses=True)
-  standardize(graph, keep_training=True)
+  standardize(graph, keep_training=True, recurrent=config.recurrent)
   taken = None
   if batch_norm == "fold":
     fold_batch_norm(graph)
@@ -205,7 +205,7 @@ def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,
                       batch_norm: LayerDef | None) -> tuple[Quantizer, dict[str, Any]]:
   """Returns the quantizer of a layer's weight, and its state over the range that the spec names."""
   kernel = layer.params[weight.name] if batch_norm is None else folded_kernel(layer, batch_norm)
-  axis = weight.out_axes if spec.per_channel else None
+  axis = weight.scale_axes(spec.per_channel)
   quantizer = QUANTIZERS[spec.quantizer or "minmax"](bits=spec.bits, symmetric=True, narrow=True, axis=axis)
   values = quantizer.values_of(kernel)
   if values is None:

@@ -81,6 +81,7 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   decided = {ref: _decide(graph, refs, config, remembering) for refs in grid_groups(graph) for ref in refs}
   conversions = part_widths(graph, {ref: rule.activations.bits for ref, (rule, _) in decided.items()})
   decided |= {ref: decided[wide] for ref, wide in conversions.narrowed.items()}
+  _check_narrow(graph, decided, conversions)
   unquantized = set(conversions.widened.values())
   placements, deciders = [], {node.layer: node.layer for node in graph.nodes if node.facts.role == "linear"}
   for refs in grid_groups(graph):
@@ -127,6 +128,17 @@ def _placement(graph: Graph, refs: list[Ref], rule: Rule, conversions: Conversio
   averages = [ref for ref in refs if ref.node.facts.role == "average"]
   room = max(float(ref.node.facts.chooses and ref.node.config["room"]) for ref in refs)
   return QuantizerPlacement(sources, averages, spec, fixed, str(rule), seen_range(graph, refs), room)
+
+
+def _check_narrow(graph: Graph, decided: dict[Ref, tuple[Rule, Node]], conversions: Conversions) -> None:
+  """Raises UnsupportedLayerError for a layer that would compute in 16 bits, where its operator takes 8 alone."""
+  for node in graph.nodes:
+    wide = set(conversions.narrowed.values()) | set(conversions.widened.values())
+    if node.facts.narrow and any(ref in wide or decided[ref][0].activations.bits > 8
+                                 for ref in (*node.inputs, *node.outputs)):
+      raise UnsupportedLayerError(
+          f"Layer {node.name!r} ({node.kind}) takes activations of 8 bits alone; give it, and what it reads, "
+          "8 bits, or quantize with QuantConfig(recurrent='unrolled').")
 
 
 def check_config(graph: Graph, config: QuantConfig) -> None:

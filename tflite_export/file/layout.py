@@ -68,8 +68,11 @@ KERNELS = {
     "DEPTHWISE_CONV_2D": lambda q: q.reshape(1, *q.shape[:2], -1),
     "TRANSPOSE_CONV": lambda q: np.moveaxis(q, 2, 0),
     "FULLY_CONNECTED": lambda q: np.swapaxes(q, 0, 1),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lambda q: np.swapaxes(q, 0, 1),
 }
-"""{kind: how the integers of a Keras kernel lie in the file, as the operator's second input}."""
+"""{kind: how the integers of a Keras kernel lie in the file}."""
+KERNEL_PLACES = {"UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9)}
+"""{kind: positions of its kernels among its inputs}; the second of others."""
 
 COARSE = {"RESIZE_BILINEAR": False, "SOFTMAX": True}
 """{kind whose inner numbers are coarser than int16: whether every class adds to the difference}."""

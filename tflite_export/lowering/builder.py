@@ -139,10 +139,20 @@ class ProgramBuilder:
   def add(self, node: Node, kind: str, inputs: list[str], outputs: list[str], *,
           version: int | None = None, **options: Any) -> IntOp:
     """Appends an operator, and returns it; `version` is that over int8 tensors, where not its record's."""
-    dtypes = {self.program.tensors[name].dtype for name in (*inputs, *outputs)}
+    dtypes = {self.program.tensors[name].dtype for name in (*inputs, *outputs) if name}
     version = operator_of(kind).version_over(dtypes, version)
     self.program.ops.append(IntOp(kind, inputs, outputs, options, version, node.name))
     return self.program.ops[-1]
+
+  def state(self, node: Node, name: str, grid: Encoding) -> str:
+    """Adds a state [1, units] of a recurrent operator, and the operator that sets it to 0; returns its name."""
+    shape, key, dtype = (1, Ref(node).shape[-1]), f"{node.layer.name}/{name}", _DTYPES[grid.bits]
+    zeros = self.program.add_tensor(IntTensor(f"{key}/zero", (), dtype, grid.scale, grid.zero_point,
+                                              data=grid.zero_point[0]))
+    state = IntTensor(key, shape, dtype, grid.scale, grid.zero_point, variable=True)
+    self.add(node, "FILL", [self.common_constant(f"{key}/shape", shape), zeros],
+             [self.program.add_tensor(state)])
+    return key
 
   def reshape(self, node: Node, source: str, result: str) -> str:
     """Appends a RESHAPE of a tensor to another one's shape; returns the result."""

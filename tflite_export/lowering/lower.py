@@ -22,7 +22,7 @@ from kquant.graph.kinds.table import kind_of_class, register
 from kquant.graph.nodes import Node, Ref
 from kquant.graph.weights import WeightFacts, check_weights
 from tflite_export.lowering import elementwise as elementwise_layers
-from tflite_export.lowering import linear, masking, pooling, shapes
+from tflite_export.lowering import linear, masking, pooling, recurrent, shapes
 from tflite_export.lowering.builder import Lower, ProgramBuilder
 from tflite_export.lowering.elementwise import lower_table
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
@@ -44,7 +44,7 @@ def _requantize(builder: ProgramBuilder, node: Node) -> None:
 
 LOWERINGS: dict[str, Lower] = {
     "InputLayer": _input, "Requantize": _requantize, **linear.LOWERINGS, **pooling.LOWERINGS,
-    **shapes.LOWERINGS, **elementwise_layers.LOWERINGS, **masking.LOWERINGS}
+    **shapes.LOWERINGS, **elementwise_layers.LOWERINGS, **masking.LOWERINGS, **recurrent.LOWERINGS}
 
 
 def register_lowering(layer_class: type, lower_call: Lower = lower_table, *, role: str = "own",

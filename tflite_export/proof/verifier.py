@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kquant.core.data import batches
 from kquant.core.encodings import Encodings
 from kquant.graph import keras_calls
-from tflite_export.file.layout import COARSE, KERNELS
+from tflite_export.file.layout import COARSE, KERNEL_PLACES, KERNELS
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.program.program import IntOp, IntProgram
 from tflite_export.proof.runs import Runs
@@ -138,7 +138,7 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
 def _compare_constants(stored: IntProgram, encodings: Encodings, result: Verification) -> None:
   """Every integer of every kernel, bias and constant, each in the file under its key."""
   layout = {name: KERNELS[op.kind] for op in stored.ops if op.kind in KERNELS
-            for name in op.inputs[1:2]}
+            for name in [op.inputs[place] for place in KERNEL_PLACES.get(op.kind, (1,))]}
   for key, integers in encodings.integers.items():
     tensor = stored.tensors.get(key)
     expected = layout.get(key, lambda q: q)(integers)

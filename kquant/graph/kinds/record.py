@@ -49,6 +49,7 @@ class LayerFacts:
     transposed: a convolution that spreads each input over several outputs.
     depthwise: a convolution that makes each output channel of one input channel.
     packs: its operator takes a kernel of at most 4 bits stored as INT4, two integers a byte.
+    narrow: its operator takes activations of 8 bits alone.
     size: config entry that counts its output channels, where channels can be added one by one.
 
     arithmetic: "sum" of tensors, or of one and a constant, or "product" of tensors, computed by one operator.
@@ -100,6 +101,7 @@ class LayerFacts:
   transposed: bool = False
   depthwise: bool = False
   packs: bool = False
+  narrow: bool = False
   size: str = ""
   arithmetic: str = ""
   takes_constant: bool = False

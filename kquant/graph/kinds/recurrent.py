@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from kquant.graph.fused_lstm import GATES
 from kquant.graph.kinds.calls import Call
 from kquant.graph.kinds.record import LayerFacts, Refusal, refused, taken_apart
+from kquant.graph.weights import WeightFacts
 
 MOST_STEPS = 1000
 """Of a sequence: its network has a dozen calls for each."""
@@ -32,7 +34,15 @@ _REFUSED = refused("is recurrent and has no integer form here",
                     "replace it by Conv1D layers (a temporal convolution) or attention, unroll it into Dense "
                     "layers, or keep that part of the model in float")
 
+def _fused() -> LayerFacts:
+  """A layer of one operator; its recurrent kernels read what the layer itself made."""
+  ours = [WeightFacts(f"kernel_{gate}", (1,), (0,), bias=f"bias_{gate}", one_grid=True) for gate in GATES]
+  own = [WeightFacts(f"recurrent_{gate}", (1,), (0,), one_grid=True) for gate in GATES]
+  return LayerFacts("own", (*ours, *own), narrow=True)
+
+
 KINDS: dict[str, LayerFacts] = {
+    "FusedLSTM": _fused(),
     "LSTM": UNROLLED,
     "GRU": UNROLLED,
     "SimpleRNN": UNROLLED,

@@ -72,13 +72,13 @@ def unroll(graph: Graph, node: Node) -> None:
 
 def _unroll_both(graph: Graph, node: Node) -> None:
   """Runs one layer forward and one backward, and merges what they make."""
-  forward, backward = _directions(node.config)
+  forward, backward = directions(node.config)
   if not all(kind in CELLS or kind == "RNN" for kind, _ in (forward, backward)) or not all(
       _is_plain(node, config, kind) for kind, config in (forward, backward)):
     return
   cells = _cells_of(*forward)
-  params = _parted(list(node.layer.params.values()), sum(map(len, map(_weights_of, cells))))
-  states = _parted(masked_inputs(node)[1:], sum(CELLS[kind].states for kind, _ in cells))
+  params = parted(list(node.layer.params.values()), sum(map(len, map(_weights_of, cells))))
+  states = parted(masked_inputs(node)[1:], sum(CELLS[kind].states for kind, _ in cells))
   outputs, behind = [], []
   for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
     layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
@@ -87,10 +87,10 @@ def _unroll_both(graph: Graph, node: Node) -> None:
       run.outputs.reverse()  # as Keras does, whichever way it went
     outputs.append(_output(graph, layer.name, config, run))
     behind += run.state
-  _replace(graph, node, _merged(graph, node, outputs), behind)
+  _replace(graph, node, merged(graph, node, outputs), behind)
 
 
-def _directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
+def directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
   """(kind, config) of the layer that goes forward, and of that which goes backward.
 
   Keras lets the outputs of both be 0 where a step does not count, if they return them all.
@@ -102,11 +102,13 @@ def _directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tup
       "return_sequences"]}) for layer in (forward, backward))
 
 
-def _parted(values: list[Any], count: int) -> tuple[list[Any], list[Any]]:
+def parted(values: list[Any], count: int) -> tuple[list[Any], list[Any]]:
+  """The first so many values, and the others."""
   return values[:count], values[count:]
 
 
-def _merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
+def merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
+  """What a Bidirectional makes of the outputs of its two layers."""
   mode, name = node.config["merge_mode"], f"{node.layer_name}/merged"
   if mode is None:
     return outputs

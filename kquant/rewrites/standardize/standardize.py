@@ -6,6 +6,7 @@ inference goes, constants are folded, and a padding that equals the "same" paddi
 pool behind it is left to that.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,7 @@ from kquant.rewrites.standardize.constants import fold_constants
 from kquant.rewrites.standardize.contraction import split_contraction
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
+from kquant.rewrites.standardize.fused import fuse
 from kquant.rewrites.standardize.indices import look_up_categories, take_integer_indices
 from kquant.rewrites.standardize.masks import split_masked_mean, take_masks
 from kquant.rewrites.standardize.normalization import split_normalization
@@ -34,12 +36,13 @@ from kquant.rewrites.standardize.volumes import split_volume_kernel
 
 
 @graph_pass
-def standardize(graph: Graph, *, keep_training: bool = False) -> None:
+def standardize(graph: Graph, *, keep_training: bool = False, recurrent: str = "unrolled") -> None:
   """Splits, renames and drops layers as the module says; the output is unchanged.
 
   Args:
     graph: a Graph, which is edited; or a tf_keras model, which is not changed.
     keep_training: layers that act in training alone (Dropout, GaussianNoise, RandomFlip) stay.
+    recurrent: what recurrent layers become, as in `QuantConfig`.
 
   Returns:
     The Graph, or a new model. Called with keywords alone: the pass with these options, for `kq.rewrite`.
@@ -54,6 +57,8 @@ def standardize(graph: Graph, *, keep_training: bool = False) -> None:
   take_masks(graph, keep_training=keep_training)
   _treat_each(graph, distribute)
   graph.normalize()
+  if recurrent != "unrolled":
+    _treat_each(graph, functools.partial(fuse, required=recurrent == "fused"))
   _treat_each(graph, unroll)
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
               split_contraction, split_masked_mean, split_normalization, look_up_categories,

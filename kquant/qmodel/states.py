@@ -1,0 +1,30 @@
+"""The grids of the state and of the cell of a fused recurrent layer."""
+
+import numpy as np
+
+from kquant.core.encodings import Encoding, Encodings
+from kquant.graph.fused_lstm import CELL_EXPONENTS, FusedLSTM
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import Ref
+
+_HEADROOM = 2.0
+"""Sequences may bring a cell further than those of the calibration did; 16 bits are enough for both."""
+_STEPS = 2**15
+
+
+def fix_states(graph: Graph, encodings: Encodings) -> None:
+  """Lets each fused layer round its state to the grid of its output, and gives its cell a grid.
+
+  The cell, `<layer>/cell`, has 16 bits and a scale that is a power of two: what it reached at calibration
+  takes up a half of it at most.
+  """
+  for node in graph.nodes:
+    if node.layer.cls is FusedLSTM:
+      state, limit = encodings[Ref(node).key], float(node.layer.params["cell_limit"])
+      exponent = int(np.ceil(np.log2(max(_HEADROOM * limit, 1e-9) / _STEPS)))
+      exponent = int(np.clip(exponent, CELL_EXPONENTS[0], CELL_EXPONENTS[-1]))
+      cell = Encoding(np.float32(2.0**exponent), np.int64(0), 16)
+      encodings.grids[f"{node.layer.name}/cell"] = cell
+      node.layer.params = {**node.layer.params, "cell_limit": np.float32(cell.range[1][0])}
+      node.layer.config = {**node.layer.config,
+                           "state_grid": (float(state.scale[0]), int(state.zero_point[0]))}
