@@ -25,8 +25,8 @@ class QuantConfig:
       ... of their own, each on its own grid: boxes beside scores.
     memory_bits: of what goes from step to step in a recurrent layer without a matrix product, the cell of an
       LSTM and its gates: its rounding errors add up over the steps. 16, or 8 to let the rules decide.
-    recurrent: how a file holds recurrent layers: "unrolled", operators for each step; "fused", each an LSTM of
-      one operator, or an error; "auto", fused where that is possible, else unrolled, and the report says why.
+    recurrent: how a file holds recurrent layers: "unrolled", operators for each step; "fused", each as one
+      operator, or an error; "auto", fused where that is possible, else unrolled, and the report says why.
 
   Raises:
     ValueError: an unknown target, other memory_bits, or another value of `recurrent`.

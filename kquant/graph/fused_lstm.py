@@ -58,7 +58,8 @@ class FusedLSTM(keras.layers.Layer):
 
     def step(product, states):
       h, c = states
-      enter, keep, candidate, leave = tf.split(self._held(product + tf.matmul(h, recurrent), SUM_RANGE), 4, -1)
+      sums = self._held(product + tf.matmul(h, recurrent), SUM_RANGE)
+      enter, keep, candidate, leave = tf.split(sums, len(GATES), -1)
       c = self._held(tf.sigmoid(keep) * c + tf.sigmoid(enter) * tf.tanh(candidate), self.cell_limit)
       h = self._on_grid(tf.sigmoid(leave) * tf.tanh(c))
       return tf.concat([h, c], -1), [h, c]

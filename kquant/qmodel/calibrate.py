@@ -106,7 +106,8 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
       estimators[name].absorb(values)
     for border, values in zip(taps.borders, measured_columns):
       columns[border].absorb(*values)
-    cells |= {name: max(float(limit), cells.get(name, 0.0)) for name, limit in zip(taps.fused, measured_cells)}
+    for name, limit in zip(taps.fused, measured_cells):
+      cells[name] = max(float(limit), cells.get(name, 0.0))
     for means, values_of_side in zip((input_means, output_means), image_means):
       for name, values in zip(taps.linear, values_of_side):
         means.setdefault(name, []).append(values)
@@ -177,7 +178,8 @@ class _Taps:
       elif type(layer) is QuantizeWeights:
         self._linear.append(node)
     self.linear = [node.layer.name for node in self._linear]
-    self._fused = [node for node in self._linear if node.kind == "FusedLSTM"]
+    self._fused = [node for node in self._linear
+                   if isinstance(self.execution.layers[node.layer.name].layer, FusedLSTM)]
     self.fused = [node.layer.name for node in self._fused]
     self.borders = borders(graph)
 

@@ -16,6 +16,7 @@ from kquant.graph.execution import Execution, call_in_mode
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
 from kquant.qmodel.outputs import answers, with_quantizer
+from kquant.qmodel.states import recurrent_form
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 
@@ -81,7 +82,7 @@ class DistillationModel(keras.Model):
       raise ValueError(f"DistillationModel: output_loss must be one of {', '.join(LOSSES)}, got "
                        f"{output_loss!r}.")
     self.student = student
-    graph, student_graph = _float_graph(teacher), Graph.from_model(student)
+    graph, student_graph = _float_graph(teacher, student), Graph.from_model(student)
     feature = find_features(graph) if features == "auto" else features and _tensor(graph, features)
     wanted, compared = answers(graph), answers(student_graph)
     if len(wanted) != len(compared):
@@ -176,9 +177,9 @@ def find_features(graph: Graph) -> Ref | None:
   return None if ref.node.facts.role == "input" else ref
 
 
-def _float_graph(model: keras.Model) -> Graph:
-  graph = Graph.from_model(model)
-  standardize(graph)
+def _float_graph(teacher: keras.Model, student: keras.Model) -> Graph:
+  graph = Graph.from_model(teacher)
+  standardize(graph, recurrent=recurrent_form(student))
   fold_batch_norm(graph)
   return graph
 

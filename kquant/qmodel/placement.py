@@ -131,9 +131,9 @@ def _placement(graph: Graph, refs: list[Ref], rule: Rule, conversions: Conversio
 
 
 def _check_narrow(graph: Graph, decided: dict[Ref, tuple[Rule, Node]], conversions: Conversions) -> None:
-  """Raises UnsupportedLayerError for a layer that would compute in 16 bits, where its operator takes 8 alone."""
+  """Raises UnsupportedLayerError for a layer that reads or makes 16 bits where its operator takes 8 alone."""
+  wide = {*conversions.narrowed.values(), *conversions.widened.values()}
   for node in graph.nodes:
-    wide = set(conversions.narrowed.values()) | set(conversions.widened.values())
     if node.facts.narrow and any(ref in wide or decided[ref][0].activations.bits > 8
                                  for ref in (*node.inputs, *node.outputs)):
       raise UnsupportedLayerError(

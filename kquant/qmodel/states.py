@@ -1,15 +1,24 @@
-"""The grids of the state and of the cell of a fused recurrent layer."""
+"""Fused recurrent layers in a quantized model: the grids of their states."""
 
 import numpy as np
+import tf_keras as keras
 
 from kquant.core.encodings import Encoding, Encodings
 from kquant.graph.fused_lstm import CELL_EXPONENTS, FusedLSTM
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
+from kquant.qmodel.quantize_weights import QuantizeWeights
 
 _HEADROOM = 2.0
 """Sequences may bring a cell further than those of the calibration did; 16 bits are enough for both."""
 _STEPS = 2**15
+
+
+def recurrent_form(qmodel: keras.Model) -> str:
+  """Returns how `standardize` must take the recurrent layers of the float model that qmodel was made of."""
+  fused = any(isinstance(layer, QuantizeWeights) and isinstance(layer.layer, FusedLSTM)
+              for layer in qmodel.layers)
+  return "auto" if fused else "unrolled"
 
 
 def fix_states(graph: Graph, encodings: Encodings) -> None:

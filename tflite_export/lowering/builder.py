@@ -145,7 +145,7 @@ class ProgramBuilder:
     return self.program.ops[-1]
 
   def state(self, node: Node, name: str, grid: Encoding) -> str:
-    """Adds a state [1, units] of a recurrent operator, and the operator that sets it to 0; returns its name."""
+    """Adds a state [1, units] of a recurrent operator, and what sets it to 0; returns its name."""
     shape, key, dtype = (1, Ref(node).shape[-1]), f"{node.layer.name}/{name}", _DTYPES[grid.bits]
     zeros = self.program.add_tensor(IntTensor(f"{key}/zero", (), dtype, grid.scale, grid.zero_point,
                                               data=grid.zero_point[0]))

@@ -35,13 +35,16 @@ class TiedChannels:
   behind: dict[str, np.ndarray]
 
 
-def tied_channels(float_model: keras.Model) -> TiedChannels:
+def tied_channels(float_model: keras.Model, *, recurrent: str = "unrolled") -> TiedChannels:
   """Returns the factors that a float model's layers can have once its batch norms are folded.
 
   The channels of a capped ReLU are left as they are: their caps would have to move with them, which takes an
   operator more in the file.
+
+  Args:
+    recurrent: what its recurrent layers became in the quantized model, as in `QuantConfig`.
   """
-  graph = fold_batch_norm(standardize(Graph.from_model(float_model)))
+  graph = fold_batch_norm(standardize(Graph.from_model(float_model), recurrent=recurrent))
   groups = scale_groups(graph)
   for node in graph.of_role("relu"):
     if cap_of(node) is not None:

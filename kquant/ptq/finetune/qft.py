@@ -20,6 +20,7 @@ from kquant.ptq.finetune.cross_layer import CrossLayerFactors, TiedChannels, tie
 from kquant.ptq.finetune.tuned_layers import TunedActivation, TunedLinear
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.states import recurrent_form
 from kquant.qmodel.training_layers import take_out_training_layers
 
 _FRACTION = 0.5
@@ -56,7 +57,7 @@ def student_of(qmodel: keras.Model, float_model: keras.Model, learns: Sequence[s
     layer.params = {**layer.params, "range_ends": np.array(ends)}
   student = graph.to_model(f"{qmodel.name}_student")
   if "cross_layer_factors" in learns:
-    _tie(student, tied_channels(float_model))
+    _tie(student, tied_channels(float_model, recurrent=recurrent_form(qmodel)))
   return student
 
 

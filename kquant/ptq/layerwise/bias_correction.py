@@ -23,6 +23,7 @@ from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
 from kquant.qmodel.data_free import known_without_data
 from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.qmodel.states import recurrent_form
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 
@@ -78,7 +79,8 @@ def correct_bias(qmodel: keras.Model, float_model: keras.Model, calibration: Any
   """
   if method not in BIAS_CORRECTIONS[1:]:
     raise ValueError(f"correct_bias: method must be one of {BIAS_CORRECTIONS[1:]}, got {method!r}.")
-  float_params = linear_params(fold_batch_norm(standardize(Graph.from_model(float_model))))
+  graph = standardize(Graph.from_model(float_model), recurrent=recurrent_form(qmodel))
+  float_params = linear_params(fold_batch_norm(graph))
   for wrapper in wrapped_layers(qmodel, float_params):
     for weight in _biased_weights(wrapper):
       getattr(wrapper.layer, weight.bias).assign(float_params[wrapper.name][weight.bias])

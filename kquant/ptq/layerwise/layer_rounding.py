@@ -38,6 +38,7 @@ from kquant.ptq.layerwise.patches import Patches
 from kquant.ptq.layerwise.rounding import RoundingProblem
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.calibrate import Statistics, observe
+from kquant.qmodel.states import recurrent_form
 from kquant.rewrites.standardize.standardize import standardize
 
 METHODS = ROUNDINGS[1:]
@@ -82,7 +83,8 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
     >>> bool(np.allclose(grid.dequantize(grid.quantize(kernel)), kernel))  # it lies on its grid
     True
   """
-  float_params = linear_params(standardize(Graph.from_model(float_model)))
+  graph = standardize(Graph.from_model(float_model), recurrent=recurrent_form(qmodel))
+  float_params = linear_params(graph)
   wrapped_layers(qmodel, float_params, where="round_weights")  # raises where it was not made from float_model
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
   turns = layer_turns(qmodel, images, float_params=float_params)

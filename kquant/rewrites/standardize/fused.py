@@ -16,58 +16,65 @@ from kquant.rewrites.standardize.building import (
   is_fixed,
   replace,
 )
-from kquant.rewrites.standardize.recurrent import CELLS, directions, merged, parted
+from kquant.rewrites.standardize.cells import CELLS, LstmCell
+from kquant.rewrites.standardize.recurrent import layers_of, merged, parted
 
 _TRAINED_WITH = ("dropout", "recurrent_dropout", "kernel_regularizer", "recurrent_regularizer",
                  "bias_regularizer", "activity_regularizer", "kernel_constraint", "recurrent_constraint",
                  "bias_constraint")
+_EXPECTED = {"activation": "tanh", "recurrent_activation": "sigmoid", "return_state": False,
+             "stateful": False, "time_major": False}
+
+Layer = tuple[str, dict[str, Any]]
+"""(kind, config) of a recurrent layer."""
 
 
 def fuse(graph: Graph, node: Node, *, required: bool = False) -> None:
   """Writes a call of an LSTM, or of two in both directions, as FusedLSTM.
 
   Args:
-    required: whether to refuse a recurrent layer that has no such form; else it is left, and the reason noted.
+    required: whether to refuse a recurrent layer that has no such form; else it is left and the reason noted.
 
   Raises:
     UnsupportedLayerError: it is required, and a layer has no such form.
   """
-  if node.kind not in (*CELLS, "RNN", "Bidirectional"):
+  layers = layers_of(node)
+  if not layers:
     return
-  reason = _obstacle(graph, node)
+  reason = _obstacle(graph, node, layers)
   if reason and required:
     raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) {reason}: it has no fused operator; "
                                 "quantize with QuantConfig(recurrent='auto'), which unrolls it.")
   if reason:
     graph.skip(node, f"unrolled, not fused: it {reason}")
     return
-  layers = _layers(node)
   if any(config.get(key) for _, config in layers for key in _TRAINED_WITH):
     graph.skip(node, "its dropout, regularizers and constraints are left out of training")
-  if len(layers) == 1:
-    result = _fused(graph, node, node.layer_name, node.config, list(node.layer.params.values()))
-  else:
-    (result,) = _both(graph, node, [config for _, config in layers])
-  replace(graph, node, result, "written as a fused operator")
+  replace(graph, node, _written(graph, node, layers), "written as a fused operator")
 
 
-def _layers(node: Node) -> list[tuple[str, dict[str, Any]]]:
-  """(kind, config) of the layer, or of those of both directions."""
-  return list(directions(node.config)) if node.kind == "Bidirectional" else [(node.kind, node.config)]
+def _written(graph: Graph, node: Node, layers: list[Layer]) -> Ref:
+  """Adds the layers of a call; returns what they make."""
+  params, outputs = list(node.layer.params.values()), []
+  for name, layer in zip(("forward", "backward") if layers[1:] else ("",), layers):
+    own, params = parted(params, 3 if layer[1]["use_bias"] else 2)
+    name = f"{node.layer_name}/{name}" if name else node.layer_name
+    output = _fused(graph, node, name, layer, own)
+    if outputs and layer[1]["return_sequences"]:
+      output = _reversed(graph, f"{name}/in_order", output)
+    outputs.append(output)
+  return merged(graph, node, outputs)[0] if layers[1:] else outputs[0]
 
 
-def _obstacle(graph: Graph, node: Node) -> str:
-  """Why a recurrent layer has no fused operator, behind the words "it" or its name; "" where it has one."""
-  kinds, configs = zip(*_layers(node))
-  expected = {"activation": "tanh", "recurrent_activation": "sigmoid", "return_state": False,
-              "stateful": False, "time_major": False}
-  wrong = [f"{key}={config.get(key, value)!r}" for config in configs for key, value in expected.items()
+def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
+  """Why a recurrent layer has no fused operator, behind "it" or its name; "" where it has one."""
+  wrong = [f"{key}={config.get(key)!r}" for _, config in layers for key, value in _EXPECTED.items()
            if config.get(key, value) != value]
-  if set(kinds) != {"LSTM"}:
+  if any(CELLS.get(kind) is not LstmCell for kind, _ in layers):
     return "is no LSTM"
   if wrong:
     return f"has {wrong[0]}"
-  if node.kind == "Bidirectional" and node.config["merge_mode"] is None:
+  if layers[1:] and node.config["merge_mode"] is None:
     return "returns what both directions make"
   if node.kwargs.get("mask") is not None:
     return "has a mask"
@@ -75,35 +82,26 @@ def _obstacle(graph: Graph, node: Node) -> str:
     return "is given a state to start from"
   if len(graph.calls(node.layer)) > 1:
     return "is called more than once"
-  return "" if len(node.inputs[0].shape) == 3 and is_fixed(*node.inputs) else "reads a sequence of open length"
+  is_sequence = len(node.inputs[0].shape) == 3 and is_fixed(*node.inputs)
+  return "" if is_sequence else "reads a sequence of open length"
 
 
-def _both(graph: Graph, node: Node, configs: list[dict[str, Any]]) -> list[Ref]:
-  params, outputs = list(node.layer.params.values()), []
-  count = 3 if configs[0]["use_bias"] else 2
-  for name, config, own in zip(("forward", "backward"), configs, parted(params, count)):
-    output = _fused(graph, node, f"{node.layer_name}/{name}", config, own)
-    if name == "backward" and config["return_sequences"]:
-      output = _reversed(graph, f"{node.layer_name}/{name}/forward", output)
-    outputs.append(output)
-  return merged(graph, node, outputs)
-
-
-def _fused(graph: Graph, node: Node, name: str, config: dict[str, Any], params: list[np.ndarray]) -> Ref:
+def _fused(graph: Graph, node: Node, name: str, layer: Layer, params: list[np.ndarray]) -> Ref:
   """Calls one layer; returns its sequence, or its last step.
 
   Args:
     params: kernel [features, 4 * units], recurrent kernel [units, 4 * units], maybe a bias [4 * units].
   """
+  kind, config = layer
   (source,), units = node.inputs, config["units"]
   if config["go_backwards"]:
     source = _reversed(graph, f"{name}/backwards", source)
   joined = dict(zip(("kernel", "recurrent", "bias"), [*params, np.zeros(4 * units, np.float32)]))
   weights = {f"{key}_{gate}": part for key, values in joined.items()
              for gate, part in zip(GATES, np.split(values, len(GATES), axis=-1))}
-  layer = graph.new_layer(FusedLSTM, name, {"units": units}, weights)
-  layer.origins = (*node.layer.origins, Origin(name, "LSTM"))
-  result = graph.add_node(layer, (source,), (*source.shape[:2], units))
+  fused = graph.new_layer(FusedLSTM, name, {"units": units}, weights)
+  fused.origins = (*node.layer.origins, Origin(name, kind))
+  result = graph.add_node(fused, (source,), (*source.shape[:2], units))
   if config["return_sequences"]:
     return result
   steps = source.shape[1]

@@ -62,9 +62,10 @@ class _Masks:
 
 def unroll(graph: Graph, node: Node) -> None:
   """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step."""
-  if node.kind == "Bidirectional":
+  layers = layers_of(node)
+  if len(layers) == 2:
     _unroll_both(graph, node)
-  elif (node.kind in CELLS or node.kind == "RNN") and _is_plain(node, node.config):
+  elif layers and _is_plain(node, node.config):
     run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), masked_inputs(node)[1:],
                list(node.layer.params.values()))
     _replace(graph, node, [_output(graph, node.layer_name, node.config, run)], run.state)
@@ -72,7 +73,7 @@ def unroll(graph: Graph, node: Node) -> None:
 
 def _unroll_both(graph: Graph, node: Node) -> None:
   """Runs one layer forward and one backward, and merges what they make."""
-  forward, backward = directions(node.config)
+  forward, backward = _directions(node.config)
   if not all(kind in CELLS or kind == "RNN" for kind, _ in (forward, backward)) or not all(
       _is_plain(node, config, kind) for kind, config in (forward, backward)):
     return
@@ -90,7 +91,14 @@ def _unroll_both(graph: Graph, node: Node) -> None:
   _replace(graph, node, merged(graph, node, outputs), behind)
 
 
-def directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
+def layers_of(node: Node) -> list[tuple[str, dict[str, Any]]]:
+  """(kind, config) of a recurrent layer, of both where there is one for each direction; none of another."""
+  if node.kind == "Bidirectional":
+    return list(_directions(node.config))
+  return [(node.kind, node.config)] if node.kind in CELLS or node.kind == "RNN" else []
+
+
+def _directions(config: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
   """(kind, config) of the layer that goes forward, and of that which goes backward.
 
   Keras lets the outputs of both be 0 where a step does not count, if they return them all.

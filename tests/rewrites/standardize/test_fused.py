@@ -1,0 +1,175 @@
+"""Recurrent layers as one operator: the same function, exact integers; others are unrolled or refused."""
+
+import re
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from tf_keras import layers
+
+import kquant as kq
+from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.fused_lstm import FusedLSTM
+from kquant.rewrites.standardize.standardize import standardize
+from tests.rewrites.standardize.test_recurrent import data_of, model_of, outputs_of
+
+FUSED = {
+    "last": lambda: layers.LSTM(3),
+    "sequence": lambda: layers.LSTM(3, return_sequences=True, unit_forget_bias=False),
+    "backwards": lambda: layers.LSTM(3, return_sequences=True, go_backwards=True, use_bias=False),
+    "backwards, last": lambda: layers.LSTM(3, go_backwards=True, implementation=1, unroll=True),
+    "both": lambda: layers.Bidirectional(layers.LSTM(3)),
+    "both, sum of sequences": lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True), "sum"),
+    "dropout": lambda: layers.LSTM(3, dropout=0.5, recurrent_dropout=0.5),
+}
+
+UNROLLED = {
+    "is no LSTM": lambda: layers.GRU(3),
+    "has activation='relu'": lambda: layers.LSTM(3, activation="relu"),
+    "has recurrent_activation='hard_sigmoid'": lambda: layers.LSTM(3, recurrent_activation="hard_sigmoid"),
+    "has return_state=True": lambda: layers.LSTM(3, return_state=True),
+    "returns what both directions make": lambda: layers.Bidirectional(layers.LSTM(3), None),
+}
+
+
+def config(recurrent, **fields):
+  return kq.QuantConfig(recurrent=recurrent, **fields)
+
+
+def with_head(x):
+  return layers.Dense(3, name="head")(layers.LSTM(4, name="lstm")(x))
+
+
+def kinds(model):
+  return {type(layer) for layer in model.layers}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_layer_computes_what_the_layer_does_and_becomes_exact_integers(name, tmp_path):
+  model = model_of(FUSED[name]())
+  data = data_of(model)
+  fused = standardize(model, recurrent="fused")
+  assert FusedLSTM in kinds(fused)
+  np.testing.assert_allclose(outputs_of(fused, data)[0], outputs_of(model, data)[0], atol=1e-5)
+  result = kq.quantize(model, data, config=config("fused"), effort=None)
+  written = kq.export(result, tmp_path / "m.tflite", verify=[data[0][:3]], certify=True)
+  assert written.certificate["exact"] and written.verification.max_lsb <= 1
+  counts = written.program.operator_counts()
+  assert counts["UNIDIRECTIONAL_SEQUENCE_LSTM"] == counts["FILL"] / 2 == (2 if "both" in name else 1)
+
+
+@pytest.mark.parametrize("reason", UNROLLED)
+def test_what_has_no_fused_operator_is_unrolled_or_refused(reason):
+  model = model_of(UNROLLED[reason]())
+  with pytest.raises(UnsupportedLayerError, match=f"{re.escape(reason)}: .*recurrent='auto'"):
+    kq.insert_quantizers(model, config("fused"))
+  result = kq.quantize(model, data_of(model), config=config("auto"), effort=None)
+  assert FusedLSTM not in kinds(result.model)
+  assert reason in str(result.report)
+
+
+def test_masks_states_and_shared_layers_are_unrolled():
+  x, state = keras.Input((4, 3)), keras.Input((2,))
+  layer = layers.LSTM(2)
+  outputs = [layers.LSTM(2)(layers.Masking()(x)), layers.LSTM(2)(x, initial_state=[state, state]), layer(x),
+             layer(layers.Dense(3)(x))]
+  model = standardize(keras.Model([x, state], outputs), recurrent="auto")
+  assert FusedLSTM not in kinds(model)
+
+
+def test_the_choice_is_one_of_three_and_goes_through_json():
+  with pytest.raises(ValueError, match="recurrent must be one of unrolled, fused, auto, got 'both'"):
+    config("both")
+  assert kq.QuantConfig.from_json(config("fused").to_json()) == config("fused")
+  fields = config("unrolled").to_json()
+  del fields["recurrent"]
+  assert kq.QuantConfig.from_json(fields).recurrent == "unrolled"
+
+
+def test_rules_reach_it_by_its_name_and_by_its_kind(tmp_path):
+  model = model_of(layers.LSTM(3, name="lstm"))
+  for rule in (kq.Rule(match="^lstm$", weights=kq.TensorSpec(bits=4)),
+               kq.Rule(kinds=("LSTM",), weights=kq.TensorSpec(bits=4))):
+    result = kq.quantize(model, data_of(model), config=config("fused", rules=(rule, kq.Rule())), effort=None)
+    assert result.encodings["lstm/kernel_forget"].bits == result.encodings["lstm/recurrent_output"].bits == 4
+    assert result.encodings["lstm/kernel_forget"].scale.shape == (1,)  # though rules are per-channel
+    assert kq.export(result, tmp_path / "m.tflite", verify=data_of(model)).verification.max_lsb <= 1
+
+
+def test_activations_of_16_bits_are_refused():
+  model = model_of(layers.LSTM(3, name="lstm"))
+  wide = config("fused", rules=kq.QuantConfig.preset("int16x8").rules)
+  with pytest.raises(UnsupportedLayerError, match="'lstm' .* takes activations of 8 bits alone"):
+    kq.insert_quantizers(model, wide)
+
+
+def test_the_cell_is_measured_and_has_a_scale_of_a_power_of_two():
+  model = model_of(layers.LSTM(3, name="lstm", return_sequences=True))
+  data = data_of(model)
+  qmodel = kq.calibrate(kq.insert_quantizers(model, config("fused")), data)
+  layer = qmodel.get_layer("lstm").layer
+  largest = float(np.abs(layer.cells(data[0])).max())
+  assert float(layer.cell_limit) == pytest.approx(largest, rel=1e-6)
+  final, encodings = kq.finalize(qmodel)
+  cell = encodings["lstm/cell"]
+  assert cell.bits == 16 and np.log2(cell.scale[0]) == round(np.log2(cell.scale[0]))
+  assert 2 * largest <= cell.range[1][0] * 1.001 < 4.004 * largest
+  assert final.get_layer("lstm").state_grid[0] == encodings["lstm"].scale[0]
+
+
+def test_the_finalised_layer_rounds_its_state_and_ends_where_the_operator_does():
+  layer = FusedLSTM(2, state_grid=(0.25, 3))
+  x = np.random.default_rng(0).normal(0, 4, (3, 6, 2)).astype(np.float32)
+  layer(x)
+  layer.cell_limit.assign(0.5)
+  states = np.asarray(layer(x))
+  np.testing.assert_array_equal(states, np.round(states / 0.25) * 0.25)
+  assert np.abs(np.asarray(layer.cells(x))).max() == 0.5
+
+
+def test_efforts_round_other_layers_and_correct_its_biases(tmp_path):
+  model = model_of(with_head)
+  data = data_of(model, 40)
+  result = kq.quantize(model, data, config=config("fused"), effort="balanced")
+  assert kq.export(result, tmp_path / "m.tflite", verify=[data[0][:3]], certify=True).certificate["exact"]
+
+
+def test_methods_take_the_float_model_as_it_is():
+  model = model_of(with_head)
+  data = data_of(model)
+  qmodel = kq.calibrate(kq.insert_quantizers(model, config("fused")), data)
+  kq.round_weights(qmodel, model, data)
+  kq.correct_bias(qmodel, model, data)
+  kq.finetune(qmodel, model, data, method="qft")
+
+
+def test_it_trains_and_is_saved(tmp_path):
+  model = model_of(with_head)
+  data = data_of(model)
+  qmodel = kq.calibrate(kq.insert_quantizers(model, config("fused")), data)
+  before = qmodel.get_layer("lstm").layer.recurrent_forget.numpy()
+  qmodel.compile("adam", "mse")
+  qmodel.fit(data[0], np.ones((16, 3)), epochs=1, verbose=0)
+  assert np.any(qmodel.get_layer("lstm").layer.recurrent_forget.numpy() != before)
+  for name in ("m.keras", "m.h5"):
+    qmodel.save(tmp_path / name)
+    loaded = keras.models.load_model(tmp_path / name)
+    np.testing.assert_array_equal(loaded(data[0]), qmodel(data[0]))
+    final, encodings = kq.finalize(loaded)
+    written = kq.export((final, encodings), tmp_path / "m.tflite", verify=[data[0][:3]], certify=True)
+    assert written.certificate["exact"]
+
+
+def test_a_long_sequence_is_no_obstacle():
+  x = keras.Input((2000, 2))
+  model = keras.Model(x, layers.LSTM(2)(x))
+  assert FusedLSTM in kinds(standardize(model, recurrent="auto"))
+  with pytest.raises(UnsupportedLayerError, match="takes 2,000 steps"):
+    kq.insert_quantizers(model)
+
+
+def test_analysis_and_description_know_it():
+  model = model_of(with_head)
+  result = kq.quantize(model, data_of(model), config=config("fused"), effort=None)
+  assert "FusedLSTM" in str(kq.describe(result.qmodel))
+  assert "lstm" in str(kq.analyze(result, data_of(model)))
