@@ -1,13 +1,15 @@
 """Recurrent networks on JapaneseVowels: float, integer files, and TensorFlow's converter.
 
-    python benchmarks/sequences.py [--networks=LSTM,GRU] [--seeds=3] [--presets=int8,w4a8] [--write]
+    python benchmarks/sequences.py [--networks=LSTM,GRU] [--seeds=3] [--presets="int8,fused int8"] [--write]
 
 Trains each network on 270 sequences of 25 steps, quantizes it with `effort="balanced"`, calibrated on the
 training sequences, and judges the file on the 370 of the test. `--write` adds the table to
-benchmarks/results.md. TensorFlow's converter quantizes the LSTM and the GRU in the same run.
+benchmarks/results.md. TensorFlow's converter quantizes the LSTM and the GRU in the same run. "fused" in front
+of a preset: each LSTM is one operator; of the networks of LSTM alone.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -19,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 TITLE = "Recurrent networks"
 CONVERTED = ("LSTM", "GRU")
+FUSED = ("LSTM", "BiLSTM")
 EPOCHS = 40
 
 
@@ -83,7 +86,12 @@ def measure(name: str, seed: int, presets: list[str], data) -> list[dict]:
   with tempfile.TemporaryDirectory() as folder:
     path = f"{folder}/m.tflite"
     for preset in presets:
-      result = kquant.quantize(model, data["x_train"], config=preset, effort="balanced")
+      config = kquant.QuantConfig.preset(preset.removeprefix("fused "))
+      if preset.startswith("fused "):
+        if name not in FUSED:
+          continue
+        config = dataclasses.replace(config, recurrent="fused")
+      result = kquant.quantize(model, data["x_train"], config=config, effort="balanced")
       written = kquant.export(result, path, io="float32", verify=data["x_test"][:4], certify=seed == 0)
       rows.append({**common, "made": f"kquant {preset}", **judged(path, data, reference),
                    "exact": written.certificate["exact"] if seed == 0 else True})
@@ -113,7 +121,7 @@ def main() -> None:
   """Measures, prints, and writes the table where asked."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--networks", default="LSTM,GRU,BiLSTM,Conv1D + GRU,SimpleRNN")
-  parser.add_argument("--presets", default="int8,w4a8")
+  parser.add_argument("--presets", default="int8,fused int8,w4a8")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", "../shared"))
   parser.add_argument("--write", action="store_true")

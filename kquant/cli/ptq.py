@@ -6,6 +6,7 @@ Without flags it trains a small network on scikit-learn's digits and quantizes t
 from absl import flags
 
 from kquant.cli import flags as shared
+from kquant.core.quant_config import RECURRENT_FORMS
 
 shared.define_model_flags()
 shared.define_data_flags()
@@ -13,6 +14,8 @@ shared.define_file_flags()
 shared.define_method_flags()
 flags.DEFINE_bool("split_outputs", False, "tensors that a Concatenate joins at the end of the model become "
                   "outputs of their own, each with its own scale")
+flags.DEFINE_enum("recurrent", "unrolled", RECURRENT_FORMS, "recurrent layers in the file: operators for "
+                  "each step, or an LSTM as one operator, smaller and slower; auto: where that is possible")
 shared.define_path("save_model", ".keras file for the finalised model, which kquant.cli.export reads",
                    endings=(".keras",))
 shared.define_path("save_qmodel", ".keras file for the calibrated model with its quantizers",

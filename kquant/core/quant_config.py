@@ -26,7 +26,8 @@ class QuantConfig:
     memory_bits: of what goes from step to step in a recurrent layer without a matrix product, the cell of an
       LSTM and its gates: its rounding errors add up over the steps. 16, or 8 to let the rules decide.
     recurrent: how a file holds recurrent layers: "unrolled", operators for each step; "fused", each as one
-      operator, or an error; "auto", fused where that is possible, else unrolled, and the report says why.
+      operator, or an error; "auto", fused where that is possible, else unrolled, and the report says why. The
+      operator takes activations of 8 bits alone: where a rule asks for 16, "auto" unrolls all.
 
   Raises:
     ValueError: an unknown target, other memory_bits, or another value of `recurrent`.
@@ -53,6 +54,12 @@ class QuantConfig:
     object.__setattr__(self, "rules", tuple(self.rules))
     object.__setattr__(self, "recipe", self.recipe.over(DEFAULT))
     targets.target(self.target)
+
+  @property
+  def recurrent_form(self) -> str:
+    """`recurrent`, or what "auto" comes to where rules ask for 16 bits."""
+    wide = any(rule.activations.bits > 8 for rule in self.rules)
+    return "unrolled" if wide and self.recurrent == "auto" else self.recurrent
 
   def rule(self, name: str, kind: str, origins: Sequence[tuple[str, str]] = ()) -> Rule:
     """Finds the rule of a layer: the first that matches it or one of its origins.

@@ -66,7 +66,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
   """
   config = (QuantConfig.preset(config) if isinstance(config, str) else config).for_training()
   graph = Graph.from_model(model, keep_losses=True)
-  standardize(graph, keep_training=True, recurrent=config.recurrent)
+  standardize(graph, keep_training=True, recurrent=config.recurrent_form)
   taken = None
   if batch_norm == "fold":
     fold_batch_norm(graph)

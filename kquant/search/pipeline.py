@@ -47,7 +47,7 @@ def read(model: keras.Model, config: QuantConfig) -> Graph:
     UnsupportedLayerError, ValueError: what `insert_quantizers` raises, before the work in front of it.
   """
   graph = Graph.from_model(model)
-  standardize(graph, recurrent=config.recurrent)
+  standardize(graph, recurrent=config.recurrent_form)
   fold_batch_norm(graph)
   if config.split_outputs:
     split_outputs(graph)

@@ -87,9 +87,14 @@ def border_of(recipe: Recipe) -> str:
 
 
 def config_of(model: keras.Model, recipe: Recipe) -> kq.QuantConfig:
-  """Returns the preset of a recipe, and 16 bits of activations for the layers that it names."""
+  """Returns the preset of a recipe, and 16 bits of activations for the layers that it names.
+
+  LSTMs are fused where they can be, in every other network.
+  """
   names = [model.layers[index % len(model.layers)].name for index in recipe.wide]
-  return with_wide_outputs(kq.QuantConfig.preset(recipe.preset), names)
+  config = kq.QuantConfig.preset(recipe.preset)
+  config = dataclasses.replace(config, recurrent=("unrolled", "auto")[len(recipe.steps) % 2])
+  return with_wide_outputs(config, names)
 
 
 def with_wide_outputs(config: kq.QuantConfig, names: Sequence[str]) -> kq.QuantConfig:

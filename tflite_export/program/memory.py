@@ -1,8 +1,8 @@
 """Memory that the activations of a program need: a bound, and one plan.
 
 Every activation lives from the operator that makes it (an input: from the first) to the last that reads it
-(an output: to the last). Constants are not counted, they lie in the file; nor are the scratch buffers and
-tables of kernels, which are the runtime's.
+(an output: to the last); a variable lives all the time. Constants are not counted, they lie in the file; nor
+are the scratch buffers and tables of kernels, which are the runtime's.
 """
 
 import dataclasses
@@ -59,6 +59,7 @@ def _lifetimes(program: IntProgram) -> dict[str, tuple[int, int]]:
     lives.update((name, (position, position)) for name in op.outputs)
   last = max(0, len(program.ops) - 1)
   lives.update((name, (lives[name][0], last)) for name in program.outputs if name in lives)
+  lives.update((name, (0, last)) for name in lives if program.tensors[name].variable)
   return lives
 
 

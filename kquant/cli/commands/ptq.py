@@ -61,7 +61,8 @@ class _Task:
 def run() -> None:
   """Runs what the flags say."""
   _check_flags()
-  config = dataclasses.replace(shared.preset(), split_outputs=FLAGS.split_outputs)
+  config = dataclasses.replace(shared.preset(), split_outputs=FLAGS.split_outputs,
+                               recurrent=FLAGS.recurrent)
   if not _names_a_model():
     _demo(config)
     return

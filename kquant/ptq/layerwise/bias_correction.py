@@ -27,7 +27,7 @@ from kquant.qmodel.states import recurrent_form
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
 
-SHARED_REASON = "called more than once: one bias for several means is corrected locally"
+SHARED_REASON = "called more than once, or not linear: its biases are corrected locally"
 
 
 def output_shift(kernel_error: np.ndarray, input_mean: np.ndarray, facts: WeightFacts) -> np.ndarray:

@@ -46,7 +46,7 @@ _DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 0.1, 0.02, 0.5
 """Of the Gram matrix, the first times inputs over images: with few images its small eigenvalues are chance.
 (w4a8, SQNR on new images, 0.05 throughout and this: MobileNetV2 8.0 and 8.3 dB, MobileNetV1 0.25 10.9 and
 11.2, ResNet-8 with 256 images 23.6 and 23.6.)"""
-LEFT_REASON = "of a class of its own: its weights are rounded to nearest, its bias stays"
+LEFT_REASON = "not linear, or a class of its own: its weights are rounded to nearest, its bias stays"
 _FEW_INPUTS = 640
 """Up to so many the threads of BLAS wait for one another longer than they compute."""
 

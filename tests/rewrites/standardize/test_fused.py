@@ -1,5 +1,6 @@
 """Recurrent layers as one operator: the same function, exact integers; others are unrolled or refused."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -101,6 +102,8 @@ def test_activations_of_16_bits_are_refused():
   wide = config("fused", rules=kq.QuantConfig.preset("int16x8").rules)
   with pytest.raises(UnsupportedLayerError, match="'lstm' .* takes activations of 8 bits alone"):
     kq.insert_quantizers(model, wide)
+  qmodel = kq.insert_quantizers(model, dataclasses.replace(wide, recurrent="auto"))
+  assert "lstm/recurrent_gates" in [layer.name for layer in qmodel.layers]
 
 
 def test_the_cell_is_measured_and_has_a_scale_of_a_power_of_two():

@@ -12,6 +12,8 @@ from tflite_export.kernels import fixed_point, lstm
 from tflite_export.operators.batch import with_batch
 from tflite_export.operators.check import check
 from tflite_export.operators.check_weights import ACCUMULATOR_LIMIT, matrix_bounds
+from tflite_export.program.memory import activation_memory, tensor_bytes
+from tflite_export.program.program import IntOp, IntTensor
 from tflite_export.proof.certificate import certify
 from tflite_export.proof.runtime import Runtime
 from tflite_export.proof.simulate import not_simulated, simulate
@@ -64,6 +66,16 @@ def test_every_run_starts_from_the_state_that_the_file_sets(case):
   (first,), (again,) = runtime.run(x), runtime.run(x)
   assert not np.array_equal(first, again)  # which is why there is a FILL
   assert "nothing sets its state 'state18'" in not_simulated(alone)[0]
+
+
+def test_its_states_take_up_memory_all_the_time(case):
+  program = case.program
+  alive = {name: tensor_bytes(program, name) for name in ("state18", "state19", "x", "y0")}
+  assert activation_memory(program, alignment=1).arena == sum(alive.values())
+  program.outputs = [program.add_tensor(IntTensor("z", (1, 10**4), "int8", [1], [0]))]
+  program.ops.append(IntOp("RELU", ["y0"], ["z"]))
+  expected = 10**4 + sum(alive.values()) - alive["x"]
+  assert activation_memory(program, alignment=1).peak == expected
 
 
 @pytest.mark.parametrize("batch", [1, 3])
