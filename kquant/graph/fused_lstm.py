@@ -10,7 +10,7 @@ from kquant.core.numerics import grid_limits
 GATES = ("input", "forget", "candidate", "output")
 """In the order of Keras' kernels."""
 SUM_RANGE = 8.0
-"""The sums that gates read end at +-8 in the operator, in steps of 2^-12."""
+"""The products with the input, and the sums that gates read, end at +-8 in the operator."""
 CELL_EXPONENTS = range(-15, -8)
 """n of the scales 2^n that the cell of 16 bits may have."""
 
@@ -52,19 +52,29 @@ class FusedLSTM(keras.layers.Layer):
     """Returns the cell behind every step, [batch, steps, units]."""
     return self._states(inputs)[1]
 
+  def call_along(self, inputs, states) -> tf.Tensor:
+    """Returns the state behind every step where each step is given the one before it out of `states`.
+
+    Rounding errors of earlier steps, which a network may amplify, then come in by the cell alone.
+    """
+    return self._states(inputs, tf.pad(states[:, :-1], [[0, 0], [1, 0], [0, 0]]))[0]
+
   @tf.autograph.experimental.do_not_convert
-  def _states(self, inputs) -> tuple[tf.Tensor, tf.Tensor]:
+  def _states(self, inputs, before=None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns states and cells; `before` are the states to read in place of those that it makes."""
     recurrent = self._joined("recurrent")
 
     def step(product, states):
       h, c = states
-      sums = self._held(product + tf.matmul(h, recurrent), SUM_RANGE)
+      sums = self._held(product + tf.matmul(h, recurrent) if before is None else product, SUM_RANGE)
       enter, keep, candidate, leave = tf.split(sums, len(GATES), -1)
       c = self._held(tf.sigmoid(keep) * c + tf.sigmoid(enter) * tf.tanh(candidate), self.cell_limit)
       h = self._on_grid(tf.sigmoid(leave) * tf.tanh(c))
       return tf.concat([h, c], -1), [h, c]
 
-    products = tf.matmul(inputs, self._joined("kernel")) + self._joined("bias")
+    products = self._held(tf.matmul(inputs, self._joined("kernel")) + self._joined("bias"), SUM_RANGE)
+    if before is not None:
+      products += tf.matmul(before, recurrent)
     zeros = tf.zeros_like(products[:, 0, :self.units])
     _, both, _ = keras.backend.rnn(step, products, [zeros, zeros])
     return both[..., :self.units], both[..., self.units:]

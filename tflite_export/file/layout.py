@@ -76,3 +76,5 @@ KERNEL_PLACES = {"UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9)}
 
 COARSE = {"RESIZE_BILINEAR": False, "SOFTMAX": True}
 """{kind whose inner numbers are coarser than int16: whether every class adds to the difference}."""
+STEP_ERRORS = {"UNIDIRECTIONAL_SEQUENCE_LSTM": 2.0**-10}
+"""{kind with a state: how far its tables bring a cell off in a step}; over n steps sqrt(n) times as far."""

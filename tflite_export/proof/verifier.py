@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kquant.core.data import batches
 from kquant.core.encodings import Encodings
 from kquant.graph import keras_calls
-from tflite_export.file.layout import COARSE, KERNEL_PLACES, KERNELS
+from tflite_export.file.layout import COARSE, KERNEL_PLACES, KERNELS, STEP_ERRORS
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.program.program import IntOp, IntProgram
 from tflite_export.proof.runs import Runs
@@ -228,6 +228,7 @@ def _run(runs: Runs, batches: Iterable[list[np.ndarray]], result: Verification) 
 def _compare_runs(stored: IntProgram, encodings: Encodings, runs: Runs, result: Verification) -> None:
   """Compares what was found on the images with what is allowed."""
   limits = {name: _coarse_lsb(stored, op) for op in stored.ops if op.kind in COARSE for name in op.outputs}
+  limits |= {op.outputs[0]: _lsb_of_steps(stored, op) for op in stored.ops if op.kind in STEP_ERRORS}
   result.layers, result.max_lsb = runs.layers, max(runs.layers.values(), default=0)
   result.output_max_lsb = max(runs.outputs.values(), default=0)
   result.problems += [f"{key}: {difference} LSB from the Keras layer on the same inputs"
@@ -251,6 +252,13 @@ def _coarse_lsb(program: IntProgram, op: IntOp) -> int:
     return LARGEST_COARSE_LSB[16] + output.shape[-1] * LEAST_POWER_16
   old, new = program.tensors[op.inputs[0]].shape[1:3], output.shape[1:3]
   return LARGEST_COARSE_LSB[16] + math.ceil(sum(map(_drift, old, new)) * np.iinfo(np.uint16).max)
+
+
+def _lsb_of_steps(program: IntProgram, op: IntOp) -> int:
+  """Returns how far an operator with a state may be from its layer, which is given the same states."""
+  output = program.tensors[op.outputs[0]]
+  error = STEP_ERRORS[op.kind] * math.sqrt(output.shape[1]) / float(output.scale[0])
+  return LARGEST_LAYER_LSB[8] + math.ceil(error)
 
 
 def _drift(old: int, new: int) -> float:

@@ -9,6 +9,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
+import tflite_export
 from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.fused_lstm import FusedLSTM
 from kquant.rewrites.standardize.standardize import standardize
@@ -161,6 +162,20 @@ def test_it_trains_and_is_saved(tmp_path):
     final, encodings = kq.finalize(loaded)
     written = kq.export((final, encodings), tmp_path / "m.tflite", verify=[data[0][:3]], certify=True)
     assert written.certificate["exact"]
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_network_that_amplifies_its_rounding_is_verified_step_by_step(size, tmp_path):
+  model = model_of(layers.LSTM(6, name="lstm", return_sequences=True))
+  model.set_weights([size * weight for weight in model.get_weights()])  # products beyond +-8, too
+  data = data_of(model)
+  result = kq.quantize(model, data, config=config("fused"), effort=None)
+  written = kq.export(result, tmp_path / "m.tflite", verify=data, certify=True)
+  assert written.certificate["exact"] and written.verification.layers["lstm"] <= 2
+  data = (tmp_path / "m.tflite").read_bytes()
+  result.model.get_layer("lstm").recurrent_output.assign_add(np.full((6, 6), 0.3))
+  found = tflite_export.verify(data, result.model, result.encodings, images=data_of(model))
+  assert "lstm: " in found.problems[0] and "LSB from the Keras layer" in found.problems[0]
 
 
 def test_a_long_sequence_is_no_obstacle():
