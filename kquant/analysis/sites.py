@@ -60,15 +60,15 @@ def _activation(graph: Graph, node: Node) -> Site:
 
 def _both(graph: Graph, weights: Site) -> Site | None:
   """The weights of a layer with its output; None where its output has no quantizer."""
-  behind = {call: _quantizer_behind(graph, Ref(call)) for call in weights.nodes}
+  behind = {call: quantizer_behind(graph, Ref(call)) for call in weights.nodes}
   quantizers = tuple(dict.fromkeys(quantizer for quantizer in behind.values() if quantizer is not None))
   output = {call: Ref(quantizer or call) for call, quantizer in behind.items()}
   return Site(weights.name, BOTH, (*weights.nodes, *quantizers), weights.shared_with,
               output) if quantizers else None
 
 
-def _quantizer_behind(graph: Graph, ref: Ref) -> Node | None:
-  """The quantizer of the integer operator that a call belongs to: behind what is fused into it."""
+def quantizer_behind(graph: Graph, ref: Ref) -> Node | None:
+  """Returns the quantizer of the integer operator that a call belongs to: behind what is fused into it."""
   while True:
     readers = graph.readers(ref)
     if len(readers) != 1:

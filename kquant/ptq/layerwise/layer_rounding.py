@@ -152,11 +152,14 @@ def _round_layer(turn: LayerTurn, params: dict[str, np.ndarray], generator: np.r
                  method: str = "closed_form") -> None:
   """Sets the integers and the scale of a layer, whose float weights are given."""
   ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
-  halves = (moments_of_calls if turn.is_shared else measure_moments)(turn, generator)
-  with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
-    kernel, scale = round_kernel(turn, params[name], grid, halves, method=method)
+  kernel, scale = round_kernel(turn, params[name], grid, turn_moments(turn, generator), method=method)
   turn.layer.set_scale(name, scale)
   turn.layer.set_integers(name, kernel)
+
+
+def turn_moments(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:
+  """Returns the moments of a layer's inputs, as `round_kernel` takes them."""
+  return (moments_of_calls if turn.is_shared else measure_moments)(turn, generator)
 
 
 def _correct_layer(turn: LayerTurn, params: dict[str, np.ndarray], statistics: Statistics) -> None:
@@ -174,8 +177,14 @@ def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: li
   Args:
     turn: of the kernel's layer.
     grid: gives the bits, and whether scales are per-channel.
-    halves: moments of the layer's inputs, as `measure_moments` returns them.
+    halves: moments of the layer's inputs, as `turn_moments` returns them.
   """
+  with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
+    return _round_kernel(turn, kernel, grid, halves, method)
+
+
+def _round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments],
+                  method: str) -> tuple[np.ndarray, np.ndarray]:
   patches = turn.patches
   parts = cuts(patches.inputs)
   matrix = patches.matrix(kernel).astype(np.float64)
