@@ -119,3 +119,17 @@ class TensorSpec:
 
 INT8_WEIGHTS = TensorSpec().for_weights()
 INT8_ACTIVATIONS = TensorSpec().for_activations()
+
+
+def at_bits(spec: TensorSpec, bits: int) -> TensorSpec:
+  """Returns a spec with other bits: with 16 it is symmetric, and its range is that of all that occurs.
+
+  >>> at_bits(INT8_ACTIVATIONS, 16).symmetric, at_bits(at_bits(INT8_ACTIVATIONS, 16), 8).symmetric
+  (True, False)
+  """
+  if bits == spec.bits:
+    return spec
+  if bits == 16:
+    return dataclasses.replace(spec, bits=16, symmetric=True, range=DEFAULT_RANGE)
+  symmetric = False if spec.bits == 16 else spec.symmetric
+  return dataclasses.replace(spec, bits=bits, symmetric=symmetric)

@@ -68,7 +68,7 @@ def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: 
   for name, other in specs.items():
     low, high = _within_cut(ranges[other.range], layer) if other.bits < 16 else ranges["minmax"]
     grid = activation_grid(low, high, bits=other.bits, symmetric=other.symmetric)
-    yield Remedy(name, Variant(site, _on_grid(grid)), other)
+    yield Remedy(name, Variant(site, on_grid(grid)), other)
 
 
 def measured_ranges(network: Network, sites: Sequence[Site],
@@ -150,7 +150,8 @@ def _within_cut(limits: tuple[float, float], layer: QuantizeActivation) -> tuple
   return (low if first is None else max(low, first)), (high if last is None else min(high, last))
 
 
-def _on_grid(grid: Encoding) -> NodeCall:
+def on_grid(grid: Encoding) -> NodeCall:
+  """Returns how a quantizer's call is made on a grid."""
   tensors = grid_tensors(grid)
   return lambda layer, node, values: [fake_quantize(values[node.inputs[0]], tensors)]
 
@@ -165,16 +166,22 @@ def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, 
   params = network.float_params[layer.name]
   found = {}
   for facts in _facts(layer):
-    kernel, axis = params[facts.name], facts.scale_axes(spec.per_channel)
+    kernel = params[facts.name]
     scaled = kernel * factor
-    _, high = weight_range(scaled, axis, method=spec.range, bits=spec.bits)
-    scale = numerics.symmetric_grid(high, spec.bits)
-    grid = Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, axis, narrow=True)
+    grid = weight_grid(scaled, facts, spec)
     found[facts.name] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
     if facts.bias:
       shift = output_shift(found[facts.name].astype(np.float64) - kernel, input_mean, facts)
       found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
   return found
+
+
+def weight_grid(kernel: np.ndarray, facts: WeightFacts, spec: TensorSpec) -> Encoding:
+  """Returns the grid that a spec gives a kernel in Keras layout."""
+  axis = facts.scale_axes(spec.per_channel)
+  _, high = weight_range(kernel, axis, method=spec.range, bits=spec.bits)
+  scale = numerics.symmetric_grid(high, spec.bits)
+  return Encoding(scale, np.zeros(len(scale), np.int64), spec.bits, axis, narrow=True)
 
 
 def _facts(layer: QuantizeWeights) -> tuple[WeightFacts, ...]:

@@ -62,8 +62,8 @@ def test_a_budget_that_cannot_be_met_says_the_least():
 
 
 def test_limits_that_exclude_each_other_say_the_least_beside_the_other():
-  either = choices([LayerChoice("a", WIDTHS, np.ones(2), {"bytes": np.array([[1.0, 1.0], [9.0, 9.0]]),
-                                                         "bops": np.array([[9.0, 9.0], [1.0, 1.0]])}, ())], ())
+  costs = {"bytes": np.array([[1.0, 1.0], [9.0, 9.0]]), "bops": np.array([[9.0, 9.0], [1.0, 1.0]])}
+  either = choices([LayerChoice("a", WIDTHS, np.ones(2), costs, ())], ())
   with pytest.raises(ValueError, match="with the other limits the least is 109 bytes, got 105"):
     Solver(either).solve({"bytes": 105, "bops": 5})
 

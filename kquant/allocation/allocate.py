@@ -1,0 +1,167 @@
+"""allocate_bits(): bits for each layer and each grid, of least noise at the output within a budget."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.allocation.budget import Budget
+from kquant.allocation.building import Builder, Outcome
+from kquant.allocation.choices import Choices, Plan
+from kquant.allocation.costs import file_bytes
+from kquant.allocation.results import Allocation, AllocationPoint, AllocationRow
+from kquant.allocation.rounded import rounded_layers
+from kquant.allocation.sensitivities import Subject, Widths, measured_choices
+from kquant.allocation.solver import Solver
+from kquant.analysis.sites import ACTIVATION, WEIGHTS
+from kquant.core import data
+from kquant.core.errors import UnsupportedLayerError
+from kquant.core.quant_config import QuantConfig
+from kquant.core.recipe import Recipe
+from kquant.core.records import Report
+from kquant.core.target import target
+from kquant.core.tensor_spec import at_bits
+from kquant.doctor import files
+from kquant.doctor.patient import Patient, result_of
+from kquant.doctor.rules import with_specs
+from kquant.doctor.variants import Bench
+from kquant.graph import keras_calls
+from kquant.graph.keras_reader import check_model
+from kquant.graph.model_forms import as_tf_keras
+from kquant.search.efforts import FloatNetwork
+from kquant.search.pipeline import Calibrated, read
+
+WEIGHTS_BITS, ACTIVATIONS_BITS = (2, 3, 4, 5, 6, 8), (8, 16)
+_FEWEST_IMAGES = 16
+_SENSITIVITY_IMAGES, _JUDGING_IMAGES = 32, 64
+
+Points = tuple[AllocationPoint, ...]
+
+
+def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
+                  weights: Sequence[int] = WEIGHTS_BITS, activations: Sequence[int] = ACTIVATIONS_BITS,
+                  config: QuantConfig | None = None, seed: int = 0) -> Allocation:
+  """Chooses the bits of each layer and each grid: least noise at the output within a budget.
+
+  The noise of each width is measured at the output, one layer or grid at a time, with the rounding that the
+  config asks for. An integer program then finds the plan of least noise within the budget. Its network
+  is built; the predictions are fitted once to the noise that it has, and the program is solved again.
+
+  Args:
+    model: a built float model, as `quantize` takes it; it is not changed.
+    images: unlabelled inputs, in any form that `quantize` takes, 16 or more. A quarter of them is held back:
+      noise is measured on it.
+    budget: a Budget; or a number: this part of the bytes of the file with the most bits of weights and the
+      fewest of activations.
+    weights: bits to choose from.
+    activations: bits to choose from, 8 and 16. Inputs and outputs of the model keep the fewest.
+    config: all but the bits: target, recipe, ranges; None: int8, rounded in closed form.
+    seed: of the images held back and of every other random choice.
+
+  Returns:
+    The config, the bits, and the curve of noise over budgets.
+
+  Raises:
+    ValueError: a budget that cannot be met (it says what the least is), widths that no file holds, fewer
+      than 16 images, a recipe with fine-tuning.
+    TypeError: not a model.
+    UnsupportedLayerError: a layer that has no integer form, by name.
+
+  Example:
+    >>> layers = [keras.layers.Dense(16, input_shape=(8,), activation="relu"), keras.layers.Dense(4)]
+    >>> images = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    >>> allocation = kq.allocate_bits(keras.Sequential(layers), images, budget=0.99, activations=(8,))
+    >>> result = kq.quantize(keras.Sequential(layers), images, config=allocation.config)
+    >>> kq.export(result, "model.tflite").bytes <= allocation.budget.bytes
+    True
+  """
+  config = config or QuantConfig(recipe=Recipe(rounding="closed_form"))
+  widths = _checked(weights, activations, config)
+  model, report = as_tf_keras(model), Report()
+  check_model(model)
+  images = data.gather(images, keras_calls.input_specs(model))
+  if len(images[0]) < _FEWEST_IMAGES:
+    raise ValueError(f"allocate_bits: expected {_FEWEST_IMAGES} images or more, got {len(images[0])}; a "
+                     "quarter of them is held back.")
+  train, judge = data.hold_back(images, seed=seed)
+  with report.stage("calibrate"):
+    patient = Patient(FloatNetwork(read(model, config), train, seed), _of_most_bits(config, widths), Report())
+    widths, notes = _possible(patient, train, widths)
+    contents = files.contents(result_of(patient.calibrated, patient.config, Report()))
+    budget = budget if isinstance(budget, Budget) else Budget(bytes=budget * len(contents))
+  subject = Subject(patient, widths)
+  with report.stage("rounding"):
+    rounded = rounded_layers(patient, train, widths.weights, seed=seed)
+  with report.stage("noise"):
+    bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
+    choices = measured_choices(subject, rounded, bench, file_bytes(contents, budget.storage), budget.storage)
+  with report.stage("plans"):
+    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], budget)
+    outcome = builder.refit_once(choices)
+  with report.stage("curve"):
+    points = _curve(outcome.choices, budget, widths)
+  return _allocation(outcome, budget, points, notes=notes, seconds=report.seconds)
+
+
+def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig) -> Widths:
+  """Returns the widths, ascending; raises ValueError for those that no file holds."""
+  held = target(config.target)
+  for what, bits, possible in (("weights", weights, held.weight_bits),
+                               ("activations", activations, held.activation_bits)):
+    if not bits or not set(bits) <= set(possible):
+      raise ValueError(f"allocate_bits: {what} must be some of {', '.join(map(str, possible))}, the bits "
+                       f"that a file holds, got {tuple(bits)}.")
+  if config.recipe.finetune != "none":
+    raise ValueError(f"allocate_bits: expected a recipe without fine-tuning, got finetune="
+                     f"{config.recipe.finetune!r}; leave it to kq.quantize with the config that is found.")
+  return Widths(tuple(sorted(set(weights))), tuple(sorted(set(activations))))
+
+
+def _of_most_bits(config: QuantConfig, widths: Widths) -> QuantConfig:
+  """Returns the config with the most bits of weights and the fewest of activations in every rule."""
+  return dataclasses.replace(config, rules=tuple(
+      dataclasses.replace(rule, weights=at_bits(rule.weights, widths.weights[-1]),
+                          activations=at_bits(rule.activations, widths.activations[0]))
+      for rule in config.rules))
+
+
+def _possible(patient: Patient, images: list[np.ndarray], widths: Widths) -> tuple[Widths, tuple[str, ...]]:
+  """Returns the widths without those that a layer has no kernel for, and why."""
+  if len(widths.activations) == 1:
+    return widths, ()
+  subject = Subject(patient, widths)
+  plan = Plan((widths.weights[-1],) * len(subject.layers), tuple(
+      subject.grid_widths(site)[-1] for site in subject.grids))
+  config = with_specs(patient.config, subject.changes(plan))
+  try:
+    files.contents(result_of(Calibrated(patient.graph.copy(), config, images, Report()), config, Report()))
+  except UnsupportedLayerError as error:
+    fewest = dataclasses.replace(widths, activations=widths.activations[:1])
+    return fewest, (f"Activations have {widths.activations[0]} bits throughout: {error}",)
+  return widths, ()
+
+
+def _curve(choices: Choices, budget: Budget, widths: Widths) -> tuple[Points, Points]:
+  """Returns the best plans for budgets of the first limit, and those of one width."""
+  limits = budget.limits()
+  mixed = tuple(_point(choices, plan, "") for plan in Solver(choices).curve(next(iter(limits)), limits))
+  uniform = tuple(_point(choices, choices.uniform(weights, activations), f"w{weights}a{activations}")
+                  for weights in widths.weights for activations in widths.activations)
+  return mixed, uniform
+
+
+def _point(choices: Choices, plan: Plan, label: str) -> AllocationPoint:
+  return AllocationPoint(label, choices.cost(plan, "bytes"), choices.cost(plan, "bops"), choices.noise(plan))
+
+
+def _allocation(outcome: Outcome, budget: Budget, points: tuple[Points, Points], **told: Any) -> Allocation:
+  choices, plan = outcome.choices, outcome.built.plan
+  rows = [AllocationRow(choice.name, part, bits, dict(zip(choice.widths, choice.noise.tolist())))
+          for part, parts, chosen in ((WEIGHTS, choices.layers, plan.weights),
+                                      (ACTIVATION, choices.grids, plan.activations))
+          for choice, bits in zip(parts, chosen)]
+  built, bops = outcome.built, choices.cost(plan, "bops")
+  return Allocation(built.config, tuple(rows), budget, built.bytes, bops, outcome.predictions, outcome.trial,
+                    *points, **told)

@@ -1,0 +1,135 @@
+"""Makes the network of a plan, measures its noise and its file, and fits predictions to what was measured."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from kquant.allocation.budget import Budget
+from kquant.allocation.choices import Choices, Plan
+from kquant.allocation.costs import file_bytes
+from kquant.allocation.sensitivities import Subject
+from kquant.allocation.solver import Solver
+from kquant.analysis.layer_errors import network_of
+from kquant.analysis.sites import WEIGHTS, sites
+from kquant.core.quant_config import QuantConfig
+from kquant.core.records import Report, Trial
+from kquant.doctor import files
+from kquant.doctor.patient import result_of
+from kquant.doctor.remedies import together
+from kquant.doctor.rules import Changes
+from kquant.doctor.variants import Bench, Variant
+from kquant.search.trials import paired_change
+
+_ROUNDS = 6
+"""Plans that are made until the bytes of a file are within the budget."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Built:
+  """A network that was made of a plan.
+
+  Attributes:
+    plan: this.
+    config: that says so.
+    bytes: of its file, as the budget counts them.
+    noise: at the output of each held-back image, over the signal, [images].
+    of_weights: the same with activations in float.
+    sqnr_db: of each held-back image, [images].
+  """
+
+  plan: Plan
+  config: QuantConfig
+  bytes: int
+  noise: np.ndarray
+  of_weights: np.ndarray
+  sqnr_db: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+  """The network that was kept.
+
+  Attributes:
+    built: this.
+    choices: with noise and bytes as they were measured.
+    predictions: (predicted, measured) noise of the first plan, and with the refit of that which was kept.
+    trial: of the plan of the refit; None where it is the first one.
+  """
+
+  built: Built
+  choices: Choices
+  predictions: tuple[tuple[float, float], ...]
+  trial: Trial | None
+
+
+class Builder:
+  """Makes networks of plans.
+
+  Args:
+    subject: whose widths are chosen.
+    judge: images that nothing was fitted to.
+    budget: in absolute numbers.
+  """
+
+  def __init__(self, subject: Subject, judge: list[np.ndarray], budget: Budget):
+    self._subject, self._judge, self._storage = subject, judge, budget.storage
+    self._limits = budget.limits()
+
+  def refit_once(self, choices: Choices) -> Outcome:
+    """Builds the best plan, fits the noises to what it has, solves again, and keeps the better plan.
+
+    Raises:
+      ValueError: no plan is within the budget.
+    """
+    first, choices = self._best(choices)
+    before = choices.noise(first.plan), float(first.noise.mean())
+    start = time.perf_counter()
+    kept, choices = self._best(refitted(choices, first), first)
+    trial = None
+    if kept.plan != first.plan:
+      change, error = paired_change(kept.sqnr_db, first.sqnr_db)
+      trial = Trial("refit", change > 0, len(kept.noise), change, error, "dB", time.perf_counter() - start)
+      kept = kept if trial.kept else first
+    return Outcome(kept, choices, (before, (choices.noise(kept.plan), float(kept.noise.mean()))), trial)
+
+  def _best(self, choices: Choices, known: Built | None = None) -> tuple[Built, Choices]:
+    """Returns the network of the best plan, and the choices with as many bytes as files turned out to have.
+
+    Args:
+      known: a network that need not be built again.
+    """
+    for _ in range(_ROUNDS):
+      plan = Solver(choices).solve(self._limits)
+      built = known if known is not None and known.plan == plan else self._made(plan)
+      missing = built.bytes - choices.cost(plan, "bytes")
+      if built.bytes <= self._limits.get("bytes", np.inf):
+        return built, choices
+      constant = {**choices.constant, "bytes": choices.constant["bytes"] + missing}
+      choices = dataclasses.replace(choices, constant=constant)
+    raise ValueError(f"Budget: expected a file of {self._limits['bytes']:,.0f} bytes or fewer, got "
+                     f"{built.bytes:,} after {_ROUNDS} plans; raise the budget to that.")
+
+  def _made(self, plan: Plan) -> Built:
+    patient, report = self._subject.patient, Report()
+    config, made = patient.changed(Changes(specs=self._subject.changes(plan)))
+    network = network_of(made.qmodel, made.float_params)
+    bench = Bench(network, self._judge)
+    weights = [Variant(site, network.calls[0]) for site in sites(network.graph) if site.part == WEIGHTS]
+    noise, of_weights = bench.among_all([])[0], bench.solo([together(weights)])[0]
+    size = file_bytes(files.contents(result_of(made, config, report)), self._storage)
+    return Built(plan, config, size, noise, of_weights, bench.sqnr_db(noise))
+
+
+def refitted(choices: Choices, built: Built) -> Choices:
+  """Returns the choices with the noises of weights and of activations as they were measured in a plan.
+
+  One secant step: each of both sums is scaled to what it is in the network that was built.
+  """
+  of_weights = dataclasses.replace(choices, grids=()).noise(Plan(built.plan.weights, ()))
+  of_grids = dataclasses.replace(choices, layers=()).noise(Plan((), built.plan.activations))
+  total, weights = built.noise.mean(), built.of_weights.mean()
+  if weights >= total or not of_grids or not of_weights:  # errors of both kinds cancel: they share a factor
+    factor = total / (of_grids + of_weights) if of_grids + of_weights else 1.0
+    return choices.refitted(factor, factor)
+  return choices.refitted(weights / of_weights, (total - weights) / of_grids)

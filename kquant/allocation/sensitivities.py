@@ -1,0 +1,154 @@
+"""Noise and cost of each width of each layer and each grid, measured on one network: the choices.
+
+The noise of a width is that at the output of the float network where this layer alone has its weights rounded
+to it, or where this grid alone rounds (Gluska & Grobman 2020): all of them in one pass over the images.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kquant.allocation.choices import Choices, GridChoice, LayerChoice, Plan
+from kquant.allocation.costs import CONVERSION_BYTES, layer_bops, layer_bytes
+from kquant.allocation.rounded import RoundedLayer
+from kquant.analysis.calls import calls_with
+from kquant.analysis.layer_errors import network_of
+from kquant.analysis.sites import ACTIVATION, BOTH, WEIGHTS, Site, quantizer_behind, sites
+from kquant.core.encodings import activation_grid
+from kquant.core.target import target
+from kquant.core.tensor_spec import at_bits
+from kquant.doctor.patient import Patient
+from kquant.doctor.remedies import may_be_wide, on_grid
+from kquant.doctor.rules import SpecChange, rule_of
+from kquant.doctor.variants import Bench, Variant
+from kquant.graph.execution import live_layers
+from kquant.graph.nodes import Node, Ref
+from kquant.qmodel.quantize_activation import QuantizeActivation
+from kquant.qmodel.widths import WIDE
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+  """Bits to choose from, ascending."""
+
+  weights: tuple[int, ...]
+  activations: tuple[int, ...]
+
+
+class Subject:
+  """The network whose widths are chosen, and the sites that have some.
+
+  Args:
+    patient: of the most bits of weights and the fewest of activations.
+    widths: to choose from.
+
+  Attributes:
+    patient: this.
+    network: how it computes, on its grids and in float.
+    layers, grids: sites of weights and of activations.
+  """
+
+  def __init__(self, patient: Patient, widths: Widths):
+    self.patient, self.widths = patient, widths
+    self.network = network_of(patient.calibrated.qmodel, patient.calibrated.float_params)
+    found = [site for site in sites(self.network.graph) if site.part != BOTH]
+    self.layers = [site for site in found if site.part == WEIGHTS]
+    self.grids = [site for site in found if site.part == ACTIVATION]
+
+  def grid_widths(self, site: Site) -> tuple[int, ...]:
+    """Returns the bits that a grid can have: its own where it is fixed or at the border of the model."""
+    graph = self.patient.calibrated.graph
+    own = live_layers(self.network.qmodel)[site.nodes[0].layer.name].quantizer.bits
+    bordering = [ref.key for ref in (*graph.input_refs, *graph.output_refs)]
+    is_free = own == self.widths.activations[0] and may_be_wide(site, bordering)
+    return self.widths.activations if is_free else (own,)
+
+  def changes(self, plan: Plan) -> list[SpecChange]:
+    """Returns the specs of a plan, those of parts of a layer before those of the layer."""
+    config, found = self.patient.config, []
+    for site, bits in zip(self.layers, plan.weights, strict=True):
+      layer = self.patient.layers[site.name]
+      found.append(SpecChange(layer, "weights", at_bits(rule_of(config, layer).weights, bits)))
+    for site, bits in zip(self.grids, plan.activations, strict=True):
+      layer = self.patient.subjects[site.nodes[0].layer.name]
+      if len(self.grid_widths(site)) > 1:
+        found.append(SpecChange(layer, "activations", at_bits(rule_of(config, layer).activations, bits)))
+    return sorted(found, key=lambda change: -change.layer.name.count("/"))
+
+
+def measured_choices(subject: Subject, rounded: dict[str, dict[int, RoundedLayer]], bench: Bench,
+                     base_bytes: int, storage: str) -> Choices:
+  """Returns the choices of a network.
+
+  Args:
+    subject: the network.
+    rounded: its layers at each width.
+    bench: with the images that noise is measured on.
+    base_bytes: of its file.
+    storage: as `Budget` has it.
+  """
+  variants = [*(variant for site in subject.layers for variant in _of_weights(site, rounded[site.name])),
+              *(variant for site in subject.grids for variant in _of_grid(subject, site))]
+  noises = iter(bench.solo(variants).mean(1))
+  widths = subject.widths
+  layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, storage) for site in subject.layers)
+  grids = tuple(_grid_choice(site, subject.grid_widths(site), noises) for site in subject.grids)
+  choices = Choices(layers, grids, _columns(subject), {"bytes": 0.0, "bops": 0.0})
+  base = choices.uniform(widths.weights[-1], widths.activations[0])
+  return dataclasses.replace(choices, constant={"bytes": base_bytes - choices.cost(base, "bytes"),
+                                                "bops": 0.0})
+
+
+def _columns(subject: Subject) -> tuple[int, ...]:
+  """Every width that a grid has: those to choose from, and those of grids that are fixed."""
+  own = {bits for site in subject.grids for bits in subject.grid_widths(site)}
+  return tuple(sorted({*subject.widths.activations, *own}))
+
+
+def _of_weights(site: Site, rounded: dict[int, RoundedLayer]) -> list[Variant]:
+  return [Variant(site, calls_with({site.name: at.params})) for at in rounded.values()]
+
+
+def _of_grid(subject: Subject, site: Site) -> list[Variant]:
+  grid = live_layers(subject.network.qmodel)[site.nodes[0].layer.name].encoding()
+  low, high = (float(end[0]) for end in grid.range)
+  return [Variant(site, subject.network.calls[0] if bits == grid.bits else
+                  on_grid(activation_grid(low, high, bits=bits, symmetric=bits == WIDE)))
+          for bits in subject.grid_widths(site)]
+
+
+def _layer_choice(subject: Subject, site: Site, rounded: dict[int, RoundedLayer], noises,
+                  storage: str) -> LayerChoice:
+  layer, columns = subject.patient.layers[site.name], _columns(subject)
+  limits = target(subject.patient.config.target)
+  costs = {"bytes": layer_bytes(layer, rounded, columns, limits, storage),
+           "bops": layer_bops(subject.patient.graph, layer, tuple(rounded), columns)}
+  return LayerChoice(site.name, tuple(rounded), _next(noises, len(rounded)), costs, _grids_of(subject, site))
+
+
+def _grid_choice(site: Site, widths: Sequence[int], noises) -> GridChoice:
+  extra = np.array([CONVERSION_BYTES * (bits == WIDE and len(widths) > 1) for bits in widths], float)
+  return GridChoice(site.name, tuple(widths), _next(noises, len(widths)),
+                    {"bytes": extra, "bops": np.zeros(len(widths))})
+
+
+def _next(noises, count: int) -> np.ndarray:
+  return np.array([next(noises) for _ in range(count)])
+
+
+def _grids_of(subject: Subject, site: Site) -> tuple[int, ...]:
+  """The places of the grids that the calls of a layer read and write."""
+  places = {node: place for place, grid in enumerate(subject.grids) for node in grid.nodes}
+  found = [quantizer for call in site.nodes for quantizer in
+           (_quantizer_before(call.inputs[0]), quantizer_behind(subject.network.graph, Ref(call)))]
+  return tuple(sorted({places[node] for node in found if node in places}))
+
+
+def _quantizer_before(ref: Ref) -> Node | None:
+  """The quantizer of the grid that a tensor lies on; what moves a tensor leaves it there."""
+  while not issubclass(ref.node.layer.cls, QuantizeActivation):
+    if not ref.node.inputs:
+      return None
+    ref = ref.node.moved[0]
+  return ref.node
