@@ -36,7 +36,8 @@ def layer_bytes(layer: LayerDef, rounded: dict[int, RoundedLayer], activations: 
   return np.array([[count(bits, beside) for beside in activations] for bits in rounded], float)
 
 
-def _bytes(layer: LayerDef, rounded: RoundedLayer, activation_bits: int, *, packed: bool, storage: str) -> int:
+def _bytes(layer: LayerDef, rounded: RoundedLayer, activation_bits: int, *, packed: bool,
+           storage: str) -> int:
   total = 0
   for facts in layer.facts.weights:
     total += stored_bytes(rounded.integers[facts.name], packed=packed, storage=storage)

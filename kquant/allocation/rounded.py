@@ -25,7 +25,7 @@ class RoundedLayer:
   """A layer at one width.
 
   Attributes:
-    params: its weights on their grids, and its biases corrected locally, by name.
+    params: its weights on their grids, and its biases corrected, by name.
     integers: of its weights, int8 in Keras layout, by name.
   """
 
@@ -81,6 +81,8 @@ def _rounded(patient: Patient, turn: LayerTurn, grids: dict[str, Encoding],
   found = {key: grid.dequantize(integers[key]) for key, grid in grids.items()}
   for facts in weights_of_class(type(turn.layer.layer)):
     if facts.bias:
-      shift = output_shift(found[facts.name].astype(np.float64) - params[facts.name], mean, facts)
+      error = found[facts.name].astype(np.float64) - params[facts.name]
+      has_means = turn.patches is not None and not turn.is_shared
+      shift = turn.means_with(error).mean(0) if has_means else output_shift(error, mean, facts)
       found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
   return RoundedLayer(found, {key: values.astype(np.int8) for key, values in integers.items()})

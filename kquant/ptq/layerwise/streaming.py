@@ -78,11 +78,15 @@ class LayerTurn:
     [images, channels]."""
     ((name, grid),) = self.layer.weight_encodings().items()  # of a linear layer
     kernel = grid.dequantize(grid.quantize(self.layer.weight_values()[name]))
+    return self.means_with(kernel) + self.layer.layer.bias.numpy()
+
+  def means_with(self, kernel: np.ndarray) -> np.ndarray:
+    """Mean over positions of what a kernel in Keras layout makes of the inputs, without a bias: float64
+    [images, channels]."""
     matrix = self.patches.matrix(kernel).astype(np.float64)
     if self._patch_means is None:
       collections.deque(self.inputs(), maxlen=0)
-    outputs = np.einsum("nbk,bko->nbo", self._patch_means, matrix, optimize=True).reshape(self.images, -1)
-    return outputs + self.layer.layer.bias.numpy()
+    return np.einsum("nbk,bko->nbo", self._patch_means, matrix, optimize=True).reshape(self.images, -1)
 
 
 def _patches(layer: keras.layers.Layer, shape: tuple[int, ...]) -> Patches | None:
