@@ -19,6 +19,7 @@ from kquant.doctor.patient import result_of
 from kquant.doctor.remedies import together
 from kquant.doctor.rules import Changes
 from kquant.doctor.variants import Bench, Variant
+from kquant.qmodel.widths import WIDE
 from kquant.search.trials import paired_change
 
 _ROUNDS = 6
@@ -105,8 +106,7 @@ class Builder:
       missing = built.bytes - choices.cost(plan, "bytes")
       if built.bytes <= self._limits.get("bytes", np.inf):
         return built, choices
-      constant = {**choices.constant, "bytes": choices.constant["bytes"] + missing}
-      choices = dataclasses.replace(choices, constant=constant)
+      choices = dearer(choices, plan, missing)
     raise ValueError(f"Budget: expected a file of {self._limits['bytes']:,.0f} bytes or fewer, got "
                      f"{built.bytes:,} after {_ROUNDS} plans; raise the budget to that.")
 
@@ -119,6 +119,24 @@ class Builder:
     noise, of_weights = bench.among_all([])[0], bench.solo([together(weights)])[0]
     size = file_bytes(files.contents(result_of(made, config, report)), self._storage)
     return Built(plan, config, size, noise, of_weights, bench.sqnr_db(noise))
+
+
+def dearer(choices: Choices, plan: Plan, missing: float) -> Choices:
+  """Returns the choices with bytes that a file has more than predicted.
+
+  They are laid on the grids of 16 bits, which ask for requantizations and tables; without any on the rest.
+  """
+  wide = [place for place, bits in enumerate(plan.activations)
+          if bits == WIDE and len(choices.grids[place].widths) > 1]
+  if not wide:
+    constant = {**choices.constant, "bytes": choices.constant["bytes"] + missing}
+    return dataclasses.replace(choices, constant=constant)
+  grids = list(choices.grids)
+  for place in wide:
+    more = np.equal(grids[place].widths, WIDE) * missing / len(wide)
+    costs = {**grids[place].costs, "bytes": grids[place].costs["bytes"] + more}
+    grids[place] = dataclasses.replace(grids[place], costs=costs)
+  return dataclasses.replace(choices, grids=tuple(grids))
 
 
 def refitted(choices: Choices, built: Built) -> Choices:

@@ -1,0 +1,41 @@
+"""What is learned from a network that was built: by hand."""
+
+import numpy as np
+import pytest
+
+from kquant.allocation.building import Built, dearer, refitted
+from kquant.allocation.choices import Plan
+from kquant.core.quant_config import QuantConfig
+from tests.allocation.test_solver import choices, grid, layer
+
+CHOICES = choices([layer("a", [9.0, 1.0], [50, 100]), layer("b", [4.0, 1.0], [10, 20])],
+                  [grid("x", [3.0, 0.0]), grid("y", [2.0, 0.0]), grid("fixed", [1.0])])
+PLAN = Plan((4, 8), (8, 16, 8))
+"""Noise 9 + 1 of weights, 3 + 0 + 1 of activations."""
+
+
+def built(total, of_weights):
+  return Built(PLAN, QuantConfig(), 0, np.array([total]), np.array([of_weights]), np.zeros(1))
+
+
+def test_weights_and_activations_are_refitted_apart():
+  found = refitted(CHOICES, built(total=13.0, of_weights=5.0))
+  assert [each.noise.tolist() for each in found.layers] == [[4.5, 0.5], [2.0, 0.5]]
+  assert [each.noise.tolist() for each in found.grids] == [[6.0, 0.0], [4.0, 0.0], [2.0]]
+  assert found.noise(PLAN) == 13.0
+
+
+def test_noises_that_cancel_share_a_factor():
+  found = refitted(CHOICES, built(total=7.0, of_weights=8.0))
+  assert found.noise(PLAN) == 7.0 and found.layers[0].noise.tolist() == [4.5, 0.5]
+
+
+def test_missing_bytes_are_laid_on_grids_of_sixteen_bits():
+  found = dearer(CHOICES, PLAN, 40)
+  assert [each.costs["bytes"].tolist() for each in found.grids] == [[0, 3], [0, 43], [0]]
+  assert found.cost(PLAN, "bytes") == CHOICES.cost(PLAN, "bytes") + 40
+
+
+def test_missing_bytes_without_such_grids_are_laid_on_the_rest():
+  plan = Plan((4, 8), (8, 8, 8))
+  assert dearer(CHOICES, plan, 40).cost(plan, "bytes") == pytest.approx(CHOICES.cost(plan, "bytes") + 40)
