@@ -7,8 +7,8 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
-from kquant.allocation.sensitivities import Subject, Widths, measured_choices
 from kquant.allocation.rounded import rounded_layers
+from kquant.allocation.sensitivities import Subject, Widths, measured_choices
 from kquant.core.records import Report
 from kquant.core.tensor_spec import at_bits
 from kquant.doctor.patient import Patient
@@ -39,7 +39,8 @@ def allocation(block):
 def test_the_file_is_within_the_budget_and_certified(block, allocation, tmp_path):
   model, images = block
   result = kq.quantize(model, images, config=allocation.config)
-  exported = kq.export(result, tmp_path / "model.tflite", verify=[array[:2] for array in images], certify=True)
+  few = [array[:2] for array in images]
+  exported = kq.export(result, tmp_path / "model.tflite", verify=few, certify=True)
   assert exported.bytes == allocation.bytes <= allocation.budget.bytes
 
 
@@ -85,7 +86,8 @@ def test_sixteen_bits_go_where_they_help_most(tmp_path):
   found = kq.allocate_bits(model, images, budget=1.2)
   assert 16 in {row.bits for row in found.rows}
   result = kq.quantize(model, images, config=found.config)
-  exported = kq.export(result, tmp_path / "model.tflite", verify=[array[:2] for array in images], certify=True)
+  few = [array[:2] for array in images]
+  exported = kq.export(result, tmp_path / "model.tflite", verify=few, certify=True)
   assert exported.bytes <= found.budget.bytes
 
 

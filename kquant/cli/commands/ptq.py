@@ -13,8 +13,9 @@ from absl import flags
 
 from kquant import api
 from kquant.analysis.results import Analysis
-from kquant.cli import backends, demo, evaluation, models, pages
+from kquant.cli import backends, budgets, demo, evaluation, models, pages
 from kquant.cli import flags as shared
+from kquant.cli.commands import allocate
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
 from kquant.core.data import choose
@@ -92,6 +93,7 @@ def _check_flags() -> None:
   else:
     models.require("calibration", "output")
   backends.check_flags()
+  budgets.are_given()  # raises
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
                        "c_array", "report", "node_data", reads=("model", "weights", "calibration", "eval"))
 
@@ -134,10 +136,18 @@ def _demo(config: QuantConfig) -> None:
 
 def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
-  result = api.quantize(task.model, task.calibration, config=task.config, recipe=shared.recipe(),
+  allocation, config = None, task.config
+  if budgets.are_given():
+    allocation = allocate.allocated(task.model, task.calibration, config, shared.recipe())
+    config = allocation.config
+    report.add_seconds({"allocate": sum(allocation.seconds.values())})
+    print(f"{allocation}\n")
+  result = api.quantize(task.model, task.calibration, config=config, recipe=shared.recipe(),
                         effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
+    if allocation is not None:
+      allocate.check_bytes(allocation, written)
     few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
@@ -157,6 +167,8 @@ def _run(task: _Task, report: Report) -> None:
     seconds |= {name: seconds.pop(name) for name in ("eval", "analyze", "report") if name in seconds}
     summary = _summary(task, result, written, {**seconds, "total": sum(seconds.values())})
     summary["calibration_closeness" if task.judged is None else "eval"] = judged
+    if allocation is not None:
+      summary["allocation"] = allocation.to_json()
     if noisiest is not None:
       summary["noisiest"] = noisiest
     _write(result, written, summary, staged)

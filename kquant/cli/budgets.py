@@ -1,0 +1,50 @@
+"""Flags that say what a file may cost."""
+
+from absl import flags
+
+from kquant.allocation.budget import STORAGES, Budget
+from kquant.cli import flags as shared
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """--budget_bytes, --budget_bops, --budget_storage, --weight_bits, --activation_bits."""
+  if shared.is_defined("budget_bytes"):
+    for name in ("budget_bops", "budget_storage", "weight_bits", "activation_bits"):
+      shared.is_defined(name)
+    return
+  flags.DEFINE_float("budget_bytes", None, "most bytes of the .tflite file: the bits of each layer are "
+                     "chosen (kq.allocate_bits)", lower_bound=1)
+  flags.DEFINE_float("budget_bops", None, "most bit operations of an image", lower_bound=1)
+  flags.DEFINE_enum("budget_storage", "file", STORAGES, "bytes as the file lies on a device, or compressed")
+  flags.DEFINE_list("weight_bits", ["2", "3", "4", "5", "6", "8"], "bits of weights to choose from")
+  flags.DEFINE_list("activation_bits", ["8", "16"], "bits of activations to choose from")
+  for name in ("weight_bits", "activation_bits"):
+    flags.register_validator(name, lambda values: all(value.isdecimal() for value in values),
+                             message="expected numbers with commas between, such as 4,8")
+
+
+def are_given() -> bool:
+  """Whether there is a budget.
+
+  Raises:
+    ValueError: a flag about budgets without one.
+  """
+  if FLAGS.budget_bytes is not None or FLAGS.budget_bops is not None:
+    return True
+  for name in ("budget_storage", "weight_bits", "activation_bits"):
+    if FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is for a budget; give --budget_bytes or --budget_bops, or leave it out.")
+  return False
+
+
+def budget() -> Budget:
+  """Returns the Budget of the flags."""
+  return Budget(bytes=FLAGS.budget_bytes, bops=FLAGS.budget_bops, storage=FLAGS.budget_storage)
+
+
+def widths() -> dict[str, tuple[int, ...]]:
+  """Returns --weight_bits and --activation_bits as `kquant.allocate_bits` takes them."""
+  return {"weights": tuple(map(int, FLAGS.weight_bits)),
+          "activations": tuple(map(int, FLAGS.activation_bits))}
