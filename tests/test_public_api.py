@@ -13,8 +13,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_names_of_kquant():
   assert sorted(kquant.__all__) == [
+      "Allocation",
+      "AllocationPoint",
+      "AllocationRow",
       "Analysis",
       "AnalysisRow",
+      "Budget",
       "DampenOscillations",
       "DelayActivationQuantization",
       "Diagnosis",
@@ -42,6 +46,7 @@ def test_names_of_kquant():
       "UnsupportedLayerError",
       "__version__",
       "absorb_bias",
+      "allocate_bits",
       "analyze",
       "calibrate",
       "correct_bias",

@@ -141,7 +141,6 @@ def _run(task: _Task, report: Report) -> None:
     allocation = allocate.allocated(task.model, task.calibration, config, shared.recipe())
     config = allocation.config
     report.add_seconds({"allocate": sum(allocation.seconds.values())})
-    print(f"{allocation}\n")
   result = api.quantize(task.model, task.calibration, config=config, recipe=shared.recipe(),
                         effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with written_together() as staged:
@@ -172,6 +171,8 @@ def _run(task: _Task, report: Report) -> None:
     if noisiest is not None:
       summary["noisiest"] = noisiest
     _write(result, written, summary, staged)
+  if allocation is not None:
+    print(f"{allocation}\n")
   print(_table(summary, dataclasses.replace(written, path=pathlib.Path(task.output)), result.report,
                converter_rows))
   if hint := _hint(judged, noisiest):

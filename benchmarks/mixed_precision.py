@@ -1,0 +1,211 @@
+"""Bits for each layer within budgets of bytes: kq.allocate_bits beside other ways to choose them.
+
+    python benchmarks/mixed_precision.py [--shared=../shared] [--models=resnet8] [--write]
+
+Five budgets between the bytes of w4a8 and of int8. Every row is quantized by the same recipe, closed-form
+rounding, and judged in its file by LiteRT at the input of the softmax. `noise` is our plan with activations
+of 8 bits, from noise measured at the output; `hawq` the same program with the mean trace of the Hessian of a
+layer times its squared rounding error (HAWQ-V2, Hutchinson, 50 probes, cross-entropy to the float model's own
+answers); `blind` gives 4 bits to the largest kernels first. `allocate_bits` also has 16-bit activations.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+from ptq import ROOT, describe, images_of, judge, load, write_section
+
+TITLE = "Mixed precision"
+PARTS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+WIDTHS = (2, 3, 4, 5, 6, 8)
+PROBES, PROBE_IMAGES = 50, 64
+
+
+class Candidates:
+  """The choices of a network with activations of 8 bits, as `allocate_bits` measures them."""
+
+  def __init__(self, model, calibration: np.ndarray):
+    from kquant.allocation.rounded import rounded_layers
+    from kquant.allocation.sensitivities import Subject, Widths, measured_choices
+    from kquant.core import data
+    from kquant.core.quant_config import QuantConfig
+    from kquant.core.recipe import Recipe
+    from kquant.core.records import Report
+    from kquant.doctor import files
+    from kquant.doctor.patient import Patient, result_of
+    from kquant.doctor.variants import Bench
+    from kquant.search.efforts import FloatNetwork
+    from kquant.search.pipeline import read
+    config = QuantConfig(recipe=Recipe(rounding="closed_form"))
+    train, judged = data.hold_back([calibration])
+    self.patient = Patient(FloatNetwork(read(model, config), train), config, Report())
+    self.subject = Subject(self.patient, Widths(WIDTHS, (8,)))
+    self.rounded = rounded_layers(self.patient, train, WIDTHS)
+    size = len(files.contents(result_of(self.patient.calibrated, config, Report())))
+    bench = Bench(self.subject.network, [array[:32] for array in judged])
+    self.choices = measured_choices(self.subject, self.rounded, bench, size, "file")
+
+  def config(self, plan):
+    """Returns the config of a plan."""
+    from kquant.doctor.rules import with_specs
+    return with_specs(self.patient.config, self.subject.changes(plan))
+
+  def with_noise(self, noises: dict):
+    """Returns the choices with other numbers in the place of the noises of weights."""
+    import dataclasses
+    return dataclasses.replace(self.choices, layers=tuple(
+        dataclasses.replace(layer, noise=np.array(noises[layer.name])) for layer in self.choices.layers))
+
+
+def hawq(candidates: Candidates, images: np.ndarray) -> dict[str, list[float]]:
+  """Returns {layer: mean trace of its Hessian times the squared rounding error, of each width}."""
+  import tensorflow as tf
+  import tf_keras as keras
+  graph = candidates.patient.graph
+  model = graph.to_model()
+  layers = {layer.name: model.get_layer(layer.name) for layer in graph.layers if layer.facts.role == "linear"}
+  kernels = [getattr(layers[c.name], kernel_of(graph, c.name)) for c in candidates.choices.layers]
+  x, generator = tf.constant(images[:PROBE_IMAGES]), np.random.default_rng(0)
+  answers = tf.argmax(model(x), -1)
+
+  @tf.function
+  def products(signs):
+    with tf.GradientTape() as outer:
+      with tf.GradientTape() as inner:
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(answers, model(x)))
+      slopes = inner.gradient(loss, kernels)
+      projected = tf.add_n([tf.reduce_sum(s * v) for s, v in zip(slopes, signs)])
+    return [tf.reduce_sum(v * h) for v, h in zip(signs, outer.gradient(projected, kernels))]
+
+  traces = np.mean([np.array(products([tf.constant(generator.choice([-1.0, 1.0], k.shape), tf.float32)
+                                       for k in kernels])) for _ in range(PROBES)], axis=0)
+  found = {}
+  for layer, trace in zip(candidates.choices.layers, traces):
+    name = kernel_of(graph, layer.name)
+    values = candidates.patient.calibrated.float_params[layer.name][name]
+    errors = [np.square(at.params[name] - values).sum() for at in candidates.rounded[layer.name].values()]
+    found[layer.name] = [max(float(trace), 0.0) / values.size * float(error) for error in errors]
+  return found
+
+
+def kernel_of(graph, name: str) -> str:
+  """Returns the name of the kernel of a layer."""
+  return next(layer for layer in graph.layers if layer.name == name).facts.kernel.name
+
+
+def blind(choices, limit: float):
+  """Returns the plan that gives 4 bits to the largest kernels first, until it is within the budget."""
+  from kquant.allocation.choices import Plan
+  bits = dict.fromkeys([layer.name for layer in choices.layers], 8)
+  eight = tuple(8 for _ in choices.grids)
+  for layer in sorted(choices.layers, key=lambda layer: -layer.costs["bytes"][-1, 0]):
+    plan = Plan(tuple(bits.values()), eight)
+    if choices.cost(plan, "bytes") <= limit:
+      return plan
+    bits[layer.name] = 4
+  return Plan(tuple(bits.values()), eight)
+
+
+def worker(name: str, data: pathlib.Path) -> None:
+  """Measures one model in this process; prints a JSON line for each row."""
+  import kquant as kq
+  from kquant.allocation.solver import Solver
+  from kquant.cli.evaluation import before_softmax
+  from kquant.core import metrics
+  from tflite_export.file.writer import to_bytes
+  from tflite_export.lowering.lower import lower
+  model = load(name, data)
+  calibration, x, labels = images_of(name, data, drawn=True)
+  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  start = time.perf_counter()
+  candidates = Candidates(model, calibration)
+  choices = candidates.choices
+  seconds = time.perf_counter() - start
+  traces = candidates.with_noise(hawq(candidates, calibration))
+  least, most = (choices.cost(choices.uniform(bits, 8), "bytes") for bits in (4, 8))
+
+  def told(row: str, budget: float, config, **more) -> None:
+    result = kq.quantize(model, calibration, config=config, effort=None)
+    judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
+    print(json.dumps({**{key: judged[key] for key in ("top1", "agreement", "sqnr", "bytes")}, "model": name,
+                      "row": row, "budget": budget, "float": metrics.top1(reference, labels),
+                      "images": len(x), "seconds": seconds, **more}), flush=True)
+
+  for row, bits in (("w4a8", 4), ("int8", 8)):
+    told(row, choices.cost(choices.uniform(bits, 8), "bytes"), candidates.config(choices.uniform(bits, 8)))
+  for part in PARTS:
+    limit = least + part * (most - least)
+    for row, plan in (("blind", blind(choices, limit)), ("hawq", Solver(traces).solve({"bytes": limit})),
+                      ("noise", Solver(choices).solve({"bytes": limit}))):
+      told(row, limit, candidates.config(plan))
+    start = time.perf_counter()
+    found = kq.allocate_bits(model, calibration, budget=kq.Budget(bytes=limit))
+    told("allocate_bits", limit, found.config, predictions=found.predictions,
+         allocated=time.perf_counter() - start)
+
+
+def table(rows: list[dict]) -> str:
+  """The rows as Markdown."""
+  lines = ["| model (float top-1) | budget, bytes | bits by | bytes | top-1 | agreement | SQNR dB "
+           "| predicted / measured noise, before and after the refit | seconds to allocate |",
+           "|---|---|---|---|---|---|---|---|---|"]
+  for r in rows:
+    ratios = ", ".join(f"{predicted / measured:.2f}" for predicted, measured in r.get("predictions", ()))
+    spent = f"{r['allocated']:.0f}" if "allocated" in r else ""
+    lines.append(f"| {r['model']} ({r['float']:.4f}) | {r['budget']:,.0f} | {r['row']} | {r['bytes']:,} | "
+                 f"{r['top1']:.4f} | {r['agreement']:.4f} | {r['sqnr']:.1f} | {ratios} | {spent} |")
+  return "\n".join(lines)
+
+
+def compared(rows: list[dict]) -> str:
+  """How often and by how much the other rows are beaten, in a sentence for each model."""
+  lines = []
+  for name in dict.fromkeys(row["model"] for row in rows):
+    by = {(row["row"], row["budget"]): row["sqnr"] for row in rows if row["model"] == name}
+    for mine in ("noise", "allocate_bits"):
+      for other in ("blind", "hawq"):
+        gains = [by[mine, budget] - by[other, budget] for row, budget in by if row == other]
+        lines.append(f"- {name}: {mine} against {other}: higher SQNR at {sum(gain > 0 for gain in gains)} of "
+                     f"{len(gains)} budgets, {np.mean(gains):+.1f} dB on average.")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Measures what the flags say."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser.add_argument("--models", default="resnet8")
+  parser.add_argument("--worker", action="store_true")
+  parser.add_argument("--write", action="store_true")
+  flags = parser.parse_args()
+  data = pathlib.Path(flags.shared).resolve() / "data"
+  if flags.worker:
+    worker(flags.models, data)
+    return
+  if not data.is_dir():
+    sys.exit(f"No folder {data}: name the shared folder with --shared.")
+  rows = []
+  for name in flags.models.split(","):
+    command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={flags.shared}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+      sys.exit(f"{name} failed")
+    rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+  text = f"{table(rows)}\n\n{compared(rows)}"
+  print(text)
+  if flags.write:
+    command = f"python benchmarks/mixed_precision.py --models={flags.models}"
+    note = ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form; judged "
+            "as in the first table of this file, the MobileNets on 128 drawn images. noise: our program with "
+            "8-bit activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels first, "
+            "allocate_bits: with 16-bit activations and one refit.")
+    write_section(TITLE, f"{describe(command)}\n\n{note}\n\n{text}")
+
+
+if __name__ == "__main__":
+  main()
