@@ -16,8 +16,8 @@ from tflite_export.lowering.lower import LOWERINGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("kquant/ranges", "kquant/quantizers", "kquant/qat")
-MODULES = ["kquant.core.numerics", "kquant.core.data", "kquant.core.images", "kquant.core.metrics",
-           "kquant.analysis.noise", *sorted(
+MODULES = ["kquant.core.numerics", "kquant.core.nested_codes", "kquant.core.data", "kquant.core.images",
+           "kquant.core.metrics", "kquant.analysis.noise", *sorted(
     f"{package}/{path.stem}".replace("/", ".") for package in PACKAGES
     for path in (ROOT / package).glob("*.py") if path.stem != "__init__")]
 NAMES = {"kq": kquant, "tflite_export": tflite_export, "keras": keras, "np": np}

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 DEFAULT_RANGE = "minmax"
-WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa")
+WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa", "nested", "xnor")
+ONE_BIT_QUANTIZERS = ("dorefa", "nested", "xnor")
+"""Of weights: those whose integers are odd, so that 1 bit is {-1, 1} and 2 bits have four values."""
 ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")
 
 RANGES: dict[str, tuple[float, float, float] | None] = {
@@ -43,8 +45,8 @@ class TensorSpec:
   """How one tensor is quantized.
 
   Attributes:
-    bits: 2 to 8 (2 bits of weights are {-1, 0, 1} but with dorefa); 16 for activations, symmetric; 1 for
-      weights with dorefa.
+    bits: 2 to 8 (2 bits of weights are {-1, 0, 1} but with ONE_BIT_QUANTIZERS); 16 for activations,
+      symmetric; 1 for weights with ONE_BIT_QUANTIZERS.
     symmetric: the grid is centred on 0 and its zero point is 0. None: what the tensor's role has by default,
       True for weights, False for activations but with 16 bits.
     per_channel: one scale an output channel (weights) or one for the tensor. None: True for weights, False
@@ -76,9 +78,10 @@ class TensorSpec:
     if self.quantizer is not None and self.quantizer not in quantizers:
       raise ValueError(f"TensorSpec: unknown quantizer {self.quantizer!r}; expected one of "
                        f"{', '.join(quantizers)}.")
-    if not 2 <= self.bits <= 8 and self.bits != 16 and (self.bits, self.quantizer) != (1, "dorefa"):
+    one_bit = self.bits == 1 and self.quantizer in ONE_BIT_QUANTIZERS
+    if not 2 <= self.bits <= 8 and self.bits != 16 and not one_bit:
       raise ValueError(f"TensorSpec: bits must be 2 to 8, got {self.bits}; 16 for symmetric activations, "
-                       "1 for weights with quantizer='dorefa'.")
+                       f"1 for weights with one of the quantizers {', '.join(ONE_BIT_QUANTIZERS)}.")
     if self.bits == 16 and self.symmetric is False:
       raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
     if self.per_channel and self.symmetric is False:

@@ -12,6 +12,7 @@ from kquant.graph import keras_calls, keras_reader
 from kquant.graph.execution import Values
 from kquant.graph.nodes import Node
 from kquant.qmodel.switch import Switch
+from kquant.quantizers.straight_through import with_gradient_of
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -115,7 +116,7 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
     integers = tf.cast(history["integers"], tf.float32)
     scale, _, qmax = self._grid_of(name, quantizer, state)
     beyond = quantizer(tf.fill(values.shape, 2 * tf.reduce_max(scale) * qmax), False, state)
-    frozen = _with_gradient_of(scale * integers, beyond * (integers / qmax))
+    frozen = with_gradient_of(scale * integers, beyond * (integers / qmax))
     return tf.where(tf.logical_and(history["frozen"], self.quantizing), frozen, values)
 
   def _grid_of(self, name: str, quantizer, state) -> tuple[tf.Tensor, int, int]:
@@ -224,9 +225,3 @@ class _Given(keras.initializers.Initializer):
 
   def __call__(self, shape, dtype=None, **kwargs):
     return tf.cast(self._values, dtype)
-
-
-@tf.custom_gradient
-def _with_gradient_of(value: tf.Tensor, path: tf.Tensor):
-  """Returns value; the gradient goes to path."""
-  return tf.identity(value), lambda upstream: (None, upstream)

@@ -6,11 +6,14 @@ from kquant.quantizers.lsq import LSQQuantizer
 from kquant.quantizers.lsq_plus import LSQPlusQuantizer
 from kquant.quantizers.minmax import MinMaxQuantizer
 from kquant.quantizers.moving_average import MovingAverageQuantizer
+from kquant.quantizers.nested import NestedQuantizer
 from kquant.quantizers.pact import PACTQuantizer
+from kquant.quantizers.xnor import XnorQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "minmax": MinMaxQuantizer, "moving_average": MovingAverageQuantizer, "lsq": LSQQuantizer,
-    "lsq_plus": LSQPlusQuantizer, "pact": PACTQuantizer, "dorefa": DoReFaQuantizer}
+    "lsq_plus": LSQPlusQuantizer, "pact": PACTQuantizer, "dorefa": DoReFaQuantizer,
+    "nested": NestedQuantizer, "xnor": XnorQuantizer}
 
 __all__ = ["QUANTIZERS", "DoReFaQuantizer", "LSQPlusQuantizer", "LSQQuantizer", "MinMaxQuantizer",
-           "MovingAverageQuantizer", "PACTQuantizer", "Quantizer"]
+           "MovingAverageQuantizer", "NestedQuantizer", "PACTQuantizer", "Quantizer", "XnorQuantizer"]

@@ -31,7 +31,7 @@ class DoReFaQuantizer(Quantizer):
   def __init__(self, *, bits: int = 8, symmetric: bool = True, narrow: bool = True, axis=None):
     super().__init__(bits=bits, symmetric=symmetric, narrow=narrow, axis=axis)
     if not (1 <= bits <= 8 and symmetric and narrow):
-      raise ValueError(f"DoReFaQuantizer: quantizes weights, symmetric and narrow, of 1 to 8 bits; got "
+      raise ValueError(f"{type(self).__name__}: quantizes weights, symmetric and narrow, of 1 to 8 bits; got "
                        f"bits={bits}, symmetric={symmetric}, narrow={narrow}. Use another for activations.")
 
   def build(self, tensor_shape, name: str, layer: keras.layers.Layer) -> Variables:
@@ -77,10 +77,13 @@ class DoReFaQuantizer(Quantizer):
 
   def _integers(self, kernel: tf.Tensor) -> tf.Tensor:
     """Returns q, float64, shaped like the kernel."""
-    bent = tf.tanh(tf.cast(kernel, tf.float64))
-    largest = tf.reduce_max(tf.abs(bent), self._taps(kernel), keepdims=True)
-    unit = bent / (2 * tf.maximum(largest, 1e-30)) + 0.5
+    unit = self._normalized(kernel) / 2 + 0.5
     return 2 * round_through(unit * self._largest) - self._largest
+
+  def _normalized(self, kernel: tf.Tensor) -> tf.Tensor:
+    """Returns tanh(w) / max|tanh(w)|, float64 of -1 to 1."""
+    bent = tf.tanh(tf.cast(kernel, tf.float64))
+    return bent / tf.maximum(tf.reduce_max(tf.abs(bent), self._taps(kernel), keepdims=True), 1e-30)
 
   def _least_squares(self, kernel: tf.Tensor, integers: tf.Tensor) -> tf.Tensor:
     """Returns sum(w q) / sum(q^2), float32 [channels]."""

@@ -200,10 +200,11 @@ def test_quantizers_are_refused_where_they_do_not_belong():
     Rule(activations=TensorSpec(quantizer="dorefa"))
 
 
-def test_one_bit_is_for_dorefa_alone():
-  assert TensorSpec(bits=1, symmetric=True, quantizer="dorefa").bits == 1
+def test_one_bit_is_for_odd_integers_alone():
+  for name in ("dorefa", "nested", "xnor"):
+    assert TensorSpec(bits=1, symmetric=True, quantizer=name).bits == 1
   for name in ("minmax", "lsq", "lsq_plus"):
-    with pytest.raises(ValueError, match="2 to 8, got 1; .* 1 for weights with quantizer='dorefa'"):
+    with pytest.raises(ValueError, match="2 to 8, got 1; .* 1 for weights with one of the quantizers dorefa"):
       TensorSpec(bits=1, symmetric=True, quantizer=name)
 
 
