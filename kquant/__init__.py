@@ -47,6 +47,7 @@ _HOMES = {
     "finetune": "kquant.ptq.finetune.finetuning",
     "FinetuneSettings": "kquant.ptq.finetune.finetuning",
     "DistillationModel": "kquant.qmodel.distill",
+    "AnyPrecisionModel": "kquant.anyprecision.model",
     "finalize": "kquant.qmodel.finalize",
     "TrackOscillations": "kquant.qat.oscillation_control",
     "FreezeOscillations": "kquant.qat.oscillation_control",

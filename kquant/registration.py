@@ -16,7 +16,7 @@ _LOOK_UP = "tf_keras.src.saving.object_registration"
 _REGISTERING = ("kquant.graph.capped_relu", "kquant.graph.functions", "kquant.graph.masks",
                 "kquant.qmodel.configs",
                 "kquant.qmodel.quantize_activation", "kquant.qmodel.quantize_weights",
-                "kquant.qmodel.folded_conv", "kquant.qat.metrics")
+                "kquant.qmodel.folded_conv", "kquant.qat.metrics", "kquant.anyprecision.model")
 _MODELS = ("Functional", "Sequential", "Model")  # beside those that users register, as package>name
 
 

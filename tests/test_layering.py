@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # What a package may import, beside itself.
 _FLOORS = ("kquant.core", "kquant.graph", "kquant.rewrites", "kquant.ranges", "kquant.quantizers",
-           "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.search", "kquant.analysis", "kquant.api",
-           "kquant.doctor", "kquant.allocation")
+           "kquant.qmodel", "kquant.ptq", "kquant.qat", "kquant.anyprecision", "kquant.search",
+           "kquant.analysis", "kquant.api", "kquant.doctor", "kquant.allocation")
 _APART = ({"kquant.rewrites", "kquant.ranges", "kquant.quantizers"}, {"kquant.ptq", "kquant.qat"},
           {"kquant.qat", "kquant.search"}, {"kquant.qat", "kquant.analysis"}, {"kquant.qat", "kquant.api"})
 """Packages of one floor, which do not import each other."""

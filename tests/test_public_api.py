@@ -18,6 +18,7 @@ def test_names_of_kquant():
       "AllocationRow",
       "Analysis",
       "AnalysisRow",
+      "AnyPrecisionModel",
       "Budget",
       "DampenOscillations",
       "DelayActivationQuantization",

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kquant.core import data
 from kquant.graph import keras_calls
-from kquant.qat.callback import quantized_model
+from kquant.qat.callback import quantized_models
 from kquant.qmodel.folded_conv import FoldedConv
 
 
@@ -48,8 +48,8 @@ class ReestimateBatchNorm(keras.callbacks.Callback):
 
   def on_test_begin(self, logs=None):
     """Computes the statistics again."""
-    reestimate_batch_norm(quantized_model(self.model), self._images, batches=self._batches,
-                          batch_size=self._batch_size)
+    for model in quantized_models(self.model):
+      reestimate_batch_norm(model, self._images, batches=self._batches, batch_size=self._batch_size)
 
   def on_train_end(self, logs=None):
     """Computes the statistics again."""

@@ -11,6 +11,11 @@ def quantized_model(model: keras.Model) -> keras.Model:
   return getattr(model, "student", model)
 
 
+def quantized_models(model: keras.Model) -> list[keras.Model]:
+  """Returns the models that are trained: those of all widths of an AnyPrecisionModel, or the one."""
+  return getattr(model, "width_models", [quantized_model(model)])
+
+
 class TrainingCallback(keras.callbacks.Callback):
   """A callback that knows the step of the whole training, also if it continues from a checkpoint.
 

@@ -1,4 +1,4 @@
-"""XnorQuantizer: the weights of the any-precision paper, a tanh-normalized kernel times its mean magnitude."""
+"""XnorQuantizer: the weights of the any-precision paper, tanh-normalized kernels times mean magnitudes."""
 
 import tensorflow as tf
 import tf_keras as keras
@@ -15,8 +15,9 @@ class XnorQuantizer(DoReFaQuantizer):
 
     y = E (2 round(u M) / M - 1),  E = mean|w| without a gradient,  M = 2^bits - 1
 
-  u is that of DoReFaQuantizer; mean and maximum are over the kernel, or over the channel with an axis.
-  32 bits are the paper's float branch, y = E tanh(w) / max|tanh(w)|; it has no grid.
+  u is that of DoReFaQuantizer; mean and maximum are over the whole kernel. With an axis each channel has the
+  same scale of its own, so that a batch norm behind can be absorbed into it. 32 bits are the paper's float
+  branch, y = E tanh(w) / max|tanh(w)|; it has no grid.
   """
 
   def __init__(self, *, bits: int = 8, **kwargs):
@@ -29,8 +30,11 @@ class XnorQuantizer(DoReFaQuantizer):
     return super()._integers(kernel)
 
   def _least_squares(self, kernel: tf.Tensor, integers: tf.Tensor) -> tf.Tensor:
-    mean = tf.reshape(tf.reduce_mean(tf.abs(kernel), self._taps(kernel)), [-1])
-    return tf.maximum(mean / self._largest, numerics.SMALLEST_WEIGHT_SCALE)
+    scale = tf.maximum(tf.reduce_mean(tf.abs(kernel)) / self._largest, numerics.SMALLEST_WEIGHT_SCALE)
+    return tf.fill([self._channels(kernel.shape)], scale)
+
+  def _taps(self, kernel: tf.Tensor) -> list[int]:
+    return list(range(kernel.shape.rank))
 
   @property
   def _largest(self) -> int:

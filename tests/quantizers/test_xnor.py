@@ -8,9 +8,10 @@ from kquant.quantizers import XnorQuantizer
 from tests.quantizers.test_dorefa import KERNEL, fitted
 
 
+@pytest.mark.parametrize("axis", [None, (3,)])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_weights_are_those_of_the_paper(bits):
-  quantizer, most = XnorQuantizer(bits=bits), 2 ** bits - 1
+def test_weights_are_those_of_the_paper(bits, axis):
+  quantizer, most = XnorQuantizer(bits=bits, axis=axis), 2 ** bits - 1
   bent = np.tanh(KERNEL.astype(np.float64))
   unit = np.rint((bent / (2 * np.abs(bent).max()) + 0.5) * most) / most
   values = quantizer.transform(KERNEL, fitted(quantizer, KERNEL))
