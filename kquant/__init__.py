@@ -17,6 +17,7 @@ _HOMES = {
     "quantize": "kquant.api",
     "QuantizationResult": "kquant.api",
     "export": "tflite_export.exporter",
+    "export_family": "tflite_export.family.exporter",
     "analyze": "kquant.analysis.layer_errors",
     "Analysis": "kquant.analysis.results",
     "AnalysisRow": "kquant.analysis.results",

@@ -24,7 +24,8 @@ NAMES = {"kq": kquant, "tflite_export": tflite_export, "keras": keras, "np": np}
 """What an example may use without an import."""
 FEWEST_EXAMPLES = 25
 WITHOUT_EXAMPLE = {
-    "kquant.UnsupportedLayerError", "tflite_export.Exported", "tflite_export.IntOp",
+    "kquant.UnsupportedLayerError", "tflite_export.Exported", "tflite_export.ExportedFamily",
+    "tflite_export.IntOp",
     "tflite_export.Verification", "tflite_export.VerificationError"}
 """Public objects whose docstring needs no example."""
 

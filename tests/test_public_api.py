@@ -56,6 +56,7 @@ def test_names_of_kquant():
       "diagnose",
       "equalize",
       "export",
+      "export_family",
       "finalize",
       "finetune",
       "fold_batch_norm",
@@ -82,8 +83,8 @@ def test_export_is_that_of_tflite_export():
 
 def test_names_of_tflite_export():
   assert tflite_export.__all__ == [
-      "Exported", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError", "WeightFacts",
-      "certify", "export", "register_lowering", "verify"]
+      "Exported", "ExportedFamily", "IntOp", "IntProgram", "IntTensor", "Verification", "VerificationError",
+      "WeightFacts", "certify", "export", "export_family", "register_lowering", "verify"]
   for name in tflite_export.__all__:
     assert getattr(tflite_export, name) is not None
 

@@ -8,6 +8,7 @@ import tf_keras as keras
 
 from kquant.anyprecision import building
 from kquant.anyprecision.building import FLOAT_BITS, MODES
+from kquant.anyprecision.family import FamilyMember, check_widths, member_of
 from kquant.core import nested_codes
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
@@ -120,9 +121,8 @@ class AnyPrecisionModel(keras.Model):
     Raises:
       ValueError, TypeError: the data do not fit.
     """
-    for bits in self.widths:
-      if bits != FLOAT_BITS:
-        calibrate(self.at(bits), calibration)
+    for bits in self.widths_in_files:
+      calibrate(self.at(bits), calibration)
     return self
 
   def reestimate_batch_norms(self, images: Any, *, batches: int = 50, batch_size: int = 32) -> None:
@@ -154,8 +154,7 @@ class AnyPrecisionModel(keras.Model):
     if bits in self._order or bits not in nested_codes.WIDTHS:
       raise ValueError(f"AnyPrecisionModel: expected a new width of 1 to 8 bits, got {bits}; it has "
                        f"{', '.join(map(str, self.widths))}.")
-    quantized = [width for width in self.widths if width != FLOAT_BITS]
-    nearest = min(quantized, key=lambda width: (width < bits, abs(width - bits)))
+    nearest = min(self.widths_in_files, key=lambda width: (width < bits, abs(width - bits)))
     name = f"{self.at(nearest).name.removesuffix(f'_{nearest}')}_{bits}"
     model = building.at_other_width(self.at(nearest), bits, name, self.eight_bits)
     building.share_layers([self._models[0], model])
@@ -168,6 +167,30 @@ class AnyPrecisionModel(keras.Model):
     if self.optimizer is not None:  # it knows the variables that there were
       self.optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
     self.train_function = self.test_function = self.predict_function = None
+
+  def family(self, widths: Sequence[int] | None = None) -> dict[int, FamilyMember]:
+    """Finalizes several widths: what `export_family` writes.
+
+    Args:
+      widths: 1 to 8 bits; None: all that there are.
+
+    Returns:
+      {bits: final network}, widest first.
+
+    Raises:
+      ValueError: a width that there is not, or mode "paper", whose codes do not nest.
+    """
+    if self.mode != "nested":
+      raise ValueError(f"AnyPrecisionModel: the codes of mode {self.mode!r} are no truncations of each "
+                       "other, so they make no family; train with mode='nested', or export one width: "
+                       "kq.export(kq.finalize(anymodel.at(4)), path).")
+    widths = check_widths(self.widths_in_files if widths is None else widths, self.widths)
+    return {bits: member_of(self.at(bits)) for bits in widths}
+
+  @property
+  def widths_in_files(self) -> tuple[int, ...]:
+    """The widths that files can have: all but float."""
+    return tuple(bits for bits in self.widths if bits != FLOAT_BITS)
 
   def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs) -> None:
     """Compiles the training, and the model of each width for its own `evaluate`.

@@ -1,0 +1,87 @@
+"""The final networks of several widths, with what their integers have in common."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tf_keras as keras
+
+from kquant.core import nested_codes, numerics
+from kquant.core.encodings import Encodings
+from kquant.core.target import LITERT
+from kquant.graph.graph import Graph
+from kquant.graph.nodes import weights_of_class
+from kquant.qmodel.finalize import finalize_graph
+from kquant.qmodel.quantize_weights import QuantizeWeights
+from kquant.quantizers import NestedQuantizer
+
+
+@dataclasses.dataclass
+class FamilyMember:
+  """The final network of a width.
+
+  Attributes:
+    model, graph, encodings: as of `kquant.QuantizationResult`.
+    kernel_bits: {key of a kernel: bits of its codes}: those of the width, 8 at the edges.
+    signs: {key of a kernel: int8 [channels] or [1]}: sign * integer is that of the nested code; -1 where a
+      batch norm with a negative gamma was absorbed, 0 where all integers of a channel are 0.
+  """
+
+  model: keras.Model
+  graph: Graph
+  encodings: Encodings
+  kernel_bits: dict[str, int]
+  signs: dict[str, np.ndarray]
+
+
+def member_of(qmodel: keras.Model) -> FamilyMember:
+  """Finalizes the model of a width.
+
+  Args:
+    qmodel: whose weights have NestedQuantizers.
+
+  Raises:
+    ValueError: the integers of a kernel are not those of its codes.
+  """
+  model, graph, encodings = finalize_graph(qmodel, target=LITERT)
+  bits, signs = {}, {}
+  for layer in qmodel.layers:
+    if isinstance(layer, QuantizeWeights):
+      for weight in weights_of_class(type(layer.layer)):
+        key, quantizer = f"{layer.name}/{weight.key}", layer.quantize_config.weights[weight.name]
+        bits[key] = quantizer.bits
+        signs[key] = _signs(key, layer, weight.name, encodings)
+  return FamilyMember(model, graph, encodings, bits, signs)
+
+
+def _signs(key: str, layer: QuantizeWeights, name: str, encodings: Encodings) -> np.ndarray:
+  """Returns by what sign the final integers of each channel differ from those of the codes."""
+  quantizer = layer.quantize_config.weights[name]
+  if not isinstance(quantizer, NestedQuantizer):
+    raise ValueError(f"Layer {layer.name!r}: its {name} has a {type(quantizer).__name__}; only weights with "
+                     "the quantizer 'nested' make a family.")
+  final, grid = encodings.integers[key].astype(np.int64), encodings[key]
+  nested = nested_codes.integers_of(quantizer.codes(getattr(layer.layer, name).numpy()), quantizer.bits)
+  taps = tuple(axis for axis in range(final.ndim) if axis not in (grid.axis or ()))
+  signs = np.sign((final * nested).sum(axis=taps)).reshape(-1)
+  if not np.array_equal(final, nested * numerics.along(signs, final.shape, grid.axis)):
+    raise ValueError(f"Layer {layer.name!r}: its final integers are not those of its codes, since a scale "
+                     "was too small for the file; take its dead channels out with kq.prune_dead_channels.")
+  return signs.astype(np.int8)
+
+
+def check_widths(widths: Sequence[int], trained: Sequence[int]) -> list[int]:
+  """Returns the widths of a family, widest first.
+
+  Args:
+    widths: those that are asked for.
+    trained: those that there are.
+
+  Raises:
+    ValueError: none, or one that there is not.
+  """
+  possible = [bits for bits in trained if bits in nested_codes.WIDTHS]
+  if not widths or set(widths) - set(possible):
+    raise ValueError(f"A family has widths of {', '.join(map(str, possible))} bits here, got "
+                     f"{tuple(widths)}; add others with add_width.")
+  return sorted(set(widths), reverse=True)

@@ -1,0 +1,230 @@
+"""Families of files and their bundle: equal codes, equal bytes, damage."""
+
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import kquant as kq
+from kquant.core import nested_codes
+from tests.anyprecision.networks import any_network, data
+from tflite_export.family import container
+from tflite_export.family.bundle import Bundle, Member, pack_members
+from tflite_export.family.kernels import Kernel, WidthPart, common_codes
+from tflite_export.file.reader import from_bytes
+
+WIDTHS = (8, 5, 4, 3, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def anymodel():
+  keras.utils.set_random_seed(0)
+  anymodel, (x, _) = any_network((2, 8), steps=True), data()
+  anymodel.at(2).get_layer("middle_bn").gamma.assign([1.0, -0.5, 2.0, -1.0, 0.5, 0.25])
+  anymodel.at(8).get_layer("middle_bn").gamma.assign([1.0, -0.5, 0.0, 1.0, 0.5, -0.25])
+  for bits in (1, 3, 4, 5):
+    anymodel.add_width(bits, x, batches=2)
+  return anymodel
+
+
+@pytest.fixture(scope="module")
+def written(anymodel, tmp_path_factory):
+  return kq.export_family(anymodel, tmp_path_factory.mktemp("out") / "family", verify=data()[0][:2])
+
+
+def test_every_file_is_certified(written):
+  assert tuple(written.files) == WIDTHS
+  for bits, file in written.files.items():
+    assert file.path == written.bundle.parent / f"w{bits}.tflite" and file.path.stat().st_size == file.bytes
+    assert file.certificate["exact"] and file.verification.ok
+  assert written.bytes == written.bundle.stat().st_size
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_the_bundle_gives_the_files_byte_by_byte(written, bits):
+  assert Bundle(written.bundle).tflite(bits) == written.files[bits].path.read_bytes()
+
+
+@pytest.mark.parametrize("bits", [5, 4, 3, 2, 1])
+@pytest.mark.parametrize("name", ["middle/kernel", "depthwise/kernel"])
+def test_codes_of_eight_bits_shifted_right_are_those_of_the_narrower_file(anymodel, written, bits, name):
+  family = anymodel.family()
+  codes = {}
+  for width in (bits, 8):
+    tensor = from_bytes(written.files[width].path.read_bytes()).tensors[name]
+    signs = Kernel.of(tensor, 0).along(family[width].signs[name])
+    alive = signs != 0
+    codes[width] = nested_codes.codes_of((tensor.data.reshape(-1) * signs)[alive], width)
+    if width == 8:
+      codes[bits] = codes.pop(bits)[alive] if len(codes[bits]) == len(alive) else codes[bits]
+  np.testing.assert_array_equal(codes[bits], codes[8] >> (8 - bits))
+
+
+def test_narrow_kernels_are_packed(written):
+  types = {bits: from_bytes(file.path.read_bytes()).tensors["middle/kernel"].dtype
+           for bits, file in written.files.items()}
+  assert types == {8: "int8", 5: "int8", 4: "int4", 3: "int4", 2: "int4", 1: "int4"}
+
+
+def test_a_dead_channel_and_negative_gammas_are_told_by_multipliers(anymodel, written):
+  assert anymodel.family((8,))[8].signs["middle/kernel"].tolist() == [1, -1, 0, 1, 1, -1]
+  integers = from_bytes(written.files[8].path.read_bytes()).tensors["middle/kernel"].data
+  np.testing.assert_array_equal(Bundle(written.bundle).kernels(8)["middle/kernel"], integers.reshape(-1))
+  assert not integers[2].any()
+
+
+def test_some_widths_alone(anymodel, tmp_path):
+  written = kq.export_family(anymodel, tmp_path, widths=(2, 4), io="float32", batch=None, preprocess="unit")
+  bundle = Bundle(written.bundle)
+  assert bundle.widths == (4, 2) and written.files[4].certificate is None
+  for bits in (2, 4):
+    assert bundle.tflite(bits) == written.files[bits].path.read_bytes()
+
+
+def test_a_bundle_is_read_without_tensorflow(written):
+  code = ("import sys\nfrom tflite_export.family.bundle import Bundle\n"
+          f"print(len(Bundle({str(written.bundle)!r}).tflite(4)))\nsys.exit('tensorflow' in sys.modules)")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert int(done.stdout) == written.files[4].bytes
+
+
+def test_reading_is_by_hand():
+  # Channel 0: code 0b10111000 = 184, of 3 bits 5, 2 * 5 - 7 = 3; multiplier -0.5 changes its sign.
+  kernels = [Kernel(place=0, count=4, channels=2, inner=2)]
+  section = struct.pack("<4B2f2I1i", 3, 0, 0, 0, -0.5, 0.25, 1, 1, -7)  # channel 1 is dead
+  part = WidthPart.unpack(memoryview(section), kernels)
+  bits, scales, signs = part.of_kernel(0, kernels)
+  assert (bits, scales.tolist(), signs.tolist(), part.biases.tolist()) == (3, [0.5, 0.25], [-1, 0], [-7])
+  assert kernels[0].along(signs).tolist() == [-1, -1, 0, 0]
+  assert (nested_codes.integers_of([184, 17], bits) * -1).tolist() == [-3, 7]
+  assert part.pack() == section
+
+
+# --- what does not nest ----------------------------------------------------------------------------
+
+
+def test_codes_that_are_no_truncation_are_an_error():
+  kernel, signs = Kernel(0, 2, 1, 2), np.int8([1])
+  wide, narrow = np.int8([100, -100]), np.int8([3, -3])
+  assert common_codes("k", [(8, wide, signs), (2, narrow, signs)], kernel).tolist() == [236, 36]
+  with pytest.raises(ValueError, match="Kernel 'k': its codes of 2 bits are not those"):
+    common_codes("k", [(8, wide, signs), (2, narrow[::-1], signs)], kernel)
+
+
+def test_a_file_that_was_changed_is_not_given(written):
+  members = {}
+  for bits in (8, 4):
+    program = Bundle(written.bundle).program(bits)
+    names = {name: bits for name in ("middle/kernel", "depthwise/kernel")}
+    signs = {name: np.ones(program.tensors[name].scale.size, np.int8) for name in names}
+    members[bits] = Member(program, b"another file", names, signs)
+  with pytest.raises(ValueError, match="no nested code|not those of more bits"):
+    pack_members(members)  # signs are not all 1
+  path = written.bundle.with_name("changed.kqf")
+  path.write_bytes(pack_members({8: members[8]}))
+  with pytest.raises(ValueError, match="changed.kqf: its file of 8 bits is not the one that was verified"):
+    Bundle(path).tflite(8)
+
+
+def test_paper_mode_and_other_results_make_no_family(tmp_path):
+  with pytest.raises(ValueError, match="mode 'paper' are no truncations"):
+    kq.export_family(any_network((2, 8), mode="paper"), tmp_path)
+  with pytest.raises(TypeError, match="AnyPrecisionModel.*got str"):
+    kq.export_family("model", tmp_path)
+
+
+@pytest.mark.parametrize("widths", [(), (32,), (8, 7)])
+def test_widths_that_there_are_not(anymodel, widths, tmp_path):
+  with pytest.raises(ValueError, match=r"A family has widths of 8, 5, 4, 3, 2, 1 bits here, got"):
+    kq.export_family(anymodel, tmp_path / "none", widths=widths)
+  assert not (tmp_path / "none").exists()
+
+
+# --- damage ----------------------------------------------------------------------------------------
+
+
+def opened(path, contents):
+  """Reads every width of a damaged bundle; returns the message of the error."""
+  path.write_bytes(contents)
+  with pytest.raises(ValueError) as error:
+    bundle = Bundle(path)
+    for bits in bundle.widths:
+      bundle.tflite(bits)
+  message = str(error.value)
+  assert message.startswith(f"{path}: ") and "\n" not in message
+  return message
+
+
+def test_every_cut_and_every_changed_byte_is_an_error_of_one_line(written, tmp_path):
+  contents, rng = written.bundle.read_bytes(), np.random.default_rng(0)
+  for length in (0, 3, 7, 40, *rng.integers(8, len(contents) - 8, 40)):
+    opened(tmp_path / "cut.kqf", contents[:length])
+  used = np.concatenate([np.arange(40), rng.integers(0, len(contents), 100)])
+  padding = _padding(contents)
+  for place in used[~padding[used]]:
+    changed = bytearray(contents)
+    changed[place] ^= 1 << int(rng.integers(8))
+    opened(tmp_path / "changed.kqf", bytes(changed))
+
+
+def _padding(contents):
+  """Returns which bytes of a bundle lie between its sections."""
+  free = np.ones(len(contents), bool)
+  count = struct.unpack_from("<H", contents, 6)[0]
+  free[:12 + 24 * count] = False
+  for index in range(count):
+    place, length = struct.unpack_from("<QQ", contents, 8 + 24 * index + 8)
+    free[place:place + length] = False
+  return free
+
+
+def rewritten(contents, **changed):
+  """A bundle with sections replaced, its checksums right."""
+  return container.pack({**{tag: bytes(part) for tag, part in container.unpack(contents).items()}, **changed})
+
+
+def test_sections_that_do_not_fit_are_an_error_of_one_line(written, tmp_path):
+  contents = written.bundle.read_bytes()
+  sections = {tag: bytes(part) for tag, part in container.unpack(contents).items()}
+  meta = container.expand(sections["META"])
+  bomb = container.compress(b" " * (container.MOST_UNPACKED + 1))
+  cases = {
+      "KERN": [sections["KERN"][:-1], sections["KERN"][16:], b"\xff" * len(sections["KERN"]),
+               bytes(len(sections["KERN"]))],
+      "CODE": [sections["CODE"][:-1], bytes(len(sections["CODE"]))],
+      "W004": [sections["W004"][:-4], b"\x09" + sections["W004"][1:], sections["W004"][:4] + b"\xff" * 4000],
+      "CONS": [bomb, sections["CONS"][:-9], container.compress(b"")],
+      "META": [bomb, b"", container.compress(b"[]"), container.compress(b"{}"),
+               container.compress(b"[" * 9999),
+               container.compress(meta.replace(b'"items"', b'"other"')),
+               container.compress(meta.replace(b'"bias"', b'"kernel"')),
+               container.compress(meta.replace(b"CONV_2D", b"NO_SUCH")),
+               container.compress(meta.replace(b'"shape": [6', b'"shape": [-6')),
+               container.compress(meta.replace(b'"shape": [6', b'"shape": [60000000000')),
+               container.compress(meta.replace(b'"sha256": "', b'"sha256": "0'))]}
+  for tag, parts in cases.items():
+    for part in parts:
+      opened(tmp_path / "other.kqf", rewritten(contents, **{tag: part}))
+
+
+def test_other_files_and_versions(written, tmp_path):
+  contents = bytearray(written.bundle.read_bytes())
+  assert "expected a kquant bundle" in opened(tmp_path / "m.kqf", b"TFL3" + bytes(100))
+  contents[4] = 9
+  assert "version 1, got 9" in opened(tmp_path / "m.kqf", bytes(contents))
+  with pytest.raises(FileNotFoundError):
+    Bundle(tmp_path / "none.kqf")
+  with pytest.raises(ValueError, match="has no width of 7 bits, only 8, 5"):
+    Bundle(written.bundle).program(7)
+
+
+def test_checksums_are_crc32_by_hand():
+  contents = container.pack({"CODE": b"123456789"})
+  tag, checksum, place, length = struct.unpack_from("<4sIQQ", contents, 8)
+  assert (tag, checksum, place, length) == (b"CODE", 0xCBF43926, 40, 9)
+  assert contents[place:place + length] == b"123456789" and len(contents) == 56
+  assert struct.unpack_from("<I", contents, 32)[0] == zlib.crc32(contents[:32])

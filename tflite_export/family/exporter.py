@@ -1,0 +1,92 @@
+"""export_family(): the verified files of several widths, and the bundle that holds them all."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from kquant.core.files import written_together
+from tflite_export.exporter import Exported, export
+from tflite_export.family.bundle import Bundle, Member, pack_members
+from tflite_export.proof.verifier import VerificationError
+
+BUNDLE_NAME = "family.kqf"
+
+
+@dataclasses.dataclass
+class ExportedFamily:
+  """What was written.
+
+  Attributes:
+    bundle: path of the bundle.
+    bytes: its size.
+    files: {bits: the file of a width}.
+  """
+
+  bundle: pathlib.Path
+  bytes: int
+  files: dict[int, Exported]
+
+  def __str__(self) -> str:
+    """The bundle and its files, a line each."""
+    lines = [f"{self.bundle}: {self.bytes:,} bytes, {len(self.files)} widths"]
+    return "\n".join([*lines, *(f"{file.path}: {file.bytes:,} bytes" for file in self.files.values())])
+
+
+def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[int] | None = None,
+                  verify: Any = None, io: str = "int8", batch: int | str | None = 1,
+                  preprocess: str = "none") -> ExportedFamily:
+  """Writes a .tflite file for each width and a bundle from which each of them can be made again.
+
+  Every file is verified, and with `verify` certified. Codes of kernels of a narrower file are those of a
+  wider one shifted right, bit by bit; the bundle is read again and must give the same files.
+
+  Args:
+    result: a `kquant.AnyPrecisionModel`, or what `kquant.quantize` returned with config "any8".
+    folder: gets w8.tflite, w4.tflite, ... and family.kqf; it is made where it does not exist.
+    widths: 1 to 8; None: all that there are.
+    verify, io, batch, preprocess: as `export` takes them.
+
+  Returns:
+    What was written.
+
+  Raises:
+    VerificationError: a file or the bundle does not hold what was chosen.
+    ValueError: a width that there is not, mode "paper", or what `export` refuses.
+    TypeError: another kind of result.
+
+  Example:
+    >>> model = keras.Sequential([keras.layers.Dense(n, input_shape=(3,)) for n in (4, 4, 2)])
+    >>> images = np.random.default_rng(0).random((8, 3), np.float32)
+    >>> anymodel = kq.AnyPrecisionModel(model, widths=(2, 8)).calibrate(images)
+    >>> written = kq.export_family(anymodel, "family", verify=images[:2])
+    >>> sorted(written.files), written.files[2].certificate["exact"]
+    ([2, 8], True)
+  """
+  if not hasattr(result, "family"):
+    raise TypeError("export_family: expected a kquant.AnyPrecisionModel, or what kquant.quantize returned "
+                    f"with config='any8'; got {type(result).__name__}.")
+  folder, files, members = pathlib.Path(folder), {}, {}
+  family = result.family(widths)
+  folder.mkdir(parents=True, exist_ok=True)
+  with written_together() as staged:
+    for bits, member in family.items():
+      file = export(member, staged(folder / f"w{bits}.tflite"), verify=verify, io=io, batch=batch,
+                    certify=verify is not None, preprocess=preprocess)
+      members[bits] = Member(file.program, file.path.read_bytes(), member.kernel_bits, member.signs)
+      files[bits] = dataclasses.replace(file, path=folder / file.path.name)
+    bundle = staged(folder / BUNDLE_NAME)
+    bundle.write_bytes(pack_members(members))
+    _check_bundle(bundle, members)
+    size = bundle.stat().st_size
+  return ExportedFamily(folder / BUNDLE_NAME, size, files)
+
+
+def _check_bundle(path: pathlib.Path, members: dict[int, Member]) -> None:
+  """Raises VerificationError unless the bundle gives the files."""
+  bundle = Bundle(path)
+  for bits, member in members.items():
+    if bundle.tflite(bits) != member.contents:
+      raise VerificationError(f"{path}: not written, its file of {bits} bits is another than that which was "
+                              "verified.")
