@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["kquant", "kquant.*", "tflite_export", "tflite_export.*"]),
-    package_data={"kquant.analysis.page": ["page.html.jinja"]},
+    package_data={"kquant.analysis.page": ["page.html.jinja"], "tflite_export.family": ["kquant_family.h"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<2.22",

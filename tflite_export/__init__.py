@@ -12,7 +12,7 @@ _HOMES = {
     "IntProgram": "tflite_export.program.program",
     "IntTensor": "tflite_export.program.program",
     "Verification": "tflite_export.proof.verifier",
-    "VerificationError": "tflite_export.proof.verifier",
+    "VerificationError": "tflite_export.proof.errors",
     "WeightFacts": "kquant.graph.weights",
     "certify": "tflite_export.proof.certificate",
     "export": "tflite_export.exporter",

@@ -23,7 +23,8 @@ from tflite_export.proof import certificate as certificates
 from tflite_export.proof import verifier
 from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.certificate import inexact_operators
-from tflite_export.proof.verifier import Verification, VerificationError
+from tflite_export.proof.errors import VerificationError
+from tflite_export.proof.verifier import Verification
 
 
 @dataclasses.dataclass

@@ -14,8 +14,8 @@ from tflite_export.file.writer import to_bytes
 from tflite_export.lowering.lower import lower
 from tflite_export.proof.borders import border_inputs
 from tflite_export.proof.converter import convert, differences
+from tflite_export.proof.errors import VerificationError
 from tflite_export.proof.simulate import simulate
-from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()

@@ -273,10 +273,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     temporary.write_text(text)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, tensorflow: bool = True) -> None:
   """Runs a script: exit code 2 and one line for a user's mistake, 1 for a failed verification.
 
   With --verbosity=1 the traceback is shown.
+
+  Args:
+    main: the script.
+    tensorflow: it uses TensorFlow, which is imported before.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -285,8 +289,9 @@ def run(main: Callable[[], None]) -> None:
     if logging.get_verbosity() < logging.DEBUG:
       warnings.simplefilter("ignore")  # of the packages below
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    import_tensorflow_quietly()
-    from tflite_export.proof.verifier import VerificationError
+    if tensorflow:
+      import_tensorflow_quietly()
+    from tflite_export.proof.errors import VerificationError
     try:
       main()
     except VerificationError as error:

@@ -13,7 +13,7 @@ from kquant.cli import (
   models,
   ptq,  # noqa: F401  defines the flags
 )
-from tflite_export.proof.verifier import VerificationError
+from tflite_export.proof.errors import VerificationError
 
 FLAGS = flags.FLAGS
 

@@ -11,7 +11,7 @@ from tests.tflite_export import faults, model_fuzz
 from tests.tflite_export.model_fuzz import Tally, check
 from tests.tflite_export.random_layers import STEPS
 from tests.tflite_export.random_models import Builder, Recipe, Step, recipes
-from tflite_export.proof.verifier import VerificationError
+from tflite_export.proof.errors import VerificationError
 
 EXAMPLES = 50
 LARGEST_REFUSAL_RATE = 0.05

@@ -9,7 +9,7 @@ from typing import Any
 from kquant.core.files import written_together
 from tflite_export.exporter import Exported, export
 from tflite_export.family.bundle import Bundle, Member, pack_members
-from tflite_export.proof.verifier import VerificationError
+from tflite_export.proof.errors import VerificationError
 
 BUNDLE_NAME = "family.kqf"
 

@@ -36,10 +36,6 @@ _STEPS_A_PIXEL = 1024
 _NOT_RUN = "cannot be run beside the Keras model: "
 
 
-class VerificationError(Exception):
-  """The file does not hold or compute what was chosen; the message says where."""
-
-
 @dataclasses.dataclass
 class Verification:
   """What was found.

@@ -29,8 +29,8 @@ from kquant.search.pipeline import read
 from tflite_export.exporter import Exported, export
 from tflite_export.file.c_array import to_c_source
 from tflite_export.lowering.lower import lower
+from tflite_export.proof.errors import VerificationError
 from tflite_export.proof.runtime import Runtime
-from tflite_export.proof.verifier import VerificationError
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2

@@ -19,7 +19,8 @@ from tflite_export.program.program import IntProgram
 from tflite_export.proof import verifier
 from tflite_export.proof.borders import border_inputs, input_grid
 from tflite_export.proof.certificate import certify, inexact_operators
-from tflite_export.proof.verifier import Verification, VerificationError
+from tflite_export.proof.errors import VerificationError
+from tflite_export.proof.verifier import Verification
 
 FLAGS = flags.FLAGS
 PROBLEMS_SHOWN = 20

@@ -14,7 +14,7 @@ from tests.tflite_export import faults
 from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 from tflite_export.proof.certificate import accumulator_bound, inexact_operators
-from tflite_export.proof.verifier import VerificationError
+from tflite_export.proof.errors import VerificationError
 
 
 def exported(name, path, **options):

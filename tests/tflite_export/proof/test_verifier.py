@@ -14,7 +14,8 @@ from tflite_export.file import writer
 from tflite_export.file.reader import from_bytes
 from tflite_export.lowering.lower import lower, with_border
 from tflite_export.program.program import IntOp, IntTensor
-from tflite_export.proof.verifier import VerificationError, verify
+from tflite_export.proof.errors import VerificationError
+from tflite_export.proof.verifier import verify
 
 
 def network():
