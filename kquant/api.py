@@ -1,12 +1,14 @@
 """quantize(): the one-call route. Nothing but calls to the parts below."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 from absl import logging
 
+from kquant.anyprecision.family import FamilyMember, check_widths
 from kquant.core.data import gather
 from kquant.core.encodings import Encodings
 from kquant.core.input_range import InputRange
@@ -19,6 +21,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.model_forms import as_tf_keras
 from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
+from kquant.search import nested_family
 from kquant.search.automatic import automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
 from kquant.search.pipeline import quantized, read, scaled
@@ -35,6 +38,7 @@ class QuantizationResult:
     report: seconds a stage, what was rewritten, what was skipped and why.
     graph: of `model`, which lowering takes in place of reading the model again.
     float_params: {layer: its weights and biases before rounding and correction, for `kquant.analyze`.
+    members: {bits: final network} of the config "any8", which `family` returns.
 
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
@@ -50,6 +54,24 @@ class QuantizationResult:
   report: Report
   graph: Graph | None = None
   float_params: dict[str, dict[str, np.ndarray]] | None = None
+  members: dict[int, FamilyMember] | None = None
+
+  def family(self, widths: Sequence[int] | None = None) -> dict[int, FamilyMember]:
+    """Returns the networks of several widths: what `export_family` writes.
+
+    Args:
+      widths: some of those that there are; None: all of them.
+
+    Returns:
+      {bits: final network}, widest first.
+
+    Raises:
+      ValueError: a width that there is not, or no config "any8".
+    """
+    if self.members is None:
+      raise ValueError("QuantizationResult: it has one width; quantize with config='any8' for a family.")
+    chosen = check_widths(tuple(self.members) if widths is None else widths, tuple(self.members))
+    return {bits: self.members[bits] for bits in chosen}
 
   def __str__(self) -> str:
     """How many layers have how many bits, the seconds, what was skipped; `kquant.describe` has the layers."""
@@ -66,7 +88,9 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     calibration: unlabelled inputs as the model takes them, a hundred or more: an array
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
       there are none an InputRange: ranges and bias corrections then follow from the batch norms.
-    config: which grids: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8".
+    config: which grids: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8". "any8": widths of 4 to
+      8 bits with one set of codes; the result is that of 8 bits, `export_family` writes them all, and recipe
+      and effort do not apply.
     recipe: by which methods integers are chosen. What it decides is done as it is; what it leaves open is
       left to the effort, then to the config.
     effort: "fast" corrects biases iteratively; "balanced" also tries joint equalization and closed-form
@@ -95,6 +119,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     (dtype('int8'), 8)
   """
   model = as_tf_keras(model)
+  if config == nested_family.NAME:
+    return _family(model, calibration, seed)
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   recipe = recipe or Recipe()
   config = config.following(recipe)
@@ -122,6 +148,20 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     logging.warning("quantize: %r%s: %s; %s.", narrow.tensor, others, narrow, narrow.remedy())
   return QuantizationResult(final, encodings, network.qmodel, report, graph,
                             network.float_params)
+
+
+def _family(model: keras.Model, calibration: Any, seed: int) -> QuantizationResult:
+  """Returns the result of 8 bits, with the networks of all widths."""
+  if isinstance(calibration, InputRange):
+    raise ValueError("quantize: config='any8' rounds on calibration images; give some, or choose 'int8'.")
+  report = Report()
+  with report.stage("rewrite"):
+    graph = read(model, QuantConfig())
+  images = gather(calibration, keras_calls.input_specs(model))
+  family = nested_family.nested_family(graph, images, report, seed=seed)
+  widest, network = next(iter(family.members.values())), family.network
+  return QuantizationResult(widest.model, widest.encodings, network.qmodel, report, widest.graph,
+                            network.float_params, family.members)
 
 
 def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:

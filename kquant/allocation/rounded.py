@@ -16,7 +16,7 @@ from kquant.doctor.rules import rule_of
 from kquant.graph.nodes import weights_of_class
 from kquant.ptq.layerwise.bias_correction import output_shift
 from kquant.ptq.layerwise.input_moments import merged
-from kquant.ptq.layerwise.layer_rounding import round_kernel, turn_moments
+from kquant.ptq.layerwise.layer_rounding import fitting_threads, moments_of, round_kernel
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 
 
@@ -57,10 +57,11 @@ def _at_widths(patient: Patient, turn: LayerTurn, widths: Sequence[int],
   if method == "nearest" or turn.patches is None:
     return {bits: _nearest(patient, turn, bits) for bits in widths}
   ((name, grid),) = turn.layer.weight_encodings().items()
-  moments, found = [merged(turn_moments(turn, generator))], {}
+  moments, found = [merged(moments_of(turn, generator))], {}
   for bits in widths:
     wanted = dataclasses.replace(grid, bits=bits)
-    integers, scale = round_kernel(turn, params[name], wanted, moments, method=method)
+    with fitting_threads(turn):
+      integers, scale = round_kernel(turn, params[name], wanted, moments, method=method)
     found[bits] = _rounded(patient, turn, {name: dataclasses.replace(wanted, scale=scale)}, {name: integers})
   return found
 

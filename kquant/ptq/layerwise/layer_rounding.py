@@ -107,7 +107,7 @@ def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, n
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
   generator = np.random.default_rng(seed)
-  return _change_layers(turns, float_params, statistics, lambda turn, params: _round_layer(
+  return change_layers(turns, float_params, statistics, lambda turn, params: _round_layer(
       turn, params, generator, method=method))
 
 
@@ -125,10 +125,10 @@ def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.
     if turn.layer.name in layers:
       _round_layer(turn, params, generator)
 
-  return _change_layers(turns, float_params, statistics, change)
+  return change_layers(turns, float_params, statistics, change)
 
 
-def _change_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
+def change_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
                    statistics: Statistics,
                    change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> list[str]:
   """Changes each linear layer at its first turn, then corrects its bias; returns the names of the others.
@@ -152,14 +152,21 @@ def _round_layer(turn: LayerTurn, params: dict[str, np.ndarray], generator: np.r
                  method: str = "closed_form") -> None:
   """Sets the integers and the scale of a layer, whose float weights are given."""
   ((name, grid),) = turn.layer.weight_encodings().items()  # of a linear layer
-  kernel, scale = round_kernel(turn, params[name], grid, turn_moments(turn, generator), method=method)
+  halves = moments_of(turn, generator)
+  with fitting_threads(turn):
+    kernel, scale = round_kernel(turn, params[name], grid, halves, method=method)
   turn.layer.set_scale(name, scale)
   turn.layer.set_integers(name, kernel)
 
 
-def turn_moments(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:
-  """Returns the moments of a layer's inputs, as `round_kernel` takes them."""
+def moments_of(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:
+  """Returns the moments of what a layer reads, in its turn or, where it is shared, in all of its calls."""
   return (moments_of_calls if turn.is_shared else measure_moments)(turn, generator)
+
+
+def fitting_threads(turn: LayerTurn) -> threadpool_limits:
+  """Returns a context in which BLAS has as many threads as the size of a layer is worth."""
+  return threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas")
 
 
 def _correct_layer(turn: LayerTurn, params: dict[str, np.ndarray], statistics: Statistics) -> None:
@@ -177,24 +184,14 @@ def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: li
   Args:
     turn: of the kernel's layer.
     grid: gives the bits, and whether scales are per-channel.
-    halves: moments of the layer's inputs, as `turn_moments` returns them.
+    halves: moments of the layer's inputs, as `moments_of` returns them.
   """
-  with threadpool_limits(1 if turn.patches.inputs <= _FEW_INPUTS else None, user_api="blas"):
-    return _round_kernel(turn, kernel, grid, halves, method)
-
-
-def _round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments],
-                  method: str) -> tuple[np.ndarray, np.ndarray]:
-  patches = turn.patches
-  parts = cuts(patches.inputs)
-  matrix = patches.matrix(kernel).astype(np.float64)
-  whole, cut = matrix.shape, (patches.blocks * parts, patches.inputs // parts, patches.outputs)
-  matrix = (matrix.reshape(cut) + undoing(matrix.reshape(cut), halves)).reshape(whole)
-  damping = np.clip(_DAMPING * patches.inputs / parts / turn.images, _LEAST_DAMPING, _MOST_DAMPING)
-  gram = rounding.damped(merged(halves).gram, damping)
-  problem, per_channel = RoundingProblem(matrix.reshape(cut), gram, grid.limits[1]), grid.axis is not None
-  weight = np.diagonal(gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
-  scale = rounding.weighted_scale(matrix, weight, problem.qmax, per_channel=per_channel)
+  patches, per_channel = turn.patches, grid.axis is not None
+  problem = problem_of(turn, kernel, halves, grid.limits[1])
+  parts, whole = cuts(patches.inputs), (patches.blocks, patches.inputs, patches.outputs)
+  weight = np.diagonal(problem.gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
+  scale = rounding.weighted_scale(problem.kernel.reshape(whole), weight, problem.qmax,
+                                  per_channel=per_channel)
   if method == "adaround":
     integers = adaround(problem, _spread(scale, patches, parts))
   elif patches.inputs <= rounding.LARGEST_ENUMERATED:
@@ -204,6 +201,21 @@ def _round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: l
   else:  # one scale for several parts: it stays
     integers, _ = rounding.rounded(problem, _spread(scale, patches, parts), keep_scale=True)
   return patches.kernel(integers.reshape(whole)), scale.reshape(-1)
+
+
+def problem_of(turn: LayerTurn, kernel: np.ndarray, halves: list[Moments], qmax: int) -> RoundingProblem:
+  """Returns what the integers of a float kernel are chosen by; inputs of a large layer are cut into parts.
+
+  Args:
+    turn, kernel, halves: as of `round_kernel`.
+    qmax: the last integer.
+  """
+  patches, parts = turn.patches, cuts(turn.patches.inputs)
+  matrix = patches.matrix(kernel).astype(np.float64).reshape(
+      patches.blocks * parts, patches.inputs // parts, patches.outputs)
+  damping = np.clip(_DAMPING * patches.inputs / parts / turn.images, _LEAST_DAMPING, _MOST_DAMPING)
+  gram = rounding.damped(merged(halves).gram, damping)
+  return RoundingProblem(matrix + undoing(matrix, halves), gram, qmax)
 
 
 def _spread(scale: np.ndarray, patches: Patches, parts: int) -> np.ndarray:

@@ -152,31 +152,36 @@ def _in_order(rest: np.ndarray, upper: np.ndarray, scale: np.ndarray,
 
 
 def descend(problem: RoundingProblem, integers: np.ndarray, scale: np.ndarray, *,
-            sweeps: int = 4) -> np.ndarray:
+            sweeps: int = 4, limits: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
   """Returns integers of which none can be moved by itself to a lower e^T H e, or those after `sweeps`.
 
   The best step of integer k is -(H e)_k / (H_kk s), rounded.
+
+  Args:
+    limits: (lowest, highest) of each integer, shaped like them; None: -qmax, qmax.
   """
   integers, gram = integers.astype(np.float32), problem.gram.astype(np.float32)
   scale = problem.per_output(np.float32(scale))
+  low, high = limits or (np.full(integers.shape, end, np.float32) for end in (-problem.qmax, problem.qmax))
   for block, kernel in enumerate(problem.kernel):
     slope = gram[block] @ (integers[block] * scale[block] - kernel.astype(np.float32))
     for _ in range(sweeps):
-      if not _sweep(integers[block], slope, gram[block], scale[block, 0], problem.qmax):
+      if not _sweep(integers[block], slope, gram[block], scale[block, 0], (low[block], high[block])):
         break
   return integers
 
 
-def _sweep(integers: np.ndarray, slope: np.ndarray, gram: np.ndarray, scale: np.ndarray, qmax: int) -> bool:
+def _sweep(integers: np.ndarray, slope: np.ndarray, gram: np.ndarray, scale: np.ndarray,
+           limits: tuple[np.ndarray, np.ndarray]) -> bool:
   """Moves each input's integers once, in place, with slope = H e; says whether any moved."""
-  moved = False
+  moved, (low, high) = False, limits
   for start in range(0, len(integers), _AT_ONCE):
     stop = min(start + _AT_ONCE, len(integers))
     own, local = gram[start:stop, start:stop], slope[start:stop].copy()
     steps = np.zeros((stop - start, integers.shape[1]), slope.dtype)
     for i, k in enumerate(range(start, stop)):
       wanted = integers[k] - np.rint(local[i] / (own[i, i] * scale))
-      moves = np.clip(wanted, -qmax, qmax) - integers[k]
+      moves = np.clip(wanted, low[k], high[k]) - integers[k]
       if moves.any():
         integers[k] += moves
         steps[i] = moves * scale

@@ -26,7 +26,8 @@ def extractor(tmp_path_factory):
   """The compiled program, with checks of every access."""
   program = tmp_path_factory.mktemp("c") / "extract"
   command = [GCC, "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g",
-             "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{HEADER.parent}", pathlib.Path(__file__).with_name("extract.c"),
+             "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{HEADER.parent}",
+             pathlib.Path(__file__).with_name("extract.c"),
              "-o", program]
   subprocess.run(command, check=True, capture_output=True)
   return program
@@ -73,7 +74,8 @@ def test_damage_is_told(extractor, bundle, tmp_path):
            (contents[:100], CUT_OFF), (contents[:-300], CUT_OFF), (b"", NO_BUNDLE), (bytes(flipped), DAMAGED),
            (other(KERN=sections["KERN"][:-1]), DAMAGED), (other(KERN=b"\xff" * 64), DAMAGED),
            (other(KERN=bytes(64)), DAMAGED), (other(CODE=sections["CODE"][:-1]), DAMAGED),
-           (other(W004=sections["W004"][:16]), DAMAGED), (other(W004=b"\x09" + sections["W004"][1:]), DAMAGED),
+           (other(W004=sections["W004"][:16]), DAMAGED),
+           (other(W004=b"\x09" + sections["W004"][1:]), DAMAGED),
            (other(W004=sections["W004"][:4] + b"\xff" * 400), DAMAGED)]
   for index, (damaged, expected) in enumerate(cases):
     (tmp_path / "m.kqf").write_bytes(damaged)
