@@ -27,6 +27,13 @@ def test_example_runs(name, arguments, line, tmp_path):
   assert "integer 0.9" in run_example(tmp_path, name, *arguments).splitlines()[line]
 
 
+@pytest.mark.slow
+def test_example_of_any_precision_runs(tmp_path):
+  output = run_example(tmp_path, "03_any_precision.py")
+  found = re.findall(r"(\d) bits  integer (0\.\d+), .* certified", output)
+  assert [bits for bits, _ in found] == ["8", "4", "2"] and min(float(top1) for _, top1 in found) > 0.95
+
+
 def test_example_of_sequences_runs(tmp_path):
   found = dict(re.findall(r"(\w+) +(0\.\d+)", run_example(tmp_path, "04_sequences.py")))
   assert float(found["integer"]) > float(found["float"]) - 0.02 > 0.85 and float(found["agreement"]) > 0.97
@@ -42,7 +49,7 @@ def test_example_on_cifar10_runs(shared_data, tmp_path):
 
 def test_every_example_is_run():
   assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py", "04_sequences.py"}
+      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py", "03_any_precision.py", "04_sequences.py"}
 
 
 def run_example(folder, name, *arguments):
@@ -62,7 +69,8 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
                          ids=lambda path: path.stem)
 def test_flags_exist(path):
-  from kquant.cli import allocate, analyze, benchmark, export, ptq, qat, verify  # noqa: F401  they define their flags
+  from kquant.cli import (  # noqa: F401  they define their flags
+      allocate, analyze, benchmark, export, family, ptq, qat, verify)
   text = "\n".join(line for line in path.read_text().splitlines() if "benchmarks/" not in line)
   for name in re.findall(r"--([a-z_]+)[=`]", text):
     assert name == "help" or name in flags.FLAGS, name

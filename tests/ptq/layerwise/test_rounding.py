@@ -158,3 +158,13 @@ def test_moments_with_eigenvalues_below_zero_are_factorized():
   np.testing.assert_allclose(factor @ factor.T, gram + 0.1 * np.sqrt(25.0144) * np.eye(3), rtol=1e-9)
   fine = np.array([[2.0, 1.0], [1.0, 2.0]])
   np.testing.assert_array_equal(rounding.cholesky(fine), np.linalg.cholesky(fine))
+
+
+def test_descend_stays_within_the_limits_of_each_integer():
+  # H = I: each weight goes to its nearest integer, 5 and -3, within its own limits.
+  kernel = np.array([[[5.2], [-3.1]]])
+  problem = rounding.RoundingProblem(kernel, np.eye(2)[None], 7)
+  limits = np.array([[[-7.0], [-2.0]]]), np.array([[[4.0], [7.0]]])
+  assert rounding.descend(problem, np.zeros((1, 2, 1)), np.ones((1, 1, 1))).reshape(-1).tolist() == [5, -3]
+  within = rounding.descend(problem, np.zeros((1, 2, 1)), np.ones((1, 1, 1)), limits=limits)
+  assert within.reshape(-1).tolist() == [4, -2]
