@@ -41,6 +41,7 @@ _HOMES = {
     "absorb_bias": "kquant.rewrites.scaling.absorb_bias",
     "split_outlier_channels": "kquant.rewrites.scaling.outlier_channels",
     "describe_scale_groups": "kquant.rewrites.scaling.scale_groups",
+    "tile_squeeze_excite": "kquant.rewrites.approximate.squeeze_excite",
     "insert_quantizers": "kquant.qmodel.insert",
     "calibrate": "kquant.qmodel.calibrate",
     "round_weights": "kquant.ptq.layerwise.layer_rounding",

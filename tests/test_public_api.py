@@ -72,6 +72,7 @@ def test_names_of_kquant():
       "round_weights",
       "split_outlier_channels",
       "standardize",
+      "tile_squeeze_excite",
   ]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
