@@ -63,6 +63,36 @@ def find_blocks(graph: Graph) -> tuple[list[SqueezeExcite], list[tuple[Node, str
   return blocks, others
 
 
+def image_and_means(product: Node) -> tuple[Ref, list[Node]] | None:
+  """Returns the image of a block, tiled or not, and the calls that take means of it; None for all else.
+
+  Every path from the other factor leads to a mean over pixels of the image, or of a part of it.
+  """
+  if product.facts.arithmetic != "product" or len(product.inputs) != 2 or len(product.shapes[0]) != 4:
+    return None
+  for place, gate in enumerate(product.inputs):
+    image, means, seen, todo = product.inputs[1 - place], [], set(), [gate.node]
+    while todo:
+      node = todo.pop()
+      if node in seen:
+        continue
+      seen.add(node)
+      if node.facts.pools:
+        means.append(node)
+      else:
+        todo += [ref.node for ref in node.inputs] or [image.node]
+    if image.node not in seen and means and all(_origin(node.inputs[0]) == image for node in means):
+      return image, means[::-1]
+  return None
+
+
+def _origin(ref: Ref) -> Ref:
+  """The tensor that parts and other shapes of it are made of."""
+  while ref.node.facts.role == "move" and len(ref.node.inputs) == 1:
+    ref = ref.node.inputs[0]
+  return ref
+
+
 class _NoBlockError(Exception):
   """Why a product is no block."""
 

@@ -17,6 +17,8 @@ from kquant.rewrites.standardize.building import add_crop, add_operator, add_res
 
 Tile = tuple[int, int]
 """Rows and columns."""
+TILE_OF_NAME = r"/\d\d/mean$"
+"""What the name of a mean over tiles has behind that of the mean over the image."""
 
 
 @graph_pass
