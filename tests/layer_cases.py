@@ -74,6 +74,8 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Conv2DTranspose": lambda: one(layers.Conv2DTranspose(5, 3, strides=2, activation="relu")),
     "Conv3D": lambda: one(layers.Conv3D(5, (2, 3, 3), (1, 2, 1), "same", activation="relu"), VOLUME),
     "Conv3DTranspose": lambda: one(layers.Conv3DTranspose(5, (2, 3, 3), (2, 2, 1)), VOLUME),
+    "ConvLSTM1D": lambda: one(layers.ConvLSTM1D(3, 2), (4, 6, 3)),
+    "ConvLSTM2D": lambda: one(layers.ConvLSTM2D(3, 2), VOLUME),
     "Cropping1D": lambda: one(layers.Cropping1D(1), ROWS),
     "Cropping2D": lambda: one(layers.Cropping2D(((1, 0), (2, 1)))),
     "Cropping3D": lambda: one(layers.Cropping3D(((1, 0), (2, 1), (0, 1))), VOLUME),
@@ -188,8 +190,6 @@ def _multi_head_masks() -> keras.Model:
 
 
 REFUSED: dict[str, Callable[[], keras.Model]] = {
-    "ConvLSTM1D": lambda: one(layers.ConvLSTM1D(3, 2), (4, 6, 3)),
-    "ConvLSTM2D": lambda: one(layers.ConvLSTM2D(3, 2), VOLUME),
     "ConvLSTM3D": lambda: one(layers.ConvLSTM3D(3, 2), (3, *VOLUME)),
     "Discretization": lambda: one(layers.Discretization([0.0, 1.0])),
     "Hashing": lambda: one(layers.Hashing(4), (3,), "int32"),

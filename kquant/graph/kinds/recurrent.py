@@ -15,6 +15,8 @@ def _why_left(call: Call) -> Refusal:
   """Says why `standardize` leaves a layer."""
   config, steps = call.config, call.inputs[0].shape[1]
   config = {**config, **config.get("layer", {}).get("config", {})}  # of what a Bidirectional wraps
+  if config.get("data_format") == "channels_first":
+    return Refusal("is channels_first", "build the model with channels_last")
   if config.get("stateful"):
     return Refusal("keeps its state from one run to the next (stateful=True)",
                    "build it with stateful=False and load the weights; its state can be an input "
@@ -47,9 +49,10 @@ KINDS: dict[str, LayerFacts] = {
     "GRU": UNROLLED,
     "SimpleRNN": UNROLLED,
     "RNN": UNROLLED,
-    "ConvLSTM1D": _REFUSED,
-    "ConvLSTM2D": _REFUSED,
-    "ConvLSTM3D": _REFUSED,
+    "ConvLSTM1D": UNROLLED,
+    "ConvLSTM2D": UNROLLED,
+    "ConvLSTM3D": refused("has kernels of three dimensions and no integer form",
+                          "use ConvLSTM2D with the depth in the channels"),
     "GRUCell": _REFUSED,
     "LSTMCell": _REFUSED,
     "SimpleRNNCell": _REFUSED,

@@ -36,19 +36,21 @@ class Cell(abc.ABC):
     graph: that they are added to.
     name: of the recurrent layer.
     node: its call; `node.config` is that of the cell.
-    params: kernel [features, gates * units], recurrent_kernel [units, gates * units], bias or none.
+    params: kernel [..., features, gates * units], recurrent_kernel [..., units, gates * units], bias or none.
   """
 
   order: tuple[int, ...]
   """The gates as Keras orders them in its kernels, those of the sigmoid first, the candidate last."""
   states = 1
   """How many tensors Keras calls the state."""
+  rank = 0
+  """Axes that its kernels slide over."""
   remembered: tuple[bool, ...] = (True,)
   """Of each tensor that goes from step to step: whether the first step makes it by the layer of all steps."""
 
   def __init__(self, graph: Graph, name: str, node: Node, params: dict[str, np.ndarray]):
     self.graph, self.name, self.node, self.params = graph, name, node, params
-    self.units = params["recurrent_kernel"].shape[0]
+    self.units = params["recurrent_kernel"].shape[-2]
     self._layers: dict[str, LayerDef] = {}
 
   @abc.abstractmethod
@@ -73,19 +75,20 @@ class Cell(abc.ABC):
       self.graph.skip(self.node, "its recurrent_dropout is left out of training")
     if not config.get("dropout"):
       return source
-    layer = self.graph.new_layer(keras.layers.SpatialDropout1D, f"{self.name}/dropout",
-                                 {"rate": config["dropout"]})
+    positions = (None,) * (len(source.shape) - 2)
+    layer = self.graph.new_layer(keras.layers.Dropout, f"{self.name}/dropout", {
+        "rate": config["dropout"], "noise_shape": (None, 1, *positions)})
     return self.graph.add_node(layer, (source,), source.shape)
 
   def _steps(self, name: str, source: Ref, columns: np.ndarray) -> list[Ref]:
     bias = self.input_bias()
-    product = self.dense(name, source, self.params["kernel"][:, columns],
-                         None if bias is None else bias[columns])
+    product = self.product(name, source, self.params["kernel"][..., columns],
+                           None if bias is None else bias[columns])
     return add_steps(self.graph, f"{self.name}/{name}", product)
 
   def parts(self) -> dict[str, np.ndarray]:
     """{part: the columns of Keras' kernels}: the gates, which go through the sigmoid, and the candidate."""
-    columns = np.arange(self.params["kernel"].shape[1]).reshape(-1, self.units)[list(self.order)]
+    columns = np.arange(self.params["kernel"].shape[-1]).reshape(-1, self.units)[list(self.order)]
     parts = {"gates": columns[:-1].reshape(-1), "candidate": columns[-1]}
     return {name: chosen for name, chosen in parts.items() if len(chosen)}
 
@@ -95,27 +98,34 @@ class Cell(abc.ABC):
 
   # --- layers that every step calls --------------------------------------------------------------
 
-  def dense(self, name: str, source: Ref, kernel: np.ndarray, bias: np.ndarray | None = None) -> Ref:
-    """Multiplies by a kernel [in, out], that of a hard sigmoid in its slope."""
+  def product(self, name: str, source: Ref, kernel: np.ndarray, bias: np.ndarray | None = None) -> Ref:
+    """Multiplies by a kernel [..., in, out], that of a hard sigmoid in its slope."""
     hard = name.endswith("gates") and self.node.config.get("recurrent_activation") in _HARD
     factor, shift = (_SLOPE, _MIDDLE if name.startswith("kernel") else 0.0) if hard else (1.0, 0.0)
     if hard and bias is None and shift:
-      bias = np.zeros(kernel.shape[1])
+      bias = np.zeros(kernel.shape[-1])
     params = {"kernel": (factor * kernel).astype(np.float32)}
     if bias is not None:
       params["bias"] = (factor * bias + shift).astype(np.float32)
-    weights = {"kernel": "recurrent" if name.startswith("recurrent") else "kernel", "bias": "bias"}
     if name not in self._layers:
-      config = training_config(self.graph, self.node, weights, factor=factor)
-      self._layers[name] = self.graph.new_layer(
-          keras.layers.Dense, f"{self.name}/{name}",
-          {"units": kernel.shape[1], "use_bias": "bias" in params, **config}, params)
-    return self.graph.add_node(self._layers[name], (source,), (*source.shape[:-1], kernel.shape[1]))
+      self._layers[name] = self.product_layer(name, params, factor)
+    shape = (*self.positions(name, source), kernel.shape[-1])
+    return self.graph.add_node(self._layers[name], (source,), shape)
+
+  def product_layer(self, name: str, params: dict[str, np.ndarray], factor: float) -> LayerDef:
+    """Returns the layer that multiplies by a kernel, which is larger than Keras' by a factor."""
+    config = training_config(self.graph, self.node, weights_of(name), factor=factor)
+    return self.graph.new_layer(keras.layers.Dense, f"{self.name}/{name}", {
+        "units": params["kernel"].shape[-1], "use_bias": "bias" in params, **config}, params)
+
+  def positions(self, name: str, source: Ref) -> tuple[int | None, ...]:
+    """The shape of a product of a tensor, without its channels."""
+    return source.shape[:-1]
 
   def recurrent(self, part: str, state: Ref, bias: np.ndarray | None = None) -> Ref:
     """Multiplies a state by the recurrent kernel of a part."""
-    kernel = self.params["recurrent_kernel"][:, self.parts()[part]]
-    return self.dense(f"recurrent_{part}", state, kernel, bias)
+    kernel = self.params["recurrent_kernel"][..., self.parts()[part]]
+    return self.product(f"recurrent_{part}", state, kernel, bias)
 
   def merge(self, cls: type, name: str, inputs: list[Ref]) -> Ref:
     """Calls Add, Subtract or Multiply on two tensors."""
@@ -180,6 +190,11 @@ class Cell(abc.ABC):
     return self.graph.add_node(self._layers[name], args, shape)
 
 
+def weights_of(name: str) -> dict[str, str]:
+  """{weight of a product: what Keras calls it}."""
+  return {"kernel": "recurrent" if name.startswith("recurrent") else "kernel", "bias": "bias"}
+
+
 class LstmCell(Cell):
   """i, f, o = sigmoid(...), g = tanh(...); c' = f c + i g; h' = o tanh(c')."""
 
@@ -234,7 +249,7 @@ class GruCell(Cell):
           keras.layers.Multiply, "reset", [reset, h]))
     if h is not None:
       return self.merge(keras.layers.Multiply, "reset", [reset, self.recurrent("candidate", h, inner)])
-    return None if inner is None or not inner.any() else self.dense("first_reset", reset, np.diag(inner))
+    return None if inner is None or not inner.any() else self.product("first_reset", reset, np.diag(inner))
 
 
 class SimpleCell(Cell):
@@ -247,8 +262,3 @@ class SimpleCell(Cell):
     (h,) = state
     total = self.total("candidate", inputs[0], None if h is None else self.recurrent("candidate", h))
     return [self.activate("state", self.node.config["activation"], total)]
-
-
-CELLS: dict[str, type[Cell]] = {"LSTM": LstmCell, "GRU": GruCell, "SimpleRNN": SimpleCell,
-                                "LSTMCell": LstmCell, "GRUCell": GruCell, "SimpleRNNCell": SimpleCell}
-"""{kind of a layer or cell: its layers}."""

@@ -12,7 +12,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.recurrent import MOST_STEPS
 from kquant.graph.nodes import Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_sequence, add_split, is_fixed
-from kquant.rewrites.standardize.cells import ACTIVATIONS, CELLS, GATES, Cell, State
+from kquant.rewrites.standardize.cells import ACTIVATIONS, GATES, Cell, State
+from kquant.rewrites.standardize.conv_cells import CELLS
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
 
 
@@ -37,7 +38,7 @@ class _Run:
   """What a recurrent layer makes of a sequence.
 
   Attributes:
-    outputs: of each step, [batch, units], in the order in which they were made.
+    outputs: of each step, [batch, ..., units], in the order in which they were made.
     state: behind the last step.
   """
 
@@ -129,9 +130,11 @@ def merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
 def _is_plain(node: Node, config: dict[str, Any], kind: str = "") -> bool:
   """Whether a call has no constants or state of its own, and a fixed length."""
   cells = _cells_of(kind or node.kind, config)
+  rank = CELLS[cells[0][0]].rank if cells[0][0] in CELLS else 0
   return (is_fixed(*node.inputs) and not config.get("stateful") and not config.get("time_major")
-          and node.kwargs.keys() <= {"mask"}
-          and len(node.inputs[0].shape) == 3 and node.inputs[0].shape[1] <= MOST_STEPS
+          and config.get("data_format") != "channels_first"
+          and node.kwargs.keys() <= (set() if rank else {"mask"})
+          and len(node.inputs[0].shape) == 3 + rank and node.inputs[0].shape[1] <= MOST_STEPS
           and all(cell in CELLS and own.get("activation") in ACTIVATIONS
                   and own.get("recurrent_activation", GATES[0]) in GATES for cell, own in cells))
 
