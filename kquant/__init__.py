@@ -35,6 +35,8 @@ _HOMES = {
     "describe": "kquant.qmodel.describe",
     "rewrite": "kquant.graph.passes",
     "standardize": "kquant.rewrites.standardize.standardize",
+    "streaming": "kquant.rewrites.streaming",
+    "stream_inputs": "kquant.rewrites.streaming",
     "fold_batch_norm": "kquant.rewrites.folding.batch_norm",
     "equalize": "kquant.rewrites.scaling.equalize",
     "prune_dead_channels": "kquant.rewrites.scaling.dead_channels",

@@ -13,8 +13,8 @@ import sys
 import types
 
 _LOOK_UP = "tf_keras.src.saving.object_registration"
-_REGISTERING = ("kquant.graph.capped_relu", "kquant.graph.functions", "kquant.graph.masks",
-                "kquant.qmodel.configs",
+_REGISTERING = ("kquant.graph.capped_relu", "kquant.graph.carry", "kquant.graph.functions",
+                "kquant.graph.masks", "kquant.graph.row_lookup", "kquant.qmodel.configs",
                 "kquant.qmodel.quantize_activation", "kquant.qmodel.quantize_weights",
                 "kquant.qmodel.folded_conv", "kquant.qat.metrics", "kquant.anyprecision.model")
 _MODELS = ("Functional", "Sequential", "Model")  # beside those that users register, as package>name

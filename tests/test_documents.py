@@ -39,6 +39,11 @@ def test_example_of_sequences_runs(tmp_path):
   assert float(found["integer"]) > float(found["float"]) - 0.02 > 0.85 and float(found["agreement"]) > 0.97
 
 
+def test_example_of_streaming_runs(tmp_path):
+  found = dict(re.findall(r"(\w+) +([01]\.\d+)", output := run_example(tmp_path, "05_streaming.py")))
+  assert float(found["stream"]) > 0.9 and float(found["agreement"]) > 0.97 and "exact True" in output
+
+
 @pytest.mark.slow
 def test_example_on_cifar10_runs(shared_data, tmp_path):
   output = run_example(tmp_path, "02b_qat_cifar10.py", shared_data / "models" / "resnet8_cifar10.h5",
@@ -49,7 +54,8 @@ def test_example_on_cifar10_runs(shared_data, tmp_path):
 
 def test_every_example_is_run():
   assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py", "03_any_precision.py", "04_sequences.py"}
+      "01_quantize.py", "02_qat_fit.py", "02b_qat_cifar10.py", "03_any_precision.py", "04_sequences.py",
+      "05_streaming.py"}
 
 
 def run_example(folder, name, *arguments):

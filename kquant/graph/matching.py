@@ -21,13 +21,15 @@ def looped_layers(graph: Graph) -> set[LayerDef]:
   """Returns the layers of steps that follow one another: calls of layers that read what their own calls made.
 
   That are several layers called more than once which form a circle, at least one of them with weights: the
-  cell of a recurrent network, unrolled.
+  cell of a recurrent network, unrolled. A state that the next run gets closes a circle, too.
   """
+  carried = carried_states(graph)
   counts = collections.Counter(node.layer for node in graph.nodes)
   layers = {layer: place for place, layer in enumerate(
-      layer for layer, count in counts.items() if count > 1)}
+      layer for layer, count in counts.items() if count > 1 or carried)}
   links = {(layers[ref.node.layer], layers[node.layer]) for node in graph.nodes if node.layer in layers
            for ref in node.inputs if ref.node.layer in layers}
+  links |= {(layers[state.node.layer], layers[entered.node.layer]) for entered, state in carried.items()}
   if not links:
     return set()
   first, second = np.transpose(list(links))
@@ -36,6 +38,11 @@ def looped_layers(graph: Graph) -> set[LayerDef]:
   circles = {labels[a] for a, b in links if a != b and labels[a] == labels[b]}
   weighted = {labels[place] for layer, place in layers.items() if layer.facts.weights}
   return {layer for layer, place in layers.items() if labels[place] in circles & weighted}
+
+
+def carried_states(graph: Graph) -> dict[Ref, Ref]:
+  """Returns {input of the model: the output that the next run gets in its place}."""
+  return {node.inputs[1]: Ref(node) for node in graph.nodes if node.facts.carries}
 
 
 def remembering_layers(graph: Graph) -> set[LayerDef]:

@@ -20,7 +20,13 @@ from kquant.core.text import scope_name
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.flat_parts import EVERYTHING
 from kquant.graph.kinds.table import LAYERS
-from kquant.graph.matching import fuses_into_reader, grid_groups, remembering_layers
+from kquant.graph.matching import (
+  carried_states,
+  fuses_into_reader,
+  grid_groups,
+  looped_layers,
+  remembering_layers,
+)
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
@@ -76,6 +82,7 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   _check_inputs(graph)
   for node in graph.nodes:
     check_supported(node)
+  _part_read_states(graph)
   _part_colliding_grids(graph, limits)
   remembering = remembering_layers(graph)
   decided = {ref: _decide(graph, refs, config, remembering) for refs in grid_groups(graph) for ref in refs}
@@ -211,6 +218,23 @@ def _remedy_of_unknown(node: Node) -> str:
   return f"use what has one, such as {', '.join(near)}: docs/layers.md lists the layers"
 
 
+def _part_read_states(graph: Graph) -> None:
+  """Lets matrix products read a state that enters, and that is remembered as well, in their own bits."""
+  looped = looped_layers(graph)
+  for ref in carried_states(graph):
+    readers = [node for node in graph.readers(ref) if node.layer in looped and not node.facts.carries]
+    products = [node for node in readers if node.facts.weights]
+    if products and products != readers:
+      graph.redirect(ref, _requantized(graph, ref), only=products.__contains__)
+      graph.edit(ref.node, "requantized: it is remembered, and read by matrix products")
+  graph.normalize()
+
+
+def _requantized(graph: Graph, ref: Ref) -> Ref:
+  layer = graph.new_layer(keras.layers.Activation, _layer_name(ref, "requantize"), {"activation": "linear"})
+  return graph.add_node(layer, (ref,), ref.shape)
+
+
 def _part_colliding_grids(graph: Graph, limits: Target) -> None:
   """Puts a requantization behind each source whose grid cannot be that of its group.
 
@@ -229,11 +253,9 @@ def _part_colliding_grids(graph: Graph, limits: Target) -> None:
         reason = f"no fused activation clamps at {cap}"
       else:
         continue
-      layer = graph.new_layer(keras.layers.Activation, _layer_name(ref, "requantize"),
-                              {"activation": "linear"})
       movers = [node for node in graph.readers(ref)
                 if node.facts.role in ("move", "average") and ref in node.moved]
-      graph.redirect(ref, graph.add_node(layer, (ref,), ref.shape), only=movers.__contains__)
+      graph.redirect(ref, _requantized(graph, ref), only=movers.__contains__)
       graph.edit(ref.node, f"requantized: {reason}")
   graph.normalize()
 

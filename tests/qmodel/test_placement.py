@@ -359,7 +359,7 @@ class Dense(layers.Dense):
 
 
 REFUSED = {
-    "ConvLSTM2D": (lambda: layers.ConvLSTM2D(2, 2, name="bad"), (3, 6, 6, 2), "no integer form"),
+    "ConvLSTM3D": (lambda: layers.ConvLSTM3D(2, 2, name="bad"), (3, 3, 3, 3, 2), "use ConvLSTM2D"),
     "channels_first": (lambda: layers.Conv2D(4, 3, data_format="channels_first", name="bad"), (4, 8, 8),
                        "build the model with channels_last"),
     "channels_first pool": (lambda: layers.MaxPooling2D(2, data_format="channels_first", name="bad"),

@@ -149,7 +149,13 @@ def _reshape(builder: ProgramBuilder, node: Node) -> None:
   builder.reshape(node, source, builder.activation(Ref(node)))
 
 
+def _carry(builder: ProgramBuilder, node: Node) -> None:
+  """A copy of the state under its own name."""
+  builder.reshape(node, builder.inputs(node)[0], builder.activation(Ref(node)))
+
+
 LOWERINGS: dict[str, Lower] = {
+    "CarryState": _carry,
     "Concatenate": _concatenate,
     "Cropping1D": _cropping,
     "Cropping2D": _cropping,

@@ -73,10 +73,12 @@ class LayerFacts:
     caps: name of the variable with one cap a channel of a ReLU.
     slopes: name of the variable with the slopes below 0.
     table: name of the variable whose rows are looked up by an integer input.
+    counts_rows: an index that its table has no row for is an error.
     takes_indices: reads an integer input of the model.
     known_range: returns (low, high) of its output where that is known without data.
     compares: config entry of the number that it tells from all others, on the grid of its input.
     chooses: chooses by a mask, its first input or a constant, among the others, with which it shares a grid.
+    carries: passes its first input on; the next run of the network gets it in the place of the second.
     mask: the mask of its output, where that is not its first input's if its class supports masks: "made" by
       the layer, "all" of its inputs' masks, these "joined", of a "sequence" alone, or "none".
     takes_mask: a mask of its inputs changes what it computes; `standardize` makes it an argument "mask".
@@ -120,10 +122,12 @@ class LayerFacts:
   caps: str = ""
   slopes: str = ""
   table: str = ""
+  counts_rows: bool = False
   takes_indices: bool = False
   known_range: RangeRule | None = None
   compares: str = ""
   chooses: bool = False
+  carries: bool = False
   mask: str = ""
   takes_mask: bool = False
   flat_rule: FlatRule | None = None

@@ -19,8 +19,7 @@ def _why_left(call: Call) -> Refusal:
     return Refusal("is channels_first", "build the model with channels_last")
   if config.get("stateful"):
     return Refusal("keeps its state from one run to the next (stateful=True)",
-                   "build it with stateful=False and load the weights; its state can be an input "
-                   "(initial_state=) and an output (return_state=True) of the model")
+                   "kquant.streaming makes its state an input and an output of the model")
   if None in call.inputs[0].shape[1:]:
     return Refusal("reads a sequence of open length", "fix it: --input_shape=STEPS,FEATURES, or "
                    "kquant.load_model(path, input_shape=(steps, features))")
@@ -49,6 +48,7 @@ KINDS: dict[str, LayerFacts] = {
     "GRU": UNROLLED,
     "SimpleRNN": UNROLLED,
     "RNN": UNROLLED,
+    "CarryState": LayerFacts("move", carries=True),
     "ConvLSTM1D": UNROLLED,
     "ConvLSTM2D": UNROLLED,
     "ConvLSTM3D": refused("has kernels of three dimensions and no integer form",

@@ -40,10 +40,12 @@ class _Run:
   Attributes:
     outputs: of each step, [batch, ..., units], in the order in which they were made.
     state: behind the last step.
+    carried: the state as the next run of the network gets it.
   """
 
   outputs: list[Ref]
   state: State
+  carried: State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ def unroll(graph: Graph, node: Node) -> None:
   elif layers and _is_plain(node, node.config):
     run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), masked_inputs(node)[1:],
                list(node.layer.params.values()))
+    _carry(graph, node, run.carried)
     _replace(graph, node, [_output(graph, node.layer_name, node.config, run)], run.state)
 
 
@@ -160,8 +163,8 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
     given: the states to start from, none for zeros.
     params: of all cells, in the order of Keras.
   """
-  source, states, weights, behind = layer.call.inputs[0], list(given), list(params), []
-  cells, run = _cells_of(layer.kind, layer.config), _Run([], [])
+  source, states, weights, behind = layer.call.inputs[0], list(given), list(params), _Run([], [], [])
+  cells, run = _cells_of(layer.kind, layer.config), behind
   masks = _masks_of_steps(graph, layer, source)
   for number, (kind, config) in enumerate(cells):
     name = layer.name if len(cells) == 1 else f"{layer.name}/{number}"
@@ -175,8 +178,8 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
         source = add_sequence(graph, f"{name}/input", run.outputs)
       run = _steps(cell, source, state, masks)
     masks = dataclasses.replace(masks, backwards=False, steps=masks.steps[::-1 if masks.backwards else 1])
-    behind += run.state
-  return _Run(run.outputs, behind)
+    behind = _Run(run.outputs, behind.state + run.state, behind.carried + run.carried)
+  return behind
 
 
 def _masks_of_steps(graph: Graph, layer: _Layer, source: Ref) -> _Masks:
@@ -198,7 +201,7 @@ def _steps(cell: Cell, source: Ref, state: State, masks: _Masks) -> _Run:
     elif mask is not None and started:  # the state was given, an output was not
       output = cell.choose_one("output", mask, new[0], outputs[-1] if outputs else None)
     outputs.append(output)
-  return _Run(outputs, state[:cell.states])
+  return _Run(outputs, state[:cell.states], state[-cell.states:])
 
 
 def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
@@ -206,6 +209,12 @@ def _output(graph: Graph, name: str, config: dict[str, Any], run: _Run) -> Ref:
   if config["return_sequences"]:
     return add_sequence(graph, f"{name}/sequence", run.outputs)
   return run.outputs[-1]
+
+
+def _carry(graph: Graph, node: Node, states: State) -> None:
+  """Lets what hands the states of a call to the next run of the network read these."""
+  for old, new in zip(node.outputs[1:], states):
+    graph.redirect(old, new, only=lambda reader: reader.facts.carries)
 
 
 def _replace(graph: Graph, node: Node, outputs: list[Ref], states: list[Ref]) -> None:

@@ -1,0 +1,131 @@
+"""Stateful models as files whose state goes in and out: integers that are fed back unchanged."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from ai_edge_litert.interpreter import Interpreter
+from tf_keras import layers
+
+import kquant as kq
+from kquant.core.errors import UnsupportedLayerError
+from tests.models import randomized
+
+FEATURES, LENGTH = 4, 8
+
+LAYERS = {
+    "lstm": lambda **given: layers.LSTM(3, name="rnn", **given),
+    "gru": lambda **given: layers.GRU(3, name="rnn", **given),
+    "gru, reset before": lambda **given: layers.GRU(3, name="rnn", reset_after=False, **given),
+    "simple": lambda **given: layers.SimpleRNN(3, name="rnn", **given),
+    "cell": lambda **given: layers.RNN(layers.LSTMCell(3), name="rnn", **given),
+}
+
+
+def sequences(count=24, shape=(FEATURES,)):
+  return np.random.default_rng(0).normal(size=(count, LENGTH, *shape)).astype(np.float32)
+
+
+def models(layer, steps, shape=(FEATURES,)):
+  """A stateful model of a few steps a run, and the same network over whole sequences."""
+  keras.backend.clear_session()
+  keras.utils.set_random_seed(0)
+
+  def model(x, **given):
+    sequence = layer(return_sequences=True, **given)(x)
+    return keras.Model(x, layers.Dense(2, name="answer")(sequence))
+
+  whole = randomized(model(keras.Input((LENGTH, *shape), name="x")))
+  stateful = model(keras.Input(batch_shape=(1, steps, *shape), name="x"), stateful=True)
+  stateful.set_weights(whole.get_weights())
+  return stateful, whole
+
+
+def looped(path, sequence, steps, states):
+  """Runs a file over a sequence; what it returns as a state goes back in as it is."""
+  run = Interpreter(model_path=str(path)).get_signature_runner()
+  details, outputs = run.get_input_details(), []
+  scale, zero = details["x"]["quantization"]
+  state = {name: np.full(details[name]["shape"], details[name]["quantization"][1], details[name]["dtype"])
+           for name in states}
+  for start in range(0, LENGTH, steps):
+    x = np.clip(np.round(sequence[None, start:start + steps] / scale) + zero, -128, 127).astype(np.int8)
+    result = run(x=x, **state)
+    state = {name: result[name] for name in states}
+    scale_out, zero_out = run.get_output_details()["answer"]["quantization"]
+    outputs.append((result["answer"].astype(np.float32) - zero_out) * scale_out)
+  return np.concatenate(outputs, axis=1)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_stream_computes_what_the_stateful_model_does_run_by_run(name, steps):
+  stateful, whole = models(LAYERS[name], steps)
+  stream, data = kq.streaming(stateful), sequences(2)
+  found = stream(kq.stream_inputs(stream, data))["answer"].numpy().reshape(2, LENGTH, 2)
+  np.testing.assert_allclose(found, whole(data), atol=1e-5)
+  for start in range(0, LENGTH, steps):
+    expected = stateful(data[:1, start:start + steps]).numpy()
+    np.testing.assert_allclose(found[:1, start:start + steps], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, steps", [(name, 1) for name in LAYERS] + [("lstm", 2), ("gru", 2)])
+def test_a_file_is_looped_with_its_integers_and_answers_as_the_whole_sequence(name, steps, tmp_path):
+  stateful, whole = models(LAYERS[name], steps)
+  stream, path, data = kq.streaming(stateful), tmp_path / "m.tflite", sequences()
+  inputs = kq.stream_inputs(stream, data)
+  result = kq.quantize(stream, inputs)
+  written = kq.export(result, path, verify={key: value[:8] for key, value in inputs.items()}, certify=True)
+  assert written.certificate["exact"] and not written.verification.float_operators
+  states = [key for key in inputs if key != "x"]
+  assert states == (["rnn_h", "rnn_c"] if name in ("lstm", "cell") else ["rnn_h"])
+  run = Interpreter(model_path=str(path)).get_signature_runner()
+  for state in states:
+    entering, leaving = (details()[state] for details in (run.get_input_details, run.get_output_details))
+    assert entering["quantization"] == leaving["quantization"] and entering["dtype"] == leaving["dtype"]
+  wide = {"lstm": "rnn_c", "cell": "rnn_c", "gru": "rnn_h", "gru, reset before": "rnn_h"}.get(name)
+  assert {state: run.get_input_details()[state]["dtype"] for state in states} == {
+      state: np.int16 if state == wide else np.int8 for state in states}
+  expected = whole(data[:4]).numpy()
+  found = np.stack([looped(path, sequence, steps, states) for sequence in data[:4]])
+  assert np.abs(found - expected).max() < 0.03 * np.ptp(expected)
+
+
+def test_states_of_images(tmp_path):
+  stateful, whole = models(
+      lambda **given: layers.ConvLSTM2D(2, 3, padding="same", name="rnn", **given), 1, (5, 4, 2))
+  stream, data = kq.streaming(stateful), sequences(4, (5, 4, 2))
+  inputs = kq.stream_inputs(stream, data)
+  assert list(inputs) == ["x", "rnn_h", "rnn_c"]
+  found = stream(inputs)["answer"].numpy().reshape(whole(data).shape)
+  np.testing.assert_allclose(found, whole(data), atol=1e-5)
+  few = {name: values[:4] for name, values in inputs.items()}
+  result = kq.quantize(stream, inputs, effort=None)
+  written = kq.export(result, tmp_path / "m.tflite", verify=few, certify=True)
+  assert written.certificate["exact"]
+
+
+def test_a_streaming_model_is_saved_and_loaded(tmp_path):
+  stream, data = kq.streaming(models(LAYERS["lstm"], 1)[0]), sequences(2)
+  stream.save(tmp_path / "m.keras")
+  loaded = kq.load_model(tmp_path / "m.keras")
+  inputs = kq.stream_inputs(stream, data)
+  np.testing.assert_array_equal(loaded(inputs)["answer"], stream(inputs)["answer"])
+  assert kq.quantize(loaded, inputs, effort=None).encodings["rnn_c"].bits == 16
+
+
+def test_what_is_no_stream_is_refused_with_the_remedy():
+  stateful, whole = models(LAYERS["lstm"], 2)
+  with pytest.raises(UnsupportedLayerError, match="'rnn'.*kquant.streaming"):
+    kq.quantize(stateful, sequences()[:, :2], effort=None)
+  with pytest.raises(ValueError, match="stateful=True, model .* has none"):
+    kq.streaming(whole)
+  stream = kq.streaming(stateful)
+  with pytest.raises(ValueError, match=r"multiple of the steps of one run {'x': 2}, got {'x': 7}"):
+    kq.stream_inputs(stream, sequences()[:, :7])
+  with pytest.raises(ValueError, match=r"expected sequences for \['x'\], got \['y'\]"):
+    kq.stream_inputs(stream, {"y": sequences()})
+  x = keras.Input(batch_shape=(1, 2, FEATURES))
+  for layer in (layers.Bidirectional(layers.LSTM(2, stateful=True)),
+                layers.RNN([layers.GRUCell(2), layers.LSTMCell(2)], stateful=True)):
+    with pytest.raises(UnsupportedLayerError, match="use layers of one cell"):
+      kq.streaming(keras.Model(x, layer(x)))
