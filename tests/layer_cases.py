@@ -47,6 +47,11 @@ def _embedding() -> keras.Model:
   return keras.Model(image, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling1D()(x)))
 
 
+def _looked_up(layer: layers.Layer, rows: int) -> keras.Model:
+  x = image = keras.Input((3,), name="image", dtype="int32")
+  return keras.Model(image, layers.Dense(3)(layers.Flatten()(layers.Embedding(rows, 4)(layer(x)))))
+
+
 def _input_layer() -> keras.Model:
   x = layers.InputLayer(input_shape=IMAGE, name="image").output
   return keras.Model(x, layers.ReLU()(x))
@@ -82,6 +87,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "Dense": lambda: one(layers.Dense(5)),
     "DepthwiseConv1D": lambda: one(layers.DepthwiseConv1D(3, depth_multiplier=2, activation="relu"), ROWS),
     "DepthwiseConv2D": lambda: one(layers.DepthwiseConv2D(3)),
+    "Discretization": lambda: _looked_up(layers.Discretization([3.5, 9.0]), 3),
     "Dot": lambda: two(layers.Dot(2), (5, 6), (7, 6)),
     "Dropout": lambda: behind(layers.Dropout(0.5)),
     "ELU": lambda: one(layers.ELU()),
@@ -101,6 +107,7 @@ HANDLED: dict[str, Callable[[], keras.Model]] = {
     "GroupNormalization": lambda: one(layers.GroupNormalization(2)),
     "Identity": lambda: behind(layers.Identity()),
     "InputLayer": _input_layer,
+    "IntegerLookup": lambda: _looked_up(layers.IntegerLookup(vocabulary=[1, 2, 30]), 4),
     "LSTM": lambda: one(layers.LSTM(3), STEPS),
     "LayerNormalization": lambda: one(layers.LayerNormalization()),
     "Lambda": lambda: one(layers.Lambda(lambda x: 2 * tf.tanh(x) + 1)),
@@ -191,9 +198,7 @@ def _multi_head_masks() -> keras.Model:
 
 REFUSED: dict[str, Callable[[], keras.Model]] = {
     "ConvLSTM3D": lambda: one(layers.ConvLSTM3D(3, 2), (3, *VOLUME)),
-    "Discretization": lambda: one(layers.Discretization([0.0, 1.0])),
     "Hashing": lambda: one(layers.Hashing(4), (3,), "int32"),
-    "IntegerLookup": lambda: one(layers.IntegerLookup(vocabulary=[1, 2, 3]), (3,), "int64"),
     "RandomHeight": lambda: one(layers.RandomHeight(0.1)),
     "RandomWidth": lambda: one(layers.RandomWidth(0.1)),
     "StringLookup": lambda: one(layers.StringLookup(vocabulary=["a", "b"]), (3,), "string"),

@@ -75,8 +75,7 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
                          ids=lambda path: path.stem)
 def test_flags_exist(path):
-  from kquant.cli import (  # noqa: F401  they define their flags
-      allocate, analyze, benchmark, export, family, ptq, qat, verify)
+  from kquant.cli import allocate, analyze, benchmark, export, family, ptq, qat, verify  # noqa: F401
   text = "\n".join(line for line in path.read_text().splitlines() if "benchmarks/" not in line)
   for name in re.findall(r"--([a-z_]+)[=`]", text):
     assert name == "help" or name in flags.FLAGS, name

@@ -119,7 +119,7 @@ def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
 
 def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
-  tables = [layer for layer in model._flatten_layers() if facts_of(kind_of_class(type(layer))).table]
+  tables = [layer for layer in model._flatten_layers() if facts_of(kind_of_class(type(layer))).counts_rows]
   rows = _rows_of_inputs(model) if tables else {}
   keys = _names(model._nested_inputs, model.input_names)
   return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name), rows.get(name),
@@ -131,7 +131,7 @@ def _rows_of_inputs(model: keras.Model) -> dict[str, int]:
   """Returns {input: rows of the smallest table that it is looked up in}."""
   rows: dict[str, int] = {}
   for node in read(model)[0]:
-    if node.facts.table:
+    if node.facts.counts_rows:
       source = node.inputs[0].node
       while source.facts.role == "move" and len(source.inputs) == 1 or source.facts.casts:
         source = source.inputs[0].node

@@ -134,6 +134,7 @@ class Reader:
       raise UnsupportedLayerError(
           f"Layer {layer.name!r} ({type(layer).__name__}) has no get_config and cannot be rebuilt. "
           "Give it one.") from error
+    config.update(_adapted(layer))
     if "name" in config:
       config["name"] = name
     if "dtype" in config:
@@ -142,6 +143,15 @@ class Reader:
     definition = LayerDef(name, type(layer), config, params, vars(layer).get(MOMENTS))
     definition.origins = definition.as_origins()
     return definition
+
+
+def _adapted(layer: keras.layers.Layer) -> dict[str, Any]:
+  """What a layer took over from data with `adapt`, which its config does not hold."""
+  if isinstance(layer, keras.layers.IntegerLookup):
+    return {"vocabulary": [int(word) for word in layer.get_vocabulary(include_special_tokens=False)]}
+  if isinstance(layer, keras.layers.Discretization) and layer.bin_boundaries is not None:
+    return {"bin_boundaries": [float(end) for end in layer.bin_boundaries], "num_bins": None}
+  return {}
 
 
 def _without_ellipsis(spec: Any, rank: int) -> Any:

@@ -87,6 +87,19 @@ def _embedding(builder: ProgramBuilder, node: Node) -> None:
   builder.add(node, "GATHER", [_table(builder, node), *builder.inputs(node)], [output], axis=0)
 
 
+def _row_lookup(builder: ProgramBuilder, node: Node) -> None:
+  """The same, of numbers clamped to those of the table and counted from its first."""
+  (numbers,), first, name = builder.inputs(node), node.config["first"], node.name
+  shape = builder.program.tensors[numbers].shape
+  last = first + node.config["input_dim"] - 1
+  for kind, number in (("MAXIMUM", first), ("MINIMUM", last), ("ADD", -first)):
+    result = builder.program.add_tensor(IntTensor(f"{name}/{kind.lower()}", shape, "int32"))
+    sum_of = {"version": 1, "fused_activation_function": "NONE"} if kind == "ADD" else {}
+    builder.add(node, kind, [numbers, builder.constant(f"{result}/number", [number])], [result], **sum_of)
+    numbers = result
+  builder.add(node, "GATHER", [_table(builder, node), numbers], [builder.activation(Ref(node))], axis=0)
+
+
 def _table(builder: ProgramBuilder, node: Node) -> str:
   key = f"{node.name}/table"
   if key not in builder.encodings:
@@ -133,6 +146,7 @@ LOWERINGS: dict[str, Lower] = {
     "Minimum": _extreme("MINIMUM"),
     "PReLU": _prelu,
     "Embedding": _embedding,
+    "RowLookup": _row_lookup,
     "tf.linalg.matmul": _matmul,
     **{kind: lower_table for kind, facts in LAYERS.items() if facts.unary},
 }

@@ -1,13 +1,24 @@
-"""What reads indices reads an input of the model, which is made an int32 input."""
+"""What reads indices reads an input of the model, which is made an int32 input.
+
+IntegerLookup and Discretization number whole numbers; what is looked up by these numbers is looked up by
+the whole numbers at once, in a table of its rows in their order.
+"""
+
+import copy
+from collections.abc import Callable
 
 import numpy as np
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
+from kquant.graph.policies import float32_policy
+from kquant.graph.row_lookup import RowLookup
 from kquant.rewrites.standardize.building import add_operator, replace
 
 _MOST_CATEGORIES = 256
+_MOST_NUMBERS = 4096
+"""From the lowest of a vocabulary to the highest: each is a row of a table."""
 
 
 def look_up_categories(graph: Graph, node: Node) -> None:
@@ -22,10 +33,82 @@ def look_up_categories(graph: Graph, node: Node) -> None:
       "input_dim": count, "output_dim": count, "trainable": False},
       {"embeddings": np.eye(count, dtype=np.float32)})
   rows = graph.add_node(layer, (source,), (*source.shape, count))
-  joined = "math.reduce_sum" if node.config["output_mode"] == "count" else "math.reduce_max"
-  replace(graph, node, add_operator(graph, name, joined, (rows,), node.shapes[0], axis=1),
-          "written as rows of a unit matrix")
+  replace(graph, node, _encoded(graph, node, rows), "written as rows of a unit matrix")
   take_integer_indices(graph, rows.node)
+
+
+def _encoded(graph: Graph, node: Node, rows: Ref) -> Ref:
+  """What a layer of some output_mode makes of rows [batch, steps, categories], each of one step."""
+  joined = "math.reduce_sum" if node.config["output_mode"] == "count" else "math.reduce_max"
+  return add_operator(graph, node.layer_name, joined, (rows,), node.shapes[0], axis=1)
+
+
+def look_up_numbers(graph: Graph, node: Node) -> None:
+  """Writes what is looked up by the results of an IntegerLookup or Discretization as rows of its numbers."""
+  if node.kind not in _SPANS:
+    return
+  (source,), (first, results) = node.inputs, _numbered(node)
+  while source.node.facts.casts:
+    source = source.node.inputs[0]
+  if not source.is_integer or results is None:
+    return
+  if node.config["output_mode"] != "int":
+    rows = _add_rows(graph, node, source, first, results.astype(np.float32))
+    replace(graph, node, _encoded(graph, node, rows), "written as rows of a table")
+    return
+  readers = _readers(graph, Ref(node))
+  for reader in readers if all(reader.facts.counts_rows for reader in readers) else ():
+    rows = reader.layer.params[reader.facts.table][results]
+    replace(graph, reader, _add_rows(graph, reader, source, first, rows),
+            f"looked up by what {node.name} reads")
+
+
+def _readers(graph: Graph, ref: Ref) -> list[Node]:
+  """The calls that read a tensor, casts between left aside."""
+  found = [_readers(graph, Ref(node)) if node.facts.casts else [node] for node in graph.readers(ref)]
+  return sum(found, [])
+
+
+def _add_rows(graph: Graph, node: Node, source: Ref, first: int, rows: np.ndarray) -> Ref:
+  """Looks up rows by the numbers from `first` on."""
+  layer = graph.new_layer(RowLookup, f"{node.layer_name}/rows", {
+      "input_dim": len(rows), "output_dim": rows.shape[1], "first": first, "trainable": False},
+      {"embeddings": rows})
+  result = graph.add_node(layer, (source,), (*source.shape, rows.shape[1]))
+  take_integer_indices(graph, result.node)
+  return result
+
+
+@float32_policy()
+def _numbered(node: Node) -> tuple[int, np.ndarray | None]:
+  """(first number, what the layer makes of each from there on); the ends stand for all beyond.
+
+  None where they do not, or where the numbers are too many.
+  """
+  config = copy.deepcopy(node.config)
+  first, last = _SPANS[node.kind](config)
+  if (not 0 < last - first < _MOST_NUMBERS or config.get("num_oov_indices", 1) != 1 or config.get("invert")
+      or config["sparse"] or config["output_mode"] not in _MODES or len(node.inputs[0].shape) != 2):
+    return first, None
+  results = np.asarray(node.layer.cls.from_config(config)(np.arange(first, last + 1)[:, None]))
+  return first, results[:, 0] if config["output_mode"] == "int" else results
+
+
+def _span_of_vocabulary(config: dict) -> tuple[int, int]:
+  words = [int(word) for word in config["vocabulary"] or ()]
+  words += [] if config["mask_token"] is None else [int(config["mask_token"])]
+  return (min(words) - 1, max(words) + 1) if words else (0, 0)
+
+
+def _span_of_bins(config: dict) -> tuple[int, int]:
+  ends = config["bin_boundaries"] or ()
+  return (int(np.floor(min(ends))) - 1, int(np.ceil(max(ends)))) if len(ends) else (0, 0)
+
+
+_MODES = ("int", "one_hot", "multi_hot", "count")
+_SPANS: dict[str, Callable[[dict], tuple[int, int]]] = {
+    "IntegerLookup": _span_of_vocabulary, "Discretization": _span_of_bins}
+"""{kind: returns the lowest and the highest number beyond which the index is that of the end}."""
 
 
 def take_integer_indices(graph: Graph, node: Node) -> None:

@@ -22,7 +22,7 @@ from kquant.rewrites.standardize.contraction import split_contraction
 from kquant.rewrites.standardize.copies import join_copies
 from kquant.rewrites.standardize.dimensions import change_dimensions
 from kquant.rewrites.standardize.fused import fuse
-from kquant.rewrites.standardize.indices import look_up_categories, take_integer_indices
+from kquant.rewrites.standardize.indices import look_up_categories, look_up_numbers, take_integer_indices
 from kquant.rewrites.standardize.masks import split_masked_mean, take_masks
 from kquant.rewrites.standardize.normalization import split_normalization
 from kquant.rewrites.standardize.operators import name_activation, name_operator, name_scaling
@@ -64,6 +64,7 @@ def standardize(graph: Graph, *, keep_training: bool = False, recurrent: str = "
               split_contraction, split_masked_mean, split_normalization, look_up_categories,
               take_integer_indices, drop_cast, join_copies)
   graph.normalize()
+  _treat_each(graph, look_up_numbers)
   _treat_each(graph, _split_separable)
   _treat_each(graph, _split_activation)
   _treat_each(graph, name_operator, name_activation, name_scaling, name_shape_operator)
