@@ -37,6 +37,7 @@ class Cell(abc.ABC):
     name: of the recurrent layer.
     node: its call; `node.config` is that of the cell.
     params: kernel [..., features, gates * units], recurrent_kernel [..., units, gates * units], bias or none.
+    layers: those of earlier calls of the recurrent layer, by name; what this call adds goes there.
   """
 
   order: tuple[int, ...]
@@ -48,10 +49,10 @@ class Cell(abc.ABC):
   remembered: tuple[bool, ...] = (True,)
   """Of each tensor that goes from step to step: whether the first step makes it by the layer of all steps."""
 
-  def __init__(self, graph: Graph, name: str, node: Node, params: dict[str, np.ndarray]):
-    self.graph, self.name, self.node, self.params = graph, name, node, params
+  def __init__(self, graph: Graph, name: str, node: Node, params: dict[str, np.ndarray],
+               layers: dict[str, LayerDef]):
+    self.graph, self.name, self.node, self.params, self._layers = graph, name, node, params, layers
     self.units = params["recurrent_kernel"].shape[-2]
-    self._layers: dict[str, LayerDef] = {}
 
   @abc.abstractmethod
   def step(self, inputs: Sequence[Ref], state: State) -> State:

@@ -10,11 +10,14 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.recurrent import MOST_STEPS
-from kquant.graph.nodes import Node, Origin, Ref
+from kquant.graph.nodes import LayerDef, Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_sequence, add_split, is_fixed
 from kquant.rewrites.standardize.cells import ACTIVATIONS, GATES, Cell, State
 from kquant.rewrites.standardize.conv_cells import CELLS
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
+
+Made = dict[tuple[LayerDef, str, int], dict[str, LayerDef]]
+"""{(recurrent layer, direction, place of the cell): {name: a layer that it is written as}}."""
 
 
 @dataclasses.dataclass
@@ -25,12 +28,19 @@ class _Layer:
     name: of its parts.
     kind, config: of the layer.
     call: that reads the sequence.
+    made: see `unroll`.
   """
 
   name: str
   kind: str
   config: dict[str, Any]
   call: Node
+  made: Made
+
+  def layers_of(self, number: int) -> dict[str, LayerDef]:
+    """The layers that calls of one of its cells have made so far, by name."""
+    direction = self.name.removeprefix(self.call.layer_name)
+    return self.made.setdefault((self.call.layer, direction, number), {})
 
 
 @dataclasses.dataclass
@@ -63,19 +73,23 @@ class _Masks:
   zeroes: bool
 
 
-def unroll(graph: Graph, node: Node) -> None:
-  """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step."""
+def unroll(graph: Graph, node: Node, *, made: Made) -> None:
+  """Writes a call of a recurrent layer, or of two in both directions, as calls of layers of one step.
+
+  Args:
+    made: the layers that earlier calls of the same layer are written as: all calls have one set.
+  """
   layers = layers_of(node)
   if len(layers) == 2:
-    _unroll_both(graph, node)
+    _unroll_both(graph, node, made)
   elif layers and _is_plain(node, node.config):
-    run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node), masked_inputs(node)[1:],
-               list(node.layer.params.values()))
+    run = _run(graph, _Layer(node.layer_name, node.kind, node.config, node, made),
+               masked_inputs(node)[1:], list(node.layer.params.values()))
     _carry(graph, node, run.carried)
     _replace(graph, node, [_output(graph, node.layer_name, node.config, run)], run.state)
 
 
-def _unroll_both(graph: Graph, node: Node) -> None:
+def _unroll_both(graph: Graph, node: Node, made: Made) -> None:
   """Runs one layer forward and one backward, and merges what they make."""
   forward, backward = _directions(node.config)
   if not all(kind in CELLS or kind == "RNN" for kind, _ in (forward, backward)) or not all(
@@ -86,7 +100,7 @@ def _unroll_both(graph: Graph, node: Node) -> None:
   states = parted(masked_inputs(node)[1:], sum(CELLS[kind].states for kind, _ in cells))
   outputs, behind = [], []
   for name, (kind, config), own, given in zip(("forward", "backward"), (forward, backward), params, states):
-    layer = _Layer(f"{node.layer_name}/{name}", kind, config, node)
+    layer = _Layer(f"{node.layer_name}/{name}", kind, config, node, made)
     run = _run(graph, layer, given, own)
     if name == "backward" and config["return_sequences"]:
       run.outputs.reverse()  # as Keras does, whichever way it went
@@ -171,7 +185,7 @@ def _run(graph: Graph, layer: _Layer, given: Sequence[Ref], params: Sequence[np.
     owner = dataclasses.replace(layer.call.layer, config=config)
     owner.origins = (*owner.origins, Origin(layer.name, kind))
     own = {key: weights.pop(0) for key in _weights_of((kind, config))}
-    cell = CELLS[kind](graph, name, Node(layer.call.name, owner), own)
+    cell = CELLS[kind](graph, name, Node(layer.call.name, owner), own, layer.layers_of(number))
     state = [states.pop(0) if states else None for _ in range(cell.states)]
     with graph.in_place_of(cell.node):
       if number:

@@ -59,7 +59,7 @@ def standardize(graph: Graph, *, keep_training: bool = False, recurrent: str = "
   graph.normalize()
   if recurrent != "unrolled":
     _treat_each(graph, functools.partial(fuse, required=recurrent == "fused"))
-  _treat_each(graph, unroll)
+  _treat_each(graph, functools.partial(unroll, made={}))
   _treat_each(graph, change_dimensions, split_resizing, split_volume_kernel, split_attention,
               split_contraction, split_masked_mean, split_normalization, look_up_categories,
               take_integer_indices, drop_cast, join_copies)

@@ -100,6 +100,38 @@ def test_one_grid_one_kernel_one_bias_for_all_steps(tmp_path):
       "lstm/recurrent_gates/kernel", "lstm/recurrent_gates/bias"]
 
 
+def sizes_of(model, tmp_path):
+  """(bytes of the file, kernels in it)."""
+  data = data_of(model, 8)
+  result = kq.quantize(model, data if data[1:] else data[0], effort=None)
+  written = kq.export(result, tmp_path / "m.tflite", verify=[x[:2] for x in data], certify=True)
+  assert written.certificate["exact"]
+  return written.bytes, [key for key in result.encodings.integers if key.endswith("/kernel")]
+
+
+def test_a_layer_that_is_called_twice_stores_its_weights_once(tmp_path):
+  def model(first, second):
+    inputs = [keras.Input((2, 30), name=name) for name in "ab"]
+    return randomized(keras.Model(inputs, [first(inputs[0]), second(inputs[1])]))
+
+  keras.backend.clear_session()
+  layer = layers.Bidirectional(layers.LSTM(20, name="cell"), name="both")
+  shared = model(layer, layer)
+  assert_equal_in_float(shared)
+  apart, kernels = sizes_of(model(*(layers.Bidirectional(layers.LSTM(20)) for _ in "ab")), tmp_path)
+  together, own = sizes_of(shared, tmp_path)
+  weights = 2 * 4 * 20 * (30 + 20)
+  assert (len(kernels), len(own)) == (16, 8) and apart - together > 0.95 * weights
+
+
+def test_a_layer_in_time_distributed_stores_its_weights_once(tmp_path):
+  keras.backend.clear_session()
+  x = keras.Input((3, 2, 4), name="x")
+  model = randomized(keras.Model(x, layers.TimeDistributed(layers.GRU(3, return_sequences=True))(x)))
+  assert_equal_in_float(model)
+  assert len(sizes_of(model, tmp_path)[1]) == 5
+
+
 def test_what_is_remembered_has_16_bits_unless_the_config_says_8(tmp_path):
   model = model_of(layers.LSTM(3, return_sequences=True, name="lstm"))
   bits = {key: grid.bits for key, grid in assert_exact(model, tmp_path).encodings.grids.items()}
