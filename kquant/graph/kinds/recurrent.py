@@ -47,6 +47,8 @@ KINDS: dict[str, LayerFacts] = {
     "LSTM": UNROLLED,
     "GRU": UNROLLED,
     "SimpleRNN": UNROLLED,
+    "CuDNNGRU": UNROLLED,
+    "CuDNNLSTM": UNROLLED,
     "RNN": UNROLLED,
     "CarryState": LayerFacts("move", carries=True),
     "ConvLSTM1D": UNROLLED,

@@ -44,6 +44,8 @@ class Cell(abc.ABC):
   """The gates as Keras orders them in its kernels, those of the sigmoid first, the candidate last."""
   states = 1
   """How many tensors Keras calls the state."""
+  fixed: dict[str, Any] = {}
+  """What the config of its layers leaves out, as it is always so."""
   rank = 0
   """Axes that its kernels slide over."""
   remembered: tuple[bool, ...] = (True,)

@@ -1,4 +1,4 @@
-"""Cells whose products are convolutions, and the table of all cells.
+"""Cells whose products are convolutions.
 
 x [batch, steps, columns, features] or [batch, steps, rows, columns, features]; states without the steps.
 """
@@ -7,7 +7,7 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.graph.nodes import LayerDef, Ref
-from kquant.rewrites.standardize.cells import Cell, GruCell, LstmCell, SimpleCell, weights_of
+from kquant.rewrites.standardize.cells import LstmCell, weights_of
 from kquant.rewrites.standardize.training_config import behind_a_row, same_axes, training_config
 
 
@@ -45,9 +45,3 @@ class ConvLstm2dCell(ConvLstm1dCell):
 
   rank = 2
   _input_layer, _recurrent_layer = keras.layers.Conv3D, keras.layers.Conv2D
-
-
-CELLS: dict[str, type[Cell]] = {"LSTM": LstmCell, "GRU": GruCell, "SimpleRNN": SimpleCell,
-                                "LSTMCell": LstmCell, "GRUCell": GruCell, "SimpleRNNCell": SimpleCell,
-                                "ConvLSTM1D": ConvLstm1dCell, "ConvLSTM2D": ConvLstm2dCell}
-"""{kind of a layer or cell: its layers}."""

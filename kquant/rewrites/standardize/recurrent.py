@@ -12,8 +12,8 @@ from kquant.graph.graph import Graph
 from kquant.graph.kinds.recurrent import MOST_STEPS
 from kquant.graph.nodes import LayerDef, Node, Origin, Ref
 from kquant.rewrites.standardize.building import add_merge, add_sequence, add_split, is_fixed
+from kquant.rewrites.standardize.cell_table import CELLS
 from kquant.rewrites.standardize.cells import ACTIVATIONS, GATES, Cell, State
-from kquant.rewrites.standardize.conv_cells import CELLS
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
 
 Made = dict[tuple[LayerDef, str, int], dict[str, LayerDef]]
@@ -160,7 +160,7 @@ def _cells_of(kind: str, config: dict[str, Any]) -> list[tuple[str, dict[str, An
   """(kind, config) of each cell, the first the one that reads the input."""
   cell = config.get("cell")
   if cell is None:
-    return [(kind, config)]
+    return [(kind, {**config, **(CELLS[kind].fixed if kind in CELLS else {})})]
   inner = cell["config"].get("cells")
   return [(part["class_name"], part["config"]) for part in ([cell] if inner is None else inner)]
 

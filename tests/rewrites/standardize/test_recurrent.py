@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from tf_keras import layers
+from tf_keras.src.layers.rnn.cudnn_gru import CuDNNGRU
+from tf_keras.src.layers.rnn.cudnn_lstm import CuDNNLSTM
 
 import kquant as kq
 from tests.models import randomized
@@ -130,6 +132,21 @@ def test_a_layer_in_time_distributed_stores_its_weights_once(tmp_path):
   model = randomized(keras.Model(x, layers.TimeDistributed(layers.GRU(3, return_sequences=True))(x)))
   assert_equal_in_float(model)
   assert len(sizes_of(model, tmp_path)[1]) == 5
+
+
+@pytest.mark.parametrize("cudnn, plain", [(CuDNNLSTM, layers.LSTM), (CuDNNGRU, layers.GRU)])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, layers.Bidirectional])
+def test_layers_of_cudnn_are_read_as_those_of_keras(cudnn, plain, wrap, tmp_path):
+  expected = model_of(wrap(plain(3, return_sequences=True)))
+  x = keras.Input((STEPS, FEATURES), name="x")
+  model = randomized(keras.Model(x, wrap(cudnn(3, return_sequences=True))(x)))  # runs on a GPU alone
+  for layer in (model.layers[1], expected.layers[1]):
+    layer._name = "same"
+  model.save_weights(tmp_path / "w.h5")
+  expected.load_weights(tmp_path / "w.h5")  # Keras converts them
+  data = data_of(model)[0]
+  np.testing.assert_allclose(kq.standardize(model)(data), expected(data), atol=1e-5)
+  assert_exact(model, tmp_path)
 
 
 def test_what_is_remembered_has_16_bits_unless_the_config_says_8(tmp_path):
