@@ -32,6 +32,44 @@ def _multi_head(builder, x, step):
       x, builder.mate(x, step), use_causal_mask=b % 3 == 0, return_attention_scores=c % 4 == 0)
 
 
+def _started(builder, x, step):
+  """A recurrent layer that is given a state: a vector, or that with which another one ended."""
+  a, b, c, d, e = step.numbers
+  vectors = [tensor for tensor in builder.tensors if len(tensor.shape) == 2]
+  if not vectors or e % 3 == 0:
+    units, sequences = 1 + a % 4, b % 2 > 0
+    _, *states = layers.LSTM(units, return_sequences=True, return_state=True)(x)
+    return layers.LSTM(units, return_sequences=sequences, go_backwards=d > 8)(x, initial_state=states)
+  state = vectors[-1 - step.second % len(vectors)]
+  cls = (layers.GRU, layers.SimpleRNN)[c % 2]
+  layer = cls(state.shape[-1], return_sequences=b % 2 > 0, return_state=d > 8)
+  return layer(x, initial_state=state)
+
+
+def _masked(builder, x, step):
+  """A recurrent layer with the mask of another sequence of as many steps, or of its own one cut by a ReLU."""
+  a, b, c, d, e = step.numbers
+  rows = builder.mate(x, step, axes=1)
+  mask = tf.reduce_any(tf.not_equal(tf.nn.relu(rows), 0.0), axis=-1)
+  inner = (layers.LSTM, layers.GRU, layers.SimpleRNN)[a % 3](
+      1 + b % 4, return_sequences=c % 2 > 0, go_backwards=d > 8)
+  return (layers.Bidirectional(inner) if e > 8 else inner)(x, mask=mask)
+
+
+def _convolutional(builder, x, step):
+  """ConvLSTM1D over the rows of an image, or ConvLSTM2D over its rows as images of one row."""
+  a, b, c, d, e = step.numbers
+  options = {"padding": ("same", "valid")[c % 2], "use_bias": c % 3 > 0, "return_sequences": b % 2 > 0,
+             "go_backwards": b > 8, "recurrent_activation": ("hard_sigmoid", "sigmoid")[d % 2]}
+  size = 1 + d % min(3, x.shape[2])
+  options["strides" if e % 2 else "dilation_rate"] = 1 + (e > 5 and size == 1)
+  if a % 2:
+    return builder.call(layers.ConvLSTM1D(1 + a % 3, size, **options), x)
+  rows, columns, channels = x.shape[1:]
+  result = layers.ConvLSTM2D(1 + a % 3, (1, size), **options)(layers.Reshape((rows, 1, columns, channels))(x))
+  return layers.Reshape((*result.shape[1:2], -1, result.shape[-1]))(result)
+
+
 def _recurrent(builder, x, step):
   """LSTM, GRU, SimpleRNN or a list of their cells, in one or both directions."""
   a, b, c, d, e = step.numbers
@@ -63,4 +101,6 @@ def _distributed(builder, x, step):
 
 SEQUENCES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "mask": ((3,), _mask), "mean": ((3,), _mean), "attention": ((3,), _attention),
-    "multi_head": ((3,), _multi_head), "recurrent": ((3,), _recurrent), "distributed": ((3, 4), _distributed)}
+    "multi_head": ((3,), _multi_head), "recurrent": ((3,), _recurrent),
+    "started": ((3,), _started), "masked": ((3,), _masked), "convolutional": ((4,), _convolutional),
+    "distributed": ((3, 4), _distributed)}
