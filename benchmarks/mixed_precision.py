@@ -202,7 +202,8 @@ def main() -> None:
     command = f"python benchmarks/mixed_precision.py --models={flags.models}"
     note = ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form; judged "
             "as in the first table of this file, the MobileNets on 128 drawn images. noise: our program with "
-            "8-bit activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels first, "
+            "8-bit activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels "
+            "first, "
             "allocate_bits: with 16-bit activations and one refit.")
     write_section(TITLE, f"{describe(command)}\n\n{note}\n\n{text}")
 
