@@ -113,6 +113,19 @@ def test_a_streaming_model_is_saved_and_loaded(tmp_path):
   assert kq.quantize(loaded, inputs, effort=None).encodings["rnn_c"].bits == 16
 
 
+def test_a_stream_trains_with_quantizers_on_equal_grids(tmp_path):
+  stream = kq.streaming(models(LAYERS["gru"], 1)[0])
+  inputs = kq.stream_inputs(stream, sequences(4))
+  qmodel = kq.calibrate(kq.insert_quantizers(stream), inputs)
+  qmodel.compile("adam", "mse")
+  qmodel.fit(inputs, stream.predict(inputs, verbose=0), epochs=1, verbose=0)
+  few = {name: values[:4] for name, values in inputs.items()}
+  written = kq.export(kq.finalize(qmodel), tmp_path / "m.tflite", verify=few, certify=True)
+  assert written.certificate["exact"]
+  run = Interpreter(model_path=str(written.path)).get_signature_runner()
+  assert run.get_input_details()["rnn_h"]["quantization"] == run.get_output_details()["rnn_h"]["quantization"]
+
+
 def test_what_is_no_stream_is_refused_with_the_remedy():
   stateful, whole = models(LAYERS["lstm"], 2)
   with pytest.raises(UnsupportedLayerError, match="'rnn'.*kquant.streaming"):

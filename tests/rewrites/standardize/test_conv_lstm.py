@@ -8,9 +8,10 @@ from tf_keras import layers
 import kquant as kq
 from kquant.core.errors import UnsupportedLayerError
 from tests.models import randomized
-from tests.rewrites.standardize.test_recurrent import assert_equal_in_float, assert_exact
+from tests.rewrites.standardize.test_recurrent import assert_equal_in_float, assert_exact, data_of
 
 ROWS, IMAGES = (3, 7, 2), (3, 5, 6, 2)
+TRAINED = ("kernel_gates/image", "recurrent_gates", "recurrent_candidate")
 
 LAYERS = {
     "rows": (ROWS, lambda: layers.ConvLSTM1D(2, 3)),
@@ -56,6 +57,21 @@ def test_a_kernel_is_stored_once_and_the_cell_has_16_bits(tmp_path):
   assert len(kernels) == 4
   assert result.encodings.integers["conv/recurrent_gates/kernel"].shape == (2, 2, 2, 6)
   assert result.encodings["conv/cell"].bits == 16
+
+
+def test_it_trains_with_quantizers_and_becomes_the_integers_that_were_trained(tmp_path):
+  model = model_of(IMAGES, layers.ConvLSTM2D(2, 2, name="conv", kernel_regularizer="l2", dropout=0.1))
+  x = data_of(model)
+  qmodel = kq.calibrate(kq.insert_quantizers(model), x)
+  before = [qmodel.get_layer(f"conv/{name}").layer.kernel.numpy() for name in TRAINED]
+  qmodel.compile("adam", "mse")
+  qmodel.fit(x[0], np.zeros((16, *model.output_shape[1:])), epochs=1, verbose=0)
+  for name, kernel in zip(TRAINED, before):
+    assert np.abs(qmodel.get_layer(f"conv/{name}").layer.kernel.numpy() - kernel).max() > 0
+  qmodel.save(tmp_path / "m.keras")
+  np.testing.assert_array_equal(kq.load_model(tmp_path / "m.keras")(x[0]), qmodel(x[0]))
+  written = kq.export(kq.finalize(qmodel), tmp_path / "m.tflite", verify=x[0][:2], certify=True)
+  assert written.certificate["exact"]
 
 
 @pytest.mark.parametrize("layer, shape, message", [
