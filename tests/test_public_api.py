@@ -78,6 +78,8 @@ def test_names_of_kquant():
       "round_weights",
       "split_outlier_channels",
       "standardize",
+      "stream_inputs",
+      "streaming",
       "tile_squeeze_excite",
   ]
   for name in kquant.__all__:

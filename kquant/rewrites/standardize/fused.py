@@ -16,7 +16,8 @@ from kquant.rewrites.standardize.building import (
   is_fixed,
   replace,
 )
-from kquant.rewrites.standardize.cells import CELLS, LstmCell
+from kquant.rewrites.standardize.cell_table import CELLS
+from kquant.rewrites.standardize.cells import LstmCell
 from kquant.rewrites.standardize.recurrent import layers_of, merged, parted
 
 _TRAINED_WITH = ("dropout", "recurrent_dropout", "kernel_regularizer", "recurrent_regularizer",
