@@ -32,6 +32,8 @@ _HOMES = {
     "AllocationPoint": "kquant.allocation.results",
     "AllocationRow": "kquant.allocation.results",
     "Budget": "kquant.allocation.budget",
+    "LatencyTable": "kquant.allocation.latency",
+    "measure_latency": "kquant.allocation.latency",
     "describe": "kquant.qmodel.describe",
     "rewrite": "kquant.graph.passes",
     "standardize": "kquant.rewrites.standardize.standardize",
