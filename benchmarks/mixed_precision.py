@@ -30,12 +30,15 @@ class Candidates:
   """The choices of a network with activations of 8 bits, as `allocate_bits` measures them."""
 
   def __init__(self, model, calibration: np.ndarray):
+    from kquant.allocation.budget import Budget
+    from kquant.allocation.prices import Prices
     from kquant.allocation.rounded import rounded_layers
     from kquant.allocation.sensitivities import Subject, Widths, measured_choices
     from kquant.core import data
     from kquant.core.quant_config import QuantConfig
     from kquant.core.recipe import Recipe
     from kquant.core.records import Report
+    from kquant.core.target import target
     from kquant.doctor import files
     from kquant.doctor.patient import Patient, result_of
     from kquant.doctor.variants import Bench
@@ -46,9 +49,10 @@ class Candidates:
     self.patient = Patient(FloatNetwork(read(model, config), train), config, Report())
     self.subject = Subject(self.patient, Widths(WIDTHS, (8,)))
     self.rounded = rounded_layers(self.patient, train, WIDTHS)
-    size = len(files.contents(result_of(self.patient.calibrated, config, Report())))
+    base = files.contents(result_of(self.patient.calibrated, config, Report()))
+    prices = Prices(Budget(bytes=len(base)), target(config.target), {"base": base})
     bench = Bench(self.subject.network, [array[:32] for array in judged])
-    self.choices = measured_choices(self.subject, self.rounded, bench, size, "file")
+    self.choices = measured_choices(self.subject, self.rounded, bench, prices)
 
   def config(self, plan):
     """Returns the config of a plan."""
@@ -203,8 +207,7 @@ def main() -> None:
     note = ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form; judged "
             "as in the first table of this file, the MobileNets on 128 drawn images. noise: our program with "
             "8-bit activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels "
-            "first, "
-            "allocate_bits: with 16-bit activations and one refit.")
+            "first, allocate_bits: with 16-bit activations and one refit.")
     write_section(TITLE, f"{describe(command)}\n\n{note}\n\n{text}")
 
 

@@ -10,7 +10,7 @@ import tf_keras as keras
 from kquant.allocation.budget import Budget
 from kquant.allocation.building import Builder, Outcome
 from kquant.allocation.choices import Choices, Plan
-from kquant.allocation.costs import file_bytes
+from kquant.allocation.prices import Prices
 from kquant.allocation.results import Allocation, AllocationPoint, AllocationRow
 from kquant.allocation.rounded import rounded_layers
 from kquant.allocation.sensitivities import Subject, Widths, measured_choices
@@ -89,16 +89,19 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   with report.stage("calibrate"):
     patient = Patient(FloatNetwork(read(model, config), train, seed), _of_most_bits(config, widths), Report())
     widths, notes = _possible(patient, train, widths)
-    contents = files.contents(result_of(patient.calibrated, patient.config, Report()))
-    budget = budget if isinstance(budget, Budget) else Budget(bytes=budget * len(contents))
-  subject = Subject(patient, widths)
+    subject = Subject(patient, widths)
+    contents = _files(subject, train, budget)
+    budget = budget if isinstance(budget, Budget) else Budget(bytes=budget * len(contents["base"]))
+  with report.stage("prices"):
+    prices = Prices(budget, target(config.target), contents)
   with report.stage("rounding"):
     rounded = rounded_layers(patient, train, widths.weights, seed=seed)
   with report.stage("noise"):
     bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
-    choices = measured_choices(subject, rounded, bench, file_bytes(contents, budget.storage), budget.storage)
+    choices = measured_choices(subject, rounded, bench, prices)
   with report.stage("plans"):
-    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], budget)
+    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices,
+                      budget.limits())
     outcome = builder.refit_once(choices)
   with report.stage("curve"):
     points = _curve(outcome.choices, budget, widths)
@@ -131,16 +134,33 @@ def _possible(patient: Patient, images: list[np.ndarray], widths: Widths) -> tup
   """Returns the widths without those that a layer has no kernel for, and why."""
   if len(widths.activations) == 1:
     return widths, ()
-  subject = Subject(patient, widths)
-  plan = Plan((widths.weights[-1],) * len(subject.layers), tuple(
-      subject.grid_widths(site)[-1] for site in subject.grids))
-  config = with_specs(patient.config, subject.changes(plan))
   try:
-    files.contents(result_of(Calibrated(patient.graph.copy(), config, images, Report()), config, Report()))
+    _uniform_file(Subject(patient, widths), images, widths.weights[-1], widths.activations[-1])
   except UnsupportedLayerError as error:
     fewest = dataclasses.replace(widths, activations=widths.activations[:1])
     return fewest, (f"Activations have {widths.activations[0]} bits throughout: {error}",)
   return widths, ()
+
+
+def _files(subject: Subject, images: list[np.ndarray], budget: Budget | float) -> dict[str, bytes]:
+  """Returns the files that `Prices` takes."""
+  patient, widths = subject.patient, subject.widths
+  found = {"base": files.contents(result_of(patient.calibrated, patient.config, Report()))}
+  if isinstance(budget, Budget) and budget.latency_ms is not None:
+    found["narrow"] = _uniform_file(subject, images, widths.weights[0], widths.activations[0])
+    found["wide"] = _uniform_file(subject, images, widths.weights[-1], widths.activations[-1])
+  return found
+
+
+def _uniform_file(subject: Subject, images: list[np.ndarray], weights: int, activations: int) -> bytes:
+  """Returns the file of a plan of one width, rounded to nearest."""
+  patient = subject.patient
+  plan = Plan((weights,) * len(subject.layers), tuple(
+      activations if activations in subject.grid_widths(site) else subject.grid_widths(site)[0]
+      for site in subject.grids))
+  config = with_specs(patient.config, subject.changes(plan))
+  network = Calibrated(patient.graph.copy(), config, images, Report())
+  return files.contents(result_of(network, config, Report()))
 
 
 def _curve(choices: Choices, budget: Budget, widths: Widths) -> tuple[Points, Points]:
@@ -153,7 +173,8 @@ def _curve(choices: Choices, budget: Budget, widths: Widths) -> tuple[Points, Po
 
 
 def _point(choices: Choices, plan: Plan, label: str) -> AllocationPoint:
-  return AllocationPoint(label, choices.cost(plan, "bytes"), choices.cost(plan, "bops"), choices.noise(plan))
+  costs = {what: choices.cost(plan, what) for what in choices.constant}
+  return AllocationPoint(label, noise=choices.noise(plan), **costs)
 
 
 def _allocation(outcome: Outcome, budget: Budget, points: tuple[Points, Points], **told: Any) -> Allocation:
@@ -162,6 +183,7 @@ def _allocation(outcome: Outcome, budget: Budget, points: tuple[Points, Points],
           for part, parts, chosen in ((WEIGHTS, choices.layers, plan.weights),
                                       (ACTIVATION, choices.grids, plan.activations))
           for choice, bits in zip(parts, chosen)]
-  built, bops = outcome.built, choices.cost(plan, "bops")
-  return Allocation(built.config, tuple(rows), budget, built.bytes, bops, outcome.predictions, outcome.trial,
-                    *points, **told)
+  costs = {"bops": choices.cost(plan, "bops"), **outcome.built.costs}
+  mixed, uniform = points
+  return Allocation(config=outcome.built.config, rows=tuple(rows), budget=budget, curve=mixed,
+                    uniform=uniform, predictions=outcome.predictions, trial=outcome.trial, **costs, **told)

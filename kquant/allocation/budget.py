@@ -1,8 +1,12 @@
 """Budget: what a quantized network may cost."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-UNITS = {"bytes": "bytes", "bops": "bit operations"}
+if TYPE_CHECKING:
+  from kquant.allocation.latency import LatencyTable
+
+UNITS = {"bytes": "bytes", "bops": "bit operations", "latency_ms": "ms"}
 STORAGES = ("file", "entropy")
 
 
@@ -14,8 +18,11 @@ class Budget:
     bytes: of the .tflite file.
     bops: bit operations of one image: multiplications of all kernels, each times the bits of its weights and
       of the activations that its operator computes with.
+    latency_ms: milliseconds of an image, the sum of those of the operators, each timed by itself.
     storage: how bytes are counted: "file" as the file lies on a device, where weights of 5 to 7 bits take as
       many as those of 8; "entropy" as it weighs in a compressed download (deflate, as in an APK).
+    latencies: of operators, as `measure_latency` finds them on the device that is meant; those that it lacks
+      are timed on this machine. None: all are.
 
   Raises:
     ValueError: no limit, one that is not above 0, or another storage.
@@ -27,7 +34,9 @@ class Budget:
 
   bytes: float | None = None
   bops: float | None = None
+  latency_ms: float | None = None
   storage: str = "file"
+  latencies: "LatencyTable | None" = None
 
   def __post_init__(self):
     if self.storage not in STORAGES:
@@ -45,3 +54,12 @@ class Budget:
       {what: the most of it}, of those that are given.
     """
     return {what: float(getattr(self, what)) for what in UNITS if getattr(self, what) is not None}
+
+
+def amount(what: str, value: float) -> str:
+  """Returns an amount in words.
+
+  >>> amount("bytes", 12345.0), amount("latency_ms", 0.12345)
+  ('12,345 bytes', '0.123 ms')
+  """
+  return f"{value:.3g} ms" if what == "latency_ms" else f"{value:,.0f} {UNITS[what]}"

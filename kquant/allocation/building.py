@@ -2,12 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from kquant.allocation.budget import Budget
+from kquant.allocation.budget import amount
 from kquant.allocation.choices import Choices, Plan
-from kquant.allocation.costs import file_bytes
+from kquant.allocation.prices import Prices
 from kquant.allocation.sensitivities import Subject
 from kquant.allocation.solver import Solver
 from kquant.analysis.layer_errors import network_of
@@ -33,7 +34,7 @@ class Built:
   Attributes:
     plan: this.
     config: that says so.
-    bytes: of its file, as the budget counts them.
+    costs: {what: of its file}, as the budget counts them.
     noise: at the output of each held-back image, over the signal, [images].
     of_weights: the same with activations in float.
     sqnr_db: of each held-back image, [images].
@@ -41,7 +42,7 @@ class Built:
 
   plan: Plan
   config: QuantConfig
-  bytes: int
+  costs: dict[str, float]
   noise: np.ndarray
   of_weights: np.ndarray
   sqnr_db: np.ndarray
@@ -70,12 +71,12 @@ class Builder:
   Args:
     subject: whose widths are chosen.
     judge: images that nothing was fitted to.
-    budget: in absolute numbers.
+    prices: of files.
+    limits: {what: the most of it}.
   """
 
-  def __init__(self, subject: Subject, judge: list[np.ndarray], budget: Budget):
-    self._subject, self._judge, self._storage = subject, judge, budget.storage
-    self._limits = budget.limits()
+  def __init__(self, subject: Subject, judge: list[np.ndarray], prices: Prices, limits: Mapping[str, float]):
+    self._subject, self._judge, self._prices, self._limits = subject, judge, prices, limits
 
   def refit_once(self, choices: Choices) -> Outcome:
     """Builds the best plan, fits the noises to what it has, solves again, and keeps the better plan.
@@ -95,7 +96,7 @@ class Builder:
     return Outcome(kept, choices, (before, (choices.noise(kept.plan), float(kept.noise.mean()))), trial)
 
   def _best(self, choices: Choices, known: Built | None = None) -> tuple[Built, Choices]:
-    """Returns the network of the best plan, and the choices with as many bytes as files turned out to have.
+    """Returns the network of the best plan, and the choices at the costs that files turned out to have.
 
     Args:
       known: a network that need not be built again.
@@ -103,12 +104,13 @@ class Builder:
     for _ in range(_ROUNDS):
       plan = Solver(choices).solve(self._limits)
       built = known if known is not None and known.plan == plan else self._made(plan)
-      missing = built.bytes - choices.cost(plan, "bytes")
-      if built.bytes <= self._limits.get("bytes", np.inf):
+      beyond = [what for what, limit in self._limits.items() if built.costs.get(what, 0.0) > limit]
+      if not beyond:
         return built, choices
-      choices = dearer(choices, plan, missing)
-    raise ValueError(f"Budget: expected a file of {self._limits['bytes']:,.0f} bytes or fewer, got "
-                     f"{built.bytes:,} after {_ROUNDS} plans; raise the budget to that.")
+      for what in beyond:
+        choices = dearer(choices, plan, what, built.costs[what] - choices.cost(plan, what))
+    raise ValueError(f"Budget: expected a file of {amount(beyond[0], self._limits[beyond[0]])} or less, got "
+                     f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
 
   def _made(self, plan: Plan) -> Built:
     patient, report = self._subject.patient, Report()
@@ -117,24 +119,24 @@ class Builder:
     bench = Bench(network, self._judge)
     weights = [Variant(site, network.calls[0]) for site in sites(network.graph) if site.part == WEIGHTS]
     noise, of_weights = bench.among_all([])[0], bench.solo([together(weights)])[0]
-    size = file_bytes(files.contents(result_of(made, config, report)), self._storage)
-    return Built(plan, config, size, noise, of_weights, bench.sqnr_db(noise))
+    costs = self._prices.of_file(files.contents(result_of(made, config, report)))
+    return Built(plan, config, costs, noise, of_weights, bench.sqnr_db(noise))
 
 
-def dearer(choices: Choices, plan: Plan, missing: float) -> Choices:
-  """Returns the choices with bytes that a file has more than predicted.
+def dearer(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
+  """Returns the choices with what a file costs more than predicted.
 
   They are laid on the grids of 16 bits, which ask for requantizations and tables; without any on the rest.
   """
   wide = [place for place, bits in enumerate(plan.activations)
           if bits == WIDE and len(choices.grids[place].widths) > 1]
   if not wide:
-    constant = {**choices.constant, "bytes": choices.constant["bytes"] + missing}
+    constant = {**choices.constant, what: choices.constant[what] + missing}
     return dataclasses.replace(choices, constant=constant)
   grids = list(choices.grids)
   for place in wide:
     more = np.equal(grids[place].widths, WIDE) * missing / len(wide)
-    costs = {**grids[place].costs, "bytes": grids[place].costs["bytes"] + more}
+    costs = {**grids[place].costs, what: grids[place].costs[what] + more}
     grids[place] = dataclasses.replace(grids[place], costs=costs)
   return dataclasses.replace(choices, grids=tuple(grids))
 

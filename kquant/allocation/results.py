@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from kquant.allocation.budget import UNITS
+from kquant.allocation.budget import amount
 from kquant.core.text import text_table
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class AllocationPoint:
     bytes: of its file; predicted.
     bops: bit operations of an image.
     noise: at the output (QNSR), predicted.
+    latency_ms: of an image, predicted, where the budget limits it.
 
   Example:
     >>> kq.AllocationPoint("w4a8", 1000.0, 1e6, 0.01).sqnr_db
@@ -56,6 +57,7 @@ class AllocationPoint:
   bytes: float
   bops: float
   noise: float
+  latency_ms: float | None = None
 
   @property
   def sqnr_db(self) -> float:
@@ -73,6 +75,7 @@ class Allocation:
     budget: that was asked for, in absolute numbers.
     bytes: of the .tflite file of the plan, as the budget counts them.
     bops: bit operations of an image.
+    latency_ms: of the operators of its file together, where the budget limits it.
     predictions: (predicted, measured) noise at the output (QNSR) on the held-back images: of the first
       plan; then, after one refit to what was measured, of the plan that was kept.
     trial: how the plan of the refit compares with the first one on held-back images; None where it is the
@@ -101,6 +104,7 @@ class Allocation:
   uniform: tuple[AllocationPoint, ...]
   notes: tuple[str, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  latency_ms: float | None = None
 
   def table(self) -> str:
     """Makes a table of the bits, with the noise of each width.
@@ -139,7 +143,7 @@ class Allocation:
     Returns:
       The text.
     """
-    costs = [f"{getattr(self, what):,.0f} of {limit:,.0f} {UNITS[what]}"
+    costs = [f"{amount(what, getattr(self, what))} of {amount(what, limit)}"
              for what, limit in self.budget.limits().items()]
     ratios = " and ".join(f"{predicted / measured:.2f}" if measured else "-"
                           for predicted, measured in self.predictions)
@@ -153,7 +157,8 @@ class Allocation:
     Returns:
       A JSON-ready dict.
     """
-    fields = dataclasses.asdict(dataclasses.replace(self, config=None))
+    fields = dataclasses.asdict(dataclasses.replace(self, config=None, budget=dataclasses.replace(
+        self.budget, latencies=None)))
     return {**fields, "config": self.config.to_json()}
 
   def __str__(self) -> str:

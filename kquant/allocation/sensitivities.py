@@ -5,18 +5,17 @@ to it, or where this grid alone rounds (Gluska & Grobman 2020): all of them in o
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from kquant.allocation.choices import Choices, GridChoice, LayerChoice, Plan
-from kquant.allocation.costs import CONVERSION_BYTES, layer_bops, layer_bytes
+from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import RoundedLayer
 from kquant.analysis.calls import calls_with
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.sites import ACTIVATION, BOTH, WEIGHTS, Site, quantizer_behind, sites
 from kquant.core.encodings import activation_grid
-from kquant.core.target import target
 from kquant.core.tensor_spec import at_bits
 from kquant.doctor.patient import Patient
 from kquant.doctor.remedies import may_be_wide, on_grid
@@ -78,26 +77,26 @@ class Subject:
 
 
 def measured_choices(subject: Subject, rounded: dict[str, dict[int, RoundedLayer]], bench: Bench,
-                     base_bytes: int, storage: str) -> Choices:
+                     prices: Prices) -> Choices:
   """Returns the choices of a network.
 
   Args:
     subject: the network.
     rounded: its layers at each width.
     bench: with the images that noise is measured on.
-    base_bytes: of its file.
-    storage: as `Budget` has it.
+    prices: of layers and grids.
   """
   variants = [*(variant for site in subject.layers for variant in _of_weights(site, rounded[site.name])),
               *(variant for site in subject.grids for variant in _of_grid(subject, site))]
   noises = iter(bench.solo(variants).mean(1))
   widths = subject.widths
-  layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, storage) for site in subject.layers)
-  grids = tuple(_grid_choice(site, subject.grid_widths(site), noises) for site in subject.grids)
-  choices = Choices(layers, grids, _columns(subject), {"bytes": 0.0, "bops": 0.0})
+  layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, prices) for site in subject.layers)
+  grids = tuple(_grid_choice(subject, site, noises, prices) for site in subject.grids)
+  of_file = prices.base()
+  choices = Choices(layers, grids, _columns(subject), dict.fromkeys(("bops", *of_file), 0.0))
   base = choices.uniform(widths.weights[-1], widths.activations[0])
-  return dataclasses.replace(choices, constant={"bytes": base_bytes - choices.cost(base, "bytes"),
-                                                "bops": 0.0})
+  rest = {what: cost - choices.cost(base, what) for what, cost in of_file.items()}
+  return dataclasses.replace(choices, constant={**choices.constant, **rest})
 
 
 def _columns(subject: Subject) -> tuple[int, ...]:
@@ -118,22 +117,20 @@ def _of_grid(subject: Subject, site: Site) -> list[Variant]:
           for bits in subject.grid_widths(site)]
 
 
-def _layer_choice(subject: Subject, site: Site, rounded: dict[int, RoundedLayer], noises,
-                  storage: str) -> LayerChoice:
-  layer, columns = subject.patient.layers[site.name], _columns(subject)
-  limits = target(subject.patient.config.target)
-  costs = {"bytes": layer_bytes(layer, rounded, columns, limits, storage),
-           "bops": layer_bops(subject.patient.graph, layer, tuple(rounded), columns)}
+def _layer_choice(subject: Subject, site: Site, rounded: dict[int, RoundedLayer],
+                  noises: Iterator[float], prices: Prices) -> LayerChoice:
+  patient = subject.patient
+  costs = prices.of_layer(patient.graph, patient.layers[site.name], rounded, _columns(subject))
   return LayerChoice(site.name, tuple(rounded), _next(noises, len(rounded)), costs, _grids_of(subject, site))
 
 
-def _grid_choice(site: Site, widths: Sequence[int], noises) -> GridChoice:
-  extra = np.array([CONVERSION_BYTES * (bits == WIDE and len(widths) > 1) for bits in widths], float)
-  return GridChoice(site.name, tuple(widths), _next(noises, len(widths)),
-                    {"bytes": extra, "bops": np.zeros(len(widths))})
+def _grid_choice(subject: Subject, site: Site, noises: Iterator[float], prices: Prices) -> GridChoice:
+  widths = subject.grid_widths(site)
+  costs = prices.of_grid([site.name_of(call) for call in site.nodes], widths)
+  return GridChoice(site.name, widths, _next(noises, len(widths)), costs)
 
 
-def _next(noises, count: int) -> np.ndarray:
+def _next(noises: Iterator[float], count: int) -> np.ndarray:
   return np.array([next(noises) for _ in range(count)])
 
 

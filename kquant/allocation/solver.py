@@ -12,7 +12,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from kquant.allocation.budget import UNITS
+from kquant.allocation.budget import amount
 from kquant.allocation.choices import Choices, Plan
 
 _SECONDS = 20.0
@@ -54,7 +54,7 @@ class Solver:
   def least(self, what: str, limits: Mapping[str, float]) -> float | None:
     """Returns the least of a cost within the other limits; None where these alone cannot be met."""
     others = {other: limit for other, limit in limits.items() if other != what}
-    scale = max(self._costs[what].max(), 1.0)
+    scale = self._costs[what].max() or 1.0
     plan = self._solved(self._costs[what] / scale, others)
     return None if plan is None else self._choices.cost(plan, what)
 
@@ -74,7 +74,7 @@ class Solver:
     rows = list(self._rules)
     for what, limit in limits.items():
       room = limit - self._choices.constant[what]
-      scale = max(abs(room), 1.0)
+      scale = abs(room) or 1.0
       rows.append(scipy.optimize.LinearConstraint(
           scipy.sparse.csr_matrix(self._costs[what] / scale), -np.inf, room / scale))
     found = scipy.optimize.milp(objective, constraints=rows, integrality=np.ones(len(objective)),
@@ -98,10 +98,10 @@ class Solver:
     for what, limit in limits.items():
       alone, beside = self.least(what, {}), self.least(what, limits)
       if alone > limit:
-        parts.append(f"expected {alone:,.0f} {UNITS[what]} or more, the least that these widths make, got "
-                     f"{limit:,.0f}")
+        parts.append(f"expected {amount(what, alone)} or more, the least that these widths make, got "
+                     f"{amount(what, limit)}")
       elif beside is not None and beside > limit:
-        parts.append(f"with the other limits the least is {beside:,.0f} {UNITS[what]}, got {limit:,.0f}")
+        parts.append(f"with the other limits the least is {amount(what, beside)}, got {amount(what, limit)}")
     return f"Budget: it cannot be met: {'; '.join(parts)}. Raise it, or allow fewer bits."
 
 

@@ -6,17 +6,23 @@ from kquant.allocation.budget import STORAGES, Budget
 from kquant.cli import flags as shared
 
 FLAGS = flags.FLAGS
+_LIMITS = ("budget_bytes", "budget_bops", "budget_latency_ms")
+_BESIDE = ("budget_storage", "latencies", "weight_bits", "activation_bits")
 
 
 def define_flags() -> None:
-  """--budget_bytes, --budget_bops, --budget_storage, --weight_bits, --activation_bits."""
+  """--budget_bytes, --budget_bops, --budget_latency_ms and what goes with them."""
   if shared.is_defined("budget_bytes"):
-    for name in ("budget_bops", "budget_storage", "weight_bits", "activation_bits"):
+    for name in ("budget_bops", "budget_latency_ms", *_BESIDE):
       shared.is_defined(name)
     return
   flags.DEFINE_float("budget_bytes", None, "most bytes of the .tflite file: the bits of each layer are "
                      "chosen (kq.allocate_bits)", lower_bound=1)
   flags.DEFINE_float("budget_bops", None, "most bit operations of an image", lower_bound=1)
+  flags.DEFINE_float("budget_latency_ms", None, "most milliseconds of an image on one thread, operators added "
+                     "up", lower_bound=0)
+  shared.define_path("latencies", "JSON file of the milliseconds of operators, as kq.measure_latency finds them "
+                     "on the device that is meant; this machine's by default", endings=(".json",))
   flags.DEFINE_enum("budget_storage", "file", STORAGES, "bytes as the file lies on a device, or compressed")
   flags.DEFINE_list("weight_bits", ["2", "3", "4", "5", "6", "8"], "bits of weights to choose from")
   flags.DEFINE_list("activation_bits", ["8", "16"], "bits of activations to choose from")
@@ -31,17 +37,20 @@ def are_given() -> bool:
   Raises:
     ValueError: a flag about budgets without one.
   """
-  if FLAGS.budget_bytes is not None or FLAGS.budget_bops is not None:
+  if any(FLAGS[name].value is not None for name in _LIMITS):
     return True
-  for name in ("budget_storage", "weight_bits", "activation_bits"):
+  for name in _BESIDE:
     if FLAGS[name].value != FLAGS[name].default:
-      raise ValueError(f"--{name} is for a budget; give --budget_bytes or --budget_bops, or leave it out.")
+      raise ValueError(f"--{name} is for a budget; give --{' or --'.join(_LIMITS)}, or leave it out.")
   return False
 
 
 def budget() -> Budget:
   """Returns the Budget of the flags."""
-  return Budget(bytes=FLAGS.budget_bytes, bops=FLAGS.budget_bops, storage=FLAGS.budget_storage)
+  from kquant.allocation.latency import LatencyTable  # imports TensorFlow
+  return Budget(bytes=FLAGS.budget_bytes, bops=FLAGS.budget_bops, latency_ms=FLAGS.budget_latency_ms,
+                storage=FLAGS.budget_storage,
+                latencies=None if FLAGS.latencies is None else LatencyTable.load(FLAGS.latencies))
 
 
 def widths() -> dict[str, tuple[int, ...]]:

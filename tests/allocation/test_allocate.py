@@ -7,11 +7,16 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
+from kquant.allocation import prices as prices_module
+from kquant.allocation.latency import LatencyTable, measure_latency
+from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import rounded_layers
 from kquant.allocation.sensitivities import Subject, Widths, measured_choices
 from kquant.core.records import Report
+from kquant.core.target import LITERT
 from kquant.core.tensor_spec import at_bits
-from kquant.doctor.patient import Patient
+from kquant.doctor import files
+from kquant.doctor.patient import Patient, result_of
 from kquant.doctor.variants import Bench
 from kquant.search.efforts import FloatNetwork
 from kquant.search.pipeline import read
@@ -115,8 +120,10 @@ def test_noise_of_a_width_is_that_of_the_analysis(block):
   analysis = kq.analyze(kq.quantize(model, images, config=at_four, effort=None), images)
   patient = Patient(FloatNetwork(read(model, NEAREST), images), NEAREST, Report())
   subject = Subject(patient, Widths((4,), (8,)))
+  file = files.contents(result_of(patient.calibrated, NEAREST, Report()))
+  prices = Prices(kq.Budget(bytes=1), LITERT, {"base": file})
   choices = measured_choices(subject, rounded_layers(patient, images, (4,)), Bench(subject.network, images),
-                             5000, "file")
+                             prices)
   rows = {(row.part, row.name): row.solo for row in analysis.rows}
   for layer in choices.layers:
     assert layer.noise[0] == pytest.approx(rows["weights", layer.name], rel=0.3), layer.name
@@ -125,7 +132,7 @@ def test_noise_of_a_width_is_that_of_the_analysis(block):
 
 
 def test_a_budget_that_cannot_be_met_says_the_least(block):
-  with pytest.raises(ValueError, match=r"expected 4,784 bytes or more, .* got 1,000\. Raise it"):
+  with pytest.raises(ValueError, match=r"expected 4,784 bytes or more, .* got 1,000 bytes\. Raise it"):
     kq.allocate_bits(*block, budget=kq.Budget(bytes=1000), activations=(8,))
 
 
@@ -146,3 +153,29 @@ def test_what_is_asked_for_is_checked(block, change, message):
 def test_a_budget_is_checked(limits, message):
   with pytest.raises(ValueError, match=message):
     kq.Budget(**limits)
+
+
+@pytest.fixture
+def known_latencies(monkeypatch):
+  """INT4 kernels take 2 ms, operators over 16 bits 3, all others 1, as on no machine."""
+  def timed(files, *, table=None):
+    keys = measure_latency(files, runs=1).milliseconds
+    return LatencyTable({key: 3.0 if "int16" in key else 2.0 if "int4" in key else 1.0 for key in keys})
+
+  monkeypatch.setattr(prices_module, "measure_latency", timed)
+
+
+def test_a_budget_of_latency_keeps_what_is_slow_out(block, known_latencies):
+  """At the latency of int8 there are no INT4 kernels and no 16-bit activations; with more there are."""
+  least = 9.0  # operators of the int8 file
+  found = kq.allocate_bits(*block, budget=kq.Budget(latency_ms=least))
+  assert found.latency_ms == least and {row.bits for row in found.rows} == {8}
+  found = kq.allocate_bits(*block, budget=kq.Budget(latency_ms=least + 10), weights=(4, 8))
+  assert least < found.latency_ms <= least + 10 and 16 in {row.bits for row in found.rows}
+  with pytest.raises(ValueError, match="expected 9 ms or more, .* got 8 ms"):
+    kq.allocate_bits(*block, budget=kq.Budget(latency_ms=8))
+
+
+def test_latency_is_measured_where_no_table_is_given(block):
+  found = kq.allocate_bits(*block, budget=kq.Budget(latency_ms=1e6), weights=(8,), activations=(8,))
+  assert found.latency_ms > 0 and "ms" in found.summary() and found.to_json()["budget"]["latencies"] is None

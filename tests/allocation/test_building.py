@@ -15,7 +15,7 @@ PLAN = Plan((4, 8), (8, 16, 8))
 
 
 def built(total, of_weights):
-  return Built(PLAN, QuantConfig(), 0, np.array([total]), np.array([of_weights]), np.zeros(1))
+  return Built(PLAN, QuantConfig(), {}, np.array([total]), np.array([of_weights]), np.zeros(1))
 
 
 def test_weights_and_activations_are_refitted_apart():
@@ -31,11 +31,12 @@ def test_noises_that_cancel_share_a_factor():
 
 
 def test_missing_bytes_are_laid_on_grids_of_sixteen_bits():
-  found = dearer(CHOICES, PLAN, 40)
+  found = dearer(CHOICES, PLAN, "bytes", 40)
   assert [each.costs["bytes"].tolist() for each in found.grids] == [[0, 3], [0, 43], [0]]
   assert found.cost(PLAN, "bytes") == CHOICES.cost(PLAN, "bytes") + 40
 
 
 def test_missing_bytes_without_such_grids_are_laid_on_the_rest():
   plan = Plan((4, 8), (8, 8, 8))
-  assert dearer(CHOICES, plan, 40).cost(plan, "bytes") == pytest.approx(CHOICES.cost(plan, "bytes") + 40)
+  found = dearer(CHOICES, plan, "bytes", 40)
+  assert found.cost(plan, "bytes") == pytest.approx(CHOICES.cost(plan, "bytes") + 40)

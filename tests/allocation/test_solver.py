@@ -55,7 +55,7 @@ def test_an_operator_computes_as_wide_as_its_widest_grid():
 
 
 def test_a_budget_that_cannot_be_met_says_the_least():
-  with pytest.raises(ValueError, match=r"expected 160 bytes or more, .* got 159\. Raise"):
+  with pytest.raises(ValueError, match=r"expected 160 bytes or more, .* got 159 bytes\. Raise"):
     Solver(TWO).solve({"bytes": 159})
   with pytest.raises(ValueError, match=r"expected 640 bit operations or more"):
     Solver(TWO).solve({"bytes": 200, "bops": 600})
@@ -64,7 +64,7 @@ def test_a_budget_that_cannot_be_met_says_the_least():
 def test_limits_that_exclude_each_other_say_the_least_beside_the_other():
   costs = {"bytes": np.array([[1.0, 1.0], [9.0, 9.0]]), "bops": np.array([[9.0, 9.0], [1.0, 1.0]])}
   either = choices([LayerChoice("a", WIDTHS, np.ones(2), costs, ())], ())
-  with pytest.raises(ValueError, match="with the other limits the least is 109 bytes, got 105"):
+  with pytest.raises(ValueError, match="with the other limits the least is 109 bytes, got 105 bytes"):
     Solver(either).solve({"bytes": 105, "bops": 5})
 
 

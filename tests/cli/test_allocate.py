@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import kquant as kq
 from kquant.cli import allocate
+from kquant.graph.model_files import load_model
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,25 @@ def test_ptq_writes_a_file_within_the_budget(invoke, files, path, tmp_path):
   assert 4 in {row["bits"] for row in body["allocation"]["rows"]} and "allocate" in body["seconds"]
 
 
+def test_latencies_of_another_device(invoke, refused, files, path, tmp_path):
+  """A table says what all operators take, so that a budget below it cannot be met."""
+  exported = tmp_path / "m.tflite"
+  kq.export(kq.quantize(load_model(files.h5), files.x, effort=None), exported)
+  table = kq.LatencyTable(dict.fromkeys(kq.measure_latency(exported, runs=1).milliseconds, 7.0))
+  table.save(tmp_path / "phone.json")
+  given = [f"--model={files.h5}", f"--calibration={files.xy}", f"--output={tmp_path / 'a.json'}",
+           f"--latencies={tmp_path / 'phone.json'}", "--weight_bits=8", "--activation_bits=8"]
+  code, out, err = invoke(*given, "--budget_latency_ms=1000", main=allocate.main)
+  assert code == 0 and f"{7 * len(table.milliseconds)} ms of 1e+03 ms" in out, err
+  refused(*given, "--budget_latency_ms=6", main=allocate.main, words=["ms or more", "got 6 ms"])
+
+
 def test_mistakes(refused, files, tmp_path):
   given = [f"--model={files.h5}", f"--calibration={files.xy}", f"--output={tmp_path / 'm.tflite'}"]
   refused(*given, "--weight_bits=4", words=["--weight_bits", "--budget_bytes"])
   refused(*given, "--budget_bytes=100", "--activation_bits=8", words=["or more, the least", "got 100"])
   refused(*given, "--budget_bytes=1e5", "--activation_bits=4", words=["activations must be some of 8, 16"])
-  refused(*given, main=allocate.main, words=["--budget_bytes or --budget_bops is missing"])
+  refused(*given, main=allocate.main, words=["--budget_bytes, --budget_bops or --budget_latency_ms is missing"])
   assert not list(tmp_path.iterdir())
 
 

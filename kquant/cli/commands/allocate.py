@@ -23,7 +23,8 @@ def run() -> None:
   models.require("calibration", "output")
   shared.check_outputs("output", "plot", reads=("model", "weights", "calibration"))
   if not budgets.are_given():
-    raise ValueError("--budget_bytes or --budget_bops is missing; give one, such as the bytes of int8.")
+    raise ValueError("--budget_bytes, --budget_bops or --budget_latency_ms is missing; give one, such as the "
+                     "bytes of int8.")
   config, report = shared.preset(), Report()
   with report.stage("load"):
     model = models.load()
