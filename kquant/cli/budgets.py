@@ -19,10 +19,10 @@ def define_flags() -> None:
   flags.DEFINE_float("budget_bytes", None, "most bytes of the .tflite file: the bits of each layer are "
                      "chosen (kq.allocate_bits)", lower_bound=1)
   flags.DEFINE_float("budget_bops", None, "most bit operations of an image", lower_bound=1)
-  flags.DEFINE_float("budget_latency_ms", None, "most milliseconds of an image on one thread, operators added "
-                     "up", lower_bound=0)
-  shared.define_path("latencies", "JSON file of the milliseconds of operators, as kq.measure_latency finds them "
-                     "on the device that is meant; this machine's by default", endings=(".json",))
+  flags.DEFINE_float("budget_latency_ms", None, "most milliseconds of an image on one thread, operators "
+                     "added up", lower_bound=0)
+  shared.define_path("latencies", "JSON file of the milliseconds of operators, as kq.measure_latency finds "
+                     "them on the device that is meant; this machine's by default", endings=(".json",))
   flags.DEFINE_enum("budget_storage", "file", STORAGES, "bytes as the file lies on a device, or compressed")
   flags.DEFINE_list("weight_bits", ["2", "3", "4", "5", "6", "8"], "bits of weights to choose from")
   flags.DEFINE_list("activation_bits", ["8", "16"], "bits of activations to choose from")
