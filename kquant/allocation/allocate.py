@@ -65,7 +65,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
 
   Raises:
     ValueError: a budget that cannot be met (it says what the least is), widths that no file holds, fewer
-      than 16 images, a recipe with fine-tuning.
+      than 16 images, a recipe with fine-tuning, a model without weights.
     TypeError: not a model.
     UnsupportedLayerError: a layer that has no integer form, by name.
 
@@ -90,6 +90,9 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     patient = Patient(FloatNetwork(read(model, config), train, seed), _of_most_bits(config, widths), Report())
     widths, notes = _possible(patient, train, widths)
     subject = Subject(patient, widths)
+    if not subject.layers:
+      raise ValueError("allocate_bits: expected a model whose layers have weights, got one without; its "
+                       "activations get 16 bits by a kq.Rule.")
     contents = _files(subject, train, budget)
     budget = budget if isinstance(budget, Budget) else Budget(bytes=budget * len(contents["base"]))
   with report.stage("prices"):

@@ -107,11 +107,18 @@ def test_a_table_of_sixteen_bits_is_left_out_where_it_does_not_fit():
   assert found.bytes <= found.budget.bytes < 10_000
 
 
-def test_compressed_bytes_tell_five_bits_from_eight(block):
-  file, entropy = (kq.allocate_bits(*block, budget=kq.Budget(bytes=9e5, storage=storage), activations=(8,))
-                   for storage in ("file", "entropy"))
-  sizes = [{point.label: point.bytes for point in each.uniform} for each in (file, entropy)]
-  assert sizes[0]["w5a8"] == sizes[0]["w8a8"] and sizes[1]["w5a8"] < sizes[1]["w6a8"] < sizes[1]["w8a8"]
+def test_compressed_bytes_tell_five_bits_from_eight(block, allocation):
+  compressed = kq.allocate_bits(*block, budget=kq.Budget(bytes=9e5, storage="entropy"), weights=(5, 6, 8),
+                                activations=(8,))
+  file, entropy = ({point.label: point.bytes for point in each.uniform} for each in (allocation, compressed))
+  assert file["w5a8"] == file["w8a8"] and entropy["w5a8"] < entropy["w6a8"] < entropy["w8a8"]
+
+
+def test_training_starts_from_an_allocation(block, allocation):
+  model, _ = block
+  qmodel = kq.insert_quantizers(model, allocation.config.for_training(), batch_norm="train")
+  widths = {row.layer: row.weights[0].bits for row in kq.describe(qmodel).rows if row.weights}
+  assert widths == {row.name: row.bits for row in allocation.rows if row.part == "weights"}
 
 
 def test_noise_of_a_width_is_that_of_the_analysis(block):
@@ -129,6 +136,12 @@ def test_noise_of_a_width_is_that_of_the_analysis(block):
     assert layer.noise[0] == pytest.approx(rows["weights", layer.name], rel=0.3), layer.name
   for grid in choices.grids:
     assert grid.noise[0] == pytest.approx(rows["activation", grid.name], rel=1e-3), grid.name
+
+
+def test_a_model_without_weights_is_refused():
+  model = keras.Sequential([keras.layers.ReLU(input_shape=(4,))])
+  with pytest.raises(ValueError, match="expected a model whose layers have weights"):
+    kq.allocate_bits(model, np.ones((16, 4), np.float32), budget=0.9)
 
 
 def test_a_budget_that_cannot_be_met_says_the_least(block):
