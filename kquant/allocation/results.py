@@ -162,5 +162,7 @@ class Allocation:
     return {**fields, "config": self.config.to_json()}
 
   def __str__(self) -> str:
-    """The table, the notes and the summary."""
-    return "\n".join([self.table(), *self.notes, self.summary()])
+    """The table, the notes, how the plan of the refit compares, and the summary."""
+    compared = () if self.trial is None else (
+        f"the plan of the refit, {'kept' if self.trial.kept else 'not kept'}: {self.trial}",)
+    return "\n".join([self.table(), *self.notes, *compared, self.summary()])

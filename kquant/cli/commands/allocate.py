@@ -56,5 +56,5 @@ def check_bytes(allocation: Allocation, written: Exported) -> None:
   limit = allocation.budget.bytes
   if limit is not None and allocation.budget.storage == "file" and written.bytes > limit:
     raise ValueError(f"--budget_bytes={limit:,.0f}: expected a file of as many bytes or fewer, got "
-                     f"{written.bytes:,}, {written.bytes - allocation.bytes:,} of them of --io, --batch or "
-                     "--preprocess; raise the budget by these.")
+                     f"{written.bytes:,}, {written.bytes - allocation.bytes:,} of them of --io, --batch, "
+                     "--preprocess or other images; raise the budget by these.")
