@@ -1,0 +1,162 @@
+"""What tiles of squeeze-and-excite cost in accuracy and save in buffers, without training.
+
+    python benchmarks/squeeze_excite.py [--shared=../shared] [--rows=4,7,14,28] [--integers=7,14] [--write]
+
+With --write the section of results.md and the two pictures of docs/squeeze_excite.md are written.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+TITLE = "Tiled squeeze-and-excite"
+MODEL = "mobilenet_v3_small_224.h5"
+LIMITS = (0.02, 0.05)
+CHOSEN_BY = 48
+"""Calibration images, every second or third, that tiles are chosen by; a quarter of them is held back."""
+BACKBONES = {"EfficientNetB0": (224, 512, 768), "EfficientNetB2": (224, 512, 768)}
+
+
+def variants(model, calibration, rows: list[int]) -> dict:
+  """Returns {label: (model, elements of all blocks)}."""
+  import kquant as kq
+  found = {"whole": model, **{f"{n} rows": kq.tile_squeeze_excite(model, rows=n) for n in rows}}
+  found = {label: (tiled, kq.pipeline_buffer(tiled).squeeze_excite) for label, tiled in found.items()}
+  few = calibration[np.linspace(0, len(calibration) - 1, CHOSEN_BY).astype(int)]
+  for limit in LIMITS:
+    choice = kq.choose_tiles(model, few, max_change=limit)
+    print(choice, file=sys.stderr, flush=True)
+    found[f"chosen, change {100 * limit:.0f} %"] = choice.model, choice.buffer
+  return found
+
+
+def accuracy(data: pathlib.Path, rows: list[int], integers: list[int]) -> list[dict]:
+  """Measures MobileNetV3-Small in float, and some variants as int8 files."""
+  from ptq import images_of, judge, latency
+
+  import kquant as kq
+  from kquant.cli.evaluation import before_softmax
+  from kquant.core import metrics
+  from kquant.doctor.files import contents
+  model = kq.load_model(data / "models" / MODEL)
+  calibration, x, labels = images_of("v3", data)
+  found, reference, first = [], None, None
+  for label, (tiled, elements) in variants(model, calibration, rows).items():
+    scores = before_softmax(tiled).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+    reference = scores if reference is None else reference
+    row = {"tiles": label, "elements": elements, "top1": metrics.top1(scores, labels),
+           "agreement": metrics.agreement(scores, reference)}
+    if label in ("whole", *(f"{n} rows" for n in integers)):
+      file = contents(kq.quantize(tiled, calibration))
+      first = first or file
+      row["int8"] = {**judge(file, x, labels, scores), "ms": latency(first, file)[1]}
+    found.append(row)
+    print(row, file=sys.stderr, flush=True)
+  return found
+
+
+def buffers(name: str, size: int) -> dict:
+  """Returns the elements that a backbone holds, whole and in tiles of 7 rows."""
+  from tf_keras import applications
+
+  import kquant as kq
+  model = getattr(applications, name)(weights=None, include_top=False, input_shape=(size, size, 3))
+  whole, tiled = kq.pipeline_buffer(model), kq.pipeline_buffer(kq.tile_squeeze_excite(model, rows=7))
+  return {"name": name, "size": size, "whole": whole, "tiled": tiled}
+
+
+def accuracy_table(rows: list[dict]) -> str:
+  """The variants of MobileNetV3-Small as Markdown."""
+  lines = ["| tiles | elements held by the blocks | float top-1 | agreement with whole | int8 top-1 | "
+           "int8 agreement with its float model | SQNR dB | ms |", "|---|---|---|---|---|---|---|---|"]
+  for r in rows:
+    digits = {"top1": ".3f", "agreement": ".3f", "sqnr": ".1f", "ms": ".2f"}
+    cells = [format(r["int8"][key], form) if "int8" in r else "" for key, form in digits.items()]
+    lines.append(f"| {r['tiles']} | {r['elements']:,} | {r['top1']:.3f} | {r['agreement']:.3f} | "
+                 f"{' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def buffer_table(rows: list[dict]) -> str:
+  """The backbones as Markdown."""
+  lines = ["| backbone | pixels | blocks, whole | blocks, 7 rows | ratio | residuals, whole | "
+           "residuals, 7 rows | windows of kernels |", "|---|---|---|---|---|---|---|---|"]
+  for r in rows:
+    whole, tiled = r["whole"], r["tiled"]
+    lines.append(f"| {r['name']} | {r['size']} | {whole.squeeze_excite:,} | {tiled.squeeze_excite:,} | "
+                 f"{tiled.squeeze_excite / whole.squeeze_excite:.3f} | {whole.residuals:,} | "
+                 f"{tiled.residuals:,} | {tiled.kernels:,} |")
+  return "\n".join(lines)
+
+
+def draw_buffers(row: dict, path: pathlib.Path) -> None:
+  """A pair of bars for each block of a backbone."""
+  from matplotlib.figure import Figure
+  blocks = row["tiled"].blocks
+  figure = Figure(figsize=(8, 0.9 + 0.26 * len(blocks)), layout="constrained")
+  axes, places = figure.subplots(), np.arange(len(blocks))
+  for shift, label, key in ((-0.2, "whole image", "untiled"), (0.2, "7 rows", "elements")):
+    axes.barh(places + shift, [getattr(block, key) / 1e6 for block in blocks], 0.4, label=label)
+  axes.set_yticks(places, [block.name.removesuffix("_se_squeeze") for block in blocks])
+  axes.invert_yaxis()
+  axes.set_xlabel(f"elements held by a block, millions ({row['name']}, {row['size']} x {row['size']} pixels)")
+  axes.legend(loc="lower right")
+  figure.savefig(path, dpi=100)
+
+
+def draw_accuracy(rows: list[dict], path: pathlib.Path) -> None:
+  """Top-1 and agreement over the elements that the blocks hold."""
+  from matplotlib.figure import Figure
+  figure = Figure(figsize=(8, 4), layout="constrained")
+  axes = figure.subplots()
+  rows = sorted(rows, key=lambda row: row["elements"])
+  for key, label in (("agreement", "agreement with the whole image"), ("top1", "top-1")):
+    axes.plot([row["elements"] / 1e3 for row in rows], [100 * row[key] for row in rows], "o-", label=label)
+  for row in rows:
+    axes.annotate(row["tiles"], (row["elements"] / 1e3, 100 * row["agreement"]), (0, -14), fontsize="small",
+                  textcoords="offset points", ha="center")
+  axes.set_xlabel("elements held by all blocks, thousands (MobileNetV3-Small, float, no training)")
+  axes.set_ylabel("%")
+  axes.legend()
+  figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+  """Measures what the flags say."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser.add_argument("--rows", default="4,7,14,28")
+  parser.add_argument("--integers", default="7,14", help="rows that are quantized and run as files too")
+  parser.add_argument("--write", action="store_true")
+  flags = parser.parse_args()
+  data = pathlib.Path(flags.shared).resolve() / "data"
+  if not data.is_dir():
+    sys.exit(f"No shared data at {data}; name it with --shared.")
+  from ptq import describe, write_section
+
+  import kquant.cli  # noqa: F401  quiet start
+  numbers = [[int(n) for n in text.split(",") if n] for text in (flags.rows, flags.integers)]
+  held = [buffers(name, size) for name, sizes in BACKBONES.items() for size in sizes]
+  print(buffer_table(held), flush=True)
+  found = accuracy(data, *numbers)
+  head = describe(f"python benchmarks/squeeze_excite.py --rows={flags.rows} --integers={flags.integers}")
+  note = ("MobileNetV3-Small, 224 pixels, no training: calibrated on the first 128 images in label order, "
+          f"judged on the other 372; chosen by {CHOSEN_BY} of the 128, a quarter of them held back. int8: "
+          "effort auto, run by LiteRT; milliseconds of one image, XNNPACK, one thread, a shared machine. "
+          "Elements are bytes at 8 bits.")
+  body = f"{head}\n\n{note}\n\n{accuracy_table(found)}\n\n{buffer_table(held)}"
+  print(body)
+  if flags.write:
+    write_section(TITLE, body)
+    draw_buffers(held[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
+    draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
+
+
+if __name__ == "__main__":
+  main()
