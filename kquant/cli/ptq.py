@@ -5,7 +5,7 @@ Without flags it trains a small network on scikit-learn's digits and quantizes t
 
 from absl import flags
 
-from kquant.cli import budgets
+from kquant.cli import budgets, tiling
 from kquant.cli import flags as shared
 from kquant.core.quant_config import RECURRENT_FORMS
 
@@ -14,6 +14,7 @@ shared.define_data_flags()
 shared.define_file_flags()
 shared.define_method_flags()
 budgets.define_flags()
+tiling.define()
 flags.DEFINE_bool("split_outputs", False, "tensors that a Concatenate joins at the end of the model become "
                   "outputs of their own, each with its own scale")
 flags.DEFINE_enum("recurrent", "unrolled", RECURRENT_FORMS, "recurrent layers in the file: operators for "

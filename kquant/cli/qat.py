@@ -3,11 +3,13 @@
 from absl import flags
 
 from kquant.cli import flags as shared
+from kquant.cli import tiling
 
 shared.define_model_flags()
 shared.define_calibration_flags()
 shared.define_preprocess()
 shared.define_preset()
+tiling.define()
 shared.define_path("train", "labelled images to train on: a folder (labels.csv: file,label, or a folder a "
                    "class), .npz (x, y) or .csv (a column label)")
 shared.define_path("eval", "images to judge by, as for --train")

@@ -16,6 +16,7 @@ from kquant.analysis.results import Analysis
 from kquant.cli import backends, budgets, demo, evaluation, models, pages
 from kquant.cli import flags as shared
 from kquant.cli.commands import allocate
+from kquant.cli.commands.tiling import tiled
 from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
 from kquant.core.data import choose
@@ -45,11 +46,13 @@ class _Task:
   """What one run does.
 
   Attributes:
-    model: the float model.
+    model: the float model, by which the file is judged.
     calibration: its calibration inputs, one array an input.
     config: how it is quantized.
     output: the path of the .tflite file.
     judged: the source that it is judged by, and its samples; None: it is not.
+    tiled: what is quantized: the model, or with tiles.
+    tiles: what the summary holds of them.
   """
 
   model: keras.Model
@@ -57,6 +60,8 @@ class _Task:
   config: QuantConfig
   output: str
   judged: tuple[Source, np.ndarray] | None
+  tiled: keras.Model
+  tiles: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run() -> None:
@@ -79,14 +84,14 @@ def run() -> None:
     if FLAGS.eval is not None:
       judged = _held_back(inputs, calibration, chosen)
       evaluation.class_labels(model, judged[0])  # a mistake in them is reported before the work
-  _run(_Task(model, images, config, FLAGS.output, judged), report)
+  _run(_Task(model, images, config, FLAGS.output, judged, *tiled(model, images, report)), report)
 
 
 def _check_flags() -> None:
   """Raises ValueError for flags that do not go together."""
   if not _names_a_model():
     for name in ("calibration", "calibration_order", "preprocess", "eval", "input_shape", "weights", "import",
-                 "trust_model"):
+                 "trust_model", "tile_squeeze_excite"):
       if FLAGS[name].value != FLAGS[name].default:
         raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
                          "the demo.")
@@ -130,18 +135,18 @@ def _demo(config: QuantConfig) -> None:
     np.savez(held_back, x=x_test, y=y_test)
     source = open_source(str(held_back), keras_calls.input_specs(model))
     output = FLAGS.output or os.path.join(folder, "digits.tflite")
-    _run(_Task(model, [x[:FLAGS.calibration_samples]], config, output, (source, np.arange(len(source)))),
-         report)
+    _run(_Task(model, [x[:FLAGS.calibration_samples]], config, output, (source, np.arange(len(source))),
+               model), report)
 
 
 def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
   allocation, config = None, task.config
   if budgets.are_given():
-    allocation = allocate.allocated(task.model, task.calibration, config, shared.recipe())
+    allocation = allocate.allocated(task.tiled, task.calibration, config, shared.recipe())
     config = allocation.config
     report.add_seconds({"allocate": sum(allocation.seconds.values())})
-  result = api.quantize(task.model, task.calibration, config=config, recipe=shared.recipe(),
+  result = api.quantize(task.tiled, task.calibration, config=config, recipe=shared.recipe(),
                         effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
@@ -157,7 +162,7 @@ def _run(task: _Task, report: Report) -> None:
         analysis = pages.analysis_of(result, task.calibration,
                                      most=pages.ANALYZED_IMAGES if pages.asked() else ANALYZED_IMAGES)
     noisiest = _noisiest(analysis) if far else None
-    result.report.add_seconds(report.seconds)
+    result.report.absorb(report)
     if pages.asked():
       with report.stage("report"):
         pages.Page(result, task.calibration, judged, written).write(staged, analysis)
@@ -202,6 +207,7 @@ def _summary(task: _Task, result: api.QuantizationResult, written: Exported,
   """What --summary holds, but for how close the file is to the float model."""
   report = result.report.to_json()
   return {
+      **task.tiles,
       "seconds": {name: round(value, 3) for name, value in seconds.items()},
       "calibration_images": len(task.calibration[0]), "bytes": written.bytes,
       "operators": written.program.operator_counts(),

@@ -14,6 +14,7 @@ from absl import flags
 from kquant.api import QuantizationResult
 from kquant.cli import evaluation, models, pages
 from kquant.cli import flags as shared
+from kquant.cli.commands.tiling import tiled
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.data import choose
@@ -62,14 +63,15 @@ def run() -> None:
     judged = None if FLAGS.eval is None else open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
   with report.stage("quantize"):
     images = _calibration_images(inputs, x)
-    qmodel = calibrate(insert_quantizers(model, config, batch_norm=FLAGS.batch_norm), images)
+    source, tiles = tiled(model, images, report)
+    qmodel = calibrate(insert_quantizers(source, config, batch_norm=FLAGS.batch_norm), images)
     if FLAGS.batch_norm == "fold":
-      correct_bias(qmodel, model, images)
+      correct_bias(qmodel, source, images)
   with report.stage("train"):
     logs = _train(model, qmodel, x, y, images)
   network = finalize(qmodel, target=target(config.target))
   written = _export(network, images)
-  summary = _summary(logs, written)
+  summary = {**tiles, **_summary(logs, written)}
   if judged is not None:
     with report.stage("eval"):
       summary["simulation"] = _simulated(model, qmodel, judged)
