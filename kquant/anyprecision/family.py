@@ -8,7 +8,7 @@ import tf_keras as keras
 
 from kquant.core import nested_codes, numerics
 from kquant.core.encodings import Encodings
-from kquant.core.target import LITERT
+from kquant.core.target import LITERT_FAMILY
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import weights_of_class
 from kquant.qmodel.finalize import finalize_graph
@@ -43,7 +43,7 @@ def member_of(qmodel: keras.Model) -> FamilyMember:
   Raises:
     ValueError: the integers of a kernel are not those of its codes.
   """
-  model, graph, encodings = finalize_graph(qmodel, target=LITERT)
+  model, graph, encodings = finalize_graph(qmodel, target=LITERT_FAMILY)
   bits, signs = {}, {}
   for layer in qmodel.layers:
     if isinstance(layer, QuantizeWeights):
@@ -55,18 +55,35 @@ def member_of(qmodel: keras.Model) -> FamilyMember:
 
 
 def _signs(key: str, layer: QuantizeWeights, name: str, encodings: Encodings) -> np.ndarray:
-  """Returns by what sign the final integers of each channel differ from those of the codes."""
+  """Returns `signs_of` a weight."""
   quantizer = layer.quantize_config.weights[name]
   if not isinstance(quantizer, NestedQuantizer):
     raise ValueError(f"Layer {layer.name!r}: its {name} has a {type(quantizer).__name__}; only weights with "
                      "the quantizer 'nested' make a family.")
+  codes = quantizer.codes(getattr(layer.layer, name).numpy())
+  return signs_of(key, nested_codes.integers_of(codes, quantizer.bits), encodings)
+
+
+def signs_of(key: str, nested: np.ndarray, encodings: Encodings) -> np.ndarray:
+  """Returns by what sign the final integers of each channel of a weight differ from those of its codes.
+
+  Args:
+    key: of the weight.
+    nested: the integers of its codes, Keras layout.
+    encodings: with the final ones.
+
+  Returns:
+    int8 [channels] or [1]; 0 where all integers of a channel are 0.
+
+  Raises:
+    ValueError: they differ otherwise.
+  """
   final, grid = encodings.integers[key].astype(np.int64), encodings[key]
-  nested = nested_codes.integers_of(quantizer.codes(getattr(layer.layer, name).numpy()), quantizer.bits)
   taps = tuple(axis for axis in range(final.ndim) if axis not in (grid.axis or ()))
   signs = np.sign((final * nested).sum(axis=taps)).reshape(-1)
   if not np.array_equal(final, nested * numerics.along(signs, final.shape, grid.axis)):
-    raise ValueError(f"Layer {layer.name!r}: its final integers are not those of its codes, since a scale "
-                     "was too small for the file; take its dead channels out with kq.prune_dead_channels.")
+    raise ValueError(f"Kernel {key!r}: its final integers are not those of its codes, since a scale was too "
+                     "small for the file; take its dead channels out with kq.prune_dead_channels.")
   return signs.astype(np.int8)
 
 

@@ -9,27 +9,13 @@ import tf_keras as keras
 from kquant.anyprecision import building
 from kquant.anyprecision.building import FLOAT_BITS, MODES
 from kquant.anyprecision.family import FamilyMember, check_widths, member_of
+from kquant.anyprecision.width_runs import WidthRuns, WidthTable
 from kquant.core import nested_codes
-from kquant.core.text import text_table
 from kquant.graph import keras_calls
-from kquant.graph.execution import Execution, call_in_mode
-from kquant.graph.graph import Graph
-from kquant.graph.nodes import Ref
 from kquant.graph.policies import float32_policy
 from kquant.qat.bn_reestimate import reestimate_batch_norm
 from kquant.qmodel.calibrate import calibrate
 from kquant.qmodel.distill import LOSSES
-from kquant.qmodel.outputs import answers
-
-
-class WidthTable(dict):
-  """{bits: {metric: value}}, widest first; printed as a table."""
-
-  def __str__(self) -> str:
-    """One row for each width."""
-    names = list(dict.fromkeys(name for row in self.values() for name in row))
-    rows = [(bits, *(f"{row[name]:.4f}" for name in names)) for bits, row in self.items()]
-    return text_table(("bits", *names), rows)
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -80,7 +66,7 @@ class AnyPrecisionModel(keras.Model):
       self._order = sorted(set(widths), reverse=True)
       models = [building.width_model(graph, bits, mode, self.eight_bits) for bits in self._order]
     building.share_layers(models)
-    self._models, self._runs = list(models), _Runs(models)
+    self._models, self._runs = list(models), WidthRuns(models)
     self._loss = keras.metrics.Mean(name="loss")
     self._losses = [keras.metrics.Mean(name=f"loss_{bits}") for bits in self._order]
     self.built = True
@@ -96,10 +82,13 @@ class AnyPrecisionModel(keras.Model):
     return [self.at(bits) for bits in self.widths]
 
   def at(self, bits: int) -> keras.Model:
-    """Returns the Keras model of a width, which shares its kernels: what `kquant.finalize` takes.
+    """Looks the model of a width up, which shares its kernels with the others.
 
     Args:
       bits: one of `widths`; 32 is a float model.
+
+    Returns:
+      A Keras model, which `kquant.finalize` takes.
 
     Raises:
       ValueError: there is no such width.
@@ -311,20 +300,6 @@ class AnyPrecisionModel(keras.Model):
     models = [keras.saving.deserialize_keras_object(fields, custom_objects) for fields in config["model"]]
     with float32_policy():
       return cls(models, **{name: value for name, value in config.items() if name != "model"})
-
-
-class _Runs:
-  """How each width is run, with its outputs before a closing softmax; no state that Keras tracks."""
-
-  def __init__(self, models: Sequence[keras.Model]):
-    self.parts: list[tuple[Execution, list[Ref]]] = []
-    for model in models:
-      self.add(model)
-
-  def add(self, model: keras.Model) -> None:
-    """Adds a width."""
-    graph = Graph.from_model(model)
-    self.parts.append((Execution(graph, model, call=call_in_mode), answers(graph)))
 
 
 def _check(widths: Sequence[int], mode: str, distill: str | None) -> None:

@@ -276,11 +276,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def run(main: Callable[[], None], *, tensorflow: bool = True) -> None:
   """Runs a script: exit code 2 and one line for a user's mistake, 1 for a failed verification.
 
-  With --verbosity=1 the traceback is shown.
-
-  Args:
-    main: the script.
-    tensorflow: it uses TensorFlow, which is imported before.
+  With --verbosity=1 the traceback is shown. TensorFlow is imported before, unless the script does without.
   """
 
   def guarded(argv: list[str]) -> None:

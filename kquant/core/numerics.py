@@ -160,6 +160,23 @@ def dequantize(q, scale, zero_point, *, axis: Sequence[int] | None = None) -> np
   return (scale * (q - along(zero_point, q.shape, axis))).astype(np.float32)
 
 
+def short_scale(scale, *, up: bool = False) -> np.ndarray:
+  """Returns scales of which float32 has the last 16 bits 0 (bfloat16), within 2^-8 of the given ones.
+
+  Integers up to 127 on such a grid are those on the grid of the given scales.
+
+  Args:
+    scale: positive float32, any shape.
+    up: none is smaller than the given one.
+
+  >>> short_scale([1.001, 1.006], up=False).tolist(), short_scale([1.001], up=True).tolist()
+  ([1.0, 1.0078125], [1.0078125])
+  """
+  bits = np.asarray(scale, np.float32).view(np.uint32)
+  carry = np.uint32(0xFFFF) if up else np.uint32(0x7FFF) + (bits >> 16 & 1)
+  return ((bits + carry) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def bias_scale(input_scale, kernel_scale) -> np.ndarray:
   """Returns the scale of a bias, s_x * s_w, the float32 product that the runtime expects.
 

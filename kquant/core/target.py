@@ -31,6 +31,7 @@ class Target:
     largest_accumulator, largest_accumulator_16: |accumulator| stays below it, whatever the input.
     largest_packed_accumulator: the same in dense layers whose kernel has the bits of INT4, packed or not,
       so that both ways of storing it hold the same integers.
+    short_scales: the scales of weights are bfloat16, of which a bundle holds many.
     largest_multiplier: s_x * s_w / s_y stays below it for every channel, s_x / s_y for a sum, s_a * s_b / s_y
       for a product.
   """
@@ -43,6 +44,7 @@ class Target:
   weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
   packs: bool = True
   packed_activation_bits: int = 8
+  short_scales: bool = False
   largest_bias: int = 2**30
   largest_bias_16: int = 2**32
   largest_accumulator: int = 2**31
@@ -77,6 +79,8 @@ LITERT_UNPACKED = dataclasses.replace(LITERT, name="litert_unpacked", packs=Fals
 MobileNetV2 at 224 pixels, w4a8, one thread on x86 (LiteRT 2.3): 2,264,464 bytes and 9.9 ms packed,
 3,999,328 bytes and 1.9 ms unpacked, the least of 60 runs in turn.
 """
+LITERT_FAMILY = dataclasses.replace(LITERT, name="litert_family", short_scales=True)
+"""LiteRT, for files that a bundle holds together."""
 
 TARGETS = {each.name: each for each in (LITERT, LITERT_UNPACKED)}
 

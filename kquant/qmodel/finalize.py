@@ -105,6 +105,8 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
     inputs = [grids[call.inputs[0]] for call in graph.calls(layer)]
     for weight in layer.facts.weights:
       grid = _with_storage(graph, layer, own[weight.name], max(grid.bits for grid in inputs), target)
+      if target.short_scales:
+        grid = dataclasses.replace(grid, scale=numerics.short_scale(grid.scale))
       grid = _within_limits(graph, layer, weight, _Grids(grid, inputs), target)
       _snap_weight(graph, layer, weight, _Grids(grid, inputs), encodings)
   snap_constants(graph, encodings)
@@ -278,7 +280,8 @@ def _within_limits(graph: Graph, layer: LayerDef, weight: WeightFacts, grids: _G
     needed = np.maximum(needed, worst / (0.98 * largest_accumulator))
   if grid.axis is None:
     needed = np.atleast_1d(needed.max())
-  scale = np.maximum(grid.scale, (needed * (1 + 1e-6)).astype(np.float32))
+  needed = (needed * (1 + 1e-6)).astype(np.float32)
+  scale = np.maximum(grid.scale, numerics.short_scale(needed, up=True) if target.short_scales else needed)
   for channel in np.flatnonzero(scale != grid.scale):
     which = "weight scale" if weight.key == "kernel" else f"scale of {weight.key}"
     graph.edit(graph.calls(layer)[0], f"{which} of channel {channel} raised: its bias or accumulator would "

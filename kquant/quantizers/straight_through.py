@@ -124,7 +124,7 @@ def with_gradient_of(value: tf.Tensor, path: tf.Tensor):
     value: any shape.
     path: of the same shape.
 
-  >>> with_gradient_of(tf.constant(3.0), tf.constant(2.5)).numpy()
-  3.0
+  >>> with_gradient_of(tf.constant([3.0]), tf.constant([2.5])).numpy().tolist()
+  [3.0]
   """
   return tf.identity(value), lambda upstream: (None, upstream)

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kquant.anyprecision.family import FamilyMember
+from kquant.anyprecision.family import FamilyMember, signs_of
 from kquant.core import nested_codes
+from kquant.core.numerics import short_scale
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.rule import Rule
-from kquant.core.target import LITERT
+from kquant.core.target import LITERT_FAMILY
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise.layer_rounding import change_layers
@@ -24,6 +25,8 @@ from kquant.ptq.layerwise.nested_rounding import (
 )
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.finalize import finalize_graph
+from kquant.rewrites.scaling.channel_statistics import measure_channels
+from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.search.pipeline import Calibrated
 
 NAME = "any8"
@@ -53,12 +56,13 @@ def nested_family(graph: Graph, calibration: list[np.ndarray], report: Report, *
     report: takes the seconds, and the edits of the 8 bits.
     seed: of the positions that are looked at.
   """
+  prune_dead_channels(graph, statistics=measure_channels(graph, calibration))
   search = _Search(graph, calibration, report, seed)
   networks = {bits: search.network(bits) for bits in _ORDER}
   members = {}
   for bits in WIDTHS:
     with report.stage("finalize"):
-      model, final, encodings = finalize_graph(networks[bits].qmodel, target=LITERT,
+      model, final, encodings = finalize_graph(networks[bits].qmodel, target=LITERT_FAMILY,
                                                graph=networks[bits].graph)
     members[bits] = search.member(bits, model, final, encodings)
   report.add_edits(members[WIDTHS[0]].graph.edits, [])
@@ -86,7 +90,7 @@ class _Search:
       own = bits if turn.layer.name not in self._edges else nested_codes.CODE_BITS
       integers, scale = (kernel.integers, kernel.scale * nested_codes.steps(COARSE_BITS)) if (
           kernel.bits == own == COARSE_BITS) else kernel.at(own)
-      turn.layer.set_scale(name, scale)
+      turn.layer.set_scale(name, short_scale(scale))
       turn.layer.set_integers(name, integers)
 
     with self._report.stage("rounding"):
@@ -120,13 +124,8 @@ class _Search:
   def member(self, bits: int, model: Any, graph: Graph, encodings: Any) -> FamilyMember:
     """Returns the member of a width; raises ValueError where its integers are not those of the codes."""
     own, signs = {}, {}
-    for name in self._kernels:
-      own[f"{name}/kernel"] = nested_codes.CODE_BITS if name in self._edges else bits
-    for key, width in own.items():
-      final, nested = encodings.integers[key], self._kernels[key.rsplit("/", 1)[0]].at(width)[0]
-      if not np.array_equal(final, nested):
-        raise ValueError(f"Kernel {key!r}: its final integers of {bits} bits are not those of its codes, "
-                         "since a scale was too small for the file; take its dead channels out with "
-                         "kq.prune_dead_channels.")
-      signs[key] = np.ones(len(encodings[key].scale), np.int8)
+    for name, kernel in self._kernels.items():
+      key = f"{name}/kernel"
+      own[key] = nested_codes.CODE_BITS if name in self._edges else bits
+      signs[key] = signs_of(key, kernel.at(own[key])[0], encodings)
     return FamilyMember(model, graph, encodings, own, signs)

@@ -11,6 +11,7 @@ from kquant.cli import qat
 from kquant.cli.commands import qat as commands
 from kquant.core.encodings import Encodings
 from kquant.graph.model_files import load_model
+from tflite_export.family.bundle import Bundle
 
 
 @pytest.fixture
@@ -114,3 +115,50 @@ def test_mistakes(refused, train, files, tmp_path):
   refused(*train, "--resume", main=qat.main, words=["no training to go on with"])
   refused(*train, "--preset=w9a8", main=qat.main, words=["Unknown preset"])
   refused(*train, f"--output={tmp_path}", main=qat.main, words=["expected the name of a file"])
+
+
+# --- several widths --------------------------------------------------------------------------------
+
+
+def test_several_widths_are_trained_to_one_bundle(invoke, train, files, tmp_path):
+  bundle, summary = tmp_path / "m.kqf", tmp_path / "s.json"
+  code, out, err = invoke(*train, "--any_precision=2,8", f"--bundle={bundle}", f"--eval={files.xy}",
+                          f"--summary={summary}", f"--save_qmodel={tmp_path / 'any.keras'}", main=qat.main)
+  assert code == 0, err
+  found = json.loads(summary.read_text())
+  assert found["history"]["loss"][-1] < found["history"]["loss"][0]
+  assert found["eval"].keys() == {"8", "2"} and found["eval"]["8"]["agreement"] > 0.5
+  assert found["bundle"]["bytes"] == bundle.stat().st_size
+  assert all(file["exact"] for file in found["bundle"]["files"].values())
+  assert f"{100 * found['eval']['2']['top1']:.2f} %" in out and "m.kqf" in out
+  assert Bundle(bundle).widths == (8, 2) == keras.models.load_model(tmp_path / "any.keras").widths
+  assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_killed_training_of_several_widths_goes_on_to_the_same_bundle(invoke, train, tmp_path, monkeypatch):
+  def run(name, *more):
+    return invoke(*train, "--any_precision=2,8", f"--bundle={tmp_path / name}",
+                  f"--checkpoint={tmp_path / name}.state", *more, main=qat.main)
+
+  assert run("whole.kqf")[0] == 0
+  begin = commands.Batches.on_epoch_begin
+
+  def killed(self, epoch, logs=None):
+    if epoch == 2:
+      raise KeyboardInterrupt
+    begin(self, epoch, logs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(commands.Batches, "on_epoch_begin", killed)
+    assert run("broken.kqf")[0] == 130
+  code, _, err = run("broken.kqf", "--resume")
+  assert code == 0, err
+  assert (tmp_path / "broken.kqf").read_bytes() == (tmp_path / "whole.kqf").read_bytes()
+
+
+def test_flags_of_several_widths_that_do_not_go_together(refused, train, tmp_path):
+  refused(*train, "--bundle=m.kqf", words=["--bundle=m.kqf", "--any_precision=2,4,8"], main=qat.main)
+  refused(*train, "--any_precision=2,8", f"--output={tmp_path / 'm.tflite'}", main=qat.main,
+          words=["--output is of one width", "--bundle=PATH.kqf"])
+  refused(*train, "--any_precision=2,x", words=["--any_precision=2,x", "1 to 8 bits"], main=qat.main)
+  refused(*train, "--any_precision=2,16", words=["widths of 1 to 8 bits", "(2, 16)"], main=qat.main)

@@ -5,9 +5,9 @@ Sections of the bundle, little endian:
     CODE    u8 codes of 8 bits of all kernels, each in the layout of the file
     KERN    for each kernel: u32 place in CODE, u32 count, u32 channels, u32 inner;
             the channel of element i is (i / inner) % channels
-    W001 .. W008   of a width: for each kernel u8 bits, filled up to a multiple of 4; float32 multipliers of
-            all channels of all kernels; u32 count of dead channels, u32 index of each of them among all
-            channels; int32 biases
+    W001 .. W008   of a width: for each kernel u8 bits; u16 multipliers of all channels of all kernels, the
+            first half of a float32; u32 count of dead channels, u32 index of each of them among all
+            channels; u32 bytes of a bias, 3 or 4; the biases. Each part is filled up to a multiple of 4.
 
 The scale of a channel is the magnitude of its multiplier. A negative multiplier changes the sign of its
 integers. All integers of a dead channel are 0, whatever its codes.
@@ -88,9 +88,13 @@ class WidthPart:
   def pack(self) -> bytes:
     """Returns its section."""
     bits = self.bits.astype(np.uint8).tobytes()
-    multipliers, dead = np.where(self.signs < 0, -self.scales, self.scales), np.flatnonzero(self.signs == 0)
-    return b"".join([bits.ljust(-(-len(bits) // 4) * 4, b"\0"), multipliers.astype("<f4").tobytes(),
-                     np.array([len(dead), *dead], "<u4").tobytes(), self.biases.astype("<i4").tobytes()])
+    words = np.where(self.signs < 0, -self.scales, self.scales).astype("<f4").view("<u4")
+    if (words & 0xFFFF).any():
+      raise ValueError("Scales of a family are bfloat16, got others; finalize with the target litert_family.")
+    dead, size = np.flatnonzero(self.signs == 0), 3 if (np.abs(self.biases) < 2**23).all() else 4
+    biases = self.biases.astype("<i4").reshape(-1, 1).view(np.uint8)[:, :size]
+    return b"".join([_filled(bits), _filled((words >> 16).astype("<u2").tobytes()),
+                     np.array([len(dead), *dead, size], "<u4").tobytes(), _filled(biases.tobytes())])
 
   @classmethod
   def unpack(cls, content: memoryview, kernels: list[Kernel]) -> "WidthPart":
@@ -99,19 +103,21 @@ class WidthPart:
     Raises:
       ValueError: another length, bits or channels that there are not, a multiplier that is not finite.
     """
-    start, channels = -(-len(kernels) // 4) * 4, sum(kernel.channels for kernel in kernels)
-    words = np.frombuffer(content[start:len(content) // 4 * 4], "<u4")
-    if len(content) % 4 or len(words) <= channels or words[channels] > len(words) - channels - 1:
+    channels = sum(kernel.channels for kernel in kernels)
+    start, lists = _multiple(len(kernels)), _multiple(len(kernels)) + _multiple(2 * channels)
+    words = np.frombuffer(content[lists:], "<u4") if len(content) % 4 == 0 <= len(content) - lists - 8 else []
+    if len(words) < 2 or words[0] > len(words) - 2 or words[words[0] + 1] not in (3, 4):
       raise ValueError("is damaged: the section of a width has another length than its kernels need")
-    bits, multipliers = np.frombuffer(content[:len(kernels)], np.uint8), words[:channels].view("<f4")
-    first = channels + 1 + int(words[channels])
-    dead = words[channels + 1:first]
+    bits = np.frombuffer(content[:len(kernels)], np.uint8)
+    dead, size = words[1:words[0] + 1], words[words[0] + 1]
+    halves = np.frombuffer(content[start:start + 2 * channels], "<u2")
+    multipliers = (halves.astype("<u4") << 16).view("<f4")
     if set(bits.tolist()) - set(nested_codes.WIDTHS) or not np.isfinite(multipliers).all() or (
         dead >= channels).any():
       raise ValueError("is damaged: a width has bits, multipliers or channels that there are not")
-    signs = np.where(np.signbit(multipliers), -1, 1).astype(np.int8)
+    signs = np.where(halves >> 15, -1, 1).astype(np.int8)
     signs[dead] = 0
-    return cls(bits, np.abs(multipliers), signs, words[first:].view("<i4"))
+    return cls(bits, np.abs(multipliers), signs, _biases(words[words[0] + 2:].tobytes(), int(size)))
 
   def of_kernel(self, index: int, kernels: list[Kernel]) -> tuple[int, np.ndarray, np.ndarray]:
     """Returns (bits, scales, signs) of a kernel, the latter by channel."""
@@ -142,3 +148,19 @@ def common_codes(name: str, widths: list[tuple[int, np.ndarray, np.ndarray]], ke
     if not np.array_equal(nested_codes.narrower(codes, bits)[alive], mine[alive]):
       raise ValueError(f"Kernel {name!r}: its codes of {bits} bits are not those of more bits shifted right.")
   return codes
+
+
+def _biases(content: bytes, size: int) -> np.ndarray:
+  """Returns int32 from bytes of `size` a number; filling at the end may make one number more."""
+  numbers = np.frombuffer(content[:len(content) // size * size], np.uint8).reshape(-1, size)
+  wide = np.zeros((len(numbers), 4), np.uint8)
+  wide[:, 4 - size:] = numbers
+  return wide.view("<i4")[:, 0] >> 8 * (4 - size)
+
+
+def _multiple(length: int) -> int:
+  return -(-length // 4) * 4
+
+
+def _filled(content: bytes) -> bytes:
+  return content.ljust(_multiple(len(content)), b"\0")

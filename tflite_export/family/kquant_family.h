@@ -52,8 +52,12 @@ static kqf_kernel kqf_kernel_at(const kqf_bundle *bundle, uint32_t index) {
   return kernel;
 }
 
-/* Returns where the multipliers of all channels begin in the section of a width. */
+/* Returns where the multipliers of all channels begin in the section of a width, and the dead channels. */
 static uint32_t kqf_start(const kqf_bundle *bundle) { return (bundle->kernel_count + 3) / 4 * 4; }
+
+static uint64_t kqf_dead(const kqf_bundle *bundle) {
+  return kqf_start(bundle) + ((uint64_t)bundle->channel_count * 2 + 3) / 4 * 4;
+}
 
 static int kqf_check_kernels(kqf_bundle *bundle) {
   uint64_t channels = 0;
@@ -72,7 +76,7 @@ static int kqf_check_kernels(kqf_bundle *bundle) {
 }
 
 static int kqf_check_width(const kqf_bundle *bundle, kqf_section width) {
-  uint64_t dead = (uint64_t)kqf_start(bundle) + 4 * (uint64_t)bundle->channel_count;
+  uint64_t dead = kqf_dead(bundle);
   if (width.length % 4 || dead + 4 > width.length) return KQF_DAMAGED;
   if ((width.length - dead - 4) / 4 < kqf_u32(width.data + dead)) return KQF_DAMAGED;
   for (uint32_t i = 0; i < bundle->kernel_count; ++i)
@@ -135,11 +139,11 @@ static int kqf_weights(const kqf_bundle *bundle, uint32_t index, int bits, int8_
   if (!kqf_has(bundle, index, bits)) return KQF_NO_WIDTH;
   kqf_kernel kernel = kqf_kernel_at(bundle, index);
   const uint8_t *width = bundle->widths[bits].data, *codes = bundle->codes.data + kernel.place;
-  const uint8_t *multipliers = width + kqf_start(bundle), *dead = multipliers + 4 * bundle->channel_count;
+  const uint8_t *multipliers = width + kqf_start(bundle), *dead = width + kqf_dead(bundle);
   uint32_t first = kqf_first_channel(bundle, index), channel = 0, left = kernel.inner;
   for (uint32_t i = 0; i < kernel.count; ++i) {
     int8_t value = kqf_integer(codes[i], width[index]);
-    weights[i] = multipliers[4 * (first + channel) + 3] >> 7 ? (int8_t)-value : value;
+    weights[i] = multipliers[2 * (first + channel) + 1] >> 7 ? (int8_t)-value : value;
     if (--left == 0) {
       left = kernel.inner;
       channel = channel + 1 == kernel.channels ? 0 : channel + 1;
@@ -157,10 +161,10 @@ static int kqf_weights(const kqf_bundle *bundle, uint32_t index, int bits, int8_
 static int kqf_multipliers(const kqf_bundle *bundle, uint32_t index, int bits, float *multipliers) {
   if (!kqf_has(bundle, index, bits)) return KQF_NO_WIDTH;
   kqf_kernel kernel = kqf_kernel_at(bundle, index);
-  const uint8_t *p = bundle->widths[bits].data + kqf_start(bundle) + 4 * kqf_first_channel(bundle, index);
+  const uint8_t *p = bundle->widths[bits].data + kqf_start(bundle) + 2 * kqf_first_channel(bundle, index);
   for (uint32_t i = 0; i < kernel.channels; ++i) {
     union { uint32_t bits; float value; } word;
-    word.bits = kqf_u32(p + 4 * i);
+    word.bits = ((uint32_t)p[2 * i] | (uint32_t)p[2 * i + 1] << 8) << 16;
     multipliers[i] = word.value;
   }
   return KQF_OK;

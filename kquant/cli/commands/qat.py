@@ -50,8 +50,12 @@ VERIFY_IMAGES = 2
 def run() -> None:
   """Runs what the flags say."""
   models.require("train")
+  if FLAGS.any_precision is not None or FLAGS.bundle:
+    from kquant.cli.commands import any_precision
+    any_precision.run()
+    return
   config = _config()
-  _check_folders()
+  check_folders()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
                        reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
@@ -59,10 +63,10 @@ def run() -> None:
   with report.stage("load"):
     model = models.load()
     inputs = keras_calls.input_specs(model)
-    x, y = _labelled(model, inputs)
+    x, y = labelled(model, inputs)
     judged = None if FLAGS.eval is None else open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
   with report.stage("quantize"):
-    images = _calibration_images(inputs, x)
+    images = calibration_images(inputs, x)
     source, tiles = tiled(model, images, report)
     qmodel = calibrate(insert_quantizers(source, config, batch_norm=FLAGS.batch_norm), images)
     if FLAGS.batch_norm == "fold":
@@ -106,7 +110,8 @@ def _with_mse_range(rule: Rule) -> Rule:
   return dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range="mse"))
 
 
-def _check_folders() -> None:
+def check_folders() -> None:
+  """Raises ValueError where --checkpoint and --resume do not go together."""
   if FLAGS.resume and not (FLAGS.checkpoint and _has_checkpoint()):
     raise ValueError("--resume: there is no training to go on with; expected --checkpoint to name the folder "
                      "of one.")
@@ -119,7 +124,7 @@ def _has_checkpoint() -> bool:
   return any(pathlib.Path(FLAGS.checkpoint).rglob("checkpoint"))
 
 
-def _labelled(model: keras.Model, inputs: list[InputSpec]) -> tuple[list[np.ndarray], np.ndarray]:
+def labelled(model: keras.Model, inputs: list[InputSpec]) -> tuple[list[np.ndarray], np.ndarray]:
   """Returns (inputs, class indices) of --train."""
   source = open_source(FLAGS.train, inputs, preprocess=FLAGS.preprocess)
   labels = evaluation.class_labels(model, source, flag="--train")
@@ -133,7 +138,7 @@ def _labelled(model: keras.Model, inputs: list[InputSpec]) -> tuple[list[np.ndar
   return source.load(np.arange(len(source))), labels
 
 
-def _calibration_images(inputs: list[InputSpec], x: list[np.ndarray]) -> list[np.ndarray]:
+def calibration_images(inputs: list[InputSpec], x: list[np.ndarray]) -> list[np.ndarray]:
   """A seeded random sample of --calibration, or of the training images."""
   source = FLAGS.calibration and open_source(FLAGS.calibration, inputs, preprocess=FLAGS.preprocess)
   chosen = choose(len(source) if source else len(x[0]), FLAGS.calibration_samples, order="random",
@@ -145,6 +150,19 @@ def _train(model: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.n
            images: list[np.ndarray]) -> dict[str, Any]:
   """Trains qmodel in place; returns {name: values, one an epoch}."""
   trainer = DistillationModel(qmodel, model, output_loss="kl") if FLAGS.distill else qmodel
+  return fit(trainer, qmodel, x, y, images)
+
+
+def fit(trainer: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.ndarray,
+        images: list[np.ndarray]) -> dict[str, Any]:
+  """Fits a model as the flags say; returns {name: values, one an epoch}.
+
+  Args:
+    trainer: what is fitted.
+    qmodel: which it trains, or one of several.
+    x, y: to train on.
+    images: for batch norm statistics.
+  """
   batches = Batches(dict(zip(keras_calls.signature_names(qmodel)[0], x)), y, batch_size=FLAGS.batch_size,
                     seed=FLAGS.seed)
   schedule = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, FLAGS.epochs * batches.steps)

@@ -95,13 +95,16 @@ def test_a_bundle_is_read_without_tensorflow(written):
 def test_reading_is_by_hand():
   # Channel 0: code 0b10111000 = 184, of 3 bits 5, 2 * 5 - 7 = 3; multiplier -0.5 changes its sign.
   kernels = [Kernel(place=0, count=4, channels=2, inner=2)]
-  section = struct.pack("<4B2f2I1i", 3, 0, 0, 0, -0.5, 0.25, 1, 1, -7)  # channel 1 is dead
+  # Multipliers -0.5 and 0.25, the first halves of 0xBF000000 and 0x3E800000; channel 1 is dead; bias -7.
+  section = struct.pack("<4B2H3I4B", 3, 0, 0, 0, 0xBF00, 0x3E80, 1, 1, 3, 0xF9, 0xFF, 0xFF, 0)
   part = WidthPart.unpack(memoryview(section), kernels)
   bits, scales, signs = part.of_kernel(0, kernels)
   assert (bits, scales.tolist(), signs.tolist(), part.biases.tolist()) == (3, [0.5, 0.25], [-1, 0], [-7])
   assert kernels[0].along(signs).tolist() == [-1, -1, 0, 0]
   assert (nested_codes.integers_of([184, 17], bits) * -1).tolist() == [-3, 7]
   assert part.pack() == section
+  wide = WidthPart(part.bits, part.scales, part.signs, np.int32([2**23, -2**31]))
+  assert WidthPart.unpack(memoryview(wide.pack()), kernels).biases.tolist() == [2**23, -2**31]
 
 
 # --- what does not nest ----------------------------------------------------------------------------
