@@ -207,10 +207,9 @@ def short_table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def write_readme(table: str) -> None:
-  """Puts a table between the README's results marks."""
-  path = ROOT / "README.md"
-  marked = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.S)
+def write_marked(path: pathlib.Path, mark: str, table: str) -> None:
+  """Puts a table between the marks of a document."""
+  marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.S)
   path.write_text(marked.sub(lambda found: f"{found[1]}{table}\n{found[2]}", path.read_text()))
 
 
@@ -267,7 +266,7 @@ def main() -> None:
   print(body)
   if flags.write:
     write_section("int8 post-training quantization against the TFLite converter", body)
-    write_readme(short_table(rows))
+    write_marked(ROOT / "README.md", "results", short_table(rows))
 
 
 if __name__ == "__main__":

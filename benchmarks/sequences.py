@@ -1,11 +1,13 @@
 """Recurrent networks on JapaneseVowels: float, integer files, and TensorFlow's converter.
 
-    python benchmarks/sequences.py [--networks=LSTM,GRU] [--seeds=3] [--presets="int8,fused int8"] [--write]
+    python benchmarks/sequences.py [--networks=LSTM,GRU] [--seeds=3] [--presets="int8,fused int8,w4a8"]
+        [--parts=networks,memory,lengths] [--write]
 
 Trains each network on 270 sequences of 25 steps, quantizes it with `effort="balanced"`, calibrated on the
-training sequences, and judges the file on the 370 of the test. `--write` adds the table to
-benchmarks/results.md. TensorFlow's converter quantizes the LSTM and the GRU in the same run. "fused" in front
-of a preset: each LSTM is one operator; of the networks of LSTM alone.
+training sequences, and judges the file on the 370 of the test. TensorFlow's converter quantizes the LSTM and
+the GRU in the same run. "fused" in front of a preset: each LSTM is one operator; of the networks of LSTM
+alone. "memory" and "lengths": see long_memory.py. `--write` adds the tables, as far as they go, to
+benchmarks/results.md and docs/sequences.md.
 """
 
 import argparse
@@ -23,6 +25,9 @@ TITLE = "Recurrent networks"
 CONVERTED = ("LSTM", "GRU")
 FUSED = ("LSTM", "BiLSTM")
 EPOCHS = 40
+STEPS = 25
+MASKED = "masked attention"
+DOCUMENT = ROOT / "docs" / "sequences.md"
 
 
 def networks() -> dict:
@@ -31,7 +36,26 @@ def networks() -> dict:
   return {"LSTM": lambda: [layers.LSTM(32)], "GRU": lambda: [layers.GRU(32)],
           "BiLSTM": lambda: [layers.Bidirectional(layers.LSTM(32))],
           "Conv1D + GRU": lambda: [layers.Conv1D(32, 3, padding="same", activation="relu"), layers.GRU(32)],
+          "ConvLSTM1D": lambda: [layers.Reshape((STEPS, 12, 1)), layers.ConvLSTM1D(8, 3, padding="same"),
+                                 layers.Flatten()],
+          MASKED: lambda: [layers.Masking(), layers.Dense(32, activation="relu"), _self_attention(),
+                           layers.GlobalAveragePooling1D()],
           "SimpleRNN": lambda: [layers.SimpleRNN(32)]}
+
+
+def _self_attention():
+  from tf_keras import layers
+  attention = layers.MultiHeadAttention(2, 16)
+  return lambda x: layers.Add()([x, attention(x, x)])
+
+
+def cut(data: dict) -> dict:
+  """Returns the sequences with zeros behind a random length of 7 to 25 steps."""
+  import numpy as np
+  rng = np.random.default_rng(0)
+  lengths = {key: rng.integers(7, STEPS + 1, (len(data[key]), 1)) for key in ("x_train", "x_test")}
+  return {**data, **{key: data[key] * (np.arange(STEPS) < length)[..., None]
+                     for key, length in lengths.items()}}
 
 
 def trained(name: str, data, seed: int):
@@ -51,12 +75,26 @@ def trained(name: str, data, seed: int):
 def converted(model, data) -> bytes:
   """Returns the file that TensorFlow's converter makes of a model, with int8 borders."""
   import tensorflow as tf
+  model = _with_unrolled_gru(model)
   fixed = tf.function(model).get_concrete_function(tf.TensorSpec((1, *model.input_shape[1:]), tf.float32))
   converter = tf.lite.TFLiteConverter.from_concrete_functions([fixed], model)
   converter.optimizations = [tf.lite.Optimize.DEFAULT]
   converter.representative_dataset = lambda: ([x[None]] for x in data["x_train"])
   converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
   return converter.convert()
+
+
+def _with_unrolled_gru(model):
+  """The same network; the converter crashes on the loop of a GRU."""
+  import tf_keras as keras
+
+  def unrolled(layer):
+    given = {"unroll": True} if isinstance(layer, keras.layers.GRU) else {}
+    return type(layer).from_config({**layer.get_config(), **given})
+
+  twin = keras.models.clone_model(model, clone_function=unrolled)
+  twin.set_weights(model.get_weights())
+  return twin
 
 
 def judged(path: str, data, reference) -> dict:
@@ -117,28 +155,47 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
+def write(title: str, mark: str, note: str, body: str) -> None:
+  """Writes a table to benchmarks/results.md and to docs/sequences.md."""
+  from ptq import describe, write_marked, write_section
+  write_section(title, f"{describe('python benchmarks/sequences.py --write')}\n\n{note}\n\n{body}")
+  write_marked(DOCUMENT, mark, body)
+
+
 def main() -> None:
-  """Measures, prints, and writes the table where asked."""
+  """Measures, prints, and writes the tables where asked."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--networks", default="LSTM,GRU,BiLSTM,Conv1D + GRU,SimpleRNN")
+  parser.add_argument("--networks", default=",".join(networks()))
   parser.add_argument("--presets", default="int8,fused int8,w4a8")
   parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--parts", default="networks,memory,lengths")
   parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", "../shared"))
   parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
+  import long_memory
   import numpy as np
-  from ptq import describe, write_section
 
   import kquant.cli  # noqa: F401  quiet start
+  parts = flags.parts.split(",")
   data = dict(np.load(pathlib.Path(flags.shared) / "data" / "japanesevowels.npz"))
+
+  def show(*section: str) -> None:
+    print(section[-1], flush=True)
+    if flags.write:
+      write(*section)
+
   rows = []
-  for name in flags.networks.split(","):
-    for seed in range(flags.seeds):
-      rows += measure(name, seed, flags.presets.split(","), data)
-      print(table(rows), flush=True)
-  if flags.write:
-    head = describe("python benchmarks/sequences.py --write")
-    write_section(TITLE, f"{head}\n\nMeans over {flags.seeds} seeds.\n\n{table(rows)}")
+  for seed in range(flags.seeds if "networks" in parts else 0):
+    for name in flags.networks.split(","):
+      rows += measure(name, seed, flags.presets.split(","), cut(data) if name == MASKED else data)
+      show(TITLE, "networks", f"Means over {seed + 1} seeds.", table(rows))
+  rows = []
+  for cell in long_memory.CELLS if "memory" in parts else ():
+    rows += long_memory.measure(cell)
+    show("Memory over 200 steps", "memory", "The symbol of the first step is recalled. Drift: rms error of "
+         "the state against float, of its rms.", long_memory.table(rows))
+  if "lengths" in parts:
+    show("Steps of a recurrent layer", "lengths", "Weights as they are at first.", long_memory.lengths())
 
 
 if __name__ == "__main__":
