@@ -32,7 +32,7 @@ from kquant.graph.seen_parts import seen_range
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.rules import check_kinds, check_matches
-from kquant.qmodel.widths import Conversions, part_widths, wide_spec
+from kquant.qmodel.widths import WIDE, Conversions, part_widths, wide_spec
 
 REMEDIES = {
     "affine": "fold it first: kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])",
@@ -82,7 +82,8 @@ def place(graph: Graph, config: QuantConfig) -> list[QuantizerPlacement]:
   _check_inputs(graph)
   for node in graph.nodes:
     check_supported(node)
-  _part_read_states(graph)
+  if config.memory_bits == WIDE:
+    _part_read_states(graph)
   _part_colliding_grids(graph, limits)
   remembering = remembering_layers(graph)
   decided = {ref: _decide(graph, refs, config, remembering) for refs in grid_groups(graph) for ref in refs}

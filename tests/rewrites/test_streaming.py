@@ -90,6 +90,14 @@ def test_a_file_is_looped_with_its_integers_and_answers_as_the_whole_sequence(na
   assert np.abs(found - expected).max() < 0.03 * np.ptp(expected)
 
 
+def test_a_state_of_8_bits_is_read_as_it_is():
+  stream = kq.streaming(models(LAYERS["gru"], 1)[0])
+  inputs = kq.stream_inputs(stream, sequences(4))
+  result = kq.quantize(stream, inputs, config=kq.QuantConfig(memory_bits=8), effort=None)
+  assert {grid.bits for key, grid in result.encodings.grids.items() if not key.endswith("bias")} == {8}
+  assert not [layer.name for layer in result.model.layers if "requantize" in layer.name]
+
+
 def test_states_of_images(tmp_path):
   stateful, whole = models(
       lambda **given: layers.ConvLSTM2D(2, 3, padding="same", name="rnn", **given), 1, (5, 4, 2))
