@@ -12,6 +12,8 @@ from kquant.qmodel.quantize_weights import QuantizeWeights
 _HEADROOM = 2.0
 """Sequences may bring a cell further than those of the calibration did; 16 bits are enough for both."""
 _STEPS = 2**15
+_TABLE_ERROR = 4e-4
+"""By how much the operator's tanh may be off."""
 
 
 def recurrent_form(qmodel: keras.Model) -> str:
@@ -25,11 +27,16 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
   """Lets each fused layer round its state to the grid of its output, and gives its cell a grid.
 
   The cell, `<layer>/cell`, has 16 bits and a scale that is a power of two: what it reached at calibration
-  takes up a half of it at most.
+  takes up a half of it at most. An edit names a layer whose outputs are so small that the operator's tables
+  are coarser than their grid.
   """
   for node in graph.nodes:
     if node.layer.cls is FusedLSTM:
       state, limit = encodings[Ref(node).key], float(node.layer.params["cell_limit"])
+      if state.scale[0] < _TABLE_ERROR:
+        steps = _TABLE_ERROR / float(state.scale[0])
+        graph.edit(node, f"the operator's tanh may be off by {steps:.0f} steps of its output, which stays "
+                         "small; recurrent='unrolled' has finer tables")
       exponent = int(np.ceil(np.log2(max(_HEADROOM * limit, 1e-9) / _STEPS)))
       exponent = int(np.clip(exponent, CELL_EXPONENTS[0], CELL_EXPONENTS[-1]))
       cell = Encoding(np.float32(2.0**exponent), np.int64(0), 16)

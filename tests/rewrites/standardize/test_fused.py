@@ -121,6 +121,13 @@ def test_the_cell_is_measured_and_has_a_scale_of_a_power_of_two():
   assert final.get_layer("lstm").state_grid[0] == encodings["lstm"].scale[0]
 
 
+@pytest.mark.parametrize("size, named", [(0.01, True), (1.0, False)])
+def test_a_layer_whose_outputs_are_finer_than_the_tables_is_named(size, named):
+  model = model_of(layers.LSTM(3, name="lstm", use_bias=False))
+  result = kq.quantize(model, [size * x for x in data_of(model)], config=config("fused"), effort=None)
+  assert any("the operator's tanh may be off by" in edit.what for edit in result.report.edits) == named
+
+
 def test_the_finalised_layer_rounds_its_state_and_ends_where_the_operator_does():
   layer = FusedLSTM(2, state_grid=(0.25, 3))
   x = np.random.default_rng(0).normal(0, 4, (3, 6, 2)).astype(np.float32)
