@@ -64,8 +64,14 @@ class Subject:
     return self.widths.activations if is_free else (own,)
 
   def changes(self, plan: Plan) -> list[SpecChange]:
-    """Returns the specs of a plan, those of parts of a layer before those of the layer."""
+    """Returns the specs of a plan, those of parts of a layer before those of the layer.
+
+    What is not to choose keeps its own: a rule for the layer that it is a part of would decide for it.
+    """
     config, found = self.patient.config, []
+    for site in self.grids:
+      layer = self.patient.subjects[site.nodes[0].layer.name]
+      found.append(SpecChange(layer, "activations", rule_of(config, layer).activations))
     for site, bits in zip(self.layers, plan.weights, strict=True):
       layer = self.patient.layers[site.name]
       found.append(SpecChange(layer, "weights", at_bits(rule_of(config, layer).weights, bits)))

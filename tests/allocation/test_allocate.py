@@ -8,6 +8,7 @@ import tf_keras as keras
 
 import kquant as kq
 from kquant.allocation import prices as prices_module
+from kquant.allocation.choices import Plan
 from kquant.allocation.latency import LatencyTable, measure_latency
 from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import rounded_layers
@@ -17,6 +18,7 @@ from kquant.core.target import LITERT
 from kquant.core.tensor_spec import at_bits
 from kquant.doctor import files
 from kquant.doctor.patient import Patient, result_of
+from kquant.doctor.rules import with_specs
 from kquant.doctor.variants import Bench
 from kquant.search.efforts import FloatNetwork
 from kquant.search.pipeline import read
@@ -54,6 +56,23 @@ def test_each_layer_and_grid_has_the_bits_of_its_row(block, allocation):
   for row in allocation.rows:
     assert encodings[f"{row.name}/kernel" if row.part == "weights" else row.name].bits == row.bits, row
   assert {row.bits for row in allocation.rows} > {8}
+
+
+@pytest.mark.parametrize("name", ["convolutions", "functions", "rearranged"])
+def test_every_plan_reaches_its_layers(name):
+  """Parts of a layer with an activation of its own have other bits than the layer, whatever a plan says."""
+  model, images = zoo(name, images=4)
+  patient = Patient(FloatNetwork(read(model, NEAREST), images), NEAREST, Report())
+  subject, rng = Subject(patient, Widths((2, 4, 8), (8, 16))), np.random.default_rng(0)
+  plan = Plan(tuple(rng.choice((2, 4, 8), len(subject.layers)).tolist()),
+              tuple(int(rng.choice(subject.grid_widths(grid))) for grid in subject.grids))
+  config = with_specs(NEAREST, subject.changes(plan))
+  encodings = kq.quantize(model, images, config=config, effort=None).encodings
+  for site, bits in zip(subject.layers, plan.weights):
+    assert encodings[f"{site.name}/kernel"].bits == bits, site.name
+  for site, bits in zip(subject.grids, plan.activations):
+    rounded = f"{site.name}/to_8_bits"  # an operator that computes in 16 bits is rounded behind it
+    assert encodings[rounded if rounded in encodings else site.name].bits == bits, site.name
 
 
 def test_rules_are_exact_names(block, allocation):
