@@ -1,8 +1,10 @@
 """What tiles of squeeze-and-excite cost in accuracy and save in buffers, without training.
 
-    python benchmarks/squeeze_excite.py [--shared=../shared] [--rows=4,7,14,28] [--integers=7,14] [--write]
+    python benchmarks/squeeze_excite.py [--parts=float,buffers,integers] [--rows=7,14,28] [--limits=0.02,0.05]
+                                        [--shared=../shared] [--write]
 
-With --write the section of results.md and the two pictures of docs/squeeze_excite.md are written.
+With --write each part writes its section of results.md, and float and buffers the pictures of
+docs/squeeze_excite.md.
 """
 
 import argparse
@@ -15,49 +17,57 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-TITLE = "Tiled squeeze-and-excite"
+TITLES = {"float": "Tiled squeeze-and-excite", "buffers": "Buffers of tiled squeeze-and-excite",
+          "integers": "Tiled squeeze-and-excite in int8 files"}
 MODEL = "mobilenet_v3_small_224.h5"
-LIMITS = (0.02, 0.05)
 CHOSEN_BY = 48
 """Calibration images, every second or third, that tiles are chosen by; a quarter of them is held back."""
+NOTE = ("MobileNetV3-Small, 224 pixels, no training; the first 128 images in label order calibrate, the "
+        f"other 372 judge. Tiles are chosen by {CHOSEN_BY} of the 128, a quarter of them held back. int8: "
+        "effort auto, run by LiteRT; milliseconds of one image, XNNPACK, one thread, a shared machine.")
 BACKBONES = {"EfficientNetB0": (224, 512, 768), "EfficientNetB2": (224, 512, 768)}
 
 
-def variants(model, calibration, rows: list[int]) -> dict:
+def variants(model, calibration, rows: list[int], limits: list[float]) -> dict:
   """Returns {label: (model, elements of all blocks)}."""
   import kquant as kq
   found = {"whole": model, **{f"{n} rows": kq.tile_squeeze_excite(model, rows=n) for n in rows}}
   found = {label: (tiled, kq.pipeline_buffer(tiled).squeeze_excite) for label, tiled in found.items()}
   few = calibration[np.linspace(0, len(calibration) - 1, CHOSEN_BY).astype(int)]
-  for limit in LIMITS:
+  for limit in limits:
     choice = kq.choose_tiles(model, few, max_change=limit)
     print(choice, file=sys.stderr, flush=True)
     found[f"chosen, change {100 * limit:.0f} %"] = choice.model, choice.buffer
   return found
 
 
-def accuracy(data: pathlib.Path, rows: list[int], integers: list[int]) -> list[dict]:
-  """Measures MobileNetV3-Small in float, and some variants as int8 files."""
+def scores_of(model, x) -> np.ndarray:
+  """Returns what the model answers before its softmax."""
+  from kquant.cli.evaluation import before_softmax
+  return before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+
+
+def measure(data: pathlib.Path, rows: list[int], limits: list[float], *, integers: bool) -> list[dict]:
+  """Measures variants of MobileNetV3-Small without training, in float or as int8 files."""
   from ptq import images_of, judge, latency
 
   import kquant as kq
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   from kquant.doctor.files import contents
   model = kq.load_model(data / "models" / MODEL)
   calibration, x, labels = images_of("v3", data)
-  found, reference, first = [], None, None
-  for label, (tiled, elements) in variants(model, calibration, rows).items():
-    scores = before_softmax(tiled).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
-    reference = scores if reference is None else reference
-    row = {"tiles": label, "elements": elements, "top1": metrics.top1(scores, labels),
-           "agreement": metrics.agreement(scores, reference)}
-    if label in ("whole", *(f"{n} rows" for n in integers)):
+  reference, found, first = scores_of(model, x), [], None
+  for label, (tiled, elements) in variants(model, calibration, rows, limits).items():
+    if integers:
       file = contents(kq.quantize(tiled, calibration))
       first = first or file
-      row["int8"] = {**judge(file, x, labels, scores), "ms": latency(first, file)[1]}
-    found.append(row)
-    print(row, file=sys.stderr, flush=True)
+      row = {**judge(file, x, labels, reference), "ms": latency(first, file)[1]}
+    else:
+      scores = scores_of(tiled, x)
+      row = {"top1": metrics.top1(scores, labels), "agreement": metrics.agreement(scores, reference),
+             "sqnr": metrics.sqnr_db(scores, reference)}
+    found.append({"tiles": label, "elements": elements, **row})
+    print(found[-1], file=sys.stderr, flush=True)
   return found
 
 
@@ -73,13 +83,15 @@ def buffers(name: str, size: int) -> dict:
 
 def accuracy_table(rows: list[dict]) -> str:
   """The variants of MobileNetV3-Small as Markdown."""
-  lines = ["| tiles | elements held by the blocks | float top-1 | agreement with whole | int8 top-1 | "
-           "int8 agreement with its float model | SQNR dB | ms |", "|---|---|---|---|---|---|---|---|"]
-  for r in rows:
-    digits = {"top1": ".3f", "agreement": ".3f", "sqnr": ".1f", "ms": ".2f"}
-    cells = [format(r["int8"][key], form) if "int8" in r else "" for key, form in digits.items()]
-    lines.append(f"| {r['tiles']} | {r['elements']:,} | {r['top1']:.3f} | {r['agreement']:.3f} | "
-                 f"{' | '.join(cells)} |")
+  digits = {"elements": ",", "top1": ".3f", "agreement": ".3f", "sqnr": ".1f", "ms": ".2f", "bytes": ","}
+  digits = {key: form for key, form in digits.items() if key in rows[0]}
+  titles = {"elements": "elements held by the blocks", "top1": "top-1", "sqnr": "SQNR dB",
+            "agreement": "agreement with the float model without tiles"}
+  lines = ["| ".join(["", "tiles ", *(f"{titles.get(key, key)} " for key in digits)]) + "|",
+           "|---" * (len(digits) + 1) + "|"]
+  for row in rows:
+    cells = [row["tiles"], *(format(row[key], form) for key, form in digits.items())]
+    lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
@@ -131,8 +143,9 @@ def main() -> None:
   """Measures what the flags say."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
-  parser.add_argument("--rows", default="4,7,14,28")
-  parser.add_argument("--integers", default="7,14", help="rows that are quantized and run as files too")
+  parser.add_argument("--parts", default=",".join(TITLES))
+  parser.add_argument("--rows", default="7,14,28")
+  parser.add_argument("--limits", default="0.02,0.05", help="changes that tiles are chosen for")
   parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
   data = pathlib.Path(flags.shared).resolve() / "data"
@@ -141,21 +154,24 @@ def main() -> None:
   from ptq import describe, write_section
 
   import kquant.cli  # noqa: F401  quiet start
-  numbers = [[int(n) for n in text.split(",") if n] for text in (flags.rows, flags.integers)]
-  held = [buffers(name, size) for name, sizes in BACKBONES.items() for size in sizes]
-  print(buffer_table(held), flush=True)
-  found = accuracy(data, *numbers)
-  head = describe(f"python benchmarks/squeeze_excite.py --rows={flags.rows} --integers={flags.integers}")
-  note = ("MobileNetV3-Small, 224 pixels, no training: calibrated on the first 128 images in label order, "
-          f"judged on the other 372; chosen by {CHOSEN_BY} of the 128, a quarter of them held back. int8: "
-          "effort auto, run by LiteRT; milliseconds of one image, XNNPACK, one thread, a shared machine. "
-          "Elements are bytes at 8 bits.")
-  body = f"{head}\n\n{note}\n\n{accuracy_table(found)}\n\n{buffer_table(held)}"
-  print(body)
-  if flags.write:
-    write_section(TITLE, body)
-    draw_buffers(held[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
-    draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
+  rows, limits = ([kind(n) for n in text.split(",") if n] for kind, text in (
+      (int, flags.rows), (float, flags.limits)))
+  for part in flags.parts.split(","):
+    if part == "buffers":
+      found = [buffers(name, size) for name, sizes in BACKBONES.items() for size in sizes]
+      note, table = "Elements are bytes at 8 bits; weights do not matter.", buffer_table(found)
+    else:
+      found = measure(data, rows, limits, integers=part == "integers")
+      note, table = NOTE, accuracy_table(found)
+    head = describe(f"python benchmarks/squeeze_excite.py --parts={part}" + (
+        "" if part == "buffers" else f" --rows={flags.rows} --limits={flags.limits}"))
+    print(table, flush=True)
+    if flags.write:
+      write_section(TITLES[part], f"{head}\n\n{note}\n\n{table}")
+      if part == "buffers":
+        draw_buffers(found[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
+      elif part == "float":
+        draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
 
 
 if __name__ == "__main__":
