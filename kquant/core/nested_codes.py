@@ -9,7 +9,7 @@ floor codes code_k = floor(2^k u). The integer is what a file holds:
     integer   2c - 1   2c - 3   2c - 7     c - 8      2c - 33     2c - 67     2c - 135    c - 136
     values    +-1      odd, 3   odd, 7     -7 .. 7    odd, 29     odd, 59     odd, 119    -119 .. 119
 
-Those of up to 4 bits fit INT4, all others int8, and no half step is left over. `docs/decisions/010` derives
+Those of up to 4 bits fit INT4, all others int8, and no half step is left over. `docs/decisions/011` derives
 the numbers.
 """
 

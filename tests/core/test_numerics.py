@@ -284,3 +284,19 @@ def test_a_bias_scale_is_the_float32_product():
   product = numerics.bias_scale(input_scale, kernel_scale)
   assert product.dtype == np.float32
   assert product.tolist() == [np.float32(0.1) * np.float32(0.3), np.float32(0.1) * np.float32(1e-9)]
+
+
+def test_short_scales_by_hand():
+  # 1 + 2^-7 is the next bfloat16 after 1; 1 + 2^-8 is a tie and goes to the even one, 1.
+  steps = np.float32([1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-20, 1 + 2.0**-7])
+  np.testing.assert_array_equal(numerics.short_scale(steps), np.float32([1, 1 + 2.0**-7, 1 + 2.0**-7]))
+  np.testing.assert_array_equal(numerics.short_scale([1 + 2.0**-20, 1.0], up=True),
+                                np.float32([1 + 2.0**-7, 1]))
+
+
+def test_integers_stay_on_a_short_scale():
+  scale = np.exp(np.random.default_rng(0).uniform(-20, 3, 2000)).astype(np.float32)
+  short, integers = numerics.short_scale(scale), np.arange(-127, 128)
+  assert not (short.view(np.uint32) & 0xFFFF).any()
+  for one, other in zip(scale, short):
+    np.testing.assert_array_equal(np.rint(np.float64(one) * integers / np.float64(other)), integers)

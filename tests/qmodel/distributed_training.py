@@ -2,6 +2,8 @@
 
 python -m tests.qmodel.distributed_training KIND OUTPUT QUANTIZER
 
+QUANTIZER "any" trains an AnyPrecisionModel.
+
 KIND is one, mirrored (two logical CPU devices) or workers (this process is one of those in TF_CONFIG).
 """
 
@@ -32,16 +34,20 @@ def main(kind: str, output: str, quantizer: str) -> None:
   with strategy.scope() if strategy else contextlib.nullcontext():
     model = kq.rewrite(models.build("conv_bn_relu"), [kq.standardize, kq.fold_batch_norm])
     (x,) = models.sample_inputs(model, images=32)
-    config = kq.QuantConfig.preset("w4a4").with_quantizers(weights=quantizer, activations=quantizer)
-    qmodel = kq.calibrate(kq.insert_quantizers(model, config), x)
-    qmodel.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    if quantizer == "any":
+      qmodel = kq.AnyPrecisionModel(model, (2, 8), distill=None, eight_bits="^dense$").calibrate(x)
+    else:
+      config = kq.QuantConfig.preset("w4a4").with_quantizers(weights=quantizer, activations=quantizer)
+      qmodel = kq.calibrate(kq.insert_quantizers(model, config), x)
+    rate = 1e-5 if quantizer == "any" else 0.05  # LSQ's steps of 8 bits are lost at 0.002
+    qmodel.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse")
   y = np.random.default_rng(0).normal(size=(32, 5)).astype(np.float32)
   batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True)
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
   qmodel.fit(batches.with_options(options), epochs=2, verbose=0)
   np.savez(output, *qmodel.get_weights())
-  _, encodings = kq.finalize(qmodel)
+  _, encodings = kq.finalize(qmodel.at(2) if quantizer == "any" else qmodel)
   assert len(encodings)
 
 

@@ -64,6 +64,13 @@ def test_two_processes_train_to_the_weights_of_one(one_device, tmp_path):
 
 
 @pytest.mark.slow
+def test_several_widths_train_on_two_devices_to_the_weights_of_one(tmp_path):
+  for kind in ("one", "mirrored"):
+    finish(start(kind, tmp_path / f"{kind}.npz", "any"))
+  assert_close(weights(tmp_path / "mirrored.npz"), weights(tmp_path / "one.npz"))
+
+
+@pytest.mark.slow
 def test_moving_averages_train_on_two_devices(tmp_path):
   finish(start("mirrored", tmp_path / "w.npz", "moving_average"))
   assert all(np.isfinite(array).all() for array in weights(tmp_path / "w.npz"))
