@@ -10,12 +10,14 @@ from kquant.graph.model_files import load_model
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-  return tmp_path_factory.mktemp("allocation") / "allocation.json"
+def least(files):
+  """Bytes that a file of 4 bits has, and some that are spare."""
+  found = kq.allocate_bits(load_model(files.h5), files.x, budget=1.0, weights=(4, 8), activations=(8,))
+  return min(point.bytes for point in found.uniform) + 32
 
 
-def test_the_curve_alone(invoke, files, path):
-  plot = path.with_suffix(".png")
+def test_the_curve_alone(invoke, files, tmp_path):
+  path, plot = tmp_path / "allocation.json", tmp_path / "curve.png"
   code, out, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", "--budget_bytes=1e5",
                           "--activation_bits=8", f"--output={path}", f"--plot={plot}", main=allocate.main)
   assert code == 0, err
@@ -24,8 +26,7 @@ def test_the_curve_alone(invoke, files, path):
   assert "predicted SQNR" in out and plot.read_bytes()[1:4] == b"PNG"
 
 
-def test_ptq_writes_a_file_within_the_budget(invoke, files, path, tmp_path):
-  least = min(point["bytes"] for point in json.loads(path.read_text())["uniform"]) + 32
+def test_ptq_writes_a_file_within_the_budget(invoke, files, least, tmp_path):
   output, summary = tmp_path / "m.tflite", tmp_path / "s.json"
   code, out, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", f"--budget_bytes={least}",
                           "--weight_bits=4,8", "--activation_bits=8", f"--output={output}",
@@ -36,7 +37,7 @@ def test_ptq_writes_a_file_within_the_budget(invoke, files, path, tmp_path):
   assert 4 in {row["bits"] for row in body["allocation"]["rows"]} and "allocate" in body["seconds"]
 
 
-def test_latencies_of_another_device(invoke, refused, files, path, tmp_path):
+def test_latencies_of_another_device(invoke, refused, files, tmp_path):
   """A table says what all operators take, so that a budget below it cannot be met."""
   exported = tmp_path / "m.tflite"
   kq.export(kq.quantize(load_model(files.h5), files.x, effort=None), exported)
@@ -58,8 +59,7 @@ def test_mistakes(refused, files, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_operators_at_the_border_count(refused, files, path, tmp_path):
-  least = min(point["bytes"] for point in json.loads(path.read_text())["uniform"]) + 32
+def test_operators_at_the_border_count(refused, files, least, tmp_path):
   refused(f"--model={files.h5}", f"--calibration={files.xy}", f"--output={tmp_path / 'm.tflite'}",
           f"--budget_bytes={least}", "--activation_bits=8", "--io=float32", "--effort=none",
           words=["of them of --io"])
