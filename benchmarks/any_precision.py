@@ -8,6 +8,9 @@ training  resnet8 on 5,000 CIFAR-10 images, top-1 on the 3,000 of x_test at ever
           "dedicated": one training for each width with the same quantizer and steps; "shifted": the dedicated
           8 bits truncated, batch norms as they are and estimated again. Widths in brackets were not trained.
 family    config any8 after training, against closed-form rounding for each width alone; bundle and extraction
+
+`--write` puts a table into benchmarks/results.md. `--picture=docs/any_precision.png` draws the first as it
+stands there, top-1 against the bytes of the kernels.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import tempfile
 import time
 
 import numpy as np
-from ptq import ROOT, describe, images_of, judge, load, write_section
+from ptq import ROOT, describe, images_of, judge, load, write_section, written_rows
 from qat import BATCH, augmented, cifar, compiled, fit, scores
 
 CALIBRATION, REESTIMATED = 256, 1600
@@ -148,6 +151,36 @@ def family_rows(name: str, data: pathlib.Path) -> tuple[list[str], str]:
   return rows, note
 
 
+def kernel_bytes(data: pathlib.Path, bits: int) -> float:
+  """Returns the bytes of the kernels of resnet8 at a width; the first and the last have 8 bits."""
+  sizes = [weight.shape.num_elements() for weight in load("resnet8", data).weights if "kernel" in weight.name]
+  return (sizes[0] + sizes[-1]) + sum(sizes[1:-1]) * bits / 8
+
+
+def draw(data: pathlib.Path, path: str) -> None:
+  """Draws the means over seeds of each row of the training table in results.md."""
+  import matplotlib
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+  widths = sorted((*TRAINED, *ADDED), reverse=True)[1:]
+  points: dict[str, list[list[float]]] = {}
+  for line in written_rows(TITLES["training"]):
+    name, _, _, *cells, _ = [cell.strip() for cell in line.strip("|").split("|")]
+    points.setdefault(name, []).append([float(cell) if cell else np.nan for cell in cells])
+  figure, axes = pyplot.subplots(figsize=(7, 4.5))
+  sizes = np.array([kernel_bytes(data, bits) for bits in widths]) / 1000
+  for name, rows in points.items():
+    mean = np.mean(rows, axis=0)
+    there = ~np.isnan(mean)
+    axes.plot(sizes[there], 100 * mean[there], marker="o", label=name)
+  for bits, size in zip(widths, sizes):
+    axes.annotate(f"{bits}", (size, axes.get_ylim()[0]), ha="center", va="bottom")
+  axes.set(xlabel="kB of kernels (bits below)", ylabel="top-1, %", title=TITLES["training"])
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
 def main() -> None:
   """Measures what the flags say."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,11 +190,15 @@ def main() -> None:
   parser.add_argument("--epochs", type=int, default=30)
   parser.add_argument("--seeds", default="0")
   parser.add_argument("--write", action="store_true")
+  parser.add_argument("--picture", default=None, help="draw what --write wrote, and measure nothing")
   flags = parser.parse_args()
   data = pathlib.Path(flags.shared).resolve() / "data"
   if not data.is_dir():
     sys.exit(f"No shared data at {data}; name it with --shared.")
   import kquant.cli  # noqa: F401  quiet start
+  if flags.picture:
+    draw(data, flags.picture)
+    return
   every = list(ROWS) if flags.table == "training" else ["resnet8", "v2"]
   names = flags.rows.split(";") if flags.rows else every
   command = f"python benchmarks/any_precision.py --table={flags.table} --rows=\"{';'.join(names)}\""

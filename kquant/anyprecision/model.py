@@ -129,9 +129,8 @@ class AnyPrecisionModel(keras.Model):
   def add_width(self, bits: int, images: Any, *, batches: int = 50, batch_size: int = 32) -> None:
     """Adds a width without training: its batch norm statistics are estimated on images.
 
-    Weights get the width, activation ranges and the batch norms' gamma and beta are those of the next wider
-    width, of the next narrower one where there is none. If training goes on, the width is trained too, and
-    the optimizer starts anew.
+    Weights get the width; activation ranges and the batch norms' gamma and beta are those of the nearest
+    width, a wider one first. If training goes on, the width is trained too, and the optimizer starts anew.
 
     Args:
       bits: 1 to 8.
@@ -143,7 +142,7 @@ class AnyPrecisionModel(keras.Model):
     if bits in self._order or bits not in nested_codes.WIDTHS:
       raise ValueError(f"AnyPrecisionModel: expected a new width of 1 to 8 bits, got {bits}; it has "
                        f"{', '.join(map(str, self.widths))}.")
-    nearest = min(self.widths_in_files, key=lambda width: (width < bits, abs(width - bits)))
+    nearest = building.nearest_width(self.widths_in_files, bits)
     name = f"{self.at(nearest).name.removesuffix(f'_{nearest}')}_{bits}"
     model = building.at_other_width(self.at(nearest), bits, name, self.eight_bits)
     building.share_layers([self._models[0], model])

@@ -22,6 +22,9 @@ LARGEST = 119
 CENTRE = 136
 """The code of 0: 8.5 steps of 4 bits, so that integers of 4 and of 8 bits are rounded, not floored."""
 
+CENTRED_BITS = 4
+"""From here on an integer is the middle of what its code stands for, but for 1/4 of a step."""
+
 
 def factor_and_offset(bits: int) -> tuple[int, int]:
   """Returns (factor, offset) of a width: its integers are factor * code - offset.

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import kquant as kq
+from kquant.anyprecision.building import nearest_width
 from kquant.core import nested_codes
 from kquant.qmodel.distill import kl_divergence
 from tests.anyprecision.networks import any_network, data, network
@@ -170,6 +171,12 @@ def test_an_added_width_has_the_kernels_and_statistics_of_its_own():
   np.testing.assert_allclose(four.get_layer("middle_bn").moving_mean, mean, atol=0.15)
   assert list(anymodel.evaluate_widths(x, y)) == [8, 4, 2]
   assert "loss_4" in anymodel.fit(x, y, verbose=0).history
+
+
+@pytest.mark.parametrize(("bits", "nearest"), [(7, 8), (6, 8), (5, 8), (3, 2)])
+def test_an_added_width_takes_the_batch_norms_of_the_nearest_one(bits, nearest):
+  assert nearest_width((8, 4, 2, 1), bits) == nearest
+  assert nearest_width((8, 4), 3) == 4 and nearest_width((2, 1), 5) == 2
 
 
 def test_the_callback_estimates_the_batch_norms_of_every_width():
