@@ -65,6 +65,11 @@ def sliced(x):
   return tf.expand_dims(layers.Dense(CHANNELS, "sigmoid")(tf.squeeze(x, [1, 2])), 1)[:, :, None]
 
 
+def capped(x):
+  """A cap that few values reach is no identity."""
+  return convolutions(tf.clip_by_value(layers.Conv2D(3, 1)(x) * 50.0, -9.0, 9.0))
+
+
 def reversed_vector(x):
   return convolutions(x)[..., ::-1]
 
@@ -114,7 +119,7 @@ WRITTEN = [
     (keepdims, convolutions, gate_last), (reshaped, convolutions, gate_first), (reduced, dense, gate_last),
     (pooled, hard_sigmoid, gate_last), (in_lambda, normalized, gate_first),
     (keepdims, swish_inside, gate_last), (keepdims, flat, gate_last), (reduced, sliced, gate_first),
-    (reshaped, reversed_vector, gate_last)]
+    (reshaped, reversed_vector, gate_last), (keepdims, capped, gate_last)]
 
 
 @pytest.mark.parametrize("mean, gate, product", WRITTEN, ids=lambda part: part.__name__)
@@ -241,6 +246,10 @@ def wide_convolution(x):
   return layers.Conv2D(CHANNELS, 3, padding="same")(keepdims(x))
 
 
+def across_the_map(x):
+  return convolutions(tf.nn.softmax(layers.Flatten()(keepdims(x)), 1)[:, None, None])
+
+
 def with_slopes(x):
   return convolutions(layers.PReLU()(keepdims(x)))
 
@@ -254,6 +263,7 @@ def with_slopes(x):
     (no_weights, "no layer with weights lies between"),
     (along_channels, "lies in front of its gate and is no mean"),
     (wide_convolution, "works on more than the channels of one vector"),
+    (across_the_map, "does not treat each vector of a map alike"),
     (with_slopes, "has weights of one position")], ids=lambda part: getattr(part, "__name__", ""))
 def test_what_is_none_is_left_alone(gate, reason):
   graph = Graph.from_model(network(lambda x: x, gate))
