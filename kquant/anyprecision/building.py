@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import tf_keras as keras
 
 from kquant.anyprecision.unit import UnitQuantizer
-from kquant.core import nested_codes
 from kquant.core.quant_config import QuantConfig
 from kquant.core.rule import Rule
 from kquant.core.tensor_spec import TensorSpec
@@ -64,18 +63,13 @@ def width_model(graph: Graph, bits: int, mode: str, eight_bits: str) -> keras.Mo
 
 
 def nearest_width(widths: Sequence[int], bits: int) -> int:
-  """Returns the width whose batch norms suit another one best.
-
-  Above 4 bits that is the next wider one, or else the next narrower one. Below, integers lie otherwise in
-  their codes, and such a width goes before.
+  """Returns the width whose batch norms suit another one best: the next wider one, or else the next narrower.
 
   Args:
     widths: 1 to 8 bits.
     bits: the other one.
   """
-  centred = nested_codes.CENTRED_BITS
-  return min(widths, key=lambda width: (
-      (width < centred) != (bits < centred), width < bits, abs(width - bits)))
+  return min(widths, key=lambda width: (width < bits, abs(width - bits)))
 
 
 def at_other_width(model: keras.Model, bits: int, name: str, eight_bits: str) -> keras.Model:

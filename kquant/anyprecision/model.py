@@ -32,7 +32,7 @@ class AnyPrecisionModel(keras.Model):
   Args:
     model: float model. For batch norms that learn they must directly follow their linear layers.
     widths: bits of the weights, 1 to 8; 32 for float.
-    mode: "nested": the code of each width is the leading bits of the 8-bit code, activations have 8 bits and
+    mode: "nested": the code of each width is shifted from the 8-bit code, activations have 8 bits and
       trained ranges; `export_family` writes these. "paper": the authors' quantizers, weights rounded anew at
       each width, activations behind ReLUs in [0, 1] with the bits of the width: simulation.
     distill: loss against the scores of the next wider width: "kl" for classes, "relative_l2"; None: all
@@ -169,7 +169,7 @@ class AnyPrecisionModel(keras.Model):
       ValueError: a width that there is not, or mode "paper", whose codes do not nest.
     """
     if self.mode != "nested":
-      raise ValueError(f"AnyPrecisionModel: the codes of mode {self.mode!r} are no truncations of each "
+      raise ValueError(f"AnyPrecisionModel: the codes of mode {self.mode!r} do not follow from each "
                        "other, so they make no family; train with mode='nested', or export one width: "
                        "kq.export(kq.finalize(anymodel.at(4)), path).")
     widths = check_widths(self.widths_in_files if widths is None else widths, self.widths)

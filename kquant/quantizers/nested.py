@@ -1,4 +1,4 @@
-"""NestedQuantizer: weights whose codes of every width are the leading bits of one code."""
+"""NestedQuantizer: weights whose codes of every width are shifted from one code of 8 bits."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,13 +13,13 @@ from kquant.quantizers.straight_through import with_gradient_of
 
 @keras.saving.register_keras_serializable("kquant")
 class NestedQuantizer(DoReFaQuantizer):
-  """Any-precision weights (Yu et al. 2021) whose narrower code is a truncation: `kquant.core.nested_codes`.
+  """Any-precision weights (Yu et al. 2021) whose narrower codes are shifted: `kquant.core.nested_codes`.
 
-    v = tanh(w) / max|tanh(w)|,  c = (round(119 v) + 136) >> (8 - bits),  y = scale (factor c - offset)
+    v = tanh(w) / max|tanh(w)|,  c = (round(119 v) + 128) >> (8 - bits),  y = scale (2 c + 1 - 2^bits)
 
   The paper rounds u anew at each width, so that dropping bits of its 8-bit code changes some of the others.
-  Here the 8-bit code decides them all. The gradient passes the rounding and the shift; tanh and
-  the maximum are differentiated.
+  Here the 8-bit code decides them all; at 4 bits it is rounded. The gradient passes the rounding and the
+  shift; tanh and the maximum are differentiated.
 
   The scale is sum|w q| / sum(q^2) over the channel: the least-squares scale where w and q have one sign. It
   is computed from the kernel in every training step, without a gradient.
@@ -32,7 +32,7 @@ class NestedQuantizer(DoReFaQuantizer):
                     narrow=True)
 
   def codes(self, kernel: np.ndarray) -> np.ndarray:
-    """Returns the codes of 8 bits of a kernel, uint8, of which this width has the leading bits.
+    """Returns the codes of 8 bits of a kernel, uint8, from which those of this width are shifted.
 
     Args:
       kernel: float32.
@@ -49,7 +49,7 @@ class NestedQuantizer(DoReFaQuantizer):
 
   def _integers(self, kernel: tf.Tensor) -> tf.Tensor:
     factor, offset = nested_codes.factor_and_offset(self.bits)
-    codes = self._eight_bits(kernel) + nested_codes.CENTRE
+    codes = self._eight_bits(kernel) + (nested_codes.CENTRE + nested_codes.half_step(self.bits))
     codes = tf.floor(codes / 2 ** (nested_codes.CODE_BITS - self.bits))
     path = self._normalized(kernel) * (nested_codes.LARGEST / nested_codes.steps(self.bits))
     return with_gradient_of(factor * codes - offset, path)

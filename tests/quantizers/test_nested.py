@@ -21,12 +21,12 @@ def stored(bits, axis=(3,), kernel=KERNEL):
 
 def test_two_bits_by_hand():
   # v = tanh(w) / 0.5: -1, -0.5, 0, 0.6, 1; 119 v rounded: -119, -60 (a tie of -59.5), 0, 71, 119;
-  # + 136: 17, 76, 136, 207, 255; >> 6: 0, 1, 2, 3, 3; 2 c - 3: -3, -1, 1, 3, 3.
+  # + 128: 9, 68, 128, 199, 247; >> 6: 0, 1, 2, 3, 3; 2 c - 3: -3, -1, 1, 3, 3.
   kernel = np.arctanh(np.float32([-0.5, -0.2501, 0.0, 0.3, 0.5]))
   quantizer = NestedQuantizer(bits=2)
   variables = fitted(quantizer, kernel)
   integers = np.array([-3, -1, 1, 3, 3])
-  assert quantizer.codes(kernel).tolist() == [17, 76, 136, 207, 255]
+  assert quantizer.codes(kernel).tolist() == [9, 68, 128, 199, 247]
   scale = np.sum(np.abs(kernel * integers)) / 29
   np.testing.assert_allclose(variables["scale"], [scale], rtol=1e-6)
   np.testing.assert_allclose(quantizer.transform(kernel, variables), scale * integers, rtol=1e-6)
@@ -34,11 +34,11 @@ def test_two_bits_by_hand():
 
 @pytest.mark.parametrize("axis", [None, (3,), (2, 3)])
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_every_width_is_a_truncation_of_eight_bits(bits, axis):
+def test_every_width_is_shifted_from_eight_bits(bits, axis):
   eight, _, _ = stored(8, axis)
   integers, encoding, values = stored(bits, axis)
   codes = nested_codes.codes_of(eight)
-  np.testing.assert_array_equal(nested_codes.codes_of(integers, bits), codes >> (8 - bits))
+  np.testing.assert_array_equal(nested_codes.codes_of(integers, bits), nested_codes.narrower(codes, bits))
   np.testing.assert_array_equal(NestedQuantizer(bits=bits, axis=axis).codes(KERNEL), codes)
   np.testing.assert_array_equal(encoding.dequantize(integers), values)
   assert encoding.bits == nested_codes.grid_bits(bits)
@@ -72,8 +72,8 @@ def test_gradient_is_that_of_the_unrounded_function(bits):
   np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_scale_stays_positive_where_small_weights_have_the_code_of_zero():
-  kernel = np.full((1, 1, 100, 1), -0.01, np.float32)
+def test_scale_is_positive_where_rounding_changes_signs():
+  kernel = np.full((1, 1, 100, 1), -1e-4, np.float32)  # round to 0, whose code is that of 1 at 1 bit
   kernel[0, 0, 0] = 0.5
   _, encoding, _ = stored(1, (3,), kernel)
   np.testing.assert_allclose(encoding.scale, np.abs(kernel).mean(), rtol=1e-6)

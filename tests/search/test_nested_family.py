@@ -25,7 +25,7 @@ def test_codes_of_eight_bits_shifted_right_are_those_of_every_width(found):
       assert width == (8 if key in ("conv/kernel", "classes/kernel") else bits)
       codes = nested_codes.codes_of(family[8].encodings.integers[key])
       np.testing.assert_array_equal(nested_codes.codes_of(member.encodings.integers[key], width),
-                                    codes >> (8 - width))
+                                    nested_codes.narrower(codes, width))
       assert (member.signs[key] == 1).all()
   assert found[3].encodings is family[8].encodings and found[3].model is family[8].model
 

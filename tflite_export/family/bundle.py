@@ -50,7 +50,7 @@ def pack_members(members: dict[int, Member]) -> bytes:
     members: {bits: file}.
 
   Raises:
-    ValueError: a kernel whose codes are no truncation of a wider width's.
+    ValueError: a kernel whose codes do not follow from those of 8 bits.
   """
   ordered = [members[bits] for bits in sorted(members, reverse=True)]
   names = [name for name in ordered[0].kernel_bits if name in ordered[0].program.tensors]

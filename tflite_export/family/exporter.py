@@ -39,8 +39,8 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
                   preprocess: str = "none") -> ExportedFamily:
   """Writes a .tflite file for each width and a bundle from which each of them can be made again.
 
-  Every file is verified, and with `verify` certified. Codes of kernels of a narrower file are those of a
-  wider one shifted right, bit by bit; the bundle is read again and must give the same files.
+  Every file is verified, and with `verify` certified. Codes of kernels of every file are those of 8 bits
+  shifted right, bit by bit (rounded at 4 bits); the bundle is read again and must give the same files.
 
   Args:
     result: a `kquant.AnyPrecisionModel`, or what `kquant.quantize` returned with config "any8".

@@ -127,7 +127,7 @@ class WidthPart:
 
 
 def common_codes(name: str, widths: list[tuple[int, np.ndarray, np.ndarray]], kernel: Kernel) -> np.ndarray:
-  """Returns the codes of 8 bits whose truncations the integers of all widths are.
+  """Returns codes of 8 bits from which the integers of all widths are shifted.
 
   Args:
     name: of the kernel, for messages.
@@ -135,19 +135,20 @@ def common_codes(name: str, widths: list[tuple[int, np.ndarray, np.ndarray]], ke
     kernel: whose.
 
   Raises:
-    ValueError: the codes of a width are no truncation.
+    ValueError: there are no such codes.
   """
-  codes, known = np.zeros(kernel.count, np.uint8), np.zeros(kernel.count, bool)
+  first = np.zeros(kernel.count, np.int16)
+  last = first + 2**nested_codes.CODE_BITS - 1
   for bits, integers, signs in widths:
-    alive = kernel.along(signs) != 0
-    mine = nested_codes.codes_of(np.where(alive, integers.reshape(-1) * kernel.along(signs),
-                                          nested_codes.integers_of(nested_codes.CENTRE, bits)), bits)
-    fresh = alive & ~known
-    codes[fresh] = mine[fresh] << (nested_codes.CODE_BITS - bits)
-    known |= alive
-    if not np.array_equal(nested_codes.narrower(codes, bits)[alive], mine[alive]):
+    signs = kernel.along(signs)
+    known = nested_codes.codes_of(np.where(signs == 0, nested_codes.integers_of(nested_codes.CENTRE, bits),
+                                           integers.reshape(-1) * signs), bits)
+    low, high = nested_codes.codes_within(known, bits)
+    first = np.where(signs == 0, first, np.maximum(first, low))
+    last = np.where(signs == 0, last, np.minimum(last, high))
+    if (first > last).any():
       raise ValueError(f"Kernel {name!r}: its codes of {bits} bits are not those of more bits shifted right.")
-  return codes
+  return first.astype(np.uint8)
 
 
 def _biases(content: bytes, size: int) -> np.ndarray:

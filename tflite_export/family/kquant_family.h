@@ -111,11 +111,11 @@ static int kqf_open(kqf_bundle *bundle, const uint8_t *data, size_t size) {
   return KQF_OK;
 }
 
-/* Returns the integer of a code of 8 bits at a width: factor * (code >> (8 - bits)) - offset. */
+/* Returns the integer of a code of 8 bits at a width: odd and symmetric, at 4 and 8 bits rounded. */
 static int8_t kqf_integer(uint8_t code, int bits) {
-  static const uint8_t offsets[9] = {0, 1, 3, 7, 8, 33, 67, 135, 136};
-  int factor = bits == 4 || bits == 8 ? 1 : 2;
-  return (int8_t)(uint8_t)(factor * (code >> (8 - bits)) - offsets[bits]);
+  if (bits == 8) return (int8_t)(code - 128);
+  if (bits == 4) return (int8_t)(((code + 8) >> 4) - 8);
+  return (int8_t)(2 * (code >> (8 - bits)) + 1 - (1 << bits));
 }
 
 /* Returns the index of the first channel of a kernel among all channels. */
