@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
@@ -84,7 +85,7 @@ def drop_identities(graph: Graph, *, keep_training: bool = False) -> None:
   """Takes out the calls that do nothing at inference; those that act in training stay if asked for."""
   for node in list(graph.nodes):
     stays = keep_training and node.facts.training_only
-    alone = node.facts.joins and len(node.inputs) == 1  # Keras does not load such a call
+    alone = node.facts.joins and len(tf.nest.flatten(node.args)) == 1  # Keras does not load such a call
     if (node.facts.role == "identity" or node.facts.requantizes or alone) and not stays:
       graph.edit(node, f"dropped: {node.layer.cls.__name__} does nothing at inference")
       graph.remove(node)
