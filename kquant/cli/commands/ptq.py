@@ -12,6 +12,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant import api
+from kquant.allocation.results import Allocation
 from kquant.analysis.results import Analysis
 from kquant.cli import backends, budgets, demo, evaluation, models, pages
 from kquant.cli import flags as shared
@@ -141,13 +142,7 @@ def _demo(config: QuantConfig) -> None:
 
 def _run(task: _Task, report: Report) -> None:
   """Quantizes, exports, judges; writes all files or none, and prints the table."""
-  allocation, config = None, task.config
-  if budgets.are_given():
-    allocation = allocate.allocated(task.tiled, task.calibration, config, shared.recipe())
-    config = allocation.config
-    report.add_seconds({"allocate": sum(allocation.seconds.values())})
-  result = api.quantize(task.tiled, task.calibration, config=config, recipe=shared.recipe(),
-                        effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed)
+  result, allocation = _quantized(task, report)
   with written_together() as staged:
     written, converter_rows = _export(task, result, staged(task.output))
     if allocation is not None:
@@ -182,6 +177,17 @@ def _run(task: _Task, report: Report) -> None:
                converter_rows))
   if hint := _hint(judged, noisiest):
     print(hint)
+
+
+def _quantized(task: _Task, report: Report) -> tuple[api.QuantizationResult, Allocation | None]:
+  """Quantizes, with the bits that the budgets of the flags allow, where there are any."""
+  allocation, config = None, task.config
+  if budgets.are_given():
+    allocation = allocate.allocated(task.tiled, task.calibration, config, shared.recipe())
+    config = allocation.config
+    report.add_seconds({"allocate": sum(allocation.seconds.values())})
+  return api.quantize(task.tiled, task.calibration, config=config, recipe=shared.recipe(),
+                      effort=shared.effort(), tolerance=FLAGS.tolerance, seed=FLAGS.seed), allocation
 
 
 def _float_model(task: _Task) -> keras.Model:

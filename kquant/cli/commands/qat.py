@@ -53,7 +53,12 @@ def run() -> None:
   if FLAGS.any_precision is not None or FLAGS.bundle:
     from kquant.cli.commands import any_precision
     any_precision.run()
-    return
+  else:
+    _run()
+
+
+def _run() -> None:
+  """Trains one width, writes its file and prints the table."""
   config = _config()
   check_folders()
   shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
