@@ -13,15 +13,13 @@ family    config any8 after training, against closed-form rounding for each widt
 stands there, top-1 against the bytes of the kernels.
 """
 
-import argparse
 import os
 import pathlib
-import sys
 import tempfile
 import time
 
 import numpy as np
-from ptq import ROOT, describe, images_of, judge, load, write_section, written_rows
+from ptq import arguments, data_of, describe, images_of, judge, load, write_section, written_rows
 from qat import BATCH, augmented, cifar, compiled, fit, scores
 
 CALIBRATION, REESTIMATED = 256, 1600
@@ -183,18 +181,14 @@ def draw(data: pathlib.Path, path: str) -> None:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser = arguments(__doc__)
   parser.add_argument("--table", default="training", choices=TITLES)
   parser.add_argument("--rows", default=None, help="which rows or models, separated by semicolons")
   parser.add_argument("--epochs", type=int, default=30)
   parser.add_argument("--seeds", default="0")
-  parser.add_argument("--write", action="store_true")
   parser.add_argument("--picture", default=None, help="draw what --write wrote, and measure nothing")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   if flags.picture:
     draw(data, flags.picture)

@@ -6,8 +6,6 @@ Rows with images take the ranges of min-max; those without know the range of the
 batch norms remember.
 """
 
-import argparse
-import os
 import pathlib
 import sys
 import time
@@ -70,17 +68,12 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  from ptq import arguments, data_of, describe, write_section
+  parser = arguments(__doc__)
   parser.add_argument("--models", default="v2")
   parser.add_argument("--rows", default=";".join(ROWS), help="which, separated by semicolons")
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section
-
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   rows = [row for name in flags.models.split(",") for row in compare(name, data, flags.rows.split(";"))]
   head = describe(f"python benchmarks/data_free.py --models={flags.models} --rows=\"{flags.rows}\"")

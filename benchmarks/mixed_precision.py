@@ -9,16 +9,14 @@ layer times its squared rounding error (HAWQ-V2, Hutchinson, 50 probes, cross-en
 answers); `blind` gives 4 bits to the largest kernels first. `allocate_bits` also has 16-bit activations.
 """
 
-import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import time
 
 import numpy as np
-from ptq import ROOT, describe, images_of, judge, load, write_section
+from ptq import arguments, data_of, describe, images_of, judge, load, write_section
 
 TITLE = "Mixed precision"
 PARTS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
@@ -181,18 +179,14 @@ def compared(rows: list[dict]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser = arguments(__doc__)
   parser.add_argument("--models", default="resnet8")
   parser.add_argument("--worker", action="store_true")
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
+  data = data_of(flags)
   if flags.worker:
     worker(flags.models, data)
     return
-  if not data.is_dir():
-    sys.exit(f"No folder {data}: name the shared folder with --shared.")
   rows = []
   for name in flags.models.split(","):
     command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={flags.shared}"]

@@ -228,6 +228,22 @@ def written_rows(title: str, *, settings: str = "") -> list[str]:
   return re.findall(r"^\| .+ \|$", found[0], re.M)[1:] if found and f"{settings}`" in found[0] else []
 
 
+def arguments(doc: str) -> argparse.ArgumentParser:
+  """Returns the flags that benchmarks on the shared data have in common; each adds its own."""
+  parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser.add_argument("--write", action="store_true")
+  return parser
+
+
+def data_of(flags: argparse.Namespace) -> pathlib.Path:
+  """Returns the folder of the shared data; ends the process with one line where it is not there."""
+  data = pathlib.Path(flags.shared).resolve() / "data"
+  if not data.is_dir():
+    sys.exit(f"No shared data at {data}; name it with --shared.")
+  return data
+
+
 def write_section(title: str, body: str) -> None:
   """Replaces, or appends, one section of benchmarks/results.md."""
   text = RESULTS.read_text() if RESULTS.exists() else "# Measured results\n"

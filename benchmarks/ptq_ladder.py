@@ -8,8 +8,6 @@ A preset with activations of fewer than 8 bits is judged by the simulation: no f
 images drawn" calibrates on images drawn from all, as users should, and is judged by the others.
 """
 
-import argparse
-import os
 import pathlib
 import resource
 import sys
@@ -105,19 +103,14 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  from ptq import arguments, data_of, describe, write_section, written_rows
+  parser = arguments(__doc__)
   parser.add_argument("--models", default="v2,v1,resnet8")
   parser.add_argument("--presets", default="w4a8,int8")
   parser.add_argument("--rows", default=";".join(ROWS), help="which, separated by semicolons")
-  parser.add_argument("--write", action="store_true")
   parser.add_argument("--add", action="store_true", help="keep rows that are not measured now")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section, written_rows
-
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   for preset in flags.presets.split(","):
     rows = [row for name in flags.models.split(",")

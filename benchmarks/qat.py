@@ -12,18 +12,16 @@ Each row is printed when it is there; `--write` puts it into its table in benchm
 the other rows of the same epochs and learning rate as they are.
 """
 
-import argparse
 import functools
 import os
 import pathlib
 import re
-import sys
 import tempfile
 import time
 from typing import NamedTuple
 
 import numpy as np
-from ptq import ROOT, describe, images_of, judge, load, write_section, written_rows
+from ptq import arguments, data_of, describe, images_of, judge, load, write_section, written_rows
 
 BATCH = 32
 CALIBRATION = 256
@@ -257,17 +255,13 @@ def markdown(table: str, rows: list[list[str]]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  parser = arguments(__doc__)
   parser.add_argument("--table", default="accuracy", choices=TABLES)
   parser.add_argument("--rows", default=None, help="which, separated by semicolons")
   parser.add_argument("--epochs", type=int, default=None)
   parser.add_argument("--learning_rate", type=float, default=None)
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   measure, names, learning_rate, epochs = TABLES[flags.table]
   learning_rate, epochs = flags.learning_rate or learning_rate, flags.epochs or epochs

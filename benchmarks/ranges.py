@@ -6,8 +6,6 @@ Every row has the same iterative bias correction and no cross-layer scaling. Bes
 activations the table names that of the kernels: max |w| at 8 bits, least squared error at 4.
 """
 
-import argparse
-import os
 import pathlib
 import sys
 
@@ -80,17 +78,12 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  from ptq import arguments, data_of, describe, write_section
+  parser = arguments(__doc__)
   parser.add_argument("--models", default="v2,v1,resnet8")
   parser.add_argument("--presets", default="int8,w4a8")
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section
-
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   rows = [row for preset in flags.presets.split(",") for name in flags.models.split(",")
           for row in compare(name, preset, data, rows_of(preset))]

@@ -7,8 +7,6 @@ With --write each part writes its section of results.md, and float and buffers t
 docs/squeeze_excite.md.
 """
 
-import argparse
-import os
 import pathlib
 import sys
 
@@ -141,18 +139,13 @@ def draw_accuracy(rows: list[dict], path: pathlib.Path) -> None:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  from ptq import arguments, data_of, describe, write_section
+  parser = arguments(__doc__)
   parser.add_argument("--parts", default=",".join(TITLES))
   parser.add_argument("--rows", default="7,14,28")
   parser.add_argument("--limits", default="0.02,0.05", help="changes that tiles are chosen for")
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = pathlib.Path(flags.shared).resolve() / "data"
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section
-
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   rows, limits = ([kind(n) for n in text.split(",") if n] for kind, text in (
       (int, flags.rows), (float, flags.limits)))

@@ -7,11 +7,8 @@ Adam, cross-entropy, random images held in memory, w8a8; medians of steps taken 
 have their batch norms folded, as they train; the float and the tfmot ones keep theirs.
 """
 
-import argparse
-import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -90,18 +87,13 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
   """Measures what the flags say."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--shared", default=os.environ.get("KQUANT_SHARED", ROOT.parent / "shared"))
+  from ptq import arguments, data_of, describe, write_section
+  parser = arguments(__doc__)
   parser.add_argument("--models", default=",".join(MODELS))
   parser.add_argument("--quantizers", default="minmax,moving_average,lsq,lsq_plus")
   parser.add_argument("--steps", type=int, default=60)
-  parser.add_argument("--write", action="store_true")
   flags = parser.parse_args()
-  data = (pathlib.Path(flags.shared) / "data").resolve()
-  if not data.is_dir():
-    sys.exit(f"No shared data at {data}; name it with --shared.")
-  from ptq import describe, write_section
-
+  data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
   found = {name: measure(name, data, flags.quantizers.split(","), flags.steps)
            for name in flags.models.split(",")}

@@ -73,18 +73,22 @@ def test_scale_follows_the_kernel_in_training_and_stays_elsewhere():
   assert not variables["scale"].trainable
 
 
-def test_gradient_is_that_of_the_unrounded_function():
-  quantizer = DoReFaQuantizer(bits=4, axis=(3,))
+def assert_gradient_is_of_the_unrounded(quantizer, steps):
+  """The gradient is that of `steps` * scale * tanh(w) / max |tanh(w)|, of the maximum as well."""
   variables = fitted(quantizer, KERNEL)
   x, upstream = tf.constant(KERNEL), tf.constant(np.random.default_rng(1).normal(size=KERNEL.shape))
   with tf.GradientTape(persistent=True) as tape:
     tape.watch(x)
     y = tf.cast(quantizer(x, False, variables), tf.float64)
     bent = tf.tanh(tf.cast(x, tf.float64))
-    smooth = 15 * tf.cast(variables["scale"], tf.float64) * bent / tf.reduce_max(tf.abs(bent), [0, 1, 2])
+    smooth = steps * tf.cast(variables["scale"], tf.float64) * bent / tf.reduce_max(tf.abs(bent), [0, 1, 2])
     losses = [tf.reduce_sum(upstream * y), tf.reduce_sum(upstream * smooth)]
   mine, expected = (tape.gradient(loss, x).numpy() for loss in losses)
   np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_is_that_of_the_unrounded_function():
+  assert_gradient_is_of_the_unrounded(DoReFaQuantizer(bits=4, axis=(3,)), 15)
 
 
 def test_dead_channel_is_next_to_nothing():

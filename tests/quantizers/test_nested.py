@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from kquant.core import nested_codes
 from kquant.quantizers import DoReFaQuantizer, NestedQuantizer
-from tests.quantizers.test_dorefa import KERNEL, fitted
+from tests.quantizers.test_dorefa import KERNEL, assert_gradient_is_of_the_unrounded, fitted
 
 WIDTHS = nested_codes.WIDTHS
 
@@ -58,18 +58,7 @@ def test_truncating_the_papers_code_is_another_code():
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_gradient_is_that_of_the_unrounded_function(bits):
-  quantizer = NestedQuantizer(bits=bits, axis=(3,))
-  variables = fitted(quantizer, KERNEL)
-  x, upstream = tf.constant(KERNEL), tf.constant(np.random.default_rng(1).normal(size=KERNEL.shape))
-  with tf.GradientTape(persistent=True) as tape:
-    tape.watch(x)
-    y = tf.cast(quantizer(x, False, variables), tf.float64)
-    bent = tf.tanh(tf.cast(x, tf.float64))
-    steps = 119 / nested_codes.steps(bits)
-    smooth = steps * tf.cast(variables["scale"], tf.float64) * bent / tf.reduce_max(tf.abs(bent), [0, 1, 2])
-    losses = [tf.reduce_sum(upstream * y), tf.reduce_sum(upstream * smooth)]
-  mine, expected = (tape.gradient(loss, x).numpy() for loss in losses)
-  np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+  assert_gradient_is_of_the_unrounded(NestedQuantizer(bits=bits, axis=(3,)), 119 / nested_codes.steps(bits))
 
 
 def test_scale_is_positive_where_rounding_changes_signs():

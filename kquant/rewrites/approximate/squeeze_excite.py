@@ -13,7 +13,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.graph.passes import graph_pass
 from kquant.rewrites.approximate.gates import SqueezeExcite, find_blocks
-from kquant.rewrites.standardize.building import add_crop, add_operator, add_reshape
+from kquant.rewrites.standardize.building import add_crop, add_join, add_operator, add_reshape
 
 Tile = tuple[int, int]
 """Rows and columns."""
@@ -119,8 +119,8 @@ def _means(graph: Graph, block: SqueezeExcite, tile: Tile) -> Ref:
       label = f"{name}/{down}{across}"
       part = add_crop(graph, f"{label}/part", block.image, (top, rows - bottom), (left, columns - right))
       parts.append(_means_of_equal_tiles(graph, label, part, (height, width)))
-    bands.append(_joined(graph, f"{name}/{down}", parts, 2))
-  return _joined(graph, f"{name}/tiles", bands, 1)
+    bands.append(add_join(graph, f"{name}/{down}", parts, 2))
+  return add_join(graph, f"{name}/tiles", bands, 1)
 
 
 def _spans(size: int, tile: int) -> Iterator[tuple[int, int, int]]:
@@ -143,16 +143,6 @@ def _means_of_equal_tiles(graph: Graph, name: str, part: Ref, tile: Tile) -> Ref
   pixels = add_reshape(graph, f"{name}/pixels", part, (down, tile[0], across, tile[1], channels))
   return add_operator(graph, f"{name}/mean", "math.reduce_mean", (pixels,), (batch, down, across, channels),
                       axis=[2, 4])
-
-
-def _joined(graph: Graph, name: str, parts: Sequence[Ref], axis: int) -> Ref:
-  """Tensors one behind the other along an axis."""
-  if len(parts) == 1:
-    return parts[0]
-  shape = list(parts[0].shape)
-  shape[axis] = sum(part.shape[axis] for part in parts)
-  layer = graph.new_layer(keras.layers.Concatenate, name, {"axis": axis})
-  return graph.add_node(layer, (list(parts),), tuple(shape))
 
 
 def _spread(graph: Graph, product: Node, place: int, sizes: tuple[Tile, Sequence[int]]) -> None:

@@ -65,6 +65,16 @@ def add_split(graph: Graph, layer: str | LayerDef, source: Ref, sizes: Sequence[
   return first.node.outputs
 
 
+def add_join(graph: Graph, name: str, parts: Sequence[Ref], axis: int) -> Ref:
+  """Puts tensors one behind the other along an axis; one alone stays as it is."""
+  if len(parts) == 1:
+    return parts[0]
+  shape = list(parts[0].shape)
+  shape[axis] = sum(part.shape[axis] for part in parts)
+  layer = graph.new_layer(keras.layers.Concatenate, name, {"axis": axis})
+  return graph.add_node(layer, (list(parts),), tuple(shape))
+
+
 def add_steps(graph: Graph, name: str, source: Ref) -> list[Ref]:
   """Cuts a tensor [batch, steps, size, ...] into one [batch, size, ...] for each step."""
   _, steps, size, *others = source.shape
@@ -74,12 +84,8 @@ def add_steps(graph: Graph, name: str, source: Ref) -> list[Ref]:
 
 def add_sequence(graph: Graph, name: str, steps: Sequence[Ref]) -> Ref:
   """Puts tensors [batch, size, ...] into one [batch, steps, size, ...]."""
-  batch, size, *others = steps[0].shape
-  joined = steps[0]
-  if len(steps) > 1:
-    layer = graph.new_layer(keras.layers.Concatenate, f"{name}/joined", {"axis": 1})
-    joined = graph.add_node(layer, (list(steps),), (batch, len(steps) * size, *others))
-  return add_reshape(graph, name, joined, (len(steps), size, *others))
+  _, size, *others = steps[0].shape
+  return add_reshape(graph, name, add_join(graph, f"{name}/joined", steps, 1), (len(steps), size, *others))
 
 
 def add_dense(graph: Graph, name: str, source: Ref, params: dict[str, np.ndarray],

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_reshape, add_slice, is_fixed, replace
+from kquant.rewrites.standardize.building import add_join, add_reshape, add_slice, is_fixed, replace
 
 Places = dict[int, np.ndarray]
 """{axis: the places along it that are taken, in order}."""
@@ -63,7 +62,7 @@ def _chosen(graph: Graph, name: str, source: Ref, axis: int, places: np.ndarray)
     return _each_repeated(graph, name, source, axis, count)
   parts = [add_slice(graph, f"{name}/part{index}", source, {axis: run})
            for index, run in enumerate(_runs(places))]
-  return _joined(graph, name, parts, axis)
+  return add_join(graph, name, parts, axis)
 
 
 def _each_repeated(graph: Graph, name: str, source: Ref, axis: int, count: int) -> Ref:
@@ -71,18 +70,9 @@ def _each_repeated(graph: Graph, name: str, source: Ref, axis: int, count: int) 
   _, *shape = source.shape
   outer, inner = math.prod(shape[:axis - 1]), math.prod(shape[axis:])
   rows = add_reshape(graph, f"{name}/rows", source, (outer * shape[axis - 1], inner))
-  copies = _joined(graph, f"{name}/copies", [rows] * count, 2)
+  copies = add_join(graph, f"{name}/copies", [rows] * count, 2)
   shape[axis - 1] *= count
   return add_reshape(graph, name, copies, shape)
-
-
-def _joined(graph: Graph, name: str, parts: list[Ref], axis: int) -> Ref:
-  if len(parts) == 1:
-    return parts[0]
-  shape = list(parts[0].shape)
-  shape[axis] = sum(part.shape[axis] for part in parts)
-  layer = graph.new_layer(keras.layers.Concatenate, name, {"axis": axis})
-  return graph.add_node(layer, (parts,), tuple(shape))
 
 
 def _runs(places: np.ndarray) -> list[range]:

@@ -11,7 +11,7 @@ import tf_keras as keras
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.recurrent import MOST_STEPS
 from kquant.graph.nodes import LayerDef, Node, Origin, Ref
-from kquant.rewrites.standardize.building import add_merge, add_sequence, add_split, is_fixed
+from kquant.rewrites.standardize.building import add_join, add_merge, add_sequence, add_split, is_fixed
 from kquant.rewrites.standardize.cell_table import CELLS
 from kquant.rewrites.standardize.cells import ACTIVATIONS, GATES, Cell, State
 from kquant.rewrites.standardize.masks import mask_of, masked_inputs
@@ -140,8 +140,7 @@ def merged(graph: Graph, node: Node, outputs: list[Ref]) -> list[Ref]:
     return outputs
   if mode != "concat":
     return [add_merge(graph, _MERGES[mode], name, outputs)]
-  shape = (*outputs[0].shape[:-1], sum(output.shape[-1] for output in outputs))
-  return [graph.add_node(graph.new_layer(keras.layers.Concatenate, name), (outputs,), shape)]
+  return [add_join(graph, name, outputs, -1)]
 
 
 def _is_plain(node: Node, config: dict[str, Any], kind: str = "") -> bool:

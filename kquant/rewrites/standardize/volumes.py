@@ -14,7 +14,14 @@ import tf_keras as keras
 
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
-from kquant.rewrites.standardize.building import add_crop, add_reshape, add_slice, is_fixed, replace
+from kquant.rewrites.standardize.building import (
+  add_crop,
+  add_join,
+  add_reshape,
+  add_slice,
+  is_fixed,
+  replace,
+)
 from kquant.rewrites.standardize.padding import same_padding
 from kquant.rewrites.standardize.training_config import training_config
 
@@ -115,17 +122,13 @@ def _stack_planes(graph: Graph, node: Node, volume: Ref, parts: Sequence[range],
     parts: planes, one range of equal length for each.
     groups: of channels, each of which has all parts of its channels.
   """
-  batch, depth, height, width, channels = volume.shape
+  _, depth, height, width, channels = volume.shape
   name, size, places = node.layer_name, channels // groups, len(parts[0])
   flat = add_reshape(graph, f"{name}/rows", volume, (depth, height * width, channels))
   pieces = [add_slice(graph, f"{name}/part{index}_{group}", flat,
                       {1: part, 3: range(group * size, (group + 1) * size)})
             for group in range(groups) for index, part in enumerate(parts)]
-  if pieces[1:]:
-    join = graph.new_layer(keras.layers.Concatenate, f"{name}/side_by_side")
-    flat = graph.add_node(join, (pieces,), (batch, places, height * width, channels * len(parts)))
-  else:
-    (flat,) = pieces
+  flat = add_join(graph, f"{name}/side_by_side", pieces, -1)
   return add_reshape(graph, f"{name}/stack", flat, (places * height, width, channels * len(parts)))
 
 
@@ -150,10 +153,8 @@ def _locally_connected(graph: Graph, node: Node) -> Ref | None:
            for count, size, step in zip(taps, sizes, strides)]
   parts = [add_slice(graph, f"{name}/part{row}_{column}", x, {1: spans[0][row], 2: spans[1][column]})
            for row in range(taps[0]) for column in range(taps[1])]
-  if parts[1:]:
-    join = graph.new_layer(keras.layers.Concatenate, f"{name}/windows")
-    x = graph.add_node(join, (parts,), (x.shape[0], *sizes, inputs))
-  x = add_reshape(graph, f"{name}/groups", x, (1, 1, positions * inputs))
+  windows = add_join(graph, f"{name}/windows", parts, -1)
+  x = add_reshape(graph, f"{name}/groups", windows, (1, 1, positions * inputs))
   params = {"kernel": kernel.transpose(1, 0, 2).reshape(1, 1, inputs, positions * made)}
   if config["use_bias"]:
     params["bias"] = node.layer.params["bias"].reshape(-1)

@@ -32,6 +32,7 @@ def test_conv_3d_transpose_is_one_convolution(seed):
 @pytest.mark.parametrize("layer, shape", [
     (lambda: layers.LocallyConnected1D(3, 3, 2, activation="relu"), (9, 4)),
     (lambda: layers.LocallyConnected1D(3, 1, use_bias=False), (5, 4)),
+    (lambda: layers.LocallyConnected1D(3, 1, 2), (5, 4)),
     (lambda: layers.LocallyConnected2D(2, (3, 2), (2, 1)), (7, 6, 3))])
 def test_windows_are_groups_of_channels(layer, shape):
   assert not {"LocallyConnected1D", "LocallyConnected2D"} & assert_written(layer(), shape)
