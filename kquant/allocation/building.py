@@ -10,7 +10,7 @@ from kquant.allocation.budget import amount
 from kquant.allocation.choices import Choices, Plan
 from kquant.allocation.prices import Prices
 from kquant.allocation.sensitivities import Subject
-from kquant.allocation.solver import Solver
+from kquant.allocation.solver import NoPlanError, Solver
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.sites import WEIGHTS, sites
 from kquant.core.quant_config import QuantConfig
@@ -87,7 +87,11 @@ class Builder:
     first, choices = self._best(choices)
     before = choices.noise(first.plan), float(first.noise.mean())
     start = time.perf_counter()
-    kept, choices = self._best(refitted(choices, first), first)
+    refit = refitted(choices, first)
+    try:
+      kept, choices = self._best(refit, first)
+    except NoPlanError:  # the file of the first plan is within the budget
+      kept, choices = first, refit
     trial = None
     if kept.plan != first.plan:
       change, error = paired_change(kept.sqnr_db, first.sqnr_db)
@@ -109,8 +113,8 @@ class Builder:
         return built, choices
       for what in beyond:
         choices = dearer(choices, plan, what, built.costs[what] - choices.cost(plan, what))
-    raise ValueError(f"Budget: expected a file of {amount(beyond[0], self._limits[beyond[0]])} or less, got "
-                     f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
+    raise NoPlanError(f"Budget: expected a file of {amount(beyond[0], self._limits[beyond[0]])} or less, got "
+                      f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
 
   def _made(self, plan: Plan) -> Built:
     patient, report = self._subject.patient, Report()

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from kquant.allocation.budget import amount
+from kquant.analysis.results import finite
 from kquant.core.text import text_table
 
 if TYPE_CHECKING:
@@ -155,11 +156,11 @@ class Allocation:
     """Makes what a JSON file holds; the config as `QuantConfig.from_json` reads it.
 
     Returns:
-      A JSON-ready dict.
+      A JSON-ready dict; what is not finite is None.
     """
     fields = dataclasses.asdict(dataclasses.replace(self, config=None, budget=dataclasses.replace(
         self.budget, latencies=None)))
-    return {**fields, "config": self.config.to_json()}
+    return {**finite(fields), "config": self.config.to_json()}
 
   def __str__(self) -> str:
     """The table, the notes, how the plan of the refit compares, and the summary."""

@@ -19,6 +19,12 @@ _SECONDS = 20.0
 """For one plan; what has been found by then is taken."""
 _POINTS = 20
 _SLACK = 1e-9
+_TIME_OUT = 1
+"""Status of scipy.optimize.milp."""
+
+
+class NoPlanError(ValueError):
+  """No plan is within the limits, or none was found in time."""
 
 
 class Solver:
@@ -44,11 +50,11 @@ class Solver:
       limits: {what: the most of it}.
 
     Raises:
-      ValueError: no plan is within the limits; it says what the least is.
+      NoPlanError: no plan is within the limits, and what the least is; none was found in time.
     """
     found = self._solved(self._noise / self._unit, limits)
     if found is None:
-      raise ValueError(self._reason(limits))
+      raise NoPlanError(self._reason(limits))
     return found
 
   def least(self, what: str, limits: Mapping[str, float]) -> float | None:
@@ -79,6 +85,9 @@ class Solver:
           scipy.sparse.csr_matrix(self._costs[what] / scale), -np.inf, room / scale))
     found = scipy.optimize.milp(objective, constraints=rows, integrality=np.ones(len(objective)),
                                 bounds=scipy.optimize.Bounds(0, 1), options={"time_limit": _SECONDS})
+    if found.x is None and found.status == _TIME_OUT:
+      raise NoPlanError(f"Budget: expected a plan within {_SECONDS:g} s, got none; allow fewer widths, "
+                        "or raise the budget.")
     return None if found.x is None else self._plan(found.x)
 
   def _plan(self, x: np.ndarray) -> Plan:

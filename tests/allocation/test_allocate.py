@@ -1,5 +1,6 @@
 """allocate_bits end to end: files within their budgets, plans as they were predicted, errors in words."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from kquant.allocation.latency import LatencyTable, measure_latency
 from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import rounded_layers
 from kquant.allocation.sensitivities import Subject, Widths, measured_choices
-from kquant.core.records import Report
+from kquant.core.records import Report, Trial
 from kquant.core.target import LITERT
 from kquant.core.tensor_spec import at_bits
 from kquant.doctor import files
@@ -73,6 +74,13 @@ def test_every_plan_reaches_its_layers(name):
   for site, bits in zip(subject.grids, plan.activations):
     rounded = f"{site.name}/to_8_bits"  # an operator that computes in 16 bits is rounded behind it
     assert encodings[rounded if rounded in encodings else site.name].bits == bits, site.name
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(allocation):
+  trial = Trial("refit", False, 12, np.nan, np.inf, "dB", 0.1)
+  body = dataclasses.replace(allocation, trial=trial).to_json()
+  assert body["trial"]["change"] is body["trial"]["error"] is None
+  json.dumps(body, allow_nan=False)
 
 
 def test_rules_are_exact_names(block, allocation):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kquant.allocation.building import Built, dearer, refitted
+from kquant.allocation.building import Builder, Built, dearer, refitted
 from kquant.allocation.choices import Plan
 from kquant.core.quant_config import QuantConfig
 from tests.allocation.test_solver import choices, grid, layer
@@ -40,3 +40,18 @@ def test_missing_bytes_without_such_grids_are_laid_on_the_rest():
   plan = Plan((4, 8), (8, 8, 8))
   found = dearer(CHOICES, plan, "bytes", 40)
   assert found.cost(plan, "bytes") == pytest.approx(CHOICES.cost(plan, "bytes") + 40)
+
+
+def test_the_first_plan_is_kept_where_no_other_file_is_within_the_budget(monkeypatch):
+  """The refit finds weights of 8 bits better than a grid of 16; its file turns out to be too large."""
+  found = choices([layer("a", [5.0, 1.0], [50, 53])], [grid("x", [6.0, 0.0]), grid("fixed", [1.0])])
+  first = Plan((4,), (16, 8))
+
+  def made(builder, plan):
+    costs = {"bytes": 153.0 if plan == first else 163.0}
+    return Built(plan, QuantConfig(), costs, np.array([1000.0]), np.array([999.0]), np.zeros(1))
+
+  monkeypatch.setattr(Builder, "_made", made)
+  outcome = Builder(None, [], None, {"bytes": 153.0}).refit_once(found)
+  assert outcome.built.plan == first and outcome.trial is None
+  assert outcome.predictions == ((6.0, 1000.0), (pytest.approx(1000.0), 1000.0))

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from kquant.allocation.choices import Choices, GridChoice, LayerChoice, Plan
 from kquant.allocation.solver import Solver
@@ -108,3 +109,12 @@ def test_two_hundred_layers_of_twelve_choices():
   found = Solver(large).solve(limits)
   assert large.noise(found) < 0.6 * large.noise(large.uniform(4, 8))
   assert all(large.cost(found, what) <= limits[what] * (1 + 1e-6) for what in limits)
+
+
+def test_a_time_out_without_a_plan_is_told_as_such(monkeypatch):
+  solver = Solver(TWO)
+  late = scipy.optimize.OptimizeResult(x=None, status=1)
+  monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **options: late)
+  for ask in (lambda: solver.solve({"bytes": 200}), lambda: solver.curve("bytes", {"bytes": 200})):
+    with pytest.raises(ValueError, match="expected a plan within 20 s, got none"):
+      ask()
