@@ -48,6 +48,9 @@ class TileChanges:
     Args:
       variants: the tiles of each.
       images: one array [n, ...] a model input.
+
+    Raises:
+      ValueError: tiles of a block that the network, standardized and folded, does not have.
     """
     runs = [_Variant(self._graph, tiles, self._layers) for tiles in variants]
     step = images_at_once(all_bytes(self._graph), _IMAGES)
@@ -67,8 +70,12 @@ class _Variant:
   def __init__(self, graph: Graph, tiles: Tiles, layers: dict[str, keras.layers.Layer]):
     self._before = [(node, node.name) for node in graph.nodes]
     tiled = graph.copy()
-    tile_blocks(tiled, {block: (tiles[block.name], None) for block in find_blocks(tiled)[0]
-                        if block.name in tiles})
+    blocks = {block.name: block for block in find_blocks(tiled)[0]}
+    unknown = sorted(set(tiles) - set(blocks))
+    if unknown:
+      raise ValueError(f"TileChanges: expected blocks of the standardized network, {', '.join(blocks)}, got "
+                       f"{', '.join(unknown)}.")
+    tile_blocks(tiled, {blocks[name]: (rows, None) for name, rows in tiles.items()})
     self._answers = answers(tiled)
     self._layers = dict(layers)
     changed: dict[Node, None] = {}

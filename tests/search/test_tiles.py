@@ -49,6 +49,11 @@ def test_a_change_is_that_of_the_tiled_model():
   assert found[1].min() > 1e-8
 
 
+def test_a_block_that_the_standardized_network_lacks_is_an_error():
+  with pytest.raises(ValueError, match="expected blocks .* first, second, third, got elsewhere"):
+    TileChanges(network()).measure([{"first": 4}, {"elsewhere": 4}], [images(2)])
+
+
 @pytest.mark.parametrize("max_change", [0.0005, 0.005, 0.5])
 def test_the_change_stays_below_the_limit(max_change):
   choice = kq.choose_tiles(network(), images(), max_change=max_change, rows=ROWS)
