@@ -12,7 +12,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.graph.sizes import all_bytes, images_at_once
 from kquant.qmodel.outputs import answers
-from kquant.rewrites.approximate.gates import find_blocks
+from kquant.rewrites.approximate.gates import SqueezeExcite, find_blocks
 from kquant.rewrites.approximate.squeeze_excite import tile_blocks
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -38,6 +38,7 @@ class TileChanges:
     self._graph = Graph.from_model(model)
     standardize(self._graph)
     fold_batch_norm(self._graph)
+    self._blocks = {block.name: block for block in find_blocks(self._graph)[0]}
     built = self._graph.to_model()
     self._layers = live_layers(built)
     self.specs = keras_calls.input_specs(built)
@@ -52,7 +53,7 @@ class TileChanges:
     Raises:
       ValueError: tiles of a block that the network, standardized and folded, does not have.
     """
-    runs = [_Variant(self._graph, tiles, self._layers) for tiles in variants]
+    runs = [_Variant(self._graph, self._sizes(tiles), self._layers) for tiles in variants]
     step = images_at_once(all_bytes(self._graph), _IMAGES)
     parts = []
     for start in range(0, len(images[0]), step):
@@ -63,19 +64,22 @@ class TileChanges:
       parts.append([_ratio(run.outputs(values), plain) for run in runs])
     return np.concatenate(parts, axis=1) if parts and runs else np.zeros((len(runs), len(images[0])))
 
+  def _sizes(self, tiles: Tiles) -> dict[SqueezeExcite, int]:
+    unknown = sorted(set(tiles) - set(self._blocks))
+    if unknown:
+      raise ValueError(f"TileChanges: expected blocks of the standardized network, "
+                       f"{', '.join(self._blocks)}, got {', '.join(unknown)}.")
+    return {self._blocks[name]: rows for name, rows in tiles.items()}
+
 
 class _Variant:
   """A copy of a graph with tiles, and which of its calls compute something else than those of the graph."""
 
-  def __init__(self, graph: Graph, tiles: Tiles, layers: dict[str, keras.layers.Layer]):
-    self._before = [(node, node.name) for node in graph.nodes]
+  def __init__(self, graph: Graph, rows: Mapping[SqueezeExcite, int], layers: dict[str, keras.layers.Layer]):
     tiled = graph.copy()
-    blocks = {block.name: block for block in find_blocks(tiled)[0]}
-    unknown = sorted(set(tiles) - set(blocks))
-    if unknown:
-      raise ValueError(f"TileChanges: expected blocks of the standardized network, {', '.join(blocks)}, got "
-                       f"{', '.join(unknown)}.")
-    tile_blocks(tiled, {blocks[name]: (rows, None) for name, rows in tiles.items()})
+    twin = dict(zip(graph.nodes, tiled.nodes, strict=True))
+    source = {mine: node for node, mine in twin.items()}
+    tile_blocks(tiled, {block.in_copy(twin): (size, None) for block, size in rows.items()})
     self._answers = answers(tiled)
     self._layers = dict(layers)
     changed: dict[Node, None] = {}
@@ -86,13 +90,12 @@ class _Variant:
       elif any(ref.node in changed for ref in node.inputs):
         changed[node] = None
     self._changed = list(changed)
-    self._kept = {ref for node in (*changed,) for ref in node.inputs if ref.node not in changed}
-    self._kept |= {ref for ref in self._answers if ref.node not in changed}
+    read = [*(ref for node in changed for ref in node.inputs), *self._answers]
+    self._kept = {ref: Ref(source[ref.node], ref.index) for ref in read if ref.node not in changed}
 
   def outputs(self, values: Values) -> list[np.ndarray]:
     """Returns the answers, of the values of all tensors of the graph without tiles."""
-    plain = {name: node for node, name in self._before}
-    mine = {ref: values[Ref(plain[ref.node.name], ref.index)] for ref in self._kept}
+    mine = {ref: values[plain] for ref, plain in self._kept.items()}
     run_nodes(self._changed, self._layers, mine, call=call_layer)
     return [mine[ref].numpy() for ref in self._answers]
 

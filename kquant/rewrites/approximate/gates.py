@@ -7,7 +7,7 @@ wherever it stands.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,12 @@ class SqueezeExcite:
   def size(self) -> tuple[int, int, int]:
     """Rows, columns and channels of the image."""
     return self.image.shape[1:]
+
+  def in_copy(self, twin: Mapping[Node, Node]) -> "SqueezeExcite":
+    """Returns the block in a copy of its graph, of {call: that of the copy}."""
+    return dataclasses.replace(self, mean=twin[self.mean], layers=tuple(twin[node] for node in self.layers),
+                               reshapes=frozenset(twin[node] for node in self.reshapes),
+                               product=twin[self.product])
 
 
 def find_blocks(graph: Graph) -> tuple[list[SqueezeExcite], list[tuple[Node, str]]]:

@@ -5,12 +5,12 @@ known after these rows. What a model computes changes; its weights do not.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import tf_keras as keras
 
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Node, Ref
+from kquant.graph.nodes import Ref
 from kquant.graph.passes import graph_pass
 from kquant.rewrites.approximate.gates import SqueezeExcite, find_blocks
 from kquant.rewrites.standardize.building import add_crop, add_join, add_operator, add_reshape
@@ -105,7 +105,7 @@ def _tile(graph: Graph, block: SqueezeExcite, tile: Tile) -> None:
       node.layer.config = {**node.config, "axis": [3]}
     node.shapes = [(*means.shape[:3], node.shapes[0][-1])]
   with graph.in_place_of(block.product):
-    _spread(graph, block.product, block.place, (tile, block.size))
+    _spread(graph, block, tile)
 
 
 def _means(graph: Graph, block: SqueezeExcite, tile: Tile) -> Ref:
@@ -145,17 +145,18 @@ def _means_of_equal_tiles(graph: Graph, name: str, part: Ref, tile: Tile) -> Ref
                       axis=[2, 4])
 
 
-def _spread(graph: Graph, product: Node, place: int, sizes: tuple[Tile, Sequence[int]]) -> None:
+def _spread(graph: Graph, block: SqueezeExcite, tile: Tile) -> None:
   """Repeats each gate over the rows and columns of its tile, cut to the image.
 
   Along an axis with one tile the product repeats it.
   """
+  product, place = block.product, block.place
   gates, name = product.inputs[place], product.layer_name
   batch, down, across, channels = gates.shape
-  repeats = [size if count > 1 else 1 for size, count in zip(sizes[0], (down, across))]
+  repeats = [size if count > 1 else 1 for size, count in zip(tile, (down, across))]
   layer = graph.new_layer(keras.layers.UpSampling2D, f"{name}/gates", {"size": tuple(repeats)})
   shape = (batch, down * repeats[0], across * repeats[1], channels)
   spread = graph.add_node(layer, (gates,), shape)
   extra = [made - whole if count > 1 else 0
-           for made, whole, count in zip(shape[1:3], sizes[1], (down, across))]
+           for made, whole, count in zip(shape[1:3], block.size, (down, across))]
   graph.set_input(product, place, add_crop(graph, f"{name}/cut", spread, (0, extra[0]), (0, extra[1])))
