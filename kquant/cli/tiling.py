@@ -2,11 +2,12 @@
 
 from absl import flags
 
+from kquant.cli import flags as shared
+
 
 def define() -> None:
   """--tile_squeeze_excite."""
-  if "tile_squeeze_excite" in flags.FLAGS:
-    flags.declare_key_flag("tile_squeeze_excite")
+  if shared.is_defined("tile_squeeze_excite"):
     return
   flags.DEFINE_string("tile_squeeze_excite", None, "gates of squeeze-and-excite for tiles of so many rows, "
                       "which changes what the model computes; auto: the least buffer that changes its output "

@@ -176,7 +176,9 @@ def _measured(blocks: Sequence[SqueezeExcite], rows: Sequence[int], changes: Til
   """Tiles each block alone with each number of rows."""
   sizes = [[size for size in sorted(set(rows)) if size < block.size[0]] for block in blocks]
   alone = [{block.name: size} for block, some in zip(blocks, sizes) for size in some]
-  return _Table(blocks, sizes, changes.measure(alone, images).mean(1))
+  change = iter(np.sqrt(changes.measure(alone, images).mean(1)).tolist())
+  return _Table([[*(BlockTile(block.name, tuple(block.size), size, next(change)) for size in some),
+                  BlockTile(block.name, tuple(block.size), None, 0.0)] for block, some in zip(blocks, sizes)])
 
 
 def _within(most: float, table: "_Table",
@@ -193,14 +195,12 @@ def _within(most: float, table: "_Table",
 
 
 class _Table:
-  """The buffer and the squared change of each block with each tile; the last option keeps the image whole."""
+  """The tiles that each block can have; the last one keeps the image whole."""
 
-  def __init__(self, blocks: Sequence[SqueezeExcite], sizes: Sequence[Sequence[int]], squares: np.ndarray):
-    self._blocks, places = blocks, iter(squares.tolist())
-    self._sizes = [[*some, None] for some in sizes]
-    self._squares = [[*(next(places) for _ in some), 0.0] for some in sizes]
-    self._buffers = [[(size or block.size[0]) * math.prod(block.size[1:]) for size in some]
-                     for block, some in zip(blocks, self._sizes)]
+  def __init__(self, options: Sequence[Sequence[BlockTile]]):
+    self._options = options
+    self._squares = [[tile.change**2 for tile in some] for some in options]
+    self._buffers = [[tile.elements for tile in some] for some in options]
 
   def least_buffer(self, budget: float) -> list[int]:
     """The option of each block for a sum of squared changes; whole images have none."""
@@ -216,17 +216,15 @@ class _Table:
 
   def whole(self) -> list[int]:
     """The option of each block that keeps its image whole."""
-    return [len(some) - 1 for some in self._sizes]
+    return [len(some) - 1 for some in self._options]
 
   def tiles(self, chosen: Sequence[int]) -> Tiles:
     """The rows of the blocks that get tiles."""
-    rows = {block.name: some[option] for block, some, option in zip(self._blocks, self._sizes, chosen)}
-    return {name: size for name, size in rows.items() if size is not None}
+    return {tile.name: tile.rows for tile in self.report(chosen) if tile.rows is not None}
 
   def report(self, chosen: Sequence[int]) -> tuple[BlockTile, ...]:
     """What was chosen for each block."""
-    return tuple(BlockTile(block.name, tuple(block.size), some[option], math.sqrt(squares[option]))
-                 for block, some, squares, option in zip(self._blocks, self._sizes, self._squares, chosen))
+    return tuple(some[option] for some, option in zip(self._options, chosen))
 
 
 def _check(max_change: float | None, max_buffer: int | None, rows: Sequence[int]) -> None:
