@@ -5,6 +5,7 @@ to it, or where this grid alone rounds (Gluska & Grobman 2020): all of them in o
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,6 +47,8 @@ class Subject:
     patient: this.
     network: how it computes, on its grids and in float.
     layers, grids: sites of weights and of activations.
+    columns: every width that a grid has, ascending: those to choose from, and those of grids that are fixed.
+    places: {quantizer's call: place of its grid among `grids`}.
   """
 
   def __init__(self, patient: Patient, widths: Widths):
@@ -54,12 +57,23 @@ class Subject:
     found = [site for site in sites(self.network.graph) if site.part != BOTH]
     self.layers = [site for site in found if site.part == WEIGHTS]
     self.grids = [site for site in found if site.part == ACTIVATION]
+    self._live = live_layers(self.network.qmodel)
+    graph = patient.calibrated.graph
+    bordering = [ref.key for ref in (*graph.input_refs, *graph.output_refs)]
+    self._widths = {site: self._possible(site, bordering) for site in self.grids}
+    self.columns = tuple(sorted({*widths.activations, *itertools.chain(*self._widths.values())}))
+    self.places = {node: place for place, grid in enumerate(self.grids) for node in grid.nodes}
+
+  def quantizer(self, site: Site) -> QuantizeActivation:
+    """Returns the layer that rounds a grid."""
+    return self._live[site.nodes[0].layer.name]
 
   def grid_widths(self, site: Site) -> tuple[int, ...]:
     """Returns the bits that a grid can have: its own where it is fixed or at the border of the model."""
-    graph = self.patient.calibrated.graph
-    own = live_layers(self.network.qmodel)[site.nodes[0].layer.name].quantizer.bits
-    bordering = [ref.key for ref in (*graph.input_refs, *graph.output_refs)]
+    return self._widths[site]
+
+  def _possible(self, site: Site, bordering: list[str]) -> tuple[int, ...]:
+    own = self.quantizer(site).quantizer.bits
     is_free = own == self.widths.activations[0] and may_be_wide(site, bordering)
     return self.widths.activations if is_free else (own,)
 
@@ -99,16 +113,10 @@ def measured_choices(subject: Subject, rounded: dict[str, dict[int, RoundedLayer
   layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, prices) for site in subject.layers)
   grids = tuple(_grid_choice(subject, site, noises, prices) for site in subject.grids)
   of_file = prices.base()
-  choices = Choices(layers, grids, _columns(subject), dict.fromkeys(("bops", *of_file), 0.0))
+  choices = Choices(layers, grids, subject.columns, dict.fromkeys(("bops", *of_file), 0.0))
   base = choices.uniform(widths.weights[-1], widths.activations[0])
   rest = {what: cost - choices.cost(base, what) for what, cost in of_file.items()}
   return dataclasses.replace(choices, constant={**choices.constant, **rest})
-
-
-def _columns(subject: Subject) -> tuple[int, ...]:
-  """Every width that a grid has: those to choose from, and those of grids that are fixed."""
-  own = {bits for site in subject.grids for bits in subject.grid_widths(site)}
-  return tuple(sorted({*subject.widths.activations, *own}))
 
 
 def _of_weights(site: Site, rounded: dict[int, RoundedLayer]) -> list[Variant]:
@@ -116,7 +124,7 @@ def _of_weights(site: Site, rounded: dict[int, RoundedLayer]) -> list[Variant]:
 
 
 def _of_grid(subject: Subject, site: Site) -> list[Variant]:
-  grid = live_layers(subject.network.qmodel)[site.nodes[0].layer.name].encoding()
+  grid = subject.quantizer(site).encoding()
   low, high = (float(end[0]) for end in grid.range)
   return [Variant(site, subject.network.calls[0] if bits == grid.bits else
                   on_grid(activation_grid(low, high, bits=bits, symmetric=bits == WIDE)))
@@ -126,7 +134,7 @@ def _of_grid(subject: Subject, site: Site) -> list[Variant]:
 def _layer_choice(subject: Subject, site: Site, rounded: dict[int, RoundedLayer],
                   noises: Iterator[float], prices: Prices) -> LayerChoice:
   patient = subject.patient
-  costs = prices.of_layer(patient.graph, patient.layers[site.name], rounded, _columns(subject))
+  costs = prices.of_layer(patient.graph, patient.layers[site.name], rounded, subject.columns)
   return LayerChoice(site.name, tuple(rounded), _next(noises, len(rounded)), costs, _grids_of(subject, site))
 
 
@@ -142,10 +150,9 @@ def _next(noises: Iterator[float], count: int) -> np.ndarray:
 
 def _grids_of(subject: Subject, site: Site) -> tuple[int, ...]:
   """The places of the grids that the calls of a layer read and write."""
-  places = {node: place for place, grid in enumerate(subject.grids) for node in grid.nodes}
   found = [quantizer for call in site.nodes for quantizer in
            (_quantizer_before(call.inputs[0]), quantizer_behind(subject.network.graph, Ref(call)))]
-  return tuple(sorted({places[node] for node in found if node in places}))
+  return tuple(sorted({subject.places[node] for node in found if node in subject.places}))
 
 
 def _quantizer_before(ref: Ref) -> Node | None:
