@@ -88,17 +88,19 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   train, judge = data.hold_back(images, seed=seed)
   with report.stage("calibrate"):
     patient = Patient(FloatNetwork(read(model, config), train, seed), _of_most_bits(config, widths), Report())
-    widths, notes = _possible(patient, train, widths)
-    subject = Subject(patient, widths)
+    subject, wide, notes = _possible(patient, train, widths)
     if not subject.layers:
       raise ValueError("allocate_bits: expected a model whose layers have weights, got one without; its "
                        "activations get 16 bits by a kq.Rule.")
-    contents = _files(subject, train, budget)
-    budget = budget if isinstance(budget, Budget) else Budget(bytes=budget * len(contents["base"]))
+    contents = {"base": files.contents(result_of(patient.calibrated, patient.config, Report()))}
+    if not isinstance(budget, Budget):
+      budget = Budget(bytes=budget * len(contents["base"]))
+    elif budget.latency_ms is not None:
+      contents |= _timed_files(subject, train, wide)
   with report.stage("prices"):
     prices = Prices(budget, target(config.target), contents)
   with report.stage("rounding"):
-    rounded = rounded_layers(patient, train, widths.weights, seed=seed)
+    rounded = rounded_layers(patient, train, subject.widths.weights, seed=seed)
   with report.stage("noise"):
     bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
     choices = measured_choices(subject, rounded, bench, prices)
@@ -107,7 +109,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
                       budget.limits())
     outcome = builder.refit_once(choices)
   with report.stage("curve"):
-    points = _curve(outcome.choices, budget, widths)
+    points = _curve(outcome.choices, budget, subject.widths)
   return _allocation(outcome, budget, points, notes=notes, seconds=report.seconds)
 
 
@@ -133,26 +135,28 @@ def _of_most_bits(config: QuantConfig, widths: Widths) -> QuantConfig:
       for rule in config.rules))
 
 
-def _possible(patient: Patient, images: list[np.ndarray], widths: Widths) -> tuple[Widths, tuple[str, ...]]:
-  """Returns the widths without those that a layer has no kernel for, and why."""
+def _possible(patient: Patient, images: list[np.ndarray],
+              widths: Widths) -> tuple[Subject, bytes | None, tuple[str, ...]]:
+  """Returns the network with the widths that each layer has a kernel for, and why it has no others.
+
+  Between them its file of the most bits, where it was made.
+  """
+  subject = Subject(patient, widths)
   if len(widths.activations) == 1:
-    return widths, ()
+    return subject, None, ()
   try:
-    _uniform_file(Subject(patient, widths), images, widths.weights[-1], widths.activations[-1])
+    return subject, _uniform_file(subject, images, widths.weights[-1], widths.activations[-1]), ()
   except UnsupportedLayerError as error:
     fewest = dataclasses.replace(widths, activations=widths.activations[:1])
-    return fewest, (f"Activations have {widths.activations[0]} bits throughout: {error}",)
-  return widths, ()
+    return Subject(patient, fewest), None, (
+        f"Activations have {widths.activations[0]} bits throughout: {error}",)
 
 
-def _files(subject: Subject, images: list[np.ndarray], budget: Budget | float) -> dict[str, bytes]:
-  """Returns the files that `Prices` takes."""
-  patient, widths = subject.patient, subject.widths
-  found = {"base": files.contents(result_of(patient.calibrated, patient.config, Report()))}
-  if isinstance(budget, Budget) and budget.latency_ms is not None:
-    found["narrow"] = _uniform_file(subject, images, widths.weights[0], widths.activations[0])
-    found["wide"] = _uniform_file(subject, images, widths.weights[-1], widths.activations[-1])
-  return found
+def _timed_files(subject: Subject, images: list[np.ndarray], wide: bytes | None) -> dict[str, bytes]:
+  """Returns the files that `Prices` takes beside "base" to count latency; `wide` is not made again."""
+  weights, activations = subject.widths.weights, subject.widths.activations
+  return {"narrow": _uniform_file(subject, images, weights[0], activations[0]),
+          "wide": wide or _uniform_file(subject, images, weights[-1], activations[-1])}
 
 
 def _uniform_file(subject: Subject, images: list[np.ndarray], weights: int, activations: int) -> bytes:
