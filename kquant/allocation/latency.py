@@ -9,16 +9,13 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from kquant.core.files import written_whole
+from kquant.doctor.files import milliseconds
 from tflite_export.file.reader import from_bytes
 from tflite_export.file.writer import to_bytes
 from tflite_export.program.program import IntOp, IntProgram
-from tflite_export.proof.runtime import Runtime
 
 _FORMAT = "kquant latencies"
-_WARM_UP = 5
 _WEIGHTS = ("int8", "int4")
 
 
@@ -97,10 +94,7 @@ def measure_latency(files: str | os.PathLike | bytes | Sequence[str | os.PathLik
     program = from_bytes(file if isinstance(file, bytes) else pathlib.Path(file).read_bytes())
     new |= {key: to_bytes(program.between(list(program.tensors), op.outputs))
             for key, op in _operators(program) if key not in known}
-  runtimes = {key: Runtime(contents) for key, contents in new.items()}
-  times = [[runtime.time_once() for runtime in runtimes.values()] for _ in range(_WARM_UP + runs)][_WARM_UP:]
-  medians = 1e3 * np.median(times, axis=0) if runtimes else []
-  return LatencyTable({**known, **{key: float(value) for key, value in zip(runtimes, medians)}})
+  return LatencyTable({**known, **dict(zip(new, milliseconds(list(new.values()), runs=runs)))})
 
 
 def _operators(program: IntProgram) -> Iterator[tuple[str, IntOp]]:

@@ -10,7 +10,7 @@ from kquant.api import QuantizationResult
 from tflite_export.exporter import export
 from tflite_export.proof.runtime import Runtime
 
-_WARM_UP, _RUNS = 5, 50
+_WARM_UP = 5
 
 
 def contents(result: QuantizationResult) -> bytes:
@@ -24,8 +24,8 @@ def contents(result: QuantizationResult) -> bytes:
     return export(result, pathlib.Path(folder) / "model.tflite").path.read_bytes()
 
 
-def milliseconds(files: Sequence[bytes]) -> tuple[float, ...]:
+def milliseconds(files: Sequence[bytes], *, runs: int = 50) -> tuple[float, ...]:
   """Returns the median milliseconds of one image on one thread of each file, run in turn."""
   runtimes = [Runtime(file) for file in files]
-  times = [[runtime.time_once() for runtime in runtimes] for _ in range(_WARM_UP + _RUNS)][_WARM_UP:]
+  times = [[runtime.time_once() for runtime in runtimes] for _ in range(_WARM_UP + runs)][_WARM_UP:]
   return tuple(1e3 * float(median) for median in np.median(times, axis=0))
