@@ -1,5 +1,6 @@
 """What a layer costs at each width: bytes as the file stores them, bit operations."""
 
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from kquant.core.target import PACKED_BITS, Target
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef
 from kquant.qmodel.finalize import packing_obstacle
+from kquant.qmodel.widths import WIDE
 
 CONVERSION_BYTES = 320
 """Of the operators and tensors that a grid of 16 bits asks for where it meets those of 8, at most mostly."""
@@ -29,21 +31,21 @@ def layer_bytes(layer: LayerDef, rounded: dict[int, RoundedLayer], activations: 
     target: says which kernels are packed.
     storage: as `Budget` has it.
   """
+  @functools.cache
+  def kernels(bits: int, packed: bool) -> int:
+    return sum(stored_bytes(rounded[bits].integers[facts.name], packed=packed, storage=storage)
+               for facts in layer.facts.weights)
+
   def count(bits: int, beside: int) -> int:
     packed = bits <= PACKED_BITS and not packing_obstacle(layer, beside, target)
-    return _bytes(layer, rounded[bits], beside, packed=packed, storage=storage)
+    return kernels(bits, packed) + _bias_bytes(layer, rounded[bits], beside)
 
   return np.array([[count(bits, beside) for beside in activations] for bits in rounded], float)
 
 
-def _bytes(layer: LayerDef, rounded: RoundedLayer, activation_bits: int, *, packed: bool,
-           storage: str) -> int:
-  total = 0
-  for facts in layer.facts.weights:
-    total += stored_bytes(rounded.integers[facts.name], packed=packed, storage=storage)
-    if facts.bias:
-      total += _aligned(rounded.params[facts.bias].size * (8 if activation_bits == 16 else 4))
-  return total
+def _bias_bytes(layer: LayerDef, rounded: RoundedLayer, activation_bits: int) -> int:
+  size = 8 if activation_bits == WIDE else 4
+  return sum(_aligned(rounded.params[facts.bias].size * size) for facts in layer.facts.weights if facts.bias)
 
 
 def stored_bytes(integers: np.ndarray, *, packed: bool, storage: str) -> int:
