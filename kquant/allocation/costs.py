@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kquant.allocation.rounded import RoundedLayer
+from kquant.core.numerics import packed_int4
 from kquant.core.target import PACKED_BITS, Target
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef
@@ -62,18 +63,13 @@ def stored_bytes(integers: np.ndarray, *, packed: bool, storage: str) -> int:
   True
   """
   if storage == "entropy":
-    return len(zlib.compress((_packed(integers) if packed else integers).tobytes(), 9))
+    return len(zlib.compress((packed_int4(integers) if packed else integers).tobytes(), 9))
   return _aligned(-(-integers.size // 2) if packed else integers.size)
 
 
 def file_bytes(contents: bytes, storage: str) -> int:
   """Returns the bytes of a whole file, counted in the same way."""
   return len(zlib.compress(contents, 9)) if storage == "entropy" else len(contents)
-
-
-def _packed(integers: np.ndarray) -> np.ndarray:
-  nibbles = np.append(integers.reshape(-1), np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 15
-  return nibbles[::2] | nibbles[1::2] << 4
 
 
 def _aligned(count: int) -> int:

@@ -185,3 +185,19 @@ def bias_scale(input_scale, kernel_scale) -> np.ndarray:
     kernel_scale: s_w, [channels] or [1].
   """
   return np.float32(input_scale) * np.asarray(kernel_scale, np.float32)
+
+
+def packed_int4(integers: np.ndarray) -> np.ndarray:
+  """Returns integers of 4 bits two to a byte, as TFLite's INT4 has them; the last byte is filled with 0.
+
+  Args:
+    integers: int8, n of them, each in [-8, 7].
+
+  Returns:
+    uint8 [ceil(n / 2)]: two's complement, the earlier one in the low nibble.
+
+  >>> packed_int4(np.array([1, -1, -8], np.int8)).tolist()
+  [241, 8]
+  """
+  nibbles = np.append(integers, np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 0xF
+  return nibbles[::2] | nibbles[1::2] << 4

@@ -15,6 +15,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kquant.core.numerics import packed_int4
 from tflite_export.operators.table import OPERATORS
 from tflite_export.program.program import ACTIVATIONS, RECURRENT_ACTIVATION, IntOp, IntProgram, IntTensor
 
@@ -178,13 +179,12 @@ def _tensor(tensor: IntTensor, buffers: list[schema.BufferT]) -> schema.TensorT:
 
 
 def _packed(tensor: IntTensor) -> np.ndarray:
-  """Returns int4 values as uint8 [ceil(n / 2)]: two's complement, the earlier one in the low nibble."""
+  """Returns int4 values as `packed_int4` has them; raises ValueError for others."""
   values = tensor.data.reshape(-1)
   if values.size and (values.min() < -8 or values.max() > 7):
     raise ValueError(f"Tensor {tensor.name!r}: expected int4 values in [-8, 7], got "
                      f"[{values.min()}, {values.max()}].")
-  nibbles = np.append(values, np.zeros(values.size % 2, np.int8)).view(np.uint8) & 0xF
-  return nibbles[::2] | nibbles[1::2] << 4
+  return packed_int4(values)
 
 
 def _quantization(tensor: IntTensor) -> _Shared | None:
