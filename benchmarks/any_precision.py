@@ -19,7 +19,7 @@ import tempfile
 import time
 
 import numpy as np
-from ptq import arguments, data_of, describe, images_of, judge, load, write_section, written_rows
+from ptq import arguments, data_of, describe, images_of, judge, load, scores_of, write_section, written_rows
 from qat import BATCH, augmented, cifar, compiled, fit, scores
 
 CALIBRATION, REESTIMATED = 256, 1600
@@ -120,10 +120,9 @@ def family_rows(name: str, data: pathlib.Path) -> tuple[list[str], str]:
   """Returns the rows of a model, and what there is to say of its bundle."""
   import kquant as kq
   import tflite_export
-  from kquant.cli.evaluation import before_softmax
   from tflite_export.family.bundle import Bundle
   model, (calibration, x, labels) = load(name, data), images_of(name, data)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()

@@ -31,16 +31,15 @@ ROWS = {  # name: (preset, images, options of quantize)
 
 def compare(name: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
   """Measures the chosen rows of one model."""
-  from ptq import images_of, judge, load
+  from ptq import images_of, judge, load, scores_of
 
   import kquant
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   from tflite_export.file.writer import to_bytes
   from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   found = []
   for label in chosen:
     preset, images, options = ROWS[label]

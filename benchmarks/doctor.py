@@ -17,7 +17,7 @@ import sys
 import time
 
 import numpy as np
-from ptq import MODELS, ROOT, describe, images_of, judge, latency, write_section
+from ptq import MODELS, ROOT, describe, images_of, judge, latency, scores_of, write_section
 
 NAMES = {**MODELS, "v3": "mobilenet_v3_small_224"}
 FAULTS = ("outlier weight x30, one scale a kernel", "outlier weight x30", "outlier activation channel x30",
@@ -221,11 +221,10 @@ V3_CASES = {"fast": ("fast", None), "fast, doctor without 16 bits": ("fast", 0),
 def v3(data: pathlib.Path) -> list[dict]:
   """Returns what MobileNetV3-Small is without and with the doctor, as files that LiteRT runs."""
   import kquant as kq
-  from kquant.cli.evaluation import before_softmax
   from kquant.doctor.files import contents
   model = kq.load_model(data / "models" / f"{NAMES['v3']}.h5")
   calibration, x, labels = images_of("v3", data)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   rows, first = [], None
   for case, (effort, most_wide) in V3_CASES.items():
     start, wide = time.process_time(), 0

@@ -57,16 +57,15 @@ def predicted_gain(graph, method: str, cap: str, preset: str, channels) -> str:
 
 def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
   """Measures the chosen rows of one model and preset."""
-  from ptq import images_of, judge, latency, load
+  from ptq import images_of, judge, latency, load, scores_of
 
   import kquant
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   from tflite_export.file.writer import to_bytes
   from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   rows, plain = [], None
   for label in chosen:
     row = ROWS[label]

@@ -16,7 +16,7 @@ import sys
 import time
 
 import numpy as np
-from ptq import arguments, data_of, describe, images_of, judge, load, write_section
+from ptq import arguments, data_of, describe, images_of, judge, load, scores_of, write_section
 
 TITLE = "Mixed precision"
 PARTS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
@@ -117,13 +117,12 @@ def worker(name: str, data: pathlib.Path) -> None:
   """Measures one model in this process; prints a JSON line for each row."""
   import kquant as kq
   from kquant.allocation.solver import Solver
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   from tflite_export.file.writer import to_bytes
   from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data, drawn=True)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   start = time.perf_counter()
   candidates = Candidates(model, calibration)
   choices = candidates.choices

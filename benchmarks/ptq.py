@@ -111,6 +111,12 @@ def with_output(contents: bytes, name: str) -> bytes:
   return bytes(builder.Output())
 
 
+def scores_of(model, x: np.ndarray) -> np.ndarray:
+  """Returns what a float model answers before its softmax, [images, scores]."""
+  from kquant.cli.evaluation import before_softmax
+  return before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+
+
 def judge(contents: bytes, x: np.ndarray, labels: np.ndarray, reference: np.ndarray) -> dict:
   """Top-1, agreement and SQNR of a file at the input of its softmax, and its float operators."""
   from kquant.cli.evaluation import scores_tensor
@@ -146,7 +152,6 @@ def latency(first: bytes, second: bytes, runs: int = 300) -> tuple[float, float]
 
 def compare(name: str, data: pathlib.Path, runs: int) -> dict:
   """Everything about one model."""
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   with tempfile.TemporaryDirectory() as folder:
     paths = {tool: f"{folder}/{tool}.tflite" for tool in TOOLS}
@@ -156,7 +161,7 @@ def compare(name: str, data: pathlib.Path, runs: int) -> dict:
         seconds[tool].append(in_fresh_process(tool, name, data, paths[tool]))
     contents = {tool: pathlib.Path(path).read_bytes() for tool, path in paths.items()}
   _, x, labels = images_of(name, data)
-  reference = before_softmax(load(name, data)).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(load(name, data), x)
   judged = {tool: judge(contents[tool], x, labels, reference) for tool in TOOLS}
   for tool, milliseconds in zip(TOOLS, latency(contents["kquant"], contents["converter"])):
     judged[tool]["ms"] = milliseconds

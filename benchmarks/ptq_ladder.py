@@ -44,10 +44,9 @@ def config_of(preset: str, weights_range: str):
 
 def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> list[dict]:
   """Measures the chosen rows of one model and preset."""
-  from ptq import images_of, load
+  from ptq import images_of, load, scores_of
 
   import kquant
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   model = load(name, data)
   rows, splits = [], {}
@@ -55,7 +54,7 @@ def compare(name: str, preset: str, data: pathlib.Path, chosen: list[str]) -> li
     drawn, arguments = label.endswith(DRAWN), dict(ROWS[label.removesuffix(DRAWN)])
     if drawn not in splits:
       calibration, x, labels = images_of(name, data, drawn=drawn)
-      answers = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+      answers = scores_of(model, x)
       splits[drawn] = calibration, x, labels, answers
     calibration, x, labels, reference = splits[drawn]
     config = config_of(preset, arguments.pop("range", "minmax"))

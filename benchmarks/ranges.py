@@ -44,16 +44,15 @@ def config_of(name: str, preset: str, weights: str, activations: str):
 
 def compare(name: str, preset: str, data: pathlib.Path, rows: list[tuple[str, str]]) -> list[dict]:
   """Measures the rows of one model and preset."""
-  from ptq import images_of, judge, load
+  from ptq import images_of, judge, load, scores_of
 
   import kquant
-  from kquant.cli.evaluation import before_softmax
   from kquant.core import metrics
   from tflite_export.file.writer import to_bytes
   from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data)
-  reference = before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
+  reference = scores_of(model, x)
   found = []
   for weights, activations in rows:
     config = config_of(name, preset, weights, activations)

@@ -39,15 +39,9 @@ def variants(model, calibration, rows: list[int], limits: list[float]) -> dict:
   return found
 
 
-def scores_of(model, x) -> np.ndarray:
-  """Returns what the model answers before its softmax."""
-  from kquant.cli.evaluation import before_softmax
-  return before_softmax(model).predict(x, batch_size=32, verbose=0).reshape(len(x), -1)
-
-
 def measure(data: pathlib.Path, rows: list[int], limits: list[float], *, integers: bool) -> list[dict]:
   """Measures variants of MobileNetV3-Small without training, in float or as int8 files."""
-  from ptq import images_of, judge, latency
+  from ptq import images_of, judge, latency, scores_of
 
   import kquant as kq
   from kquant.core import metrics
