@@ -77,6 +77,7 @@ class Builder:
 
   def __init__(self, subject: Subject, judge: list[np.ndarray], prices: Prices, limits: Mapping[str, float]):
     self._subject, self._judge, self._prices, self._limits = subject, judge, prices, limits
+    self._reference: list[np.ndarray] | None = None
 
   def refit_once(self, choices: Choices) -> Outcome:
     """Builds the best plan, fits the noises to what it has, solves again, and keeps the better plan.
@@ -120,7 +121,8 @@ class Builder:
     patient, report = self._subject.patient, Report()
     config, made = patient.changed(Changes(specs=self._subject.changes(plan)))
     network = network_of(made.qmodel, made.float_params)
-    bench = Bench(network, self._judge)
+    bench = Bench(network, self._judge, self._reference)
+    self._reference = bench.reference  # in float all plans are one network
     weights = [Variant(site, network.calls[0]) for site in sites(network.graph) if site.part == WEIGHTS]
     noise, of_weights = bench.among_all([])[0], bench.solo([together(weights)])[0]
     costs = self._prices.of_file(files.contents(result_of(made, config, report)))

@@ -28,16 +28,17 @@ class Bench:
   Args:
     network: calibrated.
     images: one array [n, ...] a model input.
+    reference: of a bench with other widths of this network and the same images; None: it is computed.
 
   Attributes:
     reference: what the float network answers, [n, ...] each.
   """
 
-  def __init__(self, network: Network, images: list[np.ndarray]):
+  def __init__(self, network: Network, images: list[np.ndarray], reference: list[np.ndarray] | None = None):
     self._network, self._images = network, images
     execution = Execution(network.graph, network.qmodel, call=network.calls[1])
     self._room = BYTES_AT_ONCE // open_size(execution.specs, images)
-    self.reference = execution.tap(network.answers)(images)
+    self.reference = reference if reference is not None else execution.tap(network.answers)(images)
     count = len(images[0])
     self._signal = [noise.varying_power(z.sum(0), np.square(z).sum(0), count) / count
                     for z in (values.astype(np.float64) for values in self.reference)]
