@@ -1,12 +1,13 @@
 """What tiles of squeeze-and-excite cost in accuracy and save in buffers, without training.
 
     python benchmarks/squeeze_excite.py [--parts=float,buffers,integers] [--rows=7,14,28] [--limits=0.02,0.05]
-                                        [--shared=../shared] [--write]
+                                        [--pixels=224] [--shared=../shared] [--write]
 
 With --write each part writes its section of results.md, and float and buffers the pictures of
 docs/squeeze_excite.md.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -20,7 +21,8 @@ TITLES = {"float": "Tiled squeeze-and-excite", "buffers": "Buffers of tiled sque
 MODEL = "mobilenet_v3_small_224.h5"
 CHOSEN_BY = 48
 """Calibration images, every second or third, that tiles are chosen by; a quarter of them is held back."""
-NOTE = ("MobileNetV3-Small, 224 pixels, no training; the first 128 images in label order calibrate, the "
+PIXELS = 224
+NOTE = ("MobileNetV3-Small, no training; the first 128 images in label order calibrate, the "
         f"other 372 judge. Tiles are chosen by {CHOSEN_BY} of the 128, a quarter of them held back. int8: "
         "effort auto, run by LiteRT; milliseconds of one image, XNNPACK, one thread, a shared machine.")
 BACKBONES = {"EfficientNetB0": (224, 512, 768), "EfficientNetB2": (224, 512, 768)}
@@ -39,7 +41,21 @@ def variants(model, calibration, rows: list[int], limits: list[float]) -> dict:
   return found
 
 
-def measure(data: pathlib.Path, rows: list[int], limits: list[float], *, integers: bool) -> list[dict]:
+def enlarged(model, images: list[np.ndarray], pixels: int) -> tuple:
+  """Returns the network for images of that size, its weights as they are, and the images enlarged to it."""
+  import tensorflow as tf
+  import tf_keras as keras
+  size = (pixels, pixels)
+  if model.input_shape[1:3] == size:
+    return model, images
+  large = keras.models.clone_model(model, input_tensors=keras.Input((*size, 3)))
+  large.set_weights(model.get_weights())
+  return large, [np.concatenate([tf.image.resize(x[i:i + 32], size) for i in range(0, len(x), 32)])
+                 for x in images]
+
+
+def measure(data: pathlib.Path, rows: list[int], limits: list[float], pixels: int, *,
+            integers: bool) -> list[dict]:
   """Measures variants of MobileNetV3-Small without training, in float or as int8 files."""
   from ptq import images_of, judge, latency, scores_of
 
@@ -48,6 +64,7 @@ def measure(data: pathlib.Path, rows: list[int], limits: list[float], *, integer
   from kquant.doctor.files import contents
   model = kq.load_model(data / "models" / MODEL)
   calibration, x, labels = images_of("v3", data)
+  model, (calibration, x) = enlarged(model, [calibration, x], pixels)
   reference, found, first = scores_of(model, x), [], None
   for label, (tiled, elements) in variants(model, calibration, rows, limits).items():
     if integers:
@@ -131,13 +148,33 @@ def draw_accuracy(rows: list[dict], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=100)
 
 
+def publish(part: str, found: list[dict], flags: argparse.Namespace) -> None:
+  """Prints the table of a part; with --write puts it into results.md and draws its picture."""
+  from ptq import describe, write_section
+  title, command = TITLES[part], f"python benchmarks/squeeze_excite.py --parts={part}"
+  if part == "buffers":
+    note, table = "Elements are bytes at 8 bits; weights do not matter.", buffer_table(found)
+  else:
+    command += f" --rows={flags.rows} --limits={flags.limits} --pixels={flags.pixels}"
+    title += "" if flags.pixels == PIXELS else f", {flags.pixels} pixels"
+    note, table = f"{flags.pixels} pixels. {NOTE}", accuracy_table(found)
+  print(table, flush=True)
+  if flags.write:
+    write_section(title, f"{describe(command)}\n\n{note}\n\n{table}")
+    if part == "buffers":
+      draw_buffers(found[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
+    elif title == TITLES["float"]:
+      draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
+
+
 def main() -> None:
   """Measures what the flags say."""
-  from ptq import arguments, data_of, describe, write_section
+  from ptq import arguments, data_of
   parser = arguments(__doc__)
   parser.add_argument("--parts", default=",".join(TITLES))
   parser.add_argument("--rows", default="7,14,28")
   parser.add_argument("--limits", default="0.02,0.05", help="changes that tiles are chosen for")
+  parser.add_argument("--pixels", type=int, default=PIXELS, help="of the float and integers parts")
   flags = parser.parse_args()
   data = data_of(flags)
   import kquant.cli  # noqa: F401  quiet start
@@ -146,19 +183,9 @@ def main() -> None:
   for part in flags.parts.split(","):
     if part == "buffers":
       found = [buffers(name, size) for name, sizes in BACKBONES.items() for size in sizes]
-      note, table = "Elements are bytes at 8 bits; weights do not matter.", buffer_table(found)
     else:
-      found = measure(data, rows, limits, integers=part == "integers")
-      note, table = NOTE, accuracy_table(found)
-    head = describe(f"python benchmarks/squeeze_excite.py --parts={part}" + (
-        "" if part == "buffers" else f" --rows={flags.rows} --limits={flags.limits}"))
-    print(table, flush=True)
-    if flags.write:
-      write_section(TITLES[part], f"{head}\n\n{note}\n\n{table}")
-      if part == "buffers":
-        draw_buffers(found[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
-      elif part == "float":
-        draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
+      found = measure(data, rows, limits, flags.pixels, integers=part == "integers")
+    publish(part, found, flags)
 
 
 if __name__ == "__main__":
