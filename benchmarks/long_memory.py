@@ -44,32 +44,53 @@ def trained(cell: str, seed: int):
   return keras.Model(x, [answer(sequence[:, -1]), sequence])
 
 
+def memories(cell: str) -> dict:
+  """Returns {label: config} of the forms of a network's memory."""
+  import kquant
+  found = {f"{bits} bits": kquant.QuantConfig(memory_bits=bits) for bits in (8, 16)}
+  return found | ({"fused, 16 bits": kquant.QuantConfig(recurrent="fused")} if cell == "LSTM" else {})
+
+
+def run_file(result, x) -> tuple[list, bool]:
+  """Returns the outputs of a result's file, run by LiteRT, and whether the file is exact on two sequences."""
+  import tempfile
+
+  import kquant
+  from tflite_export.proof.runtime import Runtime
+  with tempfile.TemporaryDirectory() as folder:
+    path = f"{folder}/m.tflite"
+    written = kquant.export(result, path, io="float32", verify=x[:2], certify=True)
+    return Runtime(path).run_many([x]), written.certificate["exact"]
+
+
 def measure(cell: str) -> list[dict]:
-  """Returns what a network answers in float and with 8 and 16 bits of memory, and how its state drifts."""
+  """Returns what a network answers in float and as files with each memory, and how its state drifts."""
   import numpy as np
 
   import kquant
   model = trained(cell, 0)
   calibration, (x, y) = sequences(COUNTS["calibrate"], STEPS, 1)[0], sequences(COUNTS["judge"], STEPS, 2)
   answers, states = model.predict(x, verbose=0)
-  rows = [{"network": cell, "memory": "float", "top1": (answers.argmax(-1) == y).mean(), "drift": {}}]
-  for bits in (8, 16):
-    config = kquant.QuantConfig(memory_bits=bits)
+  rows = [{"network": cell, "memory": "float", "top1": (answers.argmax(-1) == y).mean(), "drift": {},
+           "exact": ""}]
+  for label, config in memories(cell).items():
     result = kquant.quantize(model, calibration, config=config, effort=None)
-    found, moved = result.qmodel.predict(x, verbose=0)
+    (found, moved), exact = run_file(result, x)
     error = np.sqrt(((moved - states) ** 2).mean(axis=(0, 2)) / (states ** 2).mean())
-    rows.append({"network": cell, "memory": f"{bits} bits", "top1": (found.argmax(-1) == y).mean(),
-                 "drift": {step: error[step - 1] for step in SHOWN}})
+    rows.append({"network": cell, "memory": label, "top1": (found.argmax(-1) == y).mean(),
+                 "drift": {step: error[step - 1] for step in SHOWN}, "exact": "yes" if exact else "NO"})
+    print(rows[-1], flush=True)
   return rows
 
 
 def table(rows: list[dict]) -> str:
   """One row a network and width."""
-  lines = [f"| network | memory | top-1 | {' | '.join(f'drift at {step}' for step in SHOWN)} |",
-           "|---|---|---|" + "---|" * len(SHOWN)]
+  lines = [f"| network | memory | top-1 | {' | '.join(f'drift at {step}' for step in SHOWN)} | "
+           "exact |", "|---|---|---|---|" + "---|" * len(SHOWN)]
   for row in rows:
     drift = [f"{100 * row['drift'][step]:.1f} %" if row["drift"] else "" for step in SHOWN]
-    lines.append(f"| {row['network']}(32) | {row['memory']} | {row['top1']:.4f} | {' | '.join(drift)} |")
+    lines.append(f"| {row['network']}(32) | {row['memory']} | {row['top1']:.4f} | {' | '.join(drift)} | "
+                 f"{row['exact']} |")
   return "\n".join(lines)
 
 

@@ -192,8 +192,8 @@ def main() -> None:
   rows = []
   for cell in long_memory.CELLS if "memory" in parts else ():
     rows += long_memory.measure(cell)
-    show("Memory over 200 steps", "memory", "The symbol of the first step is recalled. Drift: rms error of "
-         "the state against float, of its rms.", long_memory.table(rows))
+    show("Memory over 200 steps", "memory", "The symbol of the first step is recalled; files run by LiteRT. "
+         "Drift: rms error of the state against float, of its rms.", long_memory.table(rows))
   if "lengths" in parts:
     show("Steps of a recurrent layer", "lengths", "Weights as they are at first.", long_memory.lengths())
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,39 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   exec(compile(snippet, "snippet", "exec"), {})
   assert snippet.count("kq.") >= 1
+
+
+C_SNIPPETS = [pytest.param(snippet, id=f"{path.stem}-{number}") for path in DOCUMENTS
+              for number, snippet in enumerate(re.findall(r"```c\n(.*?)```", path.read_text(), re.S))]
+C_API = """
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+typedef struct TfLiteInterpreter TfLiteInterpreter;
+typedef struct TfLiteSignatureRunner TfLiteSignatureRunner;
+typedef struct TfLiteTensor TfLiteTensor;
+typedef enum { kTfLiteOk } TfLiteStatus;
+TfLiteSignatureRunner* TfLiteInterpreterGetSignatureRunner(const TfLiteInterpreter*, const char*);
+TfLiteStatus TfLiteSignatureRunnerAllocateTensors(TfLiteSignatureRunner*);
+TfLiteStatus TfLiteSignatureRunnerInvoke(TfLiteSignatureRunner*);
+TfLiteTensor* TfLiteSignatureRunnerGetInputTensor(TfLiteSignatureRunner*, const char*);
+const TfLiteTensor* TfLiteSignatureRunnerGetOutputTensor(const TfLiteSignatureRunner*, const char*);
+void* TfLiteTensorData(const TfLiteTensor*);
+size_t TfLiteTensorByteSize(const TfLiteTensor*);
+void fill_with_zero_point(TfLiteTensor*);
+bool read_frame(void*);
+void use(const void*);
+void stream(TfLiteInterpreter* interpreter) {
+"""
+"""What the snippets call: declarations of LiteRT's C API, and functions that are the reader's own."""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: C snippets are not compiled")
+@pytest.mark.parametrize("snippet", C_SNIPPETS)
+def test_c_snippet_compiles(snippet):
+  done = subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c", "-"],
+                        input=C_API + snippet + "}\n", capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name, arguments, line", [("01_quantize.py", (), 1), ("02_qat_fit.py", ("2",), -1)])
