@@ -116,21 +116,6 @@ def buffer_table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def draw_buffers(row: dict, path: pathlib.Path) -> None:
-  """A pair of bars for each block of a backbone."""
-  from matplotlib.figure import Figure
-  blocks = row["tiled"].blocks
-  figure = Figure(figsize=(8, 0.9 + 0.26 * len(blocks)), layout="constrained")
-  axes, places = figure.subplots(), np.arange(len(blocks))
-  for shift, label, key in ((-0.2, "whole image", "untiled"), (0.2, "7 rows", "elements")):
-    axes.barh(places + shift, [getattr(block, key) / 1e6 for block in blocks], 0.4, label=label)
-  axes.set_yticks(places, [block.name.removesuffix("_se_squeeze") for block in blocks])
-  axes.invert_yaxis()
-  axes.set_xlabel(f"elements held by a block, millions ({row['name']}, {row['size']} x {row['size']} pixels)")
-  axes.legend(loc="lower right")
-  figure.savefig(path, dpi=100)
-
-
 def draw_accuracy(rows: list[dict], path: pathlib.Path) -> None:
   """Top-1 and agreement over the elements that the blocks hold."""
   from matplotlib.figure import Figure
@@ -162,7 +147,7 @@ def publish(part: str, found: list[dict], flags: argparse.Namespace) -> None:
   if flags.write:
     write_section(title, f"{describe(command)}\n\n{note}\n\n{table}")
     if part == "buffers":
-      draw_buffers(found[-1], ROOT / "docs" / "squeeze_excite_buffer.png")
+      found[-1]["tiled"].plot().savefig(ROOT / "docs" / "squeeze_excite_buffer.png", dpi=100)
     elif title == TITLES["float"]:
       draw_accuracy(found, ROOT / "docs" / "squeeze_excite_accuracy.png")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tf_keras as keras
 
@@ -14,6 +14,9 @@ from kquant.rewrites.approximate.gates import image_and_means
 from kquant.rewrites.approximate.squeeze_excite import TILE_OF_NAME
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,21 @@ class PipelineBuffer:
               for block in self.blocks]
     return {"blocks": blocks, "squeeze_excite": self.squeeze_excite, "untiled": self.untiled,
             "kernels": self.kernels, "residuals": self.residuals, "total": self.total}
+
+  def plot(self) -> "Figure":
+    """Draws what each block holds without tiles and with those that it has.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: the network has no squeeze-and-excite block.
+    """
+    if not self.blocks:
+      raise ValueError("PipelineBuffer.plot: the network has no squeeze-and-excite block; "
+                       "print(buffer) lists what else it holds.")
+    from kquant.analysis.pipeline_plot import draw  # matplotlib takes long to import
+    return draw(self.blocks)
 
   def __str__(self) -> str:
     """A row for each block, and the sums."""

@@ -116,6 +116,16 @@ def test_table_and_data():
   assert buffer.to_json()["blocks"][0]["elements"] == 200
 
 
+def test_picture_of_what_blocks_hold():
+  block = kq.BlockBuffer("se", rows=56, columns=56, channels=96, held_rows=7)
+  (axes,) = kq.PipelineBuffer((block,), kernels=1, residuals=2).plot().axes
+  assert [bar.get_width() for bar in axes.patches] == [0.301056, 0.037632]
+  assert [label.get_text() for label in axes.get_yticklabels()] == ["se"]
+  with pytest.raises(ValueError, match="no squeeze-and-excite block"):
+    kq.PipelineBuffer((), kernels=1, residuals=2).plot()
+
+
+
 @pytest.mark.slow
 def test_the_formula_on_efficientnet_b2():
   """Vosco et al. state 50 M -> 4.77 M for EfficientDet-D2, which has this backbone at this size."""
