@@ -33,7 +33,8 @@ shared.define_path("encodings", "JSON file for every grid (the integers in the .
                    endings=(".json",))
 shared.define_report()
 flags.DEFINE_list("any_precision", None, "train these widths at once, as 1,2,4,8, with 32 for float: one set "
-                  "of kernels, in place of --preset, --quantizer, --batch_norm and --output")
+                  "of kernels, in place of --preset, --quantizer, --batch_norm, --distill, "
+                  "--tile_squeeze_excite and --output")
 shared.define_path("bundle", "with --any_precision: the file that holds every width, which kquant.cli.family "
                    "reads", endings=(".kqf",))
 

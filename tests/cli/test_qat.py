@@ -123,7 +123,8 @@ def test_mistakes(refused, train, files, tmp_path):
 def test_several_widths_are_trained_to_one_bundle(invoke, train, files, tmp_path):
   bundle, summary = tmp_path / "m.kqf", tmp_path / "s.json"
   code, out, err = invoke(*train, "--any_precision=2,8", f"--bundle={bundle}", f"--eval={files.xy}",
-                          f"--summary={summary}", f"--save_qmodel={tmp_path / 'any.keras'}", main=qat.main)
+                          f"--summary={summary}", f"--save_qmodel={tmp_path / 'any.keras'}", "--preset=int8",
+                          main=qat.main)
   assert code == 0, err
   found = json.loads(summary.read_text())
   assert found["history"]["loss"][-1] < found["history"]["loss"][0]
@@ -160,5 +161,10 @@ def test_flags_of_several_widths_that_do_not_go_together(refused, train, tmp_pat
   refused(*train, "--bundle=m.kqf", words=["--bundle=m.kqf", "--any_precision=2,4,8"], main=qat.main)
   refused(*train, "--any_precision=2,8", f"--output={tmp_path / 'm.tflite'}", main=qat.main,
           words=["--output is of one width", "--bundle=PATH.kqf"])
+  for flag in ("--preset=w4a8", "--quantizer=minmax", "--batch_norm=absorb", "--distill",
+               "--tile_squeeze_excite=auto"):
+    name = flag.partition("=")[0]
+    refused(*train, "--any_precision=2,8", flag, main=qat.main,
+            words=[f"{name} is of the training of one width", "leave it out"])
   refused(*train, "--any_precision=2,x", words=["--any_precision=2,x", "1 to 8 bits"], main=qat.main)
   refused(*train, "--any_precision=2,16", words=["widths of 1 to 8 bits", "(2, 16)"], main=qat.main)

@@ -23,6 +23,7 @@ from tflite_export.family.exporter import ExportedFamily, export_family
 
 FLAGS = flags.FLAGS
 _OTHER_RESULTS = ("output", "encodings", "save_model", "report")
+_OTHER_METHODS = ("preset", "quantizer", "batch_norm", "distill", "tile_squeeze_excite")
 
 
 def run() -> None:
@@ -56,6 +57,9 @@ def _widths() -> list[int]:
     if FLAGS[name].value:
       raise ValueError(f"--{name} is of one width; with --any_precision give --bundle=PATH.kqf, from which "
                        "kquant.cli.family takes the .tflite file of each width.")
+  for name in _OTHER_METHODS:
+    if FLAGS[name].value != FLAGS[name].default:
+      raise ValueError(f"--{name} is of the training of one width; with --any_precision leave it out.")
   if not all(bits.isdecimal() for bits in FLAGS.any_precision):
     raise ValueError(f"--any_precision={','.join(FLAGS.any_precision)}: expected widths of 1 to 8 bits, and "
                      f"{FLOAT_BITS} for float, as 1,2,4,8.")
