@@ -117,8 +117,9 @@ def _config(bits: int, mode: str, eight_bits: str) -> QuantConfig:
 def _normalize_weights(graph: Graph, eight_bits: str) -> None:
   """Puts the paper's float weights into the layers of its float branch."""
   edge = Rule(match=eight_bits)
+  config = QuantConfig(rules=(edge, Rule()))
   for layer in graph.layers:
-    if layer.facts.weights and not edge.matches(layer.name, layer.kind):
+    if layer.facts.weights and config.rule(layer.name, layer.kind, layer.origins) is not edge:
       quantizers = {weight.name: XnorQuantizer(bits=FLOAT_BITS, axis=weight.out_axes)
                     for weight in layer.facts.weights}
       wrap(layer, {name: (quantizer, quantizer.values_of(layer.params[name]))

@@ -9,6 +9,7 @@ import kquant as kq
 from kquant.anyprecision.building import nearest_width
 from kquant.core import nested_codes
 from kquant.qmodel.distill import kl_divergence
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from tests.anyprecision.networks import any_network, data, network
 
 
@@ -206,6 +207,16 @@ def test_paper_mode_has_the_authors_quantizers():
   assert np.abs(kernel).max() == pytest.approx(np.abs(anymodel.at(4).get_layer("middle").layer.kernel).mean(),
                                                rel=0.2)
   assert set(anymodel.evaluate_widths(x, y)) == {1, 4, 32}
+
+
+def test_eight_bits_names_the_same_layers_at_the_float_width_of_paper_mode():
+  """They are found by the user's layer: "ep$" is not in the name of the part "sep/depthwise"."""
+  parts = [keras.layers.Conv2D(2, 1, name="first", input_shape=(4, 4, 2)),
+           keras.layers.SeparableConv2D(2, 3, name="sep"), keras.layers.Conv2D(2, 1, name="last")]
+  anymodel = kq.AnyPrecisionModel(keras.Sequential(parts), (4, 32), mode="paper", eight_bits="ep$")
+  bits = [{layer.name: next(iter(layer.quantize_config.weights.values())).bits for layer in model.layers
+           if isinstance(layer, QuantizeWeights)} for model in anymodel.width_models]
+  assert bits == [{"first": 32, "last": 32}, {"first": 4, "sep/depthwise": 8, "sep": 8, "last": 4}]
 
 
 # --- errors ----------------------------------------------------------------------------------------
