@@ -47,4 +47,18 @@ def certificate_rows(certificate: dict[str, Any] | None) -> list[tuple[str, str]
   elements, mismatching = (sum(row[key] for row in counted) for key in ("elements", "mismatching"))
   return [("certified", f"{elements:,} elements computed by our own arithmetic and by LiteRT's xnnpack and "
                         f"reference kernels: {mismatching} differ"),
-          *[("not simulated", line) for result in results for line in result["not_simulated"]]]
+          *[("not simulated", line) for line in _not_simulated(certificate)]]
+
+
+def exactness(certificate: dict[str, Any], exact: str) -> str:
+  """Returns a word of the caller's for an exact certificate, else what of the file was not simulated.
+
+  Args:
+    certificate: of a file that was written.
+    exact: the word.
+  """
+  return exact if certificate["exact"] else f"not simulated: {_not_simulated(certificate)[0]}"
+
+
+def _not_simulated(certificate: dict[str, Any]) -> list[str]:
+  return [line for result in certificate["kernel_sets"].values() for line in result["not_simulated"]]

@@ -11,6 +11,7 @@ import tf_keras as keras
 import kquant as kq
 from kquant.cli import family
 from tests.anyprecision.networks import any_network, data
+from tflite_export.proof import certificate as proof
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,14 @@ def test_one_width_is_the_file_that_was_verified_and_certified_again(written, in
   assert code == 0 and not err, err
   assert (tmp_path / "m.tflite").read_bytes() == written.files[2].path.read_bytes()
   assert json.loads((tmp_path / "m.json").read_text())["exact"] and "certified" in out
+
+
+def test_what_is_not_simulated_is_not_called_certified(written, invoke, tmp_path, monkeypatch):
+  monkeypatch.setattr(proof, "not_simulated", lambda program, mode="": ["CONV_2D of layer 'first': strange"])
+  code, out, err = invoke(f"--bundle={written.bundle}", "--bits=2", f"--output={tmp_path / 'm.tflite'}",
+                          f"--certificate={tmp_path / 'm.json'}", main=family.main)
+  assert code == 0 and not json.loads((tmp_path / "m.json").read_text())["exact"], err
+  assert "not simulated: CONV_2D of layer 'first': strange" in out and "certified" not in out
 
 
 def test_all_widths_at_once_without_tensorflow(written, tmp_path):

@@ -12,6 +12,7 @@ from kquant.cli.commands import qat as commands
 from kquant.core.encodings import Encodings
 from kquant.graph.model_files import load_model
 from tflite_export.family.bundle import Bundle
+from tflite_export.proof import certificate as proof
 
 
 @pytest.fixture
@@ -134,6 +135,14 @@ def test_several_widths_are_trained_to_one_bundle(invoke, train, files, tmp_path
   assert f"{100 * found['eval']['2']['top1']:.2f} %" in out and "m.kqf" in out
   assert Bundle(bundle).widths == (8, 2) == keras.models.load_model(tmp_path / "any.keras").widths
   assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_width_that_is_not_simulated_is_not_called_certified(invoke, train, tmp_path, monkeypatch):
+  monkeypatch.setattr(proof, "not_simulated", lambda program, mode="": ["CONV_2D of layer 'conv': strange"])
+  code, out, err = invoke(*train, "--any_precision=2", "--epochs=1", f"--bundle={tmp_path / 'm.kqf'}",
+                          main=qat.main)
+  assert code == 0, err
+  assert "not simulated: CONV_2D of layer 'conv': strange" in out and " yes" not in out
 
 
 def test_a_killed_training_of_several_widths_goes_on_to_the_same_bundle(invoke, train, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from kquant.anyprecision.model import AnyPrecisionModel
 from kquant.cli import evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.commands import qat
+from kquant.cli.running import exactness
 from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.text import text_table
@@ -109,6 +110,6 @@ def _table(anymodel: AnyPrecisionModel, scores: dict[int, dict[str, Any]],
     own = scores.get(bits, {})
     file = written.files.get(bits) if written else None
     rows.append((bits, percent(own.get("top1")), percent(own.get("agreement")),
-                 f"{file.bytes:,}" if file else "-", "yes" if file else "-"))
+                 f"{file.bytes:,}" if file else "-", exactness(file.certificate, "yes") if file else "-"))
   table = text_table(("bits", "top-1", "agreement", "bytes of its file", "certified"), rows)
   return table if written is None else f"{table}\n\n{FLAGS.bundle}: {written.bytes:,} bytes"

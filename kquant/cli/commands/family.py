@@ -27,13 +27,12 @@ def run() -> None:
   rows = []
   with written_together() as staged:
     for index, bits in enumerate(widths):
-      contents = bundle.tflite(bits)
+      contents, proof = bundle.tflite(bits), "equal to the file that was verified"
       staged(names["output"][index]).write_bytes(contents)
-      rows.append((bits, names["output"][index], f"{len(contents):,}", "equal to the file that was verified"))
       if FLAGS.certificate:
-        certificate = _certified(contents, bundle.program(bits), names["output"][index])
+        certificate, proof = _certified(contents, bundle.program(bits), names["output"][index])
         shared.write_json(staged(names["certificate"][index]), certificate)
-        rows[-1] = (*rows[-1][:-1], "certified")
+      rows.append((bits, names["output"][index], f"{len(contents):,}", proof))
   print(text_table(("bits", "file", "bytes", ""), rows))
 
 
@@ -57,9 +56,10 @@ def _names(flag: str, widths: list[int]) -> list[str]:
   return [path.replace("{bits}", str(bits)) for bits in widths]
 
 
-def _certified(contents: bytes, program: IntProgram, path: str) -> dict[str, Any]:
-  """Returns the certificate of a file, made on random inputs; this alone imports TensorFlow."""
+def _certified(contents: bytes, program: IntProgram, path: str) -> tuple[dict[str, Any], str]:
+  """Returns (the certificate of a file on random inputs, what it says); this alone imports TensorFlow."""
   import_tensorflow_quietly()
+  from kquant.cli.running import exactness
   from tflite_export.proof.certificate import certify, inexact_operators
   rng = np.random.default_rng(FLAGS.seed)
   inputs = [_random_input(program.tensors[name], rng) for name in program.inputs]
@@ -67,7 +67,7 @@ def _certified(contents: bytes, program: IntProgram, path: str) -> dict[str, Any
   problems = inexact_operators(certificate)
   if problems:
     raise VerificationError(f"{path}: not written, {problems[0]}")
-  return certificate
+  return certificate, exactness(certificate, "certified")
 
 
 def _random_input(tensor: IntTensor, rng: np.random.Generator) -> np.ndarray:
