@@ -89,8 +89,8 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
       [images, ...], a list or dict of them, a tf.data.Dataset, a generator, a .npz or .npy file. Where
       there are none an InputRange: ranges and bias corrections then follow from the batch norms.
     config: which grids: a QuantConfig, or a preset: "int8", "int8_per_tensor", "w4a8". "any8": widths of 4 to
-      8 bits with one set of codes; the result is that of 8 bits, `export_family` writes them all, and recipe
-      and effort do not apply.
+      8 bits with one set of codes; the result is that of 8 bits, `export_family` writes them all. It takes no
+      recipe, effort or tolerance.
     recipe: by which methods integers are chosen. What it decides is done as it is; what it leaves open is
       left to the effort, then to the config.
     effort: "fast" corrects biases iteratively; "balanced" also tries joint equalization and closed-form
@@ -108,7 +108,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     TypeError: not a model, or calibration data of no known kind.
     UnsupportedLayerError: a layer that has no integer form, by name.
     ValueError: calibration data that do not fit, a weight that is not finite, an unknown preset or effort, a
-      rule that matches no layer, a method that needs images where there are none.
+      rule that matches no layer, a method that needs images where there are none, or one beside "any8".
     FileNotFoundError: there is no such calibration file.
 
   Example:
@@ -120,6 +120,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   """
   model = as_tf_keras(model)
   if config == nested_family.NAME:
+    _check_left_out(recipe or Recipe(), effort, tolerance)
     return _family(model, calibration, seed)
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   recipe = recipe or Recipe()
@@ -162,6 +163,14 @@ def _family(model: keras.Model, calibration: Any, seed: int) -> QuantizationResu
   widest, network = next(iter(family.members.values())), family.network
   return QuantizationResult(widest.model, widest.encodings, network.qmodel, report, widest.graph,
                             network.float_params, family.members)
+
+
+def _check_left_out(recipe: Recipe, effort: str | None, tolerance: float) -> None:
+  """Raises ValueError for methods that are asked for beside "any8"."""
+  for name, value, default in (("recipe", recipe, Recipe()), ("effort", effort, "auto"),
+                               ("tolerance", tolerance, TOLERANCE_DB)):
+    if value != default:
+      raise ValueError(f"quantize: config='any8' has methods of its own, got {name}={value!r}; leave it out.")
 
 
 def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> None:

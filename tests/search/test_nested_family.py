@@ -7,6 +7,7 @@ import tf_keras as keras
 import kquant as kq
 from kquant.cli.demo import digits, train_digits
 from kquant.core import metrics, nested_codes
+from kquant.core.recipe import TOLERANCE_DB
 from kquant.qmodel.outputs import network_outputs
 from tflite_export.family.bundle import Bundle
 
@@ -64,3 +65,19 @@ def test_what_makes_no_family(tmp_path):
     kq.export_family(kq.quantize(model, images), tmp_path)
   with pytest.raises(ValueError, match="rounds on calibration images"):
     kq.quantize(model, kq.InputRange(0, 1), config="any8")
+
+
+@pytest.mark.parametrize(("options", "name"), [
+    ({"effort": "best"}, "effort"), ({"effort": None}, "effort"), ({"tolerance": 40.0}, "tolerance"),
+    ({"recipe": kq.Recipe(rounding="adaround")}, "recipe")])
+def test_methods_that_are_asked_for_are_refused(options, name):
+  model, images = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), np.ones((8, 3), np.float32)
+  with pytest.raises(ValueError, match=f"config='any8' has methods of its own, got {name}=.*leave it out"):
+    kq.quantize(model, images, config="any8", **options)
+
+
+def test_the_default_methods_may_be_named():
+  model, images = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))]), np.ones((8, 3), np.float32)
+  result = kq.quantize(model, images, config="any8", recipe=kq.Recipe(), effort="auto",
+                       tolerance=TOLERANCE_DB)
+  assert list(result.family()) == [8, 7, 6, 5, 4]
