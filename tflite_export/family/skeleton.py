@@ -1,6 +1,7 @@
 """Programs without their kernels and biases as JSON, what several of them have in common stored once."""
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,13 @@ import numpy as np
 from kquant.core.numerics import bias_scale
 from tflite_export.program.program import IntOp, IntProgram, IntTensor, array_type
 
-_PROGRAM_FIELDS = ("inputs", "outputs", "description", "input_names", "output_names")
-_OP_FIELDS = ("kind", "inputs", "outputs", "options", "version", "source", "reason")
+
+def _fields_but(kind: type, *names: str) -> tuple[str, ...]:
+  return tuple(field.name for field in dataclasses.fields(kind) if field.name not in names)
+
+
+_PROGRAM_FIELDS = _fields_but(IntProgram, "tensors", "ops", "metadata")
+_TENSOR_FIELDS = _fields_but(IntTensor, "scale", "zero_point", "data")
 
 
 class Pool:
@@ -62,8 +68,7 @@ def describe(program: IntProgram, pool: Pool, parts: dict[str, Any]) -> dict[str
   """
   grids, tensors = [], []
   for tensor in program.tensors.values():
-    item = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, "axis": tensor.axis,
-            "open": tensor.open_batch, "part": parts.get(tensor.name)}
+    item = {**{name: getattr(tensor, name) for name in _TENSOR_FIELDS}, "part": parts.get(tensor.name)}
     if item["part"] is None and tensor.data is not None:
       item["data"] = pool.add_array(tensor.data)
     tensors.append(pool.add(item))
@@ -74,7 +79,7 @@ def describe(program: IntProgram, pool: Pool, parts: dict[str, Any]) -> dict[str
     else:
       grids.append(None)
   return {**{name: getattr(program, name) for name in _PROGRAM_FIELDS}, "tensors": tensors, "grids": grids,
-          "ops": [pool.add([getattr(op, name) for name in _OP_FIELDS]) for op in program.ops],
+          "ops": [pool.add(dataclasses.astuple(op)) for op in program.ops],
           "metadata": {name: base64.b64encode(value).decode() for name, value in program.metadata.items()}}
 
 
@@ -100,8 +105,8 @@ def rebuild(fields: dict[str, Any], pool: Pool, part_of: Callable[[Any], Part]) 
       source, kernel = (rows[name][1] for name in scale)
       scale = bias_scale(source, kernel)
       zero_point = np.zeros(scale.shape, np.int64)
-    program.add_tensor(IntTensor(item["name"], tuple(item["shape"]), item["dtype"], scale, zero_point,
-                                 item["axis"], data, item["open"]))
+    program.add_tensor(IntTensor(**{name: item[name] for name in _TENSOR_FIELDS}, scale=scale,
+                                 zero_point=zero_point, data=data))
   program.ops = [IntOp(*pool.items[number]) for number in fields["ops"]]
   program.metadata = {name: base64.b64decode(value) for name, value in fields["metadata"].items()}
   return program
