@@ -36,7 +36,8 @@ def edge_layers(graph: Graph) -> str:
   """Returns a regular expression of the first and the last layer with a kernel."""
   names = [node.layer.name for node in graph.of_role("linear")]
   if not names:
-    raise ValueError(f"AnyPrecisionModel: model {graph.name!r} has no convolution and no dense layer.")
+    raise ValueError(f"Model {graph.name!r} has no convolution and no dense layer whose kernel could have "
+                     "several widths; quantize it with 'int8'.")
   return f"^({re.escape(names[0])}|{re.escape(names[-1])})$"
 
 

@@ -1,11 +1,12 @@
 """A family of widths after training: nested codes, and for each width biases and ranges of its own."""
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
+import tf_keras as keras
 
+from kquant.anyprecision.building import edge_layers
 from kquant.anyprecision.family import FamilyMember, signs_of
 from kquant.core import nested_codes
 from kquant.core.numerics import short_scale
@@ -25,6 +26,7 @@ from kquant.ptq.layerwise.nested_rounding import (
 )
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 from kquant.qmodel.finalize import finalize_graph
+from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.search.pipeline import Calibrated
@@ -64,7 +66,7 @@ def nested_family(graph: Graph, calibration: list[np.ndarray], report: Report, *
     with report.stage("finalize"):
       model, final, encodings = finalize_graph(networks[bits].qmodel, target=LITERT_FAMILY,
                                                graph=networks[bits].graph)
-    members[bits] = search.member(bits, model, final, encodings)
+    members[bits] = search.member(bits, networks[bits].qmodel, model, final, encodings)
   report.add_edits(members[WIDTHS[0]].graph.edits, [])
   return Family(members, networks[WIDTHS[0]])
 
@@ -74,8 +76,7 @@ class _Search:
 
   def __init__(self, graph: Graph, calibration: list[np.ndarray], report: Report, seed: int):
     self._graph, self._calibration, self._report, self._seed = graph, calibration, report, seed
-    names = [node.layer.name for node in graph.of_role("linear")]
-    self._edges = {names[0], names[-1]} if names else set()
+    self._edge = Rule(match=edge_layers(graph))
     self._kernels: dict[str, NestedKernel] = {}
 
   def network(self, bits: int) -> Calibrated:
@@ -87,7 +88,7 @@ class _Search:
     def change(turn: LayerTurn, params: dict[str, np.ndarray]) -> None:
       ((name, grid),) = turn.layer.weight_encodings().items()
       kernel = self._kernels[turn.layer.name] = self._chosen(turn, params[name], grid.axis, bits, generator)
-      own = bits if turn.layer.name not in self._edges else nested_codes.CODE_BITS
+      own = nested_codes.CODE_BITS if self._is_edge(turn.layer) else bits
       integers, scale = (kernel.integers, kernel.scale * nested_codes.steps(COARSE_BITS)) if (
           kernel.bits == own == COARSE_BITS) else kernel.at(own)
       turn.layer.set_scale(name, short_scale(scale))
@@ -106,7 +107,7 @@ class _Search:
               generator: np.random.Generator) -> NestedKernel:
     """Returns the kernel of a layer as far as it is known once a width is reached."""
     before = self._kernels.get(turn.layer.name)
-    if before is None and turn.layer.name in self._edges:
+    if before is None and self._is_edge(turn.layer):
       return nearest_kernel(kernel, axis)
     if before is None:
       return coarse_kernel(turn, kernel, axis, generator)
@@ -116,16 +117,18 @@ class _Search:
 
   def _config(self, bits: int) -> QuantConfig:
     """Returns the grids of a width."""
-    edges = "|".join(map(re.escape, sorted(self._edges)))
     return QuantConfig(rules=(
-        Rule(match=f"^({edges})$"),
-        Rule(weights=TensorSpec(bits=nested_codes.grid_bits(bits)), optional=True)))
+        self._edge, Rule(weights=TensorSpec(bits=nested_codes.grid_bits(bits)), optional=True)))
 
-  def member(self, bits: int, model: Any, graph: Graph, encodings: Any) -> FamilyMember:
+  def _is_edge(self, layer: QuantizeWeights) -> bool:
+    """Whether a layer has 8 bits at every width."""
+    return layer.rule == str(self._edge)
+
+  def member(self, bits: int, qmodel: keras.Model, model: Any, graph: Graph, encodings: Any) -> FamilyMember:
     """Returns the member of a width; raises ValueError where its integers are not those of the codes."""
     own, signs = {}, {}
     for name, kernel in self._kernels.items():
       key = f"{name}/kernel"
-      own[key] = nested_codes.CODE_BITS if name in self._edges else bits
+      own[key] = nested_codes.CODE_BITS if self._is_edge(qmodel.get_layer(name)) else bits
       signs[key] = signs_of(key, kernel.at(own[key])[0], encodings)
     return FamilyMember(model, graph, encodings, own, signs)

@@ -58,6 +58,17 @@ def test_the_bundle_gives_certified_files(found, tmp_path):
     assert Bundle(written.bundle).tflite(bits) == written.files[bits].path.read_bytes()
 
 
+def test_all_parts_of_the_last_layer_keep_eight_bits():
+  """As in an AnyPrecisionModel: the depthwise one had codes of 4 bits on a grid of 8."""
+  parts = [keras.layers.Conv2D(2, 1, name="first", input_shape=(4, 4, 2)),
+           keras.layers.Conv2D(2, 1, name="mid"), keras.layers.SeparableConv2D(2, 3, name="last")]
+  images = np.random.default_rng(0).normal(size=(16, 4, 4, 2)).astype(np.float32)
+  member = kq.quantize(keras.Sequential(parts), images, config="any8").family((4,))[4]
+  bits = {"first/kernel": 8, "mid/kernel": 4, "last/depthwise/kernel": 8, "last/kernel": 8}
+  assert member.kernel_bits == bits
+  assert {key: member.encodings[key].bits for key in bits} == bits
+
+
 def test_what_makes_no_family(tmp_path):
   model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
   images = np.ones((8, 3), np.float32)
@@ -65,6 +76,8 @@ def test_what_makes_no_family(tmp_path):
     kq.export_family(kq.quantize(model, images), tmp_path)
   with pytest.raises(ValueError, match="rounds on calibration images"):
     kq.quantize(model, kq.InputRange(0, 1), config="any8")
+  with pytest.raises(ValueError, match="no convolution and no dense layer"):
+    kq.quantize(keras.Sequential([keras.layers.ReLU(input_shape=(3,))]), images, config="any8")
 
 
 @pytest.mark.parametrize(("options", "name"), [
