@@ -41,30 +41,39 @@ def member_of(qmodel: keras.Model) -> FamilyMember:
     qmodel: whose weights have NestedQuantizers.
 
   Raises:
-    ValueError: the integers of a kernel are not those of its codes.
+    ValueError: another quantizer, or the integers of a kernel are not those of its codes.
   """
-  model, graph, encodings = finalize_graph(qmodel, target=LITERT_FAMILY)
-  bits, signs = {}, {}
+  kernels = {}
   for layer in qmodel.layers:
     if isinstance(layer, QuantizeWeights):
       for weight in weights_of_class(type(layer.layer)):
         key, quantizer = f"{layer.name}/{weight.key}", layer.quantize_config.weights[weight.name]
-        bits[key] = quantizer.bits
-        signs[key] = _signs(key, layer, weight.name, encodings)
-  return FamilyMember(model, graph, encodings, bits, signs)
+        if not isinstance(quantizer, NestedQuantizer):
+          raise ValueError(f"Layer {layer.name!r}: its {weight.name} has a {type(quantizer).__name__}; only "
+                           "weights with the quantizer 'nested' make a family.")
+        codes = quantizer.codes(getattr(layer.layer, weight.name).numpy())
+        kernels[key] = quantizer.bits, nested_codes.integers_of(codes, quantizer.bits)
+  return family_member(qmodel, kernels)
 
 
-def _signs(key: str, layer: QuantizeWeights, name: str, encodings: Encodings) -> np.ndarray:
-  """Returns `signs_of` a weight."""
-  quantizer = layer.quantize_config.weights[name]
-  if not isinstance(quantizer, NestedQuantizer):
-    raise ValueError(f"Layer {layer.name!r}: its {name} has a {type(quantizer).__name__}; only weights with "
-                     "the quantizer 'nested' make a family.")
-  codes = quantizer.codes(getattr(layer.layer, name).numpy())
-  return signs_of(key, nested_codes.integers_of(codes, quantizer.bits), encodings)
+def family_member(qmodel: keras.Model, kernels: dict[str, tuple[int, np.ndarray]],
+                  graph: Graph | None = None) -> FamilyMember:
+  """Finalizes the model of a width whose codes are known.
+
+  Args:
+    qmodel: the model.
+    kernels: {key of a kernel: (bits of its codes, their integers in Keras layout)}.
+    graph: that qmodel was made of, where the caller has it.
+
+  Raises:
+    ValueError: the final integers of a kernel are not those of its codes.
+  """
+  model, graph, encodings = finalize_graph(qmodel, target=LITERT_FAMILY, graph=graph)
+  signs = {key: _signs_of(key, integers, encodings) for key, (_, integers) in kernels.items()}
+  return FamilyMember(model, graph, encodings, {key: bits for key, (bits, _) in kernels.items()}, signs)
 
 
-def signs_of(key: str, nested: np.ndarray, encodings: Encodings) -> np.ndarray:
+def _signs_of(key: str, nested: np.ndarray, encodings: Encodings) -> np.ndarray:
   """Returns by what sign the final integers of each channel of a weight differ from those of its codes.
 
   Args:

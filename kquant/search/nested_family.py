@@ -1,19 +1,16 @@
 """A family of widths after training: nested codes, and for each width biases and ranges of its own."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-import tf_keras as keras
 
 from kquant.anyprecision.building import edge_layers
-from kquant.anyprecision.family import FamilyMember, signs_of
+from kquant.anyprecision.family import FamilyMember, family_member
 from kquant.core import nested_codes
 from kquant.core.numerics import short_scale
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.rule import Rule
-from kquant.core.target import LITERT_FAMILY
 from kquant.core.tensor_spec import TensorSpec
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise.layer_rounding import change_layers
@@ -25,7 +22,6 @@ from kquant.ptq.layerwise.nested_rounding import (
   refined_kernel,
 )
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
-from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
@@ -33,7 +29,9 @@ from kquant.search.pipeline import Calibrated
 
 NAME = "any8"
 WIDTHS = (8, 7, 6, 5, 4)
-_ORDER = (COARSE_BITS, 8, 7, 6, 5)
+_CHOSEN = (COARSE_BITS, nested_codes.CODE_BITS)
+"""Widths whose integers are chosen; all others are truncations."""
+_ORDER = (*_CHOSEN, 7, 6, 5)
 
 
 @dataclasses.dataclass
@@ -60,13 +58,13 @@ def nested_family(graph: Graph, calibration: list[np.ndarray], report: Report, *
   """
   prune_dead_channels(graph, statistics=measure_channels(graph, calibration))
   search = _Search(graph, calibration, report, seed)
-  networks = {bits: search.network(bits) for bits in _ORDER}
-  members = {}
+  networks: dict[int, Calibrated] = {}
   for bits in WIDTHS:
-    with report.stage("finalize"):
-      model, final, encodings = finalize_graph(networks[bits].qmodel, target=LITERT_FAMILY,
-                                               graph=networks[bits].graph)
-    members[bits] = search.member(bits, networks[bits].qmodel, model, final, encodings)
+    networks[bits] = search.calibrated(bits, networks.get(WIDTHS[0]))
+  for bits in _ORDER:
+    search.round(bits, networks[bits])
+  with report.stage("finalize"):
+    members = {bits: search.member(bits, network) for bits, network in networks.items()}
   report.add_edits(members[WIDTHS[0]].graph.edits, [])
   return Family(members, networks[WIDTHS[0]])
 
@@ -79,56 +77,56 @@ class _Search:
     self._edge = Rule(match=edge_layers(graph))
     self._kernels: dict[str, NestedKernel] = {}
 
-  def network(self, bits: int) -> Calibrated:
-    """Returns the calibrated network of a width, with its integers and biases."""
-    report = self._report if bits == WIDTHS[0] else Report()
-    network = Calibrated(self._graph.copy(), self._config(bits), self._calibration, report)
+  def calibrated(self, bits: int, first: Calibrated | None) -> Calibrated:
+    """Returns the network of a width before its weights are rounded; `first` is that of another width."""
+    config = QuantConfig(rules=(
+        self._edge, Rule(weights=TensorSpec(bits=nested_codes.grid_bits(bits)), optional=True)))
+    if first is None:
+      return Calibrated(self._graph.copy(), config, self._calibration, self._report)
+    return Calibrated(self._graph.copy(), config, self._calibration, Report(), first.statistics)
+
+  def round(self, bits: int, network: Calibrated) -> None:
+    """Sets the integers of a width and corrects its biases; widths come in `_ORDER`."""
     generator = np.random.default_rng(self._seed)
 
     def change(turn: LayerTurn, params: dict[str, np.ndarray]) -> None:
       ((name, grid),) = turn.layer.weight_encodings().items()
       kernel = self._kernels[turn.layer.name] = self._chosen(turn, params[name], grid.axis, bits, generator)
-      own = nested_codes.CODE_BITS if self._is_edge(turn.layer) else bits
-      integers, scale = (kernel.integers, kernel.scale * nested_codes.steps(COARSE_BITS)) if (
-          kernel.bits == own == COARSE_BITS) else kernel.at(own)
+      integers, scale = kernel.at(self._bits_of(turn.layer, bits))
       turn.layer.set_scale(name, short_scale(scale))
       turn.layer.set_integers(name, integers)
 
     with self._report.stage("rounding"):
       turns = layer_turns(network.qmodel, self._calibration, graph=network.graph,
-                          float_params=network.float_params)
+                          float_params=network.float_params if bits in _CHOSEN else None)
       left = change_layers(turns, network.float_params, network.statistics, change)
     if left:
       raise ValueError(f"Layer {left[0]!r} is of a class of its own, whose weights cannot be rounded "
                        f"together; config {NAME!r} takes convolutions and dense layers.")
-    return network
 
   def _chosen(self, turn: LayerTurn, kernel: np.ndarray, axis: tuple[int, ...], bits: int,
               generator: np.random.Generator) -> NestedKernel:
     """Returns the kernel of a layer as far as it is known once a width is reached."""
-    before = self._kernels.get(turn.layer.name)
-    if before is None and self._is_edge(turn.layer):
-      return nearest_kernel(kernel, axis)
-    if before is None:
-      return coarse_kernel(turn, kernel, axis, generator)
-    if before.bits == COARSE_BITS and bits == nested_codes.CODE_BITS:
+    if bits == COARSE_BITS:
+      return nearest_kernel(kernel, axis) if self._is_edge(turn.layer) else coarse_kernel(
+          turn, kernel, axis, generator)
+    before = self._kernels[turn.layer.name]
+    if bits == nested_codes.CODE_BITS and not self._is_edge(turn.layer):
       return refined_kernel(turn, kernel, before, generator)
     return before
 
-  def _config(self, bits: int) -> QuantConfig:
-    """Returns the grids of a width."""
-    return QuantConfig(rules=(
-        self._edge, Rule(weights=TensorSpec(bits=nested_codes.grid_bits(bits)), optional=True)))
+  def member(self, bits: int, network: Calibrated) -> FamilyMember:
+    """Returns the member of a width; raises ValueError where its integers are not those of the codes."""
+    kernels = {}
+    for name, kernel in self._kernels.items():
+      own = self._bits_of(network.qmodel.get_layer(name), bits)
+      kernels[f"{name}/kernel"] = own, kernel.at(own)[0]
+    return family_member(network.qmodel, kernels, network.graph)
+
+  def _bits_of(self, layer: QuantizeWeights, bits: int) -> int:
+    """Returns the bits of a layer's codes at a width."""
+    return nested_codes.CODE_BITS if self._is_edge(layer) else bits
 
   def _is_edge(self, layer: QuantizeWeights) -> bool:
     """Whether a layer has 8 bits at every width."""
     return layer.rule == str(self._edge)
-
-  def member(self, bits: int, qmodel: keras.Model, model: Any, graph: Graph, encodings: Any) -> FamilyMember:
-    """Returns the member of a width; raises ValueError where its integers are not those of the codes."""
-    own, signs = {}, {}
-    for name, kernel in self._kernels.items():
-      key = f"{name}/kernel"
-      own[key] = nested_codes.CODE_BITS if self._is_edge(qmodel.get_layer(name)) else bits
-      signs[key] = signs_of(key, kernel.at(own[key])[0], encodings)
-    return FamilyMember(model, graph, encodings, own, signs)

@@ -22,7 +22,7 @@ from kquant.ptq.layerwise.bias_correction import (
 )
 from kquant.ptq.layerwise.layer_rounding import round_layers, round_some
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
-from kquant.qmodel.calibrate import narrow_tensors, observe, set_ranges
+from kquant.qmodel.calibrate import Statistics, narrow_tensors, observe, set_ranges
 from kquant.qmodel.insert import insert_into_graph
 from kquant.qmodel.outputs import network_outputs, output_function, split_outputs
 from kquant.qmodel.placement import check_config
@@ -82,6 +82,8 @@ class Calibrated:
     graph: what `scaled` returned; it is edited.
     config: its rules and its target count.
     calibration, report: as `quantized` takes them.
+    statistics: of another network of the same graph on these data, whose config differs in the bits of
+      weights alone; None: the float network is run.
 
   Attributes:
     config: that it was made of.
@@ -91,14 +93,15 @@ class Calibrated:
     statistics: of the float network on the calibration data.
   """
 
-  def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report):
+  def __init__(self, graph: Graph, config: QuantConfig, calibration: Any, report: Report,
+               statistics: Statistics | None = None):
     self.config, self.graph, self._calibration = config, graph, calibration
     with report.stage("rewrite"):
       self.float_params = linear_params(graph)
       self.qmodel = insert_into_graph(graph, config)
     report.add_edits(graph.edits, graph.skips)
     with report.stage("calibrate"):
-      self.statistics = observe(self.qmodel, calibration, graph=graph)
+      self.statistics = statistics or observe(self.qmodel, calibration, graph=graph)
       set_ranges(self.qmodel, self.statistics, graph)
     report.narrow.extend(narrow_tensors(self.qmodel))
     self._start = self.qmodel.get_weights()

@@ -1,7 +1,12 @@
-"""What is skipped is said: in the report of the one-call route, by absl's log step by step."""
+"""What is skipped is said: in the report, or by absl's log step by step. Networks can share statistics."""
+
+import numpy as np
+import pytest
 
 import kquant as kq
+from kquant.core.records import Report
 from kquant.ptq.layerwise.bias_correction import SHARED_REASON
+from kquant.search.pipeline import Calibrated, read
 from tests import models
 
 
@@ -30,3 +35,21 @@ def test_step_by_step_the_log_names_it_once(caplog):
   kq.correct_bias(qmodel, model, images, method="iterative")
   assert [message for message in caplog.messages if "correct_bias" in message] == [
       f"correct_bias: layer 'shared' is {SHARED_REASON}."]
+
+
+@pytest.mark.parametrize("range_name", ["minmax", "mse", "cross_entropy"])
+def test_the_statistics_of_one_network_serve_those_of_other_weight_bits(range_name):
+  model = models.build("mobile_block")
+  images = models.sample_inputs(model)
+
+  def network(bits, *statistics):
+    config = kq.QuantConfig(rules=(kq.Rule(match="^logits$", activations=kq.TensorSpec(range=range_name)),
+                                   kq.Rule(weights=kq.TensorSpec(bits=bits))))
+    return Calibrated(read(model, config), config, images, Report(), *statistics)
+
+  eight, alone = network(8), network(4)
+  for _ in range(2):  # setting ranges leaves statistics as they are
+    shared = network(4, eight.statistics)
+    assert shared.statistics is eight.statistics
+    for one, other in zip(shared.qmodel.get_weights(), alone.qmodel.get_weights(), strict=True):
+      np.testing.assert_array_equal(one, other)

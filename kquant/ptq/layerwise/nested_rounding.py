@@ -26,18 +26,13 @@ _SWEEPS = 8
 
 @dataclasses.dataclass(frozen=True)
 class NestedKernel:
-  """The integers of a kernel, in Keras layout, and the scale [channels] of its 8 bits.
-
-  Attributes:
-    bits: of the integers: 4, or 8 once it is refined.
-  """
+  """The integers of 8 bits of a kernel, in Keras layout, and their scale [channels]."""
 
   integers: np.ndarray
   scale: np.ndarray
-  bits: int
 
   def at(self, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (integers, scale) of a width, from 8 bits."""
+    """Returns (integers, scale) of a width."""
     codes = nested_codes.codes_of(self.integers)
     return nested_codes.integers_of(codes, bits), np.float32(self.scale * nested_codes.steps(bits))
 
@@ -52,13 +47,12 @@ def nearest_kernel(kernel: np.ndarray, axis: tuple[int, ...]) -> NestedKernel:
   taps = tuple(i for i in range(kernel.ndim) if i not in axis)
   largest = np.maximum(np.abs(kernel).max(axis=taps).reshape(-1), 1e-12) / nested_codes.LARGEST
   grid = Encoding(largest, np.zeros(largest.shape, np.int64), nested_codes.CODE_BITS, axis, narrow=True)
-  limit = nested_codes.LARGEST
-  return NestedKernel(np.clip(grid.quantize(kernel), -limit, limit), grid.scale, nested_codes.CODE_BITS)
+  return NestedKernel(grid.quantize(kernel), grid.scale)
 
 
 def coarse_kernel(turn: LayerTurn, kernel: np.ndarray, axis: tuple[int, ...],
                   generator: np.random.Generator) -> NestedKernel:
-  """Returns the 4 bits of a kernel in closed form.
+  """Returns integers of 8 bits of which the first 4 bits are chosen in closed form; the others are 0.
 
   Args:
     turn: of its layer, in the network of 4 bits.
@@ -70,7 +64,8 @@ def coarse_kernel(turn: LayerTurn, kernel: np.ndarray, axis: tuple[int, ...],
   halves = moments_of(turn, generator)
   with fitting_threads(turn):
     integers, scale = round_kernel(turn, kernel, grid, halves)
-  return NestedKernel(integers.astype(np.int64), scale / nested_codes.steps(COARSE_BITS), COARSE_BITS)
+  steps = nested_codes.steps(COARSE_BITS)
+  return NestedKernel((steps * integers).astype(np.int64), scale / steps)
 
 
 def refined_kernel(turn: LayerTurn, kernel: np.ndarray, coarse: NestedKernel,
@@ -80,7 +75,7 @@ def refined_kernel(turn: LayerTurn, kernel: np.ndarray, coarse: NestedKernel,
   Args:
     turn: of its layer, in the network of 8 bits.
     kernel: float.
-    coarse: its 4 bits.
+    coarse: what `coarse_kernel` returned.
     generator: of the positions that are looked at.
   """
   with fitting_threads(turn):
@@ -89,10 +84,9 @@ def refined_kernel(turn: LayerTurn, kernel: np.ndarray, coarse: NestedKernel,
     parts = shape[0] // patches.blocks
     scale = coarse.scale.astype(np.float64).reshape(patches.blocks, 1, patches.outputs)
     scale = np.repeat(scale, parts, axis=0)
-    middle = nested_codes.steps(COARSE_BITS) * patches.matrix(coarse.integers).reshape(shape)
+    middle = patches.matrix(coarse.integers).reshape(shape)
     limits = tuple(np.clip(middle + end, -problem.qmax, problem.qmax) for end in (-8, 7))
     start = np.clip(np.rint(problem.kernel / scale), *limits)
     integers = rounding.descend(problem, start, scale, sweeps=_SWEEPS, limits=limits)
   whole = patches.blocks, patches.inputs, patches.outputs
-  return NestedKernel(patches.kernel(integers.reshape(whole)).astype(np.int64), coarse.scale,
-                      nested_codes.CODE_BITS)
+  return NestedKernel(patches.kernel(integers.reshape(whole)).astype(np.int64), coarse.scale)
