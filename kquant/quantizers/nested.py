@@ -37,25 +37,27 @@ class NestedQuantizer(DoReFaQuantizer):
     Args:
       kernel: float32.
     """
-    return nested_codes.codes_of(self._eight_bits(tf.constant(kernel)).numpy())
+    return nested_codes.codes_of(_eight_bits(self._normalized(tf.constant(kernel))).numpy())
 
   @property
   def _largest(self) -> int:
     return nested_codes.largest_integer(self.bits)
 
-  def _eight_bits(self, kernel: tf.Tensor) -> tf.Tensor:
-    """Returns the integers of 8 bits, float64."""
-    return tf.round(nested_codes.LARGEST * self._normalized(kernel))
-
   def _integers(self, kernel: tf.Tensor) -> tf.Tensor:
+    normalized = self._normalized(kernel)
     factor, offset = nested_codes.factor_and_offset(self.bits)
-    codes = self._eight_bits(kernel) + (nested_codes.CENTRE + nested_codes.half_step(self.bits))
+    codes = _eight_bits(normalized) + (nested_codes.CENTRE + nested_codes.half_step(self.bits))
     codes = tf.floor(codes / 2 ** (nested_codes.CODE_BITS - self.bits))
-    path = self._normalized(kernel) * (nested_codes.LARGEST / nested_codes.steps(self.bits))
-    return with_gradient_of(factor * codes - offset, path)
+    return with_gradient_of(factor * codes - offset,
+                            normalized * (nested_codes.LARGEST / nested_codes.steps(self.bits)))
 
   def _least_squares(self, kernel: tf.Tensor, integers: tf.Tensor) -> tf.Tensor:
     products, squares = (tf.reshape(tf.reduce_sum(a, self._taps(kernel)), [-1]) for a in (
         tf.abs(tf.cast(kernel, tf.float64) * integers), tf.square(integers)))
     scale = tf.maximum(products / tf.maximum(squares, 1.0), numerics.SMALLEST_WEIGHT_SCALE)
     return tf.cast(scale, tf.float32)
+
+
+def _eight_bits(normalized: tf.Tensor) -> tf.Tensor:
+  """Returns the integers of 8 bits of a kernel of -1 to 1, float64."""
+  return tf.round(nested_codes.LARGEST * normalized)
