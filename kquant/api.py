@@ -70,8 +70,7 @@ class QuantizationResult:
     """
     if self.members is None:
       raise ValueError("QuantizationResult: it has one width; quantize with config='any8' for a family.")
-    chosen = check_widths(tuple(self.members) if widths is None else widths, tuple(self.members))
-    return {bits: self.members[bits] for bits in chosen}
+    return {bits: self.members[bits] for bits in check_widths(widths, tuple(self.members))}
 
   def __str__(self) -> str:
     """How many layers have how many bits, the seconds, what was skipped; `kquant.describe` has the layers."""

@@ -17,9 +17,9 @@ from kquant.qmodel.insert import insert_into_graph, wrap
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.quantizers import XnorQuantizer, base
+from kquant.quantizers.xnor import FLOAT_BITS
 from kquant.rewrites.standardize.standardize import standardize
 
-FLOAT_BITS = 32
 MODES = {"nested": "nested", "paper": "xnor"}
 """{mode: the quantizer of its weights}."""
 _EDGE_BITS = 8

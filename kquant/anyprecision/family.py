@@ -96,17 +96,18 @@ def _signs_of(key: str, nested: np.ndarray, encodings: Encodings) -> np.ndarray:
   return signs.astype(np.int8)
 
 
-def check_widths(widths: Sequence[int], trained: Sequence[int]) -> list[int]:
+def check_widths(widths: Sequence[int] | None, trained: Sequence[int]) -> list[int]:
   """Returns the widths of a family, widest first.
 
   Args:
-    widths: those that are asked for.
+    widths: those that are asked for; None: all that files can have.
     trained: those that there are.
 
   Raises:
     ValueError: none, or one that there is not.
   """
   possible = [bits for bits in trained if bits in nested_codes.WIDTHS]
+  widths = possible if widths is None else widths
   if not widths or set(widths) - set(possible):
     raise ValueError(f"A family has widths of {', '.join(map(str, possible))} bits here, got "
                      f"{tuple(widths)}; add others with add_width.")

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.anyprecision import building
-from kquant.anyprecision.building import FLOAT_BITS, MODES
+from kquant.anyprecision.building import MODES
 from kquant.anyprecision.family import FamilyMember, check_widths, member_of
 from kquant.anyprecision.width_runs import WidthRuns, WidthTable
 from kquant.core import nested_codes
@@ -16,6 +16,7 @@ from kquant.graph.policies import float32_policy
 from kquant.qat.bn_reestimate import reestimate_batch_norm
 from kquant.qmodel.calibrate import calibrate
 from kquant.qmodel.distill import LOSSES
+from kquant.quantizers.xnor import FLOAT_BITS
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -172,8 +173,7 @@ class AnyPrecisionModel(keras.Model):
       raise ValueError(f"AnyPrecisionModel: the codes of mode {self.mode!r} do not follow from each "
                        "other, so they make no family; train with mode='nested', or export one width: "
                        "kq.export(kq.finalize(anymodel.at(4)), path).")
-    widths = check_widths(self.widths_in_files if widths is None else widths, self.widths)
-    return {bits: member_of(self.at(bits)) for bits in widths}
+    return {bits: member_of(self.at(bits)) for bits in check_widths(widths, self.widths)}
 
   @property
   def widths_in_files(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from kquant.core import numerics
 from kquant.quantizers.dorefa import DoReFaQuantizer
 
 FLOAT_BITS = 32
+"""The width of float weights."""
 
 
 @keras.saving.register_keras_serializable("kquant")

@@ -9,7 +9,6 @@ import numpy as np
 import tf_keras as keras
 from absl import flags
 
-from kquant.anyprecision.building import FLOAT_BITS
 from kquant.anyprecision.model import AnyPrecisionModel
 from kquant.cli import evaluation, models
 from kquant.cli import flags as shared
@@ -20,6 +19,7 @@ from kquant.core import metrics
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
 from kquant.qmodel.outputs import network_outputs
+from kquant.quantizers.xnor import FLOAT_BITS
 from tflite_export.family.exporter import ExportedFamily, export_family
 
 FLAGS = flags.FLAGS
