@@ -1,16 +1,17 @@
 """The bundle: the files of several widths as one file, the codes of kernels stored once."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from kquant.core import nested_codes
-from kquant.core.numerics import bias_scale
 from tflite_export.family import container, skeleton
 from tflite_export.family.kernels import (
   Kernel,
@@ -20,7 +21,8 @@ from tflite_export.family.kernels import (
 )
 from tflite_export.file.writer import to_bytes
 from tflite_export.operators.check import check
-from tflite_export.program.program import IntProgram, IntTensor
+from tflite_export.operators.table import operator_of
+from tflite_export.program.program import IntProgram
 
 _READING = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 """What reading a bundle of other content than ours may raise."""
@@ -88,22 +90,14 @@ def _taken_apart(member: Member, names: list[str]) -> tuple[dict[str, Any], byte
 
 
 def _biases(program: IntProgram, names: list[str]) -> dict[str, tuple[str, str]]:
-  """Returns {bias: (input, kernel) whose scales make its scale}."""
-  kernels, found = set(names), {}
+  """Returns {int32 bias: (input, kernel) whose scales make its scale}, of the kernels with these names."""
+  found = {}
   for op in program.ops:
-    tensors = {name: program.tensors[name] for name in op.inputs if name}
-    kernel = next((name for name in tensors if name in kernels), None)
-    source = next((name for name, tensor in tensors.items() if tensor.data is None), None)
-    for name, tensor in tensors.items():
-      if None not in (kernel, source) and _is_bias(tensor, tensors[source], tensors[kernel]):
-        found.setdefault(name, (source, kernel))
+    if weighted := operator_of(op.kind).weighted:
+      source, kernel, bias = weighted.operands(op.inputs)
+      if kernel in names and program.tensors[bias].dtype == "int32":
+        found.setdefault(bias, (source, kernel))
   return found
-
-
-def _is_bias(tensor: IntTensor, source: IntTensor, kernel: IntTensor) -> bool:
-  return (tensor.data is not None and tensor.dtype == "int32" and tensor.scale is not None
-          and source.scale is not None
-          and np.array_equal(tensor.scale, bias_scale(source.scale, kernel.scale)))
 
 
 class Bundle:
@@ -125,10 +119,8 @@ class Bundle:
       FileNotFoundError: there is none.
     """
     self.path = pathlib.Path(path)
-    try:
+    with self._reading():
       self._read(container.unpack(self.path.read_bytes()))
-    except _READING as error:
-      raise ValueError(f"{self.path}: {_reason(error)}; fetch it again.") from error
 
   def _read(self, sections: dict[str, memoryview]) -> None:
     meta = json.loads(container.expand(sections["META"]))
@@ -170,11 +162,9 @@ class Bundle:
       _, place, length, source, kernel = part
       return self._parts[bits].biases[place:place + length], (source, kernel)
 
-    try:
+    with self._reading():
       program = skeleton.rebuild(self._fields[bits], self._pool, part_of)
       check(program)
-    except _READING as error:
-      raise ValueError(f"{self.path}: {_reason(error)}; fetch it again.") from error
     return program
 
   def tflite(self, bits: int) -> bytes:
@@ -187,10 +177,8 @@ class Bundle:
       ValueError: there is no such width, or the file is another.
     """
     program = self.program(bits)
-    try:
+    with self._reading():
       contents = to_bytes(program)
-    except _READING as error:
-      raise ValueError(f"{self.path}: {_reason(error)}; fetch it again.") from error
     if hashlib.sha256(contents).hexdigest() != self._fields[bits].get("sha256"):
       raise ValueError(f"{self.path}: its file of {bits} bits is not the one that was verified when it "
                        "was made; use the version of kquant that made it, or fetch it again.")
@@ -201,6 +189,14 @@ class Bundle:
     own, scales, signs = self._parts[bits].of_kernel(index, self._kernels)
     codes = self._codes[kernel.place:kernel.place + kernel.count]
     return nested_codes.integers_of(codes, own) * kernel.along(signs), scales
+
+  @contextlib.contextmanager
+  def _reading(self) -> Iterator[None]:
+    """Turns what reading other content raises into an error of one line."""
+    try:
+      yield
+    except _READING as error:
+      raise ValueError(f"{self.path}: {_reason(error)}; fetch it again.") from error
 
   def _check_width(self, bits: int) -> None:
     if bits not in self._parts:
