@@ -1,9 +1,10 @@
-"""Float model against integer program, image by image.
+"""Float model against integer program or simulation, image by image.
 
 Scores are taken at the input of a final softmax, which the program gives as an extra output: an int8
-softmax ties. The integers are LiteRT's, never a simulation's.
+softmax ties. The integers of a program are LiteRT's, never a simulation's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from kquant.cli.sources import Source
 from kquant.core import metrics, numerics
 from kquant.graph.graph import Graph
+from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.standardize.standardize import standardize
 from tflite_export.file.writer import to_bytes
 from tflite_export.program.program import IntProgram
@@ -46,6 +48,22 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
       "sqnr_db": sqnr_db if np.isfinite(sqnr_db) else None,
       "tied": metrics.tied(outputs) if classes else None,
   }
+
+
+def simulation_judge(model: keras.Model, source: Source) -> Callable[[keras.Model], dict[str, float | None]]:
+  """Returns a function from a trained model with its quantizers to its {"top1", "agreement"}.
+
+  The float model runs over the images once; top1 is None without labels.
+  """
+  x, labels = source.load(np.arange(len(source))), class_labels(model, source)
+  reference = before_softmax(model).predict(x if x[1:] else x[0], verbose=0)
+
+  def judge(qmodel: keras.Model) -> dict[str, float | None]:
+    scores = network_outputs(qmodel, x)[0]
+    return {"top1": None if labels is None else metrics.top1(scores, labels),
+            "agreement": metrics.agreement(scores, reference)}
+
+  return judge
 
 
 def class_labels(model: keras.Model, source: Source, *, flag: str = "--eval") -> np.ndarray | None:

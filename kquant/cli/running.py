@@ -50,6 +50,11 @@ def certificate_rows(certificate: dict[str, Any] | None) -> list[tuple[str, str]
           *[("not simulated", line) for line in _not_simulated(certificate)]]
 
 
+def percent(value: float | None, missing: str = "-") -> str:
+  """Returns a fraction as text; `missing` where there is none."""
+  return missing if value is None else f"{100 * value:.2f} %"
+
+
 def exactness(certificate: dict[str, Any], exact: str) -> str:
   """Returns a word of the caller's for an exact certificate, else what of the file was not simulated.
 

@@ -13,12 +13,10 @@ from kquant.anyprecision.model import AnyPrecisionModel
 from kquant.cli import evaluation, models
 from kquant.cli import flags as shared
 from kquant.cli.commands import qat
-from kquant.cli.running import exactness
-from kquant.cli.sources import Source, open_source
-from kquant.core import metrics
+from kquant.cli.running import exactness, percent
+from kquant.cli.sources import open_source
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
-from kquant.qmodel.outputs import network_outputs
 from kquant.quantizers.xnor import FLOAT_BITS
 from tflite_export.family.exporter import ExportedFamily, export_family
 
@@ -41,7 +39,10 @@ def run() -> None:
   images = qat.calibration_images(inputs, x)
   anymodel = AnyPrecisionModel(model, widths).calibrate(images)
   logs = qat.fit(anymodel, anymodel.at(anymodel.widths[0]), x, y, images)
-  scores = {} if judged is None else _judged(anymodel, model, judged)
+  scores = {}
+  if judged is not None:
+    judge = evaluation.simulation_judge(model, judged)
+    scores = {bits: judge(anymodel.at(bits)) for bits in anymodel.widths}
   written = _write_bundle(anymodel, images) if FLAGS.bundle else None
   if FLAGS.save_qmodel:
     anymodel.save(FLAGS.save_qmodel)
@@ -67,18 +68,6 @@ def _widths() -> list[int]:
   return [int(bits) for bits in FLAGS.any_precision]
 
 
-def _judged(anymodel: AnyPrecisionModel, model: keras.Model, judged: Source) -> dict[int, dict[str, Any]]:
-  """Returns {bits: {"top1", "agreement"}} on --eval, before a final softmax."""
-  x, labels = judged.load(np.arange(len(judged))), evaluation.class_labels(model, judged)
-  reference = evaluation.before_softmax(model).predict(x if x[1:] else x[0], verbose=0)
-  found = {}
-  for bits in anymodel.widths:
-    scores = network_outputs(anymodel.at(bits), x)[0]
-    found[bits] = {"top1": None if labels is None else metrics.top1(scores, labels),
-                   "agreement": metrics.agreement(scores, reference)}
-  return found
-
-
 def _write_bundle(anymodel: AnyPrecisionModel, images: list[np.ndarray]) -> ExportedFamily:
   """Writes and certifies --bundle."""
   target = pathlib.Path(FLAGS.bundle)
@@ -93,7 +82,7 @@ def _summary(logs: dict[str, Any], scores: dict[int, dict[str, Any]],
              written: ExportedFamily | None) -> dict[str, Any]:
   """What --summary holds."""
   summary = {"any_precision": [int(bits) for bits in FLAGS.any_precision], "eval": scores,
-             "history": {name: [float(value) for value in values] for name, values in logs.items()}}
+             "history": qat.history_of(logs)}
   if written is not None:
     files = {bits: {"bytes": file.bytes, "exact": file.certificate["exact"]}
              for bits, file in written.files.items()}
@@ -104,7 +93,6 @@ def _summary(logs: dict[str, Any], scores: dict[int, dict[str, Any]],
 def _table(anymodel: AnyPrecisionModel, scores: dict[int, dict[str, Any]],
            written: ExportedFamily | None) -> str:
   """A row for each width."""
-  percent = lambda value: "-" if value is None else f"{100 * value:.2f} %"
   rows = []
   for bits in anymodel.widths:
     own = scores.get(bits, {})

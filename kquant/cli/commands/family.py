@@ -10,11 +10,11 @@ from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_together
 from kquant.core.text import text_table
 from tflite_export.family.bundle import Bundle
-from tflite_export.program.program import IntProgram, IntTensor
+from tflite_export.file.reader import from_bytes
+from tflite_export.program.program import IntTensor
 from tflite_export.proof.errors import VerificationError
 
 FLAGS = flags.FLAGS
-RANDOM_INPUTS = 2
 
 
 def run() -> None:
@@ -30,7 +30,7 @@ def run() -> None:
       contents, proof = bundle.tflite(bits), "equal to the file that was verified"
       staged(names["output"][index]).write_bytes(contents)
       if FLAGS.certificate:
-        certificate, proof = _certified(contents, bundle.program(bits), names["output"][index])
+        certificate, proof = _certified(contents, names["output"][index])
         shared.write_json(staged(names["certificate"][index]), certificate)
       rows.append((bits, names["output"][index], f"{len(contents):,}", proof))
   print(text_table(("bits", "file", "bytes", ""), rows))
@@ -56,13 +56,13 @@ def _names(flag: str, widths: list[int]) -> list[str]:
   return [path.replace("{bits}", str(bits)) for bits in widths]
 
 
-def _certified(contents: bytes, program: IntProgram, path: str) -> tuple[dict[str, Any], str]:
+def _certified(contents: bytes, path: str) -> tuple[dict[str, Any], str]:
   """Returns (the certificate of a file on random inputs, what it says); this alone imports TensorFlow."""
   import_tensorflow_quietly()
-  from kquant.cli.running import exactness
+  from kquant.cli.running import RANDOM_INPUTS, exactness
   from tflite_export.proof.certificate import certify, inexact_operators
-  rng = np.random.default_rng(FLAGS.seed)
-  inputs = [_random_input(program.tensors[name], rng) for name in program.inputs]
+  program, rng = from_bytes(contents), np.random.default_rng(FLAGS.seed)
+  inputs = [_random_inputs(program.tensors[name], RANDOM_INPUTS, rng) for name in program.inputs]
   certificate = certify(contents, inputs, seed=FLAGS.seed)
   problems = inexact_operators(certificate)
   if problems:
@@ -70,9 +70,9 @@ def _certified(contents: bytes, program: IntProgram, path: str) -> tuple[dict[st
   return certificate, exactness(certificate, "certified")
 
 
-def _random_input(tensor: IntTensor, rng: np.random.Generator) -> np.ndarray:
+def _random_inputs(tensor: IntTensor, count: int, rng: np.random.Generator) -> np.ndarray:
   """Returns random numbers for an input; of indices the first one, which every table has."""
-  shape = (RANDOM_INPUTS, *tensor.shape[1:])
+  shape = (count, *tensor.shape[1:])
   if tensor.dtype in ("float32", "int32"):
     return (rng.normal(size=shape) if tensor.dtype == "float32" else np.zeros(shape)).astype(tensor.dtype)
   limits = np.iinfo(tensor.dtype)

@@ -1,6 +1,7 @@
 """What kquant.cli.ptq does: float Keras model in, verified full-integer .tflite out."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -14,11 +15,10 @@ from absl import flags
 from kquant import api
 from kquant.allocation.results import Allocation
 from kquant.analysis.results import Analysis
-from kquant.cli import backends, budgets, demo, evaluation, models, pages
+from kquant.cli import backends, budgets, demo, evaluation, models, pages, running
 from kquant.cli import flags as shared
 from kquant.cli.commands import allocate
 from kquant.cli.commands.tiling import tiled
-from kquant.cli.running import certificate_rows
 from kquant.cli.sources import Loaded, Source, open_source
 from kquant.core.data import choose
 from kquant.core.files import written_together
@@ -262,7 +262,7 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
       ("float operators", ", ".join(summary["float_operators"]) or "none"),
       ("verified", f"integers, grids and biases equal; each operator within {verification.max_lsb} "
                    f"LSB of its Keras layer on {verification.images} images"),
-      *certificate_rows(written.certificate),
+      *running.certificate_rows(written.certificate),
       *converter_rows,
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())),
       ("file", written.path if FLAGS.output else "written to a temporary folder; name one with --output"),
@@ -302,10 +302,7 @@ def _closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
 
 def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
   missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
-
-  def percent(value: float | None) -> str:
-    return missing if value is None else f"{100 * value:.2f} %"
-
+  percent = functools.partial(running.percent, missing=missing)
   return [
       ("images judged", f"{judged['images']:,}"),
       ("float top-1", percent(judged["float"]["top1"])),

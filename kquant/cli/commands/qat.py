@@ -1,6 +1,7 @@
 """What kquant.cli.qat does: quantization-aware training of a classifier, labelled images in, .tflite out."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,10 @@ import tf_keras as keras
 from absl import flags
 
 from kquant.api import QuantizationResult
-from kquant.cli import evaluation, models, pages
+from kquant.cli import evaluation, models, pages, running
 from kquant.cli import flags as shared
 from kquant.cli.commands.tiling import tiled
-from kquant.cli.sources import Source, open_source
-from kquant.core import metrics
+from kquant.cli.sources import open_source
 from kquant.core.data import choose
 from kquant.core.encodings import Encodings
 from kquant.core.event_files import write_scalar
@@ -38,7 +38,6 @@ from kquant.qmodel.distill import DistillationModel
 from kquant.qmodel.finalize import finalize
 from kquant.qmodel.folded_conv import FoldedConv
 from kquant.qmodel.insert import insert_quantizers
-from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.standardize.standardize import standardize
 from tflite_export.exporter import Exported, export
 from tflite_export.lowering.lower import lower
@@ -83,7 +82,7 @@ def _run() -> None:
   summary = {**tiles, **_summary(logs, written)}
   if judged is not None:
     with report.stage("eval"):
-      summary["simulation"] = _simulated(model, qmodel, judged)
+      summary["simulation"] = evaluation.simulation_judge(model, judged)(qmodel)
       if _fits_a_file(config):
         summary["eval"] = evaluation.evaluate(model, lower(*network), judged, np.arange(len(judged)))
   if FLAGS.report:
@@ -248,11 +247,15 @@ def _write_page(result: QuantizationResult, images: list[np.ndarray], summary: d
 
 def _summary(logs: dict[str, Any], written: Exported | None) -> dict[str, Any]:
   """What --summary holds of the training and of the file."""
-  summary = {"preset": FLAGS.preset, "quantizer": FLAGS.quantizer, "history": {
-      name: [float(value) for value in values] for name, values in logs.items()}}
+  summary = {"preset": FLAGS.preset, "quantizer": FLAGS.quantizer, "history": history_of(logs)}
   if written is not None:
     summary.update(bytes=written.bytes, verify=written.verification.to_json())
   return summary
+
+
+def history_of(logs: dict[str, Any]) -> dict[str, list[float]]:
+  """Returns what `fit` returned, as JSON holds it."""
+  return {name: [float(value) for value in values] for name, values in logs.items()}
 
 
 def _save(qmodel: keras.Model, final: keras.Model, encodings: Encodings, summary: dict[str, Any]) -> None:
@@ -270,18 +273,8 @@ def _ends_in_softmax(model: keras.Model) -> bool:
   return any(node.facts.takes_scores for node in standardize(Graph.from_model(model)).nodes)
 
 
-def _simulated(model: keras.Model, qmodel: keras.Model, source: Source) -> dict[str, float | None]:
-  """Returns {"top1", "agreement"} of the trained model with its quantizers, before a final softmax."""
-  x = source.load(np.arange(len(source)))
-  scores = network_outputs(qmodel, x)[0]
-  reference = evaluation.before_softmax(model).predict(x if x[1:] else x[0], verbose=0)
-  labels = evaluation.class_labels(model, source)
-  return {"top1": None if labels is None else metrics.top1(scores, labels),
-          "agreement": metrics.agreement(scores, reference)}
-
-
 def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, str]]:
-  percent = lambda value: "- (no labels)" if value is None else f"{100 * value:.2f} %"
+  percent = functools.partial(running.percent, missing="- (no labels)")
   history = summary["history"]
   rows = [("epochs", str(len(history["loss"]))), ("loss", f"{history['loss'][-1]:.4f}")]
   rows += [(name, percent(history[name][-1])) for name in ("oscillating", "frozen") if name in history]
