@@ -79,7 +79,8 @@ def export(result: Any, path: str | os.PathLike, *, verify: Any = None, io: str 
     VerificationError: the file does not hold or compute what was chosen.
     TypeError: another kind of result.
     ValueError: certify without verify inputs, or such as do not fit; another io or batch; preprocess for a
-      model that takes no image; grids that no file holds, such as activations of 4 bits.
+      model that takes no image; grids that no file holds, such as activations of 4 bits; encodings of another
+      model, or a model that is not finalised.
     OSError: the path cannot be written.
 
   Example:

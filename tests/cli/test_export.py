@@ -89,6 +89,8 @@ def test_mistakes_cost_one_line(refused, finalised, files, tmp_path):
       ([model, output], ["--encodings is missing", "--model, --encodings and --output"]),
       ([model, encodings, f"--output={finalised.encodings.with_suffix('.npz')}"], ["would replace"]),
       ([f"--model={files.folder / 'two.h5'}", encodings, output], ["no grid", "'vector'"]),
+      ([f"--model={files.h5}", encodings, output], ["no grid for tensor 'conv'", "--save_model"]),
+      ([f"--model={files.folder / 'maps.h5'}", encodings, output], ["no grid for tensor 'map'"]),
       ([model, f"--encodings={tmp_path / 'none.json'}", output], ["none.json"]),
       ([model, encodings, output, f"--data={tmp_path / 'none.npz'}"], ["no file or folder"])]:
     refused(*args, words=words, main=export.main)

@@ -103,10 +103,12 @@ def test_encodings_of_another_model(invoke, finalised, tmp_path):
   assert code == 1 and "no grid for input 'image'" in err
 
 
-def test_mistakes_cost_one_line(refused, finalised, tmp_path):
+def test_mistakes_cost_one_line(refused, finalised, files):
   refused(f"--tflite={finalised.tflite}", words=["--encodings is missing"], main=verify.main)
   refused("--tflite=none.tflite", f"--encodings={finalised.encodings}", words=["none.tflite"],
           main=verify.main)
+  refused(f"--tflite={finalised.tflite}", f"--encodings={finalised.encodings}", f"--model={files.h5}",
+          words=["no grid for tensor 'conv'", "not finalised"], main=verify.main)
 
 
 def test_as_a_process(finalised):

@@ -195,6 +195,21 @@ def test_rule_that_is_broken_is_an_error_before_anything_is_written(result, tmp_
   assert files(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["conv_bn_relu", "two_inputs"])  # the float model, another one
+def test_a_model_that_the_encodings_are_not_of_is_an_error_before_anything_is_written(result, name, tmp_path):
+  with pytest.raises(ValueError, match="no grid for tensor .*another model, or the model is not finalised"):
+    tflite_export.export((models.build(name), result.encodings), tmp_path / "m.tflite")
+  assert files(tmp_path) == []
+
+
+def test_encodings_of_other_shapes_are_an_error(tmp_path):
+  x = np.random.default_rng(0).random((8, 3), np.float32)
+  first, second = (kq.quantize(keras.Sequential([layers.Dense(units, name="dense", input_shape=(3,))]), x,
+                               effort=None) for units in (2, 4))
+  with pytest.raises(ValueError, match=r"shape \(3, 4\) for 'dense/kernel', whose shape is \(3, 2\)"):
+    tflite_export.export((first.model, second.encodings), tmp_path / "m.tflite")
+
+
 @pytest.mark.parametrize("bad, message", [
     (np.zeros((2, 5, 5, 3), np.float32), "verify data, input 'image'"),
     (np.zeros((0, 12, 12, 3), np.float32), "verify data: .*none"),

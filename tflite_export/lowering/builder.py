@@ -35,7 +35,7 @@ class ProgramBuilder:
 
   def activation(self, ref: Ref) -> str:
     """Adds the tensor of a Keras tensor and returns its name."""
-    grid = self._grid(ref)
+    grid = self.encodings[ref.key]
     if grid.bits not in _DTYPES:
       raise ValueError(f"Tensor {ref.key!r} has a {grid.bits}-bit grid, which is for simulation only: a file "
                        "holds activations of 8 or 16 bits. Quantize with 8-bit activations, such as the "
@@ -69,7 +69,7 @@ class ProgramBuilder:
 
   def bias(self, node: Node, name: str = "bias") -> str:
     """Adds the bias of one call of a layer with weights: its own, or that of the first call on its grid."""
-    key, grid = f"{node.name}/{name}", self._grid(node.inputs[0])
+    key, grid = f"{node.name}/{name}", self.encodings[node.inputs[0].key]
     place = node.layer, name, float(grid.scale[0]), grid.bits
     if key in self.encodings:
       self._biases.setdefault(place, key)
@@ -100,8 +100,7 @@ class ProgramBuilder:
     if ref.key in self.encodings:
       return self.activation(ref), "NONE"
     (relu,) = self.graph.readers(ref)
-    assert relu.facts.role == "relu", f"{ref.key!r} has no encoding and is read by {relu!r}"
-    activation = clamp(relu, self._grid(Ref(relu)))
+    activation = clamp(relu, self.encodings[Ref(relu).key])
     if self.needs_caps(relu):
       return self.uncapped(relu), activation
     self.fused.add(relu)
@@ -113,7 +112,7 @@ class ProgramBuilder:
 
   def uncapped(self, relu: Node) -> str:
     """Adds the tensor between the operator that clamps at 0 and the MINIMUM of the caps."""
-    grid = self._grid(Ref(relu))
+    grid = self.encodings[Ref(relu).key]
     return self.program.add_tensor(IntTensor(f"{relu.name}/uncapped", _fixed_shape(Ref(relu)),
                                              _DTYPES[grid.bits], grid.scale, grid.zero_point))
 
@@ -127,7 +126,7 @@ class ProgramBuilder:
     if ref.key in self.encodings:
       return self.activation(ref)
     (relu,) = self.graph.readers(ref)
-    grid = self._grid(Ref(relu))
+    grid = self.encodings[Ref(relu).key]
     if clamp(relu, grid) == "NONE":
       if self.needs_caps(relu):
         return self.uncapped(relu)
@@ -160,11 +159,6 @@ class ProgramBuilder:
     self.add(node, "RESHAPE", [source, self.constant(f"{result}/shape", shape)], [result],
              new_shape=list(shape))
     return result
-
-  def _grid(self, ref: Ref) -> Encoding:
-    if ref.key not in self.encodings:
-      raise ValueError(f"Encodings have no grid for tensor {ref.key!r}; they belong to another model.")
-    return self.encodings[ref.key]
 
   def row_shape(self, name: str) -> tuple[int, ...]:
     """The shape of a sequence [1, length, channels] as an image of one row."""

@@ -25,6 +25,7 @@ from tflite_export.lowering import elementwise as elementwise_layers
 from tflite_export.lowering import linear, masking, pooling, recurrent, shapes
 from tflite_export.lowering.builder import Lower, ProgramBuilder
 from tflite_export.lowering.elementwise import lower_table
+from tflite_export.lowering.pair import check_pair
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
 
@@ -98,8 +99,10 @@ def lower(model: keras.Model | Graph, encodings: Encodings) -> IntProgram:
 
   Raises:
     UnsupportedLayerError: a layer that has no lowering, or an open shape, by name.
+    ValueError: encodings of another model, or a model that is not finalised.
   """
   builder = ProgramBuilder(model if isinstance(model, Graph) else Graph.from_model(model), encodings)
+  check_pair(builder.graph, encodings)
   for node in builder.graph.nodes:
     if node in builder.fused:
       continue
