@@ -179,10 +179,19 @@ class Bundle:
     program = self.program(bits)
     with self._reading():
       contents = to_bytes(program)
-    if hashlib.sha256(contents).hexdigest() != self._fields[bits].get("sha256"):
+    if not self.is_its_file(bits, contents):
       raise ValueError(f"{self.path}: its file of {bits} bits is not the one that was verified when it "
                        "was made; use the version of kquant that made it, or fetch it again.")
     return contents
+
+  def is_its_file(self, bits: int, contents: bytes) -> bool:
+    """Returns whether these are the bytes of the file of a width that was verified when the bundle was made.
+
+    Args:
+      bits: one of `widths`.
+      contents: of a file.
+    """
+    return hashlib.sha256(contents).hexdigest() == self._fields[bits].get("sha256")
 
   def _integers(self, bits: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     kernel = self._kernels[index]

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from kquant.core.files import written_together
@@ -44,7 +44,8 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
 
   Args:
     result: a `kquant.AnyPrecisionModel`, or what `kquant.quantize` returned with config "any8".
-    folder: gets w8.tflite, w4.tflite, ... and family.kqf; it is made where it does not exist.
+    folder: gets w8.tflite, w4.tflite, ... and family.kqf; it is made where it does not exist. Files of other
+      widths that an older family.kqf in it was made with are removed; nothing else is.
     widths: 1 to 8; None: all that there are.
     verify, io, batch, preprocess: as `export` takes them.
 
@@ -70,6 +71,7 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
   folder, files, members = pathlib.Path(folder), {}, {}
   family = result.family(widths)
   folder.mkdir(parents=True, exist_ok=True)
+  stale = _left_over(folder, family)
   with written_together() as staged:
     for bits, member in family.items():
       file = export(member, staged(folder / f"w{bits}.tflite"), verify=verify, io=io, batch=batch,
@@ -80,7 +82,20 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
     bundle.write_bytes(pack_members(members))
     _check_bundle(bundle, members)
     size = bundle.stat().st_size
+  for path in stale:
+    path.unlink()
   return ExportedFamily(folder / BUNDLE_NAME, size, files)
+
+
+def _left_over(folder: pathlib.Path, widths: Collection[int]) -> list[pathlib.Path]:
+  """Returns the files of other widths that the older bundle of the folder was made with, byte by byte."""
+  try:
+    older = Bundle(folder / BUNDLE_NAME)
+  except (ValueError, OSError):  # none, or one that says nothing
+    return []
+  others = {bits: folder / f"w{bits}.tflite" for bits in older.widths if bits not in widths}
+  return [path for bits, path in others.items()
+          if path.is_file() and older.is_its_file(bits, path.read_bytes())]
 
 
 def _check_bundle(path: pathlib.Path, members: dict[int, Member]) -> None:

@@ -12,7 +12,7 @@ import tf_keras as keras
 import kquant as kq
 from kquant.core import nested_codes
 from tests.anyprecision.networks import any_network, data
-from tflite_export.family import container
+from tflite_export.family import container, exporter
 from tflite_export.family.bundle import Bundle, Member, pack_members
 from tflite_export.family.kernels import Kernel, WidthPart, common_codes
 from tflite_export.file.reader import from_bytes
@@ -83,6 +83,28 @@ def test_some_widths_alone(anymodel, tmp_path):
   assert bundle.widths == (4, 2) and written.files[4].certificate is None
   for bits in (2, 4):
     assert bundle.tflite(bits) == written.files[bits].path.read_bytes()
+
+
+def test_files_of_an_older_family_do_not_stay_and_others_do(anymodel, tmp_path):
+  kq.export_family(anymodel, tmp_path, widths=(2, 4, 8))
+  for name in ("w1.tflite", "notes.txt"):
+    (tmp_path / name).write_bytes(b"the user's")
+  (tmp_path / "w4.tflite").write_bytes(b"replaced by the user")
+  kq.export_family(anymodel, tmp_path, widths=(8, 5))
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+      "family.kqf", "notes.txt", "w1.tflite", "w4.tflite", "w5.tflite", "w8.tflite"]
+
+
+def test_a_family_that_cannot_be_written_leaves_the_older_one(anymodel, tmp_path, monkeypatch):
+  kq.export_family(anymodel, tmp_path, widths=(2, 8))
+  older = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+  def full(members):
+    raise OSError("No space left")
+  monkeypatch.setattr(exporter, "pack_members", full)
+  with pytest.raises(OSError, match="No space left"):
+    kq.export_family(anymodel, tmp_path, widths=(8, 5))
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == older
 
 
 def test_a_bundle_is_read_without_tensorflow(written):
