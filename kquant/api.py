@@ -9,7 +9,7 @@ import tf_keras as keras
 from absl import logging
 
 from kquant.anyprecision.family import FamilyMember, check_widths
-from kquant.core.data import gather
+from kquant.core.data import all_equal, gather
 from kquant.core.encodings import Encodings
 from kquant.core.input_range import InputRange
 from kquant.core.quant_config import QuantConfig
@@ -133,6 +133,7 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
     graph = read(model, config)
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
+    _warn_of_constant(calibration)
   if effort == "auto":
     network = automatic(config, steps, FloatNetwork(graph, calibration, seed), report, tolerance=tolerance)
   else:
@@ -158,6 +159,7 @@ def _family(model: keras.Model, calibration: Any, seed: int) -> QuantizationResu
   with report.stage("rewrite"):
     graph = read(model, QuantConfig())
   images = gather(calibration, keras_calls.input_specs(model))
+  _warn_of_constant(images)
   family = nested_family.nested_family(graph, images, report, seed=seed)
   widest, network = next(iter(family.members.values())), family.network
   return QuantizationResult(widest.model, widest.encodings, network.qmodel, report, widest.graph,
@@ -178,6 +180,17 @@ def _check_images(config: QuantConfig, effort: str | None, calibration: Any) -> 
     raise ValueError("quantize: an effort, and a recipe with equalize='joint', bias='iterative', finetune or "
                      "any rounding but 'nearest', need calibration images; with an InputRange choose "
                      "equalize='none' or 'pairwise', and bias='analytic'.")
+
+
+def _warn_of_constant(images: list[np.ndarray]) -> None:
+  """Warns where the calibration images, of which there are several, are all the same."""
+  count = len(images[0])
+  if count > 1 and all_equal(images):
+    values = {float(value) for image in images for value in (image[0].min(), image[0].max())}
+    each = f" (every value is {values.pop():g})" if len(values) == 1 else ""
+    logging.warning("quantize: the %d calibration samples are all the same%s: ranges and comparisons that "
+                    "are made on them say nothing of other inputs; give samples of what the model will see.",
+                    count, each)
 
 
 def _looks_again(config: QuantConfig, calibration: Any) -> bool:

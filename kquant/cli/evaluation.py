@@ -12,7 +12,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from kquant.cli.sources import Source
-from kquant.core import metrics, numerics
+from kquant.core import data, metrics, numerics
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.standardize.standardize import standardize
@@ -25,23 +25,23 @@ IMAGES_AT_ONCE = 64
 
 def evaluate(model: keras.Model, program: IntProgram, source: Source,
              indices: np.ndarray) -> dict[str, Any]:
-  """Returns {images, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
+  """Returns {images, constant, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
 
   top1 is None without labels; top1, agreement and tied are None where the first output is not
   [batch, classes]; sqnr_db is None where it is infinite (equal scores, or all zero). `tied` counts
-  images whose largest final output is at several classes.
+  images whose largest final output is at several classes, `constant` whether all images are the same.
 
   Args:
     program: with int8 borders.
     indices: the samples of the source to look at.
   """
-  scores, reference, outputs = _run(model, program, source, indices)
+  scores, reference, outputs, constant = _run(model, program, source, indices)
   classes = scores.ndim == 2 and scores.shape[1] > 1
   labels = class_labels(model, source)
   labels = None if labels is None else labels[indices]
   sqnr_db = metrics.sqnr_db(scores, reference) if reference.any() else -np.inf
   return {
-      "images": len(indices),
+      "images": len(indices), "constant": constant,
       "float": {"top1": None if labels is None else metrics.top1(reference, labels)},
       "quantized": {"top1": None if labels is None else metrics.top1(scores, labels)},
       "agreement": metrics.agreement(scores, reference) if classes else None,
@@ -84,21 +84,23 @@ def class_labels(model: keras.Model, source: Source, *, flag: str = "--eval") ->
 
 
 def _run(model: keras.Model, program: IntProgram, source: Source, indices: np.ndarray):
-  """Returns (integer scores as real numbers, float scores, final integers)."""
+  """Returns (integer scores as real numbers, float scores, final integers, whether all images are equal)."""
   float_scores = before_softmax(model)
   watched = [scores_tensor(program), program.outputs[0]]
   runtime = Runtime(to_bytes(program.with_outputs(watched)), threads=2)
   grids = [program.tensors[name] for name in (*program.inputs, watched[0])]
-  scores, reference, outputs = [], [], []
+  scores, reference, outputs, first, constant = [], [], [], None, len(indices) > 1
   with tqdm(desc="evaluate", unit=" images", total=len(indices), delay=2.0, disable=None) as bar:
     for start in range(0, len(indices), IMAGES_AT_ONCE):
       arrays = source.load(indices[start:start + IMAGES_AT_ONCE])
+      first = first or [array[0] for array in arrays]
+      constant = constant and data.all_equal(arrays, first)
       reference.append(np.asarray(float_scores.predict_on_batch(arrays if arrays[1:] else arrays[0])))
       integers = runtime.run_many([_to_grid(x, grid) for x, grid in zip(arrays, grids)])
       scores.append((integers[0].astype(np.float32) - grids[-1].zero_point[0]) * grids[-1].scale[0])
       outputs.append(integers[1])
       bar.update(len(arrays[0]))
-  return np.concatenate(scores), np.concatenate(reference), np.concatenate(outputs)
+  return np.concatenate(scores), np.concatenate(reference), np.concatenate(outputs), constant
 
 
 def before_softmax(model: keras.Model) -> keras.Model:

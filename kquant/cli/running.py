@@ -1,5 +1,6 @@
 """What a file is run on, and what the scripts say of a run."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from absl import flags
 from kquant.cli.sources import open_source
 from kquant.core.encodings import Encoding
 from kquant.core.input_spec import InputSpec
+from kquant.core.records import SAME_IMAGES
 
 FLAGS = flags.FLAGS
 RANDOM_INPUTS = 2
@@ -67,3 +69,34 @@ def exactness(certificate: dict[str, Any], exact: str) -> str:
 
 def _not_simulated(certificate: dict[str, Any]) -> list[str]:
   return [line for result in certificate["kernel_sets"].values() for line in result["not_simulated"]]
+
+
+def eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns the rows of a table that say how right a file and its float model are, and how alike.
+
+  Args:
+    judged: what `evaluation.evaluate` returned.
+  """
+  missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
+  shown = functools.partial(percent, missing=missing)
+  return [
+      ("images judged", f"{judged['images']:,}{_constant(judged)}"),
+      ("float top-1", shown(judged["float"]["top1"])),
+      ("integer top-1", shown(judged["quantized"]["top1"])),
+      ("agreement", shown(judged["agreement"])),
+      ("output SQNR", "-" if judged["sqnr_db"] is None else f"{judged['sqnr_db']:.1f} dB"),
+      ("tied outputs", missing if judged["tied"] is None else str(judged["tied"])),
+  ]
+
+
+def closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
+  """Returns the row of a table that says the same of calibration images, without labels."""
+  measured = [] if judged["sqnr_db"] is None else [f"output SQNR {judged['sqnr_db']:.1f} dB"]
+  if judged["agreement"] is not None:
+    measured.append(f"the same answer on {100 * judged['agreement']:.1f} %")
+  images = f"{judged['images']} calibration images{_constant(judged)}"
+  return "against float", f"{', '.join(measured) or '-'} (of {images})"
+
+
+def _constant(judged: dict[str, Any]) -> str:
+  return f" {SAME_IMAGES}" if judged["constant"] else ""

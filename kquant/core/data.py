@@ -110,6 +110,20 @@ def gather(data, inputs: Sequence[InputSpec], *, where: str = "calibration") -> 
   return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
+def all_equal(arrays: Sequence[np.ndarray], sample: Sequence[np.ndarray] | None = None) -> bool:
+  """Returns whether the samples of all inputs are one and the same: nothing then varies with the image.
+
+  Args:
+    arrays: one [n, ...] for each input of a model.
+    sample: what they are compared with, one array an input; None: the first of them.
+
+  >>> all_equal([np.zeros((4, 2))]), all_equal([np.eye(2)])
+  (True, False)
+  """
+  sample = [array[0] for array in arrays] if sample is None else sample
+  return all(np.array_equal(other, one) for array, one in zip(arrays, sample) for other in array)
+
+
 def _checked(read: Iterable, inputs: Sequence[InputSpec], batch_size: int,
              where: str) -> Iterator[list[np.ndarray]]:
   """Yields lists of checked arrays [n, ...], n <= batch_size, of the inputs' dtypes."""

@@ -14,6 +14,7 @@ LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
 """Below one of them a file answers otherwise than its float model. (MobileNetV3-Small at int8, 1.4 dB and
 0.51, loses 34 points of top-1; MobileNetV2 at w4a8, 8 dB and 0.89, 5 to 8; at int8, 20 dB, none.)
 """
+SAME_IMAGES = "that are all the same and say nothing of others"
 _SHOWN = 5
 
 
@@ -79,6 +80,7 @@ class Closeness:
     images: how many were compared.
     held_back: whether nothing was chosen by these images.
     tolerance: SQNR in dB that is good enough.
+    constant: whether these images are all the same, so that nothing is known of others.
   """
 
   sqnr_db: float
@@ -86,6 +88,7 @@ class Closeness:
   images: int
   held_back: bool
   tolerance: float
+  constant: bool = False
 
   @property
   def good(self) -> bool:
@@ -97,7 +100,8 @@ class Closeness:
     same = "" if self.agreement is None else f", the same answer on {100 * self.agreement:.1f} %"
     images = f"{self.images} {'held-back' if self.held_back else 'calibration'} images"
     verdict = "good enough" if self.good else "NOT good enough"
-    return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}: {verdict} ({self.tolerance:g} dB asked)"
+    constant = f" {SAME_IMAGES}" if self.constant else ""
+    return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}{constant}: {verdict} ({self.tolerance:g} dB asked)"
 
 
 def answers_alike(judged: dict[str, Any], closeness: Closeness | None) -> bool:

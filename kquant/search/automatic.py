@@ -1,10 +1,10 @@
 """The effort that watches its result: fast where that is near the float network, more where it is not.
 
 An eighth of the calibration images is held back from everything. The network is quantized by the fast recipe
-on the others and run on these. Where the SQNR of its outputs reaches the tolerance that is the result. Else
-methods are tried in turn, each on top of those that were kept (`efforts.with_effort`), until the tolerance is
-reached or the list ends. What was kept is run on all images but those held back. The result is the one of
-both that is nearer on the held-back images.
+on the others and run on these. Where the SQNR of its outputs reaches the tolerance that is the result, and
+where these images are all the same. Else methods are tried in turn, each on top of those that were kept
+(`efforts.with_effort`), until the tolerance is reached or the list ends. What was kept is run on all images
+but those held back. The result is the one of both that is nearer on the held-back images.
 """
 
 import numpy as np
@@ -35,6 +35,7 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
   """
   train, judge = _split(network)
   rest = FloatNetwork(network.graph, train, network.seed)
+  constant = data.all_equal(judge)
   with report.stage("watch"):
     held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge, graph=network.graph))
 
@@ -46,13 +47,13 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
       outputs = network_outputs(made.qmodel, judge, graph=made.graph)
     attempt.closeness = Closeness(float(held_back.quality(outputs).mean()),
                                   _agreement(outputs[0], held_back.reference[0]), len(judge[0]),
-                                  held_back=train is not judge, tolerance=tolerance)
+                                  train is not judge, tolerance, constant)
     return made, attempt
 
   first, *more = steps
   config = config.following(first)
   made, attempt = watched(config)
-  if not attempt.closeness.good and attempt.closeness.held_back:
+  if not (attempt.closeness.good or constant) and attempt.closeness.held_back:
     better = with_effort(config, [Recipe(), *more], rest, report, enough=tolerance)
     if better != config:
       second, second_attempt = watched(better)

@@ -53,7 +53,7 @@ def test_four_images_by_hand():
   # Scores are x itself, every value on the grid. Labels: right, right, wrong, wrong; image 2 is tied.
   x = np.float32([[1, 0, -1], [0, 1, -1], [1, 1, -1], [-1, 0, 1]])
   found, _ = judge(linear(np.eye(3)), Arrays(x, y=np.array([0, 1, 2, 1])))
-  assert found["images"] == 4
+  assert found["images"] == 4 and not found["constant"]
   assert found["float"] == {"top1": 0.5} and found["quantized"] == {"top1": 0.5}
   assert found["agreement"] == 1.0 and found["tied"] == 1
 
@@ -138,7 +138,7 @@ def test_what_does_not_classify_has_an_sqnr_alone(name):
   model = keras.Model(image, x)
   found, _ = judge(model, Arrays(*models.sample_inputs(model), y=np.arange(16)))
   assert found.pop("sqnr_db") > 20
-  assert found == {"images": 16, "float": {"top1": None}, "quantized": {"top1": None},
+  assert found == {"images": 16, "constant": False, "float": {"top1": None}, "quantized": {"top1": None},
                    "agreement": None, "tied": None}
 
 

@@ -105,7 +105,7 @@ def test_the_summary_holds_its_keys_with_their_types(quantize, files):
   assert verify["weights_equal"] is verify["biases_equal"] is verify["encodings_equal"] is True
   assert verify["max_lsb"] in (0, 1) and isinstance(verify["output_max_lsb"], int)
   judged = found["eval"]
-  assert set(judged) == {"images", "float", "quantized", "agreement", "sqnr_db", "tied"}
+  assert set(judged) == {"images", "constant", "float", "quantized", "agreement", "sqnr_db", "tied"}
   assert judged["images"] == 32 and isinstance(judged["tied"], int)
   for value in (judged["float"]["top1"], judged["quantized"]["top1"], judged["agreement"]):
     assert isinstance(value, float) and 0 <= value <= 1
@@ -466,6 +466,25 @@ def test_a_file_that_answers_otherwise_is_told(quantize, monkeypatch):
   assert "--preset=int16x8" in out
   assert len(found["noisiest"]) == 4 and 0 < found["noisiest"][0]["share"] <= 1
   assert f"of {found['noisiest'][0]['name']!r} (" in out
+
+
+@pytest.mark.parametrize("constant", [0.0, None])
+def test_images_that_are_all_the_same_are_told_in_place_of_a_hint(invoke, files, tmp_path, caplog,
+                                                                           constant):
+  x = np.repeat(files.x[:1], 32, axis=0) if constant is None else np.full_like(files.x[:32], constant)
+  np.savez(tmp_path / "same.npz", x=x)
+  flags = [f"--model={files.h5}", f"--output={tmp_path / 'm.tflite'}", f"--summary={tmp_path / 's.json'}"]
+  code, out, err = invoke(*flags, f"--calibration={tmp_path / 'same.npz'}", "--tolerance=200")
+  assert code == 0, err
+  assert caplog.text.count("the 32 calibration samples are all the same") == 1
+  assert ("(every value is 0)" in caplog.text) == (constant == 0) and "answer otherwise" not in out
+  assert "32 calibration images that are all the same and say nothing of others" in out
+  found = json.loads((tmp_path / "s.json").read_text())
+  assert found["closeness"]["constant"] and found["calibration_closeness"]["constant"] and not found["trials"]
+  code, out, err = invoke(*flags, f"--calibration={files.xy}", f"--eval={tmp_path / 'same.npz'}")
+  assert (code, err) == (0, "") and "32 that are all the same and say nothing of others" in out
+  found = json.loads((tmp_path / "s.json").read_text())
+  assert not found["closeness"]["constant"] and found["eval"]["constant"]
 
 
 def test_a_file_less_alike_than_asked_is_told(quantize):

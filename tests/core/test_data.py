@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from kquant.core.data import batches, choose, hold_back
+from kquant.core.data import all_equal, batches, choose, hold_back
 from kquant.core.input_spec import InputSpec
 
 IMAGE = InputSpec("image", (4, 4, 3))
@@ -287,3 +287,10 @@ def test_hold_back():
     assert list(array[:, 0]) == list(chosen) == sorted(chosen)
   again, other = (hold_back([labels], 0.3, seed=seed)[1][0] for seed in (1, 2))
   assert list(again) == list(held_labels) != list(other)
+
+
+def test_samples_that_are_all_the_same_by_hand():
+  same, other = np.ones((3, 2)), np.float32([[1, 1], [1, 1], [1, 2]])
+  assert all_equal([same]) and not all_equal([other])
+  assert not all_equal([same, other])  # one input alone may be constant, as a mask
+  assert not all_equal([same], [np.zeros(2)]) and all_equal([other[:2]], [np.ones(2)])

@@ -4,7 +4,7 @@ from typing import Any
 
 from kquant.analysis.page.parts import Verdict, percent
 from kquant.analysis.results import Analysis
-from kquant.core.records import LEAST_SQNR_DB, Closeness, answers_alike
+from kquant.core.records import LEAST_SQNR_DB, SAME_IMAGES, Closeness, answers_alike
 
 _NAMED = 3
 
@@ -49,6 +49,8 @@ def _judged_words(judged: dict[str, Any]) -> list[str]:
                  "images.")
   if judged.get("sqnr_db") is not None:
     words.append(f"Output SQNR {judged['sqnr_db']:.1f} dB.")
+  if judged.get("constant"):
+    words.append(f"They are of images {SAME_IMAGES}.")
   return words
 
 

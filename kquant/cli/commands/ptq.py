@@ -1,7 +1,6 @@
 """What kquant.cli.ptq does: float Keras model in, verified full-integer .tflite out."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 import tempfile
@@ -151,7 +150,8 @@ def _run(task: _Task, report: Report) -> None:
     judged_on = task.judged or (Loaded(task.calibration), few)
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
-    far, analysis = not answers_alike(judged, result.report.closeness), None
+    far = not (judged["constant"] or answers_alike(judged, result.report.closeness))
+    analysis = None
     if far or pages.asked():
       with report.stage("analyze"):
         analysis = pages.analysis_of(result, task.calibration,
@@ -251,9 +251,9 @@ def _table(summary: dict[str, Any], written: Exported, report: Report,
   verification = written.verification
   rows = [("calibrated on", f"{summary['calibration_images']:,} images")]
   if "eval" in summary:
-    rows += _eval_rows(summary["eval"])
+    rows += running.eval_rows(summary["eval"])
   else:
-    rows.append(_closeness_row(summary["calibration_closeness"]))
+    rows.append(running.closeness_row(summary["calibration_closeness"]))
   rows += [
       ("bytes", f"{summary['bytes']:,}"),
       ("operators", ", ".join(f"{kind} {count}" for kind, count in summary["operators"].items())),
@@ -279,6 +279,8 @@ def _noisiest(analysis: Analysis | None) -> list[dict[str, Any]]:
 def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   """What to look at where the float model knows nothing of the images, or the file answers otherwise."""
   right = judged["float"]["top1"]
+  if judged["constant"]:
+    return ""
   if right is not None and right < 0.02 and judged["images"] >= 50:
     return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what "
             "it was trained with, and do the labels count its classes from 0?")
@@ -290,24 +292,3 @@ def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. "
           f"{causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies (docs/doctor.md); "
           "else --effort=best or --preset=int16x8. Judge by --eval on labelled images.")
-
-
-def _closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
-  """How close the file's answers are to the float model's, on calibration images."""
-  measured = [] if judged["sqnr_db"] is None else [f"output SQNR {judged['sqnr_db']:.1f} dB"]
-  if judged["agreement"] is not None:
-    measured.append(f"the same answer on {100 * judged['agreement']:.1f} %")
-  return "against float", f"{', '.join(measured) or '-'} (of {judged['images']} calibration images)"
-
-
-def _eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
-  missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
-  percent = functools.partial(running.percent, missing=missing)
-  return [
-      ("images judged", f"{judged['images']:,}"),
-      ("float top-1", percent(judged["float"]["top1"])),
-      ("integer top-1", percent(judged["quantized"]["top1"])),
-      ("agreement", percent(judged["agreement"])),
-      ("output SQNR", "-" if judged["sqnr_db"] is None else f"{judged['sqnr_db']:.1f} dB"),
-      ("tied outputs", missing if judged["tied"] is None else str(judged["tied"])),
-  ]

@@ -282,9 +282,7 @@ def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, 
     rows += [("simulation top-1", percent(summary["simulation"]["top1"])),
              ("simulation agreement", percent(summary["simulation"]["agreement"]))]
   if "eval" in summary:
-    rows += [("float top-1", percent(summary["eval"]["float"]["top1"])),
-             ("integer top-1", percent(summary["eval"]["quantized"]["top1"])),
-             ("agreement", percent(summary["eval"]["agreement"]))]
+    rows += running.eval_rows(summary["eval"])
   if written is not None:
     rows += [("bytes", f"{written.bytes:,}"),
              ("verified", f"integers, grids and biases equal; each operator within "
