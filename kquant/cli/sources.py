@@ -1,12 +1,12 @@
 """What --calibration and --eval name: a folder of images, or an array file; read a part at a time."""
 
 import pathlib
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from kquant.core import data, images, tables
+from kquant.core.array_files import read_arrays
 from kquant.core.input_spec import InputSpec
 
 
@@ -111,12 +111,12 @@ class ArrayFile(Loaded):
     if not self._has_labels:
       return None
     try:
-      with np.load(self._path) as stored:
-        if "y" not in stored:
-          return None
-        y = stored["y"]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-      raise ValueError(f"{self._path}: y cannot be read ({error}); write it with numpy.savez.") from error
+      stored = read_arrays(self._path, lambda names: [name for name in names if name == "y"])
+    except ValueError as error:
+      raise ValueError(f"y cannot be read: {error}; write it with numpy.savez.") from error
+    if not isinstance(stored, dict) or "y" not in stored:
+      return None
+    y = stored["y"]
     fits = y.dtype.kind in "biuf" and y.ndim in (1, 2) and len(y) == len(self)
     labels = y if not fits or y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(-1)
     if not fits or (labels % 1 != 0).any():

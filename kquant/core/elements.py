@@ -2,12 +2,12 @@
 
 import os
 import pathlib
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from kquant.core.array_files import read_arrays
 from kquant.core.input_spec import InputSpec
 
 _ACCEPTED = ("an array, a list of arrays or a dict by input name, a tf.data.Dataset, a Sequence, "
@@ -51,29 +51,25 @@ def _read_file(path: pathlib.Path, inputs: Sequence[InputSpec], where: str):
     raise ValueError(f"{where} data: expected an .npz or .npy file, got {path}; "
                      "write one with numpy.savez.")
   try:
-    if path.suffix == ".npy":
-      return np.load(path, mmap_mode="r", allow_pickle=False)
-    with open(path, "rb") as file:
-      stored = np.load(file, allow_pickle=False)
-      if isinstance(stored, np.ndarray):
-        return stored
-      return _stored_inputs(stored, _names_in(stored, inputs))
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{where} data: {path}: {error}; write the file with numpy.savez, one array "
-                     "of numbers an input.") from error
+    arrays = read_arrays(path, lambda stored: _stored_names(path, stored, inputs))
+  except ValueError as error:
+    raise ValueError(f"{where} data: {error}; write the file with numpy.savez, one array of numbers an "
+                     "input.") from error
+  return arrays["x"] if isinstance(arrays, dict) and list(arrays) == ["x"] and len(inputs) == 1 else arrays
 
 
-def _stored_inputs(stored: Mapping, names: Sequence[str]) -> dict[str, np.ndarray]:
-  """Returns {input name: array} of an open .npz file; the only input may be called x there."""
+def _stored_names(path: pathlib.Path, stored: Sequence[str], inputs: Sequence[InputSpec]) -> list[str]:
+  """Returns the names of the arrays of a .npz file to read; that of the only input may be x there."""
+  names = _names_in(stored, inputs)
   if len(names) == 1 and names[0] not in stored and "x" in stored:
-    return {names[0]: stored["x"]}
+    return ["x"]
   if not all(name in stored for name in names):
-    raise ValueError(f"expected the arrays {list(names)}{' or x' if len(names) == 1 else ''}, "
-                     f"got {list(stored)}")
-  return {name: stored[name] for name in names}
+    raise ValueError(f"{path}: expected the arrays {names}{' or x' if len(names) == 1 else ''}, got "
+                     f"{list(stored)}")
+  return names
 
 
-def _names_in(arrays: Mapping, inputs: Sequence[InputSpec]) -> list[str]:
+def _names_in(arrays: Collection[str], inputs: Sequence[InputSpec]) -> list[str]:
   """The names of the inputs, or the keys of the dict that the model takes, whichever arrays bear."""
   keys = [spec.key or spec.name for spec in inputs]
   return keys if all(key in arrays for key in keys) else [spec.name for spec in inputs]

@@ -8,7 +8,9 @@ import pathlib
 import numpy as np
 
 from kquant.core import numerics
+from kquant.core.array_files import read_arrays
 from kquant.core.files import written_whole
+from kquant.core.text import first_line
 
 FORMAT_VERSION = 1
 
@@ -220,7 +222,8 @@ class Encodings:
       The encodings.
 
     Raises:
-      ValueError: the file is not an encodings file of this version.
+      FileNotFoundError: there is no such file, or no file of the integers beside it.
+      ValueError: the file is not an encodings file of this version, or one of the two is damaged.
     """
     path = pathlib.Path(path)
     try:
@@ -231,9 +234,27 @@ class Encodings:
     if fields.get("format") != "kquant encodings" or fields.get("version") != FORMAT_VERSION:
       raise ValueError(f"{path}: expected a kquant encodings file of version {FORMAT_VERSION}, "
                        f"got format {fields.get('format')!r}, version {fields.get('version')!r}.")
-    with np.load(path.with_name(body["integers"])) as stored:
-      integers = {key.replace("|", "/"): stored[key] for key in stored.files}
-    encodings = cls({k: Encoding.from_json(v) for k, v in body["grids"].items()}, integers)
+    try:
+      grids = {key: Encoding.from_json(grid) for key, grid in body["grids"].items()}
+      integers_path = path.with_name(body["integers"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise ValueError(f"{path}: is damaged ({first_line(error)}); save the encodings again.") from error
+    encodings = cls(grids, {key.replace("|", "/"): values
+                            for key, values in _read_integers(integers_path, path).items()})
     encodings.input_names = list(body.get("input_names", []))
     encodings.output_names = list(body.get("output_names", []))
     return encodings
+
+
+def _read_integers(path: pathlib.Path, grids_path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays beside a file of grids; an error names both files."""
+  remedy = "expected the .npz file with its integers; keep the two beside one another, or save both again"
+  if not path.exists():
+    raise FileNotFoundError(f"{grids_path}: there is no file {path}, {remedy}.")
+  try:
+    stored = read_arrays(path)
+  except ValueError as error:
+    raise ValueError(f"{grids_path}: {error}, {remedy}.") from error
+  if not isinstance(stored, dict):
+    raise ValueError(f"{grids_path}: {path} is no file of named arrays, {remedy}.")
+  return stored

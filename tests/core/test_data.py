@@ -242,12 +242,17 @@ def test_files(tmp_path):
   with pytest.raises(ValueError, match=r"arrays \['image', 'side'\], got \['a', 'b'\]"):
     batches(tmp_path / "keys.npz", [IMAGE, SIDE])
   np.savez(tmp_path / "objects.npz", x=np.array([{}, []], object))
+  (tmp_path / "garbage.npz").write_bytes(b"not numpy")
   (tmp_path / "broken.npz").write_bytes((tmp_path / "keys.npz").read_bytes()[:100])
   (tmp_path / "broken.npy").write_bytes(b"not numpy")
   (tmp_path / "empty.npy").write_bytes(b"")
-  for name in ("objects.npz", "broken.npz", "broken.npy", "empty.npy"):
-    with pytest.raises(ValueError, match=f"{STEM}: .*{name}: .*write the file with numpy.savez"):
+  for name, reason in (("objects.npz", "holds Python objects"), ("broken.npz", "is damaged"),
+                       ("garbage.npz", "is no .npz or .npy file"), ("broken.npy", "is no .npz or .npy file"),
+                       ("empty.npy", "is no .npz or .npy file")):
+    expected = f"{STEM}: .*{name} {reason}.*write the file with numpy.savez"
+    with pytest.raises(ValueError, match=expected) as caught:
       batches(tmp_path / name, [IMAGE])
+    assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_errors_say_what_the_data_are_for():

@@ -157,6 +157,33 @@ def test_a_file_of_another_kind_is_refused_by_name(text, tmp_path):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("contents, reason", [
+    (None, r"there is no file .*m\.npz"), (b"garbage", r".*m\.npz is no \.npz"),
+    (b"PK\3\4", r".*m\.npz is damaged"), ("array", r".*m\.npz is no file of named arrays")])
+def test_integers_that_are_not_there_are_told_with_both_files(contents, reason, tmp_path):
+  random_encodings(0).save(tmp_path / "m.json")
+  (tmp_path / "m.npz").unlink()
+  if contents == "array":
+    np.save(tmp_path / "m.npy", np.zeros(3))
+    (tmp_path / "m.npy").rename(tmp_path / "m.npz")
+  elif contents is not None:
+    (tmp_path / "m.npz").write_bytes(contents)
+  expected = f"m\\.json: {reason}.*with its integers; .*beside"
+  with pytest.raises(ValueError if contents else FileNotFoundError, match=expected) as caught:
+    Encodings.load(tmp_path / "m.json")
+  assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"integers": 3}, {"grids": {"x": {"scale": [1.0]}}}, {"grids": []},
+                                    {"grids": {"x": {"scale": "a", "zero_point": [0]}}}])
+def test_a_damaged_file_is_refused_by_name(change, tmp_path):
+  random_encodings(0).save(tmp_path / "m.json")
+  body = json.loads((tmp_path / "m.json").read_text())
+  (tmp_path / "m.json").write_text(json.dumps({**body, **change}))
+  with pytest.raises(ValueError, match=r"m\.json: is damaged"):
+    Encodings.load(tmp_path / "m.json")
+
+
 def test_a_missing_file_is_a_missing_file(tmp_path):
   with pytest.raises(FileNotFoundError):
     Encodings.load(tmp_path / "m.json")
