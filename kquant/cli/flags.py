@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_whole
 from kquant.core.images import is_mode
-from kquant.core.quant_config import QuantConfig
+from kquant.core.quant_config import NAMED_PRESETS, QuantConfig
 from kquant.core.recipe import (
   BIAS_CORRECTIONS,
   EFFORTS,
@@ -115,8 +115,8 @@ def define_effort() -> None:
 def define_preset() -> None:
   """--preset."""
   if not is_defined("preset"):
-    flags.DEFINE_string("preset", "int8", "int8, int8_per_tensor, int8_tflm, int16x8, w<bits>a8 such as w4a8 "
-                        "(w4a8_unpacked: int4 weights in int8 tensors)")
+    flags.DEFINE_string("preset", "int8", f"{', '.join(NAMED_PRESETS)}, or w<bits>a8 with weights of 2 to 8 "
+                        "bits, such as w4a8 (w4a8_unpacked: int4 weights in int8 tensors)")
 
 
 def define_calibration_flags() -> None:
@@ -207,8 +207,9 @@ def preset() -> QuantConfig:
   config = QuantConfig.preset(FLAGS.preset)
   held = target(config.target).activation_bits
   if any(rule.activations.bits not in held for rule in config.rules):
-    raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of 8 bits; "
-                     "fewer are for simulation only, so choose a preset that ends in a8, such as w4a8.")
+    raise ValueError(f"--preset={FLAGS.preset}: the operators of a .tflite file take activations of "
+                     f"{' or '.join(map(str, held))} bits; fewer are for simulation only. Choose "
+                     f"{', '.join(NAMED_PRESETS)}, or w<bits>a8 with 2 to 8 bits of weights, such as w4a8.")
   return config
 
 

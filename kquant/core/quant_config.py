@@ -10,6 +10,7 @@ from kquant.core.recipe import DEFAULT, Recipe
 from kquant.core.rule import Rule
 from kquant.core.tensor_spec import DEFAULT_RANGE, TensorSpec
 
+NAMED_PRESETS = ("int8", "int8_per_tensor", "int8_tflm", "int16x8")
 RECURRENT_FORMS = ("unrolled", "fused", "auto")
 
 
@@ -126,8 +127,9 @@ class QuantConfig:
       of_activations = TensorSpec(bits=activations, range=DEFAULT_RANGE if activations == 8 else "mse")
       return cls(rules=(Rule(weights=TensorSpec(bits=weights), activations=of_activations),),
                  target=f"litert{widths[3] or ''}")
-    raise ValueError(f"Unknown preset {name!r}; expected int8, int8_per_tensor, int8_tflm, int16x8, or "
-                     "w<bits>a<bits> such as w4a8 or w4a8_unpacked (no packed INT4).")
+    raise ValueError(f"Unknown preset {name!r}; expected {', '.join(NAMED_PRESETS)}, or w<bits>a<bits> with "
+                     "2 to 8 bits of weights and 2 to 8 of activations, such as w4a8 or w4a8_unpacked (no "
+                     "packed INT4). 16 bits of activations beside other weights take a Rule.")
 
   def following(self, recipe: Recipe) -> "QuantConfig":
     """Puts the methods that a recipe decides in the place of the config's own.

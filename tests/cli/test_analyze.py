@@ -127,6 +127,7 @@ def test_mistakes_with_fix_are_one_line(refused, weak, tmp_path, monkeypatch, gi
     (["--model={h5}", "--calibration={xy}", "--output=m.tflite"], ["m.tflite", "ends in .json"]),
     (["--model={h5}", "--calibration={xy}", "--output=no/a.json"], ["no folder"]),
     (["--model={h5}", "--calibration={xy}", "--output=a.json", "--preset=int3"], ["int3"]),
+    (["--model={h5}", "--calibration={xy}", "--output=m.tflite", "--fix", "--preset=w4a4"], ["8 or 16 bits"]),
     (["--model={h5}", "--calibration={xy}", "--output=a.json", "--images=1"], ["images", "2"]),
 ])
 def test_mistakes_are_one_line(refused, files, tmp_path, monkeypatch, given, words):

@@ -49,8 +49,9 @@ def test_presets():
     assert shared.preset().rules[0].weights.bits == 4
 
 
-@pytest.mark.parametrize("name, words", [("w4a4", "activations of 8 bits"), ("w9a8", "Unknown preset"),
-                                         ("", "Unknown preset")])
+@pytest.mark.parametrize("name, words", [
+    ("w4a4", "activations of 8 or 16 bits.*int16x8, or w<bits>a8 with 2 to 8 bits of weights"),
+    ("w9a8", "Unknown preset"), ("w3a16", "2 to 8 of activations.*Rule"), ("", "Unknown preset")])
 def test_a_preset_without_a_file_is_refused(name, words):
   with flagsaver.flagsaver(preset=name), pytest.raises(ValueError, match=words):
     shared.preset()

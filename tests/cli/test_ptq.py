@@ -322,7 +322,7 @@ def test_what_does_not_fit_costs_one_line(refused_run, change, words):
 @pytest.mark.parametrize("args, words", [
     (["--input_shape=8,8,3"], ["(8, 8, 3)", "(12, 12, 3)"]),
     (["--input_shape="], ["expected positive whole numbers", "''"]),
-    (["--preset=w4a4"], ["8 bits"]),
+    (["--preset=w4a4"], ["activations of 8 or 16 bits"]),
     (["--eval=none.npz"], ["no file or folder none.npz"]),
     (["--summary=no/folder/s.json"], ["--summary=no/folder/s.json", "make it first"])])
 def test_flags_that_do_not_fit_cost_one_line(refused_run, args, words):

@@ -33,7 +33,7 @@ VERIFY_IMAGES = 2
 def run() -> None:
   """Runs what the flags say."""
   _check_flags()
-  config, report = QuantConfig.preset(FLAGS.preset), Report()
+  config, report = shared.preset() if FLAGS.fix else QuantConfig.preset(FLAGS.preset), Report()
   with report.stage("load"):
     model = models.load()
     keras_reader.check_model(model)
