@@ -7,7 +7,7 @@ from kquant.allocation.results import Allocation
 
 
 def draw(allocation: Allocation) -> Figure:
-  """Returns a figure: predicted SQNR over the first cost of the budget, mixed and uniform, and the budget."""
+  """Returns a figure: 1/QNSR, predicted, over the first cost of the budget, mixed and uniform, and it."""
   what, limit = next(iter(allocation.budget.limits().items()))
   figure = Figure(figsize=(7, 5), layout="constrained")
   axes = figure.subplots()
@@ -19,7 +19,7 @@ def draw(allocation: Allocation) -> Figure:
                   xytext=(4, -10))
   axes.axvline(limit, color="gray", linestyle=":", label="budget")
   axes.set_xlabel(UNITS[what])
-  axes.set_ylabel("predicted SQNR of the outputs, dB")
+  axes.set_ylabel("predicted 1/QNSR of the outputs, dB")
   axes.set_title(allocation.summary(), fontsize="small", wrap=True)
   axes.legend()
   return figure

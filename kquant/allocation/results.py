@@ -62,7 +62,7 @@ class AllocationPoint:
 
   @property
   def sqnr_db(self) -> float:
-    """The noise in dB below the signal."""
+    """The noise in dB below the signal, 1 / QNSR; the SQNR of a file counts the mean of the signal, too."""
     return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
 
 
@@ -125,7 +125,7 @@ class Allocation:
       The text.
     """
     points = sorted((*self.curve, *self.uniform), key=lambda point: point.bytes)
-    return text_table(("plan", "bytes", "bit operations", "predicted SQNR dB"), [
+    return text_table(("plan", "bytes", "bit operations", "predicted 1/QNSR dB"), [
         (point.label or "mixed", f"{point.bytes:,.0f}", f"{point.bops:,.0f}", f"{point.sqnr_db:.1f}")
         for point in points])
 
@@ -149,8 +149,8 @@ class Allocation:
     ratios = " and ".join(f"{predicted / measured:.2f}" if measured else "-"
                           for predicted, measured in self.predictions)
     level = AllocationPoint("", 0, 0, self.predictions[-1][1]).sqnr_db
-    return (f"{', '.join(costs)}; output SQNR {level:.1f} dB on held-back images; predicted / measured noise "
-            f"{ratios} before and after the refit")
+    return (f"{', '.join(costs)}; output 1/QNSR {level:.1f} dB on held-back images; predicted / measured "
+            f"noise {ratios} before and after the refit")
 
   def to_json(self) -> dict[str, Any]:
     """Makes what a JSON file holds; the config as `QuantConfig.from_json` reads it.

@@ -21,7 +21,7 @@ _GRADIENT = [{"stop": 0, "bgColor": "#e06666"}, {"stop": 0.5, "bgColor": "#ffe59
 
 
 def node_data(rows: tuple[AnalysisRow, ...], program: Any) -> dict[str, Any]:
-  """Returns {graph: its node data}: the SQNR at the output, in dB, where a tensor alone is quantized.
+  """Returns {graph: its node data}: 1 / QNSR at the output, in dB, where a tensor alone is quantized.
 
   Args:
     rows: of tensors; those without noise, or with nothing but noise, are left out.

@@ -71,7 +71,8 @@ class Analysis:
   """Where the noise at a network's output comes from; printed it is a table.
 
   Noise is the quantization-noise-to-signal ratio (QNSR) before a closing softmax: sum ||z_q - z_f||^2 over
-  sum ||z_f - mean z_f||^2, of several outputs the mean.
+  sum ||z_f - mean z_f||^2, of several outputs the mean. The SQNR of a file counts the mean of z_f over the
+  images as signal, too.
 
   Attributes:
     images: that were looked at.
@@ -149,7 +150,7 @@ class Analysis:
       program: of the file: `export(...).program`.
 
     Returns:
-      A JSON-ready dict: for each tensor the SQNR at the output, in dB, where it alone is quantized.
+      A JSON-ready dict: for each tensor 1 / QNSR at the output, in dB, where it alone is quantized.
     """
     from kquant.analysis.node_data import node_data  # it reads the rows that are defined here
     return node_data(self.rows, program)
@@ -207,7 +208,7 @@ def _number(value: float | None, form: str) -> str:
 def _decibels(noise: float) -> str:
   if not noise or math.isinf(noise):
     return "no signal" if noise else "no noise"
-  return f"{-10 * math.log10(noise):.1f} dB"
+  return f"{-10 * math.log10(noise):.1f} dB; the SQNR, whose signal has the mean over images, too, is no lower"
 
 
 def finite(tree: Any) -> Any:

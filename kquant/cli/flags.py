@@ -174,7 +174,7 @@ def define_report() -> None:
 
 def define_node_data() -> None:
   """--node_data."""
-  define_path("node_data", "JSON file for Google's Model Explorer: the SQNR at the output, in dB, where a "
+  define_path("node_data", "JSON file for Google's Model Explorer: 1 / QNSR at the output, in dB, where a "
               "tensor of the .tflite file alone is quantized", endings=(".json",))
 
 

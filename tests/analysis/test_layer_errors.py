@@ -11,6 +11,7 @@ from tf_keras import layers
 import kquant as kq
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.rows import ROUNDED
+from kquant.core.metrics import sqnr_db as sqnr_db_of
 from kquant.graph.execution import Execution
 from kquant.qmodel.outputs import network_outputs
 from tests import models
@@ -253,6 +254,19 @@ def test_infinite_figures_are_none_in_json():
   """Outputs that are the same for every image are no signal."""
   found = kq.analyze(chain(), np.ones((2, 8, 8, 3), np.float32))
   assert found.whole == np.inf and found.to_json()["whole"] is None and "no signal" in str(found)
+
+
+def test_the_qnsr_leaves_out_the_mean_that_the_sqnr_counts():
+  model, images = chain(), photos()
+  model.get_layer("logits").bias.assign(np.full(5, 10.0))  # the same for every image
+  result = quantized(model, images)
+  reference = network_outputs(keras.Model(model.input, model.get_layer("logits").output), [images])[0]
+  found = kq.analyze(result, images)
+  sqnr_db = sqnr_db_of(network_outputs(result.qmodel, [images])[0], reference)
+  about_mean = np.square(reference - reference.mean(0)).sum() / np.square(reference).sum()
+  assert about_mean < 0.1
+  np.testing.assert_allclose(-10 * np.log10(found.whole), sqnr_db + 10 * np.log10(about_mean), atol=0.01)
+  assert "dB; the SQNR, whose signal has the mean over images, too, is no lower)" in str(found)
 
 
 def test_tables_have_a_row_each(analysis):

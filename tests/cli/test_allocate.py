@@ -23,7 +23,7 @@ def test_the_curve_alone(invoke, files, tmp_path):
   assert code == 0, err
   body = json.loads(path.read_text())
   assert body["bytes"] <= 1e5 == body["budget"]["bytes"] and {row["bits"] for row in body["rows"]} == {8}
-  assert "predicted SQNR" in out and plot.read_bytes()[1:4] == b"PNG"
+  assert "predicted 1/QNSR" in out and plot.read_bytes()[1:4] == b"PNG"
 
 
 def test_ptq_writes_a_file_within_the_budget(invoke, files, least, tmp_path):
