@@ -333,7 +333,7 @@ def test_a_heap_that_the_library_reads_for_ever_is_refused(number, size, tmp_pat
   content[first:first + 2] = number.to_bytes(2, "little")
   content[first + 8:first + 16] = size.to_bytes(8, "little")
   (tmp_path / "m.h5").write_bytes(content)
-  refused(tmp_path / "m.h5", "it is damaged (the heap at byte", "has no end)")
+  refused(tmp_path / "m.h5", "it is damaged (the heap at byte", "has an object of")
 
 
 def test_no_bomb_takes_a_gigabyte(tmp_path):

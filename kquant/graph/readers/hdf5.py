@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import mmap
 import pathlib
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +12,11 @@ import tf_keras as keras
 from tf_keras.src.saving import saving_lib
 from tf_keras.src.saving.legacy import hdf5_format
 
+from kquant.graph.readers.hdf5_layout import check_layout
 from kquant.graph.readers.stored import StoredModel, check_expansion, read_json
 
 _OLD_CONTAINER = "_layer_checkpoint_dependencies"
 """What TensorFlow 2.12 and 2.13 call the group of a model's layers."""
-_HEAP = re.compile(rb"GCOL\x01\0\0\0")
 _MOST_OBJECTS = 1_000_000
 _THEANO_MIRRORED = ("Conv1D", "Conv2D", "Conv3D", "Conv2DTranspose")
 
@@ -48,7 +46,7 @@ def read_hdf5(path: pathlib.Path) -> StoredModel:
 def opened(source: pathlib.Path | io.BytesIO) -> Iterator[h5py.File]:
   """Opens HDF5 to read; ValueError for what the library cannot read, here and in the block."""
   try:
-    _check_heaps(source)
+    check_layout(source)
     with h5py.File(source, "r") as file:
       yield file
   except NotImplementedError:  # of Keras, about the weights of a layer
@@ -56,31 +54,6 @@ def opened(source: pathlib.Path | io.BytesIO) -> Iterator[h5py.File]:
   except (OSError, RuntimeError, KeyError) as error:
     raise ValueError(f"it is damaged ({str(error).strip() or type(error).__name__}); save or copy it "
                      "again") from error
-
-
-def _check_heaps(source: pathlib.Path | io.BytesIO) -> None:
-  """Raises OSError for a heap of texts that the library would read for ever: an object in it has no size.
-
-  A heap is "GCOL", version 1, three zeros and its size; then objects: a number (0: the free space, with its
-  header), 6 bytes, a size, and the content padded to 8 bytes.
-  """
-  with contextlib.ExitStack() as stack:
-    if isinstance(source, io.BytesIO):
-      content = stack.enter_context(source.getbuffer())
-    else:
-      file = stack.enter_context(open(source, "rb"))
-      if not file.seek(0, io.SEEK_END):
-        return
-      content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    for start in [found.start() for found in _HEAP.finditer(content)]:
-      end = min(start + int.from_bytes(content[start + 8:start + 16], "little"), len(content))
-      place = start + 16
-      while place + 16 <= end:
-        number, size = struct.unpack_from("<H6xQ", content, place)
-        step = 16 + -(-size // 8) * 8 if number else size
-        if step % 2**64 == 0:
-          raise OSError(f"the heap at byte {start} has no end")
-        place += step
 
 
 def check(file: h5py.File) -> int:
