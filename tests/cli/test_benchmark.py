@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+import kquant as kq
 from kquant.cli import benchmark
+from kquant.graph.model_files import load_model
 from tflite_export.file import writer
 from tflite_export.operators.record import Operator
 from tflite_export.operators.table import OPERATORS
@@ -49,7 +51,20 @@ def test_two_files_and_their_ratio(measured, finalised, tmp_path):
   tensors["z"].zero_point = np.int64([-128])
   (tmp_path / "slow.tflite").write_bytes(writer.to_bytes(slow))
   found, out = measured(finalised.tflite, tmp_path / "slow.tflite", runs=5)
-  assert found["ratio"] > 1 and f"takes {found['ratio']:.2f} times as long as {finalised.tflite}" in out
+  assert found["ratio"] == found["ratio_per_image"] > 1 and "an image" not in out
+  assert f"takes {found['ratio']:.2f} times as long as {finalised.tflite}" in out
+
+
+def test_files_of_other_batches_are_compared_by_the_image(measured, finalised, tmp_path):
+  parts = (load_model(finalised.model), kq.Encodings.load(finalised.encodings))
+  kq.export(parts, tmp_path / "four.tflite", batch=4)
+  found, out = measured(finalised.tflite, tmp_path / "four.tflite")
+  one, four = found["files"]
+  assert (one["images"], four["images"]) == (1, 4) and one["milliseconds_per_image"] == one["milliseconds"]
+  assert four["milliseconds_per_image"] == four["milliseconds"] / 4
+  assert found["ratio_per_image"] == found["ratio"] / 4
+  assert f", each of 4 images: {four['milliseconds_per_image']:.3f} ms an image" in out
+  assert f"an image takes {found['ratio_per_image']:.2f} times as long: a run is of 4 and of 1." in out
 
 
 def test_an_operator_of_another_writer_is_counted_though_not_timed(measured, tmp_path, monkeypatch):
@@ -67,7 +82,9 @@ def test_mistakes_cost_one_line(refused, finalised, files):
   refused(words=["--tflite is missing"], main=benchmark.main)
   refused("--tflite=a,b,c", words=["one file or two, got 3"], main=benchmark.main)
   refused("--tflite=none.tflite", words=["none.tflite"], main=benchmark.main)
-  refused(f"--tflite={files.xy}", words=["cannot load"], main=benchmark.main)
+  for paths in (f"{finalised.model}", f"{finalised.tflite},{finalised.model}"):
+    words = [f"--tflite={finalised.model}: expected a .tflite file", "cannot load"]
+    refused(f"--tflite={paths}", words=words, main=benchmark.main)
   refused(f"--tflite={finalised.tflite}", "--runs=0", words=["runs"], main=benchmark.main)
 
 

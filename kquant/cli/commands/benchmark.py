@@ -30,18 +30,36 @@ def run() -> None:
     raise ValueError(f"--tflite: expected one file or two, got {len(paths)}.")
   shared.check_outputs("summary", reads=())
   contents = [pathlib.Path(path).read_bytes() for path in paths]
-  runtimes = [Runtime(data, threads=FLAGS.threads) for data in contents]
+  runtimes = [_loaded(path, data) for path, data in zip(paths, contents)]
   whole = _by_turns(runtimes, FLAGS.runs)
   files = [{"file": path, **_costs(data, runtime, seconds)}
            for path, data, runtime, seconds in zip(paths, contents, runtimes, whole)]
   summary = {"threads": FLAGS.threads, "runs": FLAGS.runs, "files": files}
   if len(files) == 2:
     summary["ratio"] = float(np.median(whole[1] / whole[0]))
+    summary["ratio_per_image"] = summary["ratio"] * files[0]["images"] / files[1]["images"]
   if FLAGS.summary:
     shared.write_json(FLAGS.summary, summary)
   print("\n\n".join(_page(file) for file in files))
   if "ratio" in summary:
-    print(f"\n{paths[1]} takes {summary['ratio']:.2f} times as long as {paths[0]} (median of each two runs).")
+    print(f"\n{_comparison(summary)}")
+
+
+def _comparison(summary: dict[str, Any]) -> str:
+  first, second = summary["files"]
+  told = (f"{second['file']} takes {summary['ratio']:.2f} times as long as {first['file']} (median of each "
+          "two runs)")
+  if first["images"] == second["images"]:
+    return f"{told}."
+  return (f"{told}; an image takes {summary['ratio_per_image']:.2f} times as long: a run is of "
+          f"{second['images']} and of {first['images']}.")
+
+
+def _loaded(path: str, data: bytes) -> Runtime:
+  try:
+    return Runtime(data, threads=FLAGS.threads)
+  except ValueError as error:
+    raise ValueError(f"--tflite={path}: expected a .tflite file; {error}.") from error
 
 
 def _by_turns(runtimes: Sequence[Runtime], runs: int) -> np.ndarray:
@@ -60,11 +78,18 @@ def _costs(data: bytes, runtime: Runtime, seconds: np.ndarray) -> dict[str, Any]
   operators = [{"kind": op.kind, "output": op.outputs[0], "delegated": position in delegated,
                 "milliseconds": alone[position]} for position, op in enumerate(program.ops)]
   timed = [row["milliseconds"] for row in operators if row["milliseconds"] is not None]
+  images, milliseconds = _images(runtime), 1e3 * float(np.median(seconds))
   return {
-      "milliseconds": 1e3 * float(np.median(seconds)),
+      "milliseconds": milliseconds, "images": images, "milliseconds_per_image": milliseconds / images,
       "milliseconds_10_90": [1e3 * float(q) for q in np.quantile(seconds, [0.1, 0.9])],
       "bytes": len(data), "activation_memory": dataclasses.asdict(activation_memory(program)),
       "operators": operators, "delegated": len(delegated), "operators_milliseconds": sum(timed)}
+
+
+def _images(runtime: Runtime) -> int:
+  """How many images a run is of: the batch of the first input; 1 where it has none."""
+  shapes = [detail["shape"] for detail in runtime.inputs]
+  return int(shapes[0][0]) if shapes and len(shapes[0]) else 1
 
 
 def _milliseconds_alone(program: IntProgram) -> list[float | None]:
@@ -90,9 +115,11 @@ def _page(file: dict[str, Any]) -> str:
   low, high = file["milliseconds_10_90"]
   share = file["operators_milliseconds"] / file["milliseconds"]
   untimed = sum(row["milliseconds"] is None for row in rows)
+  images = "" if file["images"] == 1 else (f", each of {file['images']} images: "
+                                           f"{file['milliseconds_per_image']:.3f} ms an image")
   facts = [
       ("latency", f"{file['milliseconds']:.3f} ms median of {FLAGS.runs} runs (10-90 %: {low:.3f} to "
-                  f"{high:.3f}), threads: {FLAGS.threads}"),
+                  f"{high:.3f}){images}, threads: {FLAGS.threads}"),
       ("bytes", f"{file['bytes']:,}"),
       ("activations", f"{memory['peak']:,} bytes at most alive at once (at {memory['busiest']!r}), "
                       f"{memory['arena']:,} planned, {memory['total']:,} in all; {ALIGNMENT}-byte alignment, "
