@@ -127,7 +127,9 @@ def _parts_of(result: Any) -> tuple[keras.Model, Encodings]:
   if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Encodings):
     return result
   if not isinstance(getattr(result, "encodings", None), Encodings):
-    remedy = " Quantize it first: kq.quantize(model, images)." if isinstance(result, keras.Model) else ""
+    remedy = (" Quantize it first: kq.quantize(model, images)." if isinstance(result, keras.Model) else
+              " The result comes first, then the path: kq.export(result, path)."
+              if isinstance(result, (str, os.PathLike)) else "")
     raise TypeError("export: expected what kquant.quantize returned, or the pair (model, encodings) that "
                     f"kquant.finalize returned; got {type(result).__name__}.{remedy}")
   return result.model, result.encodings

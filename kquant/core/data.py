@@ -162,9 +162,13 @@ def _batched(value, spec: InputSpec, seen: int, where: str) -> np.ndarray:
   fits = array.ndim == rank + 1 and all(
       want in (None, got) for want, got in zip(spec.shape, array.shape[1:]))
   if not fits:
-    shape = array.shape[1:] if array.ndim == rank + 1 else array.shape
+    given = np.shape(value)
+    flat = rank > 1 and given[1 - rank:] == spec.shape[:-1]  # grey images without their channel
+    remedy = (f"add the last axis of {spec.shape[-1]}, as x[..., None] repeated" if flat else
+              "resize or reshape the data")
+    shape = array.shape[1:] if len(given) == rank + 1 else f"an array of shape {given}"
     raise ValueError(f"{prefix}: expected samples of shape {spec.shape}, or batches of them, got "
-                     f"{shape} at sample {seen}; resize or reshape the data.")
+                     f"{shape} at sample {seen}; {remedy}.")
   return array
 
 

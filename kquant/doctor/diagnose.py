@@ -16,7 +16,7 @@ from kquant.doctor.patient import EFFORTS, Patient, resolved
 from kquant.doctor.results import Diagnosis
 from kquant.doctor.settings import DiagnosisSettings
 from kquant.graph import keras_calls
-from kquant.graph.keras_reader import check_model
+from kquant.graph.keras_reader import check_is_model, check_model
 from kquant.graph.model_forms import as_tf_keras
 from kquant.search.efforts import FloatNetwork
 from kquant.search.pipeline import read
@@ -67,6 +67,7 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   settings = settings or DiagnosisSettings()
   _check(model, config, effort)
   report, model = Report(), as_tf_keras(model)
+  check_is_model(model)
   findings = weight_findings(model)
   if findings:
     return Diagnosis((), tuple(findings), None, config)

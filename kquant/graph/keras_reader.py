@@ -1,5 +1,6 @@
 """Reads a Keras model's call records into nodes."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,14 @@ def read(model: keras.Model) -> tuple[list[Node], Any, Any]:
   return Reader().read(model)
 
 
+def check_is_model(model: Any) -> None:
+  """Raises TypeError unless `model` is a tf_keras model."""
+  if not isinstance(model, keras.Model):
+    is_path = isinstance(model, (str, os.PathLike))
+    remedy = f"; load it first: kquant.load_model({os.fspath(model)!r})" if is_path else ""
+    raise TypeError(f"Expected a tf_keras model, got {type(model).__name__}{remedy}.")
+
+
 def check_model(model: Any) -> None:
   """Raises unless `model` is a built functional or Sequential tf_keras model that can be rebuilt.
 
@@ -35,8 +44,7 @@ def check_model(model: Any) -> None:
     TypeError: subclassed, or no tf_keras model.
     ValueError: unbuilt, or its weights are not finite.
   """
-  if not isinstance(model, keras.Model):
-    raise TypeError(f"Expected a tf_keras model, got {type(model).__name__}.")
+  check_is_model(model)
   if isinstance(model, keras.Sequential) and not model._is_graph_network:
     raise ValueError(f"Model {model.name!r} is not built: its input shape is unknown. Give its first "
                      "layer an input_shape, or call model.build(input_shape).")

@@ -56,7 +56,7 @@ def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
     ValueError: an unknown effort.
   """
   if effort not in EFFORTS:
-    raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
+    raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, or None, got {effort!r}.")
   return [step.without(decided or Recipe()) for step in STEPS[effort]]
 
 

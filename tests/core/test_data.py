@@ -158,8 +158,11 @@ def test_an_endless_generator_can_be_cut():
 ERRORS = {
     "wrong shape": (lambda: X[:, :3], "input 'image': expected samples of shape .4, 4, 3., or "
                                       "batches of them, got .3, 4, 3. at sample 0; resize"),
-    "wrong rank": (lambda: X[..., None], r"expected samples.*, got \(10, 4, 4, 3, 1\)"),
-    "too flat": (lambda: Y, r"expected samples of shape \(4, 4, 3\).*, got \(10,\)"),
+    "wrong rank": (lambda: X[..., None], r"expected samples.*, got an array of shape \(10, 4, 4, 3, 1\)"),
+    "too flat": (lambda: Y, r"expected samples of shape \(4, 4, 3\).*, got an array of shape \(10,\)"),
+    "one array without the last axis": (lambda: X[..., 0],
+                                        r"got an array of shape \(10, 4, 4\) at sample 0; add the last axis "
+                                        r"of 3, as x\[..., None\] repeated\.$"),
     "later element": (lambda: [X[:3], X[3:, 1:]], "got .3, 4, 3. at sample 3"),
     "nan": (lambda: np.where(np.arange(10)[:, None, None, None] == 7, np.nan, X),
             "input 'image': expected finite numbers, got nan in sample 7; repair"),

@@ -147,6 +147,8 @@ def test_few_images():
 
 def test_mistakes():
   model = chain()
+  with pytest.raises(TypeError, match=r"got str; load it first: kquant.load_model\('m.keras'\)"):
+    kq.diagnose("m.keras", photos(8))
   with pytest.raises(TypeError, match="expected a float model"):
     kq.diagnose(kq.quantize(model, photos(8), effort=None), photos(8))
   with pytest.raises(TypeError, match="expected a float model"):

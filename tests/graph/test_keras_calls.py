@@ -464,7 +464,7 @@ REFUSED = {
     "infinity": (lambda: with_bad_weights(np.inf), ValueError, "'dense/kernel:0'", "finite"),
     "NaN statistics": (lambda: with_bad_weights(np.nan, "moving_mean"), ValueError, "moving_mean", "finite"),
     "a layer": (lambda: layers.Dense(2), TypeError, "got Dense", "tf_keras model"),
-    "a path": (lambda: "model.h5", TypeError, "got str", "tf_keras model"),
+    "a path": (lambda: "model.h5", TypeError, "got str", "load it first: kquant.load_model('model.h5')"),
     "None": (lambda: None, TypeError, "got NoneType", "tf_keras model"),
     "the class": (lambda: keras.Model, TypeError, "got", "tf_keras model")}
 

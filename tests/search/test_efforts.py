@@ -163,7 +163,7 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
 def test_unknown_efforts_and_missing_images_are_refused():
   model = models.build("mobile_block")
   inputs = models.sample_inputs(model, images=4)
-  with pytest.raises(ValueError, match="effort must be one of auto, fast, balanced, best, got 'more'"):
+  with pytest.raises(ValueError, match="effort must be one of auto, .*, best, or None, got 'more'"):
     kquant.quantize(model, inputs, effort="more")
   with pytest.raises(ValueError, match="need calibration images"):
     kquant.quantize(model, kquant.InputRange(-1, 1), effort="fast")

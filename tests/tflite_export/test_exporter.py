@@ -202,6 +202,11 @@ def test_a_model_that_the_encodings_are_not_of_is_an_error_before_anything_is_wr
   assert files(tmp_path) == []
 
 
+def test_result_and_path_in_the_other_order_are_told(result, tmp_path):
+  with pytest.raises(TypeError, match=r"got PosixPath. The result comes first.*kq.export\(result, path\)"):
+    tflite_export.export(tmp_path / "m.tflite", result)
+
+
 def test_encodings_of_other_shapes_are_an_error(tmp_path):
   x = np.random.default_rng(0).random((8, 3), np.float32)
   first, second = (kq.quantize(keras.Sequential([layers.Dense(units, name="dense", input_shape=(3,))]), x,

@@ -70,6 +70,9 @@ def report(path: str | os.PathLike, result: Any, *, analysis: Analysis | None = 
 def _qmodel_of(result: Any) -> keras.Model:
   model = getattr(result, "qmodel", result)
   qmodel = with_quantizers(model) if isinstance(model, keras.Model) else None
+  if isinstance(result, (str, os.PathLike)):
+    raise TypeError(f"report: expected a path and then the result, got the path {os.fspath(result)!r} "
+                    "second; call kquant.report(path, result).")
   if qmodel is None:
     raise TypeError("report: expected what kquant.quantize returned or a model with quantizers, got "
                     f"{type(result).__name__}; quantize the model first.")

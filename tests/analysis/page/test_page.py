@@ -146,6 +146,8 @@ def test_other_results_are_refused(tmp_path):
   with pytest.raises(TypeError, match="expected what kquant.quantize returned or a model with quantizers, "
                                       "got int"):
     kq.report(tmp_path / "report.html", 3)
+  with pytest.raises(TypeError, match=r"got the path 'report.html' second; call kquant.report\(path"):
+    kq.report(3, "report.html")
   assert not list(tmp_path.iterdir())
 
 
