@@ -208,7 +208,8 @@ def _number(value: float | None, form: str) -> str:
 def _decibels(noise: float) -> str:
   if not noise or math.isinf(noise):
     return "no signal" if noise else "no noise"
-  return f"{-10 * math.log10(noise):.1f} dB; the SQNR, whose signal has the mean over images, too, is no lower"
+  level = -10 * math.log10(noise)
+  return f"{level:.1f} dB; the SQNR, whose signal has the mean over images, too, is no lower"
 
 
 def finite(tree: Any) -> Any:

@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main)
+  shared.run(main, reads=("model", "import", "encodings", "data"))

@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main, tensorflow=False)
+  shared.run(main, reads=("bundle",), tensorflow=False)

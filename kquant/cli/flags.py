@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import sys
 import warnings
@@ -11,6 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from kquant.cli.file_flags import check_inputs
 from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_whole
 from kquant.core.images import is_mode
@@ -227,42 +227,6 @@ def require(*names: str) -> None:
       raise ValueError(f"--{name} is missing; a run needs {needed}.")
 
 
-def check_outputs(*names: str, reads: Sequence[str] = ("model", "calibration", "eval")) -> None:
-  """Raises now for a file that could not be written at the end, or that would replace another one.
-
-  Args:
-    names: of the flags that name files to write.
-    reads: of the flags that name files to read.
-  """
-  taken = {os.path.realpath(file): name for name in reads if FLAGS[name].value for file in _files(name)}
-  for name in names:
-    path = FLAGS[name].value
-    if path is None:
-      continue
-    _check_writable(name, pathlib.Path(path))
-    for file in map(os.path.realpath, _files(name)):
-      if file in taken:
-        raise ValueError(f"--{name}={path} would replace {file}, which --{taken[file]} names; "
-                         "choose another name.")
-      taken[file] = name
-
-
-def _files(name: str) -> list[str | pathlib.Path]:
-  """The files that a flag names; encodings are two."""
-  path = FLAGS[name].value
-  return [path, pathlib.Path(path).with_suffix(".npz")] if name == "encodings" else [path]
-
-
-def _check_writable(name: str, path: pathlib.Path) -> None:
-  folder = path.absolute().parent
-  if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout would be replaced too
-    raise ValueError(f"--{name}={path} is a folder, link or device; expected the name of a file to write.")
-  if not folder.is_dir():
-    raise ValueError(f"--{name}={path} cannot be written: there is no folder {folder}; make it first.")
-  if not os.access(folder, os.W_OK):
-    raise ValueError(f"--{name}={path} cannot be written: no permission in {folder}; choose another place.")
-
-
 def write_json(path: str | os.PathLike, body: dict) -> None:
   """Writes a JSON file whole or not at all."""
   write_text(path, json.dumps(body, indent=1) + "\n")
@@ -274,10 +238,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     temporary.write_text(text)
 
 
-def run(main: Callable[[], None], *, tensorflow: bool = True) -> None:
+def run(main: Callable[[], None], *, reads: Sequence[str] = (), tensorflow: bool = True) -> None:
   """Runs a script: exit code 2 and one line for a user's mistake, 1 for a failed verification.
 
   With --verbosity=1 the traceback is shown. TensorFlow is imported before, unless the script does without.
+
+  Args:
+    reads: flags that name what it reads; a wrong path is told before TensorFlow, which takes long, is
+      imported.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -286,6 +254,10 @@ def run(main: Callable[[], None], *, tensorflow: bool = True) -> None:
     if logging.get_verbosity() < logging.DEBUG:
       warnings.simplefilter("ignore")  # of the packages below
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    try:
+      check_inputs(reads)
+    except FileNotFoundError as error:
+      _leave(2, str(error))
     if tensorflow:
       import_tensorflow_quietly()
     from tflite_export.proof.errors import VerificationError

@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main)
+  shared.run(main, reads=("model", "weights", "import", "calibration", "eval"))

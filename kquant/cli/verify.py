@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main)
+  shared.run(main, reads=("tflite", "model", "import", "encodings", "data"))

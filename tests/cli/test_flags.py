@@ -3,16 +3,19 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from kquant.cli import flags as shared
 from kquant.cli import (
+  file_flags,
   models,
   ptq,  # noqa: F401  defines the flags
 )
+from kquant.cli import flags as shared
 from tflite_export.proof.errors import VerificationError
 
 FLAGS = flags.FLAGS
@@ -86,7 +89,7 @@ def problem(**paths) -> str:
   """What check_outputs says of flags that name files to write."""
   with flagsaver.flagsaver(**{name: str(path) for name, path in paths.items()}):
     try:
-      shared.check_outputs("output", "summary", "encodings", "save_qmodel")
+      file_flags.check_outputs("output", "summary", "encodings", "save_qmodel")
     except ValueError as error:
       return str(error)
   return ""
@@ -174,3 +177,18 @@ def test_a_mistake_of_our_own_keeps_its_traceback(invoke):
 def test_verbosity_shows_the_traceback(invoke):
   with pytest.raises(ValueError, match="bad value"):
     invoke("--verbosity=1", main=raising(ValueError("bad value")))
+
+
+@pytest.mark.parametrize("script, given", [
+    ("ptq", ["--model=no.h5"]), ("ptq", ["--model={model}", "--eval=no.npz"]),
+    ("analyze", ["--calibration=no"]), ("qat", ["--train=no"]), ("allocate", ["--model=no.h5"]),
+    ("export", ["--encodings=no.json"]),
+    ("verify", ["--tflite=no.tflite"]), ("family", ["--bundle=no.kqf"])])
+def test_a_wrong_path_is_told_without_tensorflow(script, given, finalised):
+  code = (f"import runpy, sys; sys.modules['tensorflow'] = None\n"
+          f"sys.argv = ['x', *{[flag.format(model=finalised.model) for flag in given]}]\n"
+          f"runpy.run_module('kquant.cli.{script}', run_name='__main__')")
+  done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+  flag, path = given[-1].split("=")
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr == f"error: {flag}={path}: there is no such file or folder; check the path.\n"

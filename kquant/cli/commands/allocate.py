@@ -5,7 +5,7 @@ from absl import flags
 
 from kquant.allocation.allocate import allocate_bits
 from kquant.allocation.results import Allocation
-from kquant.cli import budgets, models
+from kquant.cli import budgets, file_flags, models
 from kquant.cli import flags as shared
 from kquant.cli.sources import open_source
 from kquant.core.data import choose
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 def run() -> None:
   """Runs what the flags say."""
   models.require("calibration", "output")
-  shared.check_outputs("output", "plot", reads=("model", "weights", "calibration"))
+  file_flags.check_outputs("output", "plot", reads=("model", "weights", "calibration"))
   if not budgets.are_given():
     raise ValueError("--budget_bytes, --budget_bops or --budget_latency_ms is missing; give one, such as the "
                      "bytes of int8.")

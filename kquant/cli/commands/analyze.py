@@ -11,7 +11,7 @@ from absl import flags
 from kquant import api
 from kquant.analysis.layer_errors import analyze, with_quantizers
 from kquant.analysis.results import Analysis
-from kquant.cli import evaluation, models, pages
+from kquant.cli import evaluation, file_flags, models, pages
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import choose
@@ -77,7 +77,7 @@ def _check_flags() -> None:
   for name in ("summary", "certificate", "most_wide", "latency"):
     if not FLAGS.fix and FLAGS[name].value != FLAGS[name].default:
       raise ValueError(f"--{name} is for --fix; give both, or leave it out.")
-  shared.check_outputs("output", "summary", "certificate", "report", "node_data",
+  file_flags.check_outputs("output", "summary", "certificate", "report", "node_data",
                        reads=("model", "weights", "calibration"))
 
 

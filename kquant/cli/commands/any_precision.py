@@ -10,7 +10,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant.anyprecision.model import AnyPrecisionModel
-from kquant.cli import evaluation, models
+from kquant.cli import evaluation, file_flags, models
 from kquant.cli import flags as shared
 from kquant.cli.commands import qat
 from kquant.cli.running import exactness, percent
@@ -29,7 +29,7 @@ def run() -> None:
   """Runs what the flags say."""
   widths = _widths()
   qat.check_folders()
-  shared.check_outputs("bundle", "summary", "save_qmodel",
+  file_flags.check_outputs("bundle", "summary", "save_qmodel",
                        reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   model = models.load()

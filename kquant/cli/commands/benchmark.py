@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from kquant.cli import file_flags
 from kquant.cli import flags as shared
 from kquant.core.text import text_table
 from tflite_export.file.reader import from_bytes
@@ -28,7 +29,7 @@ def run() -> None:
   paths = FLAGS.tflite.split(",")
   if len(paths) > 2:
     raise ValueError(f"--tflite: expected one file or two, got {len(paths)}.")
-  shared.check_outputs("summary", reads=())
+  file_flags.check_outputs("summary", reads=())
   contents = [pathlib.Path(path).read_bytes() for path in paths]
   runtimes = [_loaded(path, data) for path, data in zip(paths, contents)]
   whole = _by_turns(runtimes, FLAGS.runs)

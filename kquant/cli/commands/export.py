@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from kquant.cli import backends, models, running
+from kquant.cli import backends, file_flags, models, running
 from kquant.cli import flags as shared
 from kquant.core.encodings import Encodings
 from kquant.core.text import text_table
@@ -19,7 +19,7 @@ def run() -> None:
   """Runs what the flags say."""
   shared.require("model", "encodings", "output")
   backends.check_flags()
-  shared.check_outputs("output", "certificate", "c_array", reads=("model", "encodings", "data"))
+  file_flags.check_outputs("output", "certificate", "c_array", reads=("model", "encodings", "data"))
   model, encodings = models.load_finalised(), Encodings.load(FLAGS.encodings)
   keras_reader.check_model(model)
   specs = keras_calls.input_specs(model)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from kquant.cli import file_flags
 from kquant.cli import flags as shared
 from kquant.cli.native_messages import import_tensorflow_quietly
 from kquant.core.files import written_together
@@ -20,7 +21,7 @@ FLAGS = flags.FLAGS
 def run() -> None:
   """Runs what the flags say."""
   shared.require("bundle", "output")
-  shared.check_outputs("output", "certificate", reads=("bundle",))
+  file_flags.check_outputs("output", "certificate", reads=("bundle",))
   bundle = Bundle(FLAGS.bundle)
   widths = _widths(bundle)
   names = {flag: _names(flag, widths) for flag in ("output", "certificate") if FLAGS[flag].value}

@@ -14,7 +14,7 @@ from absl import flags
 from kquant import api
 from kquant.allocation.results import Allocation
 from kquant.analysis.results import Analysis
-from kquant.cli import backends, budgets, demo, evaluation, models, pages, running
+from kquant.cli import backends, budgets, demo, evaluation, file_flags, models, pages, running
 from kquant.cli import flags as shared
 from kquant.cli.commands import allocate
 from kquant.cli.commands.tiling import tiled
@@ -99,7 +99,7 @@ def _check_flags() -> None:
     models.require("calibration", "output")
   backends.check_flags()
   budgets.are_given()  # raises
-  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
+  file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
                        "c_array", "report", "node_data", reads=("model", "weights", "calibration", "eval"))
 
 

@@ -13,7 +13,7 @@ import tf_keras as keras
 from absl import flags
 
 from kquant.api import QuantizationResult
-from kquant.cli import evaluation, models, pages, running
+from kquant.cli import evaluation, file_flags, models, pages, running
 from kquant.cli import flags as shared
 from kquant.cli.commands.tiling import tiled
 from kquant.cli.sources import open_source
@@ -60,7 +60,7 @@ def _run() -> None:
   """Trains one width, writes its file and prints the table."""
   config = _config()
   check_folders()
-  shared.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
+  file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
                        reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   report = Report()

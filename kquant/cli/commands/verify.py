@@ -6,8 +6,8 @@ from typing import Any
 import tf_keras as keras
 from absl import flags
 
+from kquant.cli import file_flags, models, running
 from kquant.cli import flags as shared
-from kquant.cli import models, running
 from kquant.core.encodings import Encodings
 from kquant.core.input_spec import InputSpec
 from kquant.core.text import text_table
@@ -29,7 +29,7 @@ PROBLEMS_SHOWN = 20
 def run() -> None:
   """Runs what the flags say."""
   shared.require("tflite", "encodings")
-  shared.check_outputs("certificate", reads=("tflite", "model", "encodings", "data"))
+  file_flags.check_outputs("certificate", reads=("tflite", "model", "encodings", "data"))
   encodings = Encodings.load(FLAGS.encodings)
   model = None if FLAGS.model is None else models.load_finalised()
   data = pathlib.Path(FLAGS.tflite).read_bytes()
