@@ -402,7 +402,7 @@ def test_a_run_says_nothing_but_its_own_words(files, tmp_path):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
   done = run("--model=none.h5", "--calibration=none.npz", f"--output={tmp_path / 'm.tflite'}")
   assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr == "error: There is no model none.h5; check the path.\n"
+  assert done.stderr == "error: --model=none.h5: there is no such file or folder; check the path.\n"
 
 
 def test_help_shows_our_flags():

@@ -78,7 +78,7 @@ def _check_flags() -> None:
     if not FLAGS.fix and FLAGS[name].value != FLAGS[name].default:
       raise ValueError(f"--{name} is for --fix; give both, or leave it out.")
   file_flags.check_outputs("output", "summary", "certificate", "report", "node_data",
-                       reads=("model", "weights", "calibration"))
+                           reads=("model", "weights", "calibration"))
 
 
 def _fix(model: keras.Model, config: QuantConfig, data: tuple[Source, np.ndarray | None, np.ndarray],

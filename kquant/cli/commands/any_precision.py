@@ -30,7 +30,7 @@ def run() -> None:
   widths = _widths()
   qat.check_folders()
   file_flags.check_outputs("bundle", "summary", "save_qmodel",
-                       reads=("model", "weights", "train", "calibration", "eval"))
+                           reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   model = models.load()
   inputs = keras_calls.input_specs(model)

@@ -100,7 +100,8 @@ def _check_flags() -> None:
   backends.check_flags()
   budgets.are_given()  # raises
   file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",
-                       "c_array", "report", "node_data", reads=("model", "weights", "calibration", "eval"))
+                           "c_array", "report", "node_data",
+                           reads=("model", "weights", "calibration", "eval"))
 
 
 def _names_a_model() -> bool:

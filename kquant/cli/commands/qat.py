@@ -61,7 +61,7 @@ def _run() -> None:
   config = _config()
   check_folders()
   file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
-                       reads=("model", "weights", "train", "calibration", "eval"))
+                           reads=("model", "weights", "train", "calibration", "eval"))
   keras.utils.set_random_seed(FLAGS.seed)
   report = Report()
   with report.stage("load"):
