@@ -57,8 +57,8 @@ def float_operators(program: IntProgram) -> list[str]:
 
 def _is_border(program: IntProgram, op: IntOp) -> bool:
   """Whether the operator converts a graph input from float or a graph output to float."""
-  return (op.kind == FROM_FLOAT and op.inputs[0] in program.inputs
-          or op.kind == TO_FLOAT and op.outputs[0] in program.outputs)
+  return (op.kind == FROM_FLOAT and set(op.inputs) <= set(program.inputs)
+          or op.kind == TO_FLOAT and set(op.outputs) <= set(program.outputs))
 
 
 def _program(model: schema.Model) -> IntProgram:

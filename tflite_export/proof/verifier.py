@@ -133,17 +133,24 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
 
 def _compare_constants(stored: IntProgram, encodings: Encodings, result: Verification) -> None:
   """Every integer of every kernel, bias and constant, each in the file under its key."""
-  layout = {name: KERNELS[op.kind] for op in stored.ops if op.kind in KERNELS
-            for name in [op.inputs[place] for place in KERNEL_PLACES.get(op.kind, (1,))]}
+  kinds = {name: op.kind for op in stored.ops if op.kind in KERNELS
+           for place, name in enumerate(op.inputs) if place in KERNEL_PLACES.get(op.kind, (1,))}
   for key, integers in encodings.integers.items():
     tensor = stored.tensors.get(key)
-    expected = layout.get(key, lambda q: q)(integers)
-    if tensor is None or tensor.data is None or not np.array_equal(tensor.data, expected):
+    if tensor is None or tensor.data is None or not _is_laid_out(tensor.data, integers, kinds.get(key)):
       result.problems.append(f"{key}: the file's integers differ from the chosen ones")
       if integers.dtype in (np.int32, np.int64):  # those of biases; a user's layer names them as it likes
         result.biases_equal = False
       else:
         result.weights_equal = False
+
+
+def _is_laid_out(data: np.ndarray, integers: np.ndarray, kind: str | None) -> bool:
+  """Whether a constant of a file, the kernel of an operator of this kind, holds the integers of a layer."""
+  try:
+    return np.array_equal(data, KERNELS[kind](integers) if kind else integers)
+  except ValueError:  # they are of another rank
+    return False
 
 
 def _compare_grids(stored: IntProgram, encodings: Encodings, result: Verification) -> None:

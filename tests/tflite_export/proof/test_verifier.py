@@ -304,6 +304,34 @@ def test_float_tensor_in_the_middle_is_found_and_its_operators_are_named(case):
     assert any("operators on float tensors: DEQUANTIZE, QUANTIZE" in line for line in found.problems)
 
 
+def _without_operands(base, kind):
+  """For each operator of a kind: the program without its last inputs, or without its outputs."""
+  for place, op in enumerate(base.ops):
+    if op.kind == kind:
+      for changed in (*({"inputs": op.inputs[:count]} for count in range(len(op.inputs))), {"outputs": []}):
+        program = copy.deepcopy(base)
+        program.ops[place] = dataclasses.replace(op, **changed)
+        yield program
+
+
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE"])
+def test_operators_without_their_operands_are_problems_and_no_exceptions(case, kind):
+  base = with_border(case.program, "float32")
+  programs = list(_without_operands(base, kind))
+  assert len(programs) >= 2
+  for program in programs:
+    data = writer.to_bytes(program)
+    assert not verify(data, None, case.encodings, program=base).ok
+    verify(data, None, case.encodings)  # every constant may be there, under its key
+
+
+def test_bias_in_the_place_of_the_kernel_is_a_problem_and_no_exception(case):
+  def plant(program):
+    op_of(program, "square").inputs[1:] = ["square/bias", "square/kernel"]
+  found = case.verify(faulty(case, plant), program=False, images=False)
+  assert "square/kernel: the file's integers differ from the chosen ones" in found.problems
+
+
 def test_file_that_no_runtime_loads_is_a_problem_and_no_exception(case):
   def plant(program):
     op_of(program, "minus").inputs.pop()
