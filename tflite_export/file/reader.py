@@ -71,13 +71,12 @@ def _program(model: schema.Model) -> IntProgram:
   for i in range(graph.TensorsLength()):
     tensor = _tensor(model, graph.Tensors(i), i, taken=tensors)
     tensors[tensor.name] = tensor
-  names = [*tensors, ""]  # The file writes -1 for an input that is absent.
+  names = list(tensors)
   input_names, output_names = _signature(model, graph)
   return IntProgram(
       tensors=tensors,
       ops=[_operator(model, graph.Operators(i), names) for i in range(graph.OperatorsLength())],
-      inputs=[names[i] for i in _integers(graph, "Inputs")],
-      outputs=[names[i] for i in _integers(graph, "Outputs")],
+      inputs=_named(graph, "Inputs", names), outputs=_named(graph, "Outputs", names),
       description=_text(model.Description()), input_names=input_names, output_names=output_names,
       metadata=_metadata(model))
 
@@ -118,6 +117,15 @@ def _integers(table: Any, field: str) -> list[int]:
   if getattr(table, field + "IsNone")():
     return []
   return getattr(table, field + "AsNumpy")().tolist()
+
+
+def _named(table: Any, field: str, names: list[str], *, absent: bool = False) -> list[str]:
+  """Returns the names of the tensors in `field`; where one may be absent, the file writes -1 and this ""."""
+  indices = _integers(table, field)
+  for index in indices:
+    if not -int(absent) <= index < len(names):
+      raise ValueError(f"{field.lower()} hold tensor {index} of {len(names)}")
+  return [names[index] if index >= 0 else "" for index in indices]
 
 
 def _tensor(model: schema.Model, tensor: schema.Tensor, index: int, *, taken: Any) -> IntTensor:
@@ -173,9 +181,8 @@ def _operator(model: schema.Model, operator: schema.Operator, names: list[str]) 
   options = _options(kind, operator)
   if kind == "CUSTOM":
     options = {"custom_code": _text(code.CustomCode())}
-  return IntOp(kind, [names[i] for i in _integers(operator, "Inputs")],
-               [names[i] for i in _integers(operator, "Outputs")], options, code.Version(),
-               intermediates=[names[i] for i in _integers(operator, "Intermediates")])
+  return IntOp(kind, _named(operator, "Inputs", names, absent=True), _named(operator, "Outputs", names),
+               options, code.Version(), intermediates=_named(operator, "Intermediates", names, absent=True))
 
 
 def _options(kind: str, operator: schema.Operator) -> dict[str, Any]:

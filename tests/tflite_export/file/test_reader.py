@@ -188,6 +188,32 @@ def test_files_that_make_no_sense_are_refused(changes, message):
     reader.from_bytes(_pack(_foreign(**changes)))
 
 
+def _absent_graph_input(graph):
+  graph.inputs = [-1]
+
+
+def _absent_graph_output(graph):
+  graph.outputs = [4, -1]
+
+
+def _absent_output(graph):
+  graph.operators[1].outputs = [-1]
+
+
+def _negative_input(graph):
+  graph.operators[0].inputs = [0, 1, -2]
+
+
+@pytest.mark.parametrize("change, message", [
+    (_absent_graph_input, "inputs hold tensor -1"), (_absent_graph_output, "outputs hold tensor -1"),
+    (_absent_output, "outputs hold tensor -1"), (_negative_input, "inputs hold tensor -2")])
+def test_tensors_that_there_cannot_be_are_refused(change, message):
+  model = _foreign()
+  change(model.subgraphs[0])
+  with pytest.raises(ValueError, match=message):
+    reader.from_bytes(_pack(model))
+
+
 def test_options_of_another_table_are_refused():
   model = _foreign()
   model.subgraphs[0].operators[0].builtinOptionsType = schema.BuiltinOptions.AddOptions

@@ -314,7 +314,8 @@ def _without_operands(base, kind):
         yield program
 
 
-@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE"])
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE",
+                                  "DEQUANTIZE"])
 def test_operators_without_their_operands_are_problems_and_no_exceptions(case, kind):
   base = with_border(case.program, "float32")
   programs = list(_without_operands(base, kind))
