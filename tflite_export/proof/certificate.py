@@ -28,7 +28,7 @@ from tflite_export.operators.table import operator_of
 from tflite_export.program.batch import DYNAMIC, RESIZED, batch_of, is_dynamic, whole_batches
 from tflite_export.program.program import IntOp, IntProgram
 from tflite_export.proof.runtime import Runtime
-from tflite_export.proof.simulate import not_simulated, simulate, simulate_in_turn
+from tflite_export.proof.simulate import not_simulated, simulate, simulate_in_turn, simulated_operators
 from tflite_export.proof.ties import Probe, runs_as_in_file, tie_probes
 from tflite_export.proof.watch import Watch
 
@@ -51,7 +51,8 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
     seed: of the random inputs and of those on ties.
 
   Returns:
-    The certificate, ready for JSON; "exact" says whether all of it holds.
+    The certificate, ready for JSON; "exact" says whether all of it holds. Ties, accumulators and biases are
+    those of operators that are simulated; the others are named.
 
   Raises:
     ValueError: not a TFLite file, other kernel sets, or another number, shapes or types of inputs.
@@ -71,7 +72,8 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
   rng = np.random.default_rng(seed)
   drawn = [_random_like(array, random_images, rng) for array in inputs]
   kinds = {"real": list(inputs), "random": drawn} if random_images else {"real": list(inputs)}
-  probes = tie_probes(program, rng) if ties else []
+  known = dataclasses.replace(program, ops=simulated_operators(program, kernel_sets))
+  probes = tie_probes(known, rng) if ties else []
   certificate = {
       "format": FORMAT, "version": FORMAT_VERSION,
       "file": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
@@ -81,8 +83,8 @@ def certify(data: bytes, inputs: Sequence[np.ndarray], *, kernel_sets: Sequence[
       "inputs": {name: len(arrays[0]) for name, arrays in kinds.items()},
       "kernel_sets": {name: {**_compare(program, kinds, name), "ties": _compare_ties(program, probes, name)}
                       for name in kernel_sets},
-      "accumulators": accumulator_bound(program),
-      "largest_bias": _largest_bias(program),
+      "accumulators": accumulator_bound(known),
+      "largest_bias": _largest_bias(known),
   }
   certificate["exact"] = not inexact_operators(certificate) and not any(
       result["not_simulated"] for result in certificate["kernel_sets"].values())

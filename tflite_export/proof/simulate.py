@@ -4,7 +4,7 @@ Arrays hold n images: a tensor of shape [1, ...] is an array [n, ...] (one of sh
 [n * b, ...], the images one behind the other).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -87,21 +87,32 @@ def simulate_each(program: IntProgram, tensors: dict[str, np.ndarray], *,
 
 def not_simulated(program: IntProgram, *, mode: str = "xnnpack") -> list[str]:
   """Returns a line for each operator that cannot be simulated: its kind, layer and the reason."""
-  lines, made = [], set(program.inputs)
-  for op in program.ops:
-    unset = [name for name in op.inputs if name and program.tensors[name].variable and name not in made]
-    made.update(op.outputs)
-    reason = f"nothing sets its state {unset[0]!r}" if unset else "unknown operator"
-    if op.kind in OPERATORS and not unset:
-      reason = reason_not_simulated(op, *program.operands(op), mode)
-    if reason:
-      lines.append(f"{op.kind} of layer {op.source!r}: {reason}")
-  return lines
+  return [f"{op.kind} of layer {op.source!r}: {reason}" for op, reason in _reasons(program, mode) if reason]
+
+
+def simulated_operators(program: IntProgram, modes: Sequence[str]) -> list[IntOp]:
+  """Returns the operators that can be simulated in one of these modes at least."""
+  judged = zip(*(_reasons(program, mode) for mode in modes))
+  return [rows[0][0] for rows in judged if not all(reason for _, reason in rows)]
 
 
 def kernel_of(kind: str) -> Callable[..., list]:
   """Returns the integer arithmetic of an operator that has a record."""
   return OPERATORS[kind].kernel or read_from_runtime
+
+
+def _reasons(program: IntProgram, mode: str) -> Iterator[tuple[IntOp, str | None]]:
+  """Yields each operator, and why it cannot be simulated; None where it can."""
+  made = set(program.inputs)
+  for op in program.ops:
+    unset = [name for name in op.inputs if name and program.tensors[name].variable and name not in made]
+    made.update(op.outputs)
+    if unset:
+      yield op, f"nothing sets its state {unset[0]!r}"
+    elif op.kind in OPERATORS:
+      yield op, reason_not_simulated(op, *program.operands(op), mode)
+    else:
+      yield op, "unknown operator"
 
 
 def _calls(program: IntProgram, mode: str) -> list[Call]:

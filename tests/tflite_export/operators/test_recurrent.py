@@ -1,6 +1,7 @@
 """The fused LSTM: its arithmetic by hand, its rules, a state that is set in every run."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -91,6 +92,30 @@ def test_the_certificate_is_exact(case, batch):
   assert len(bounds) == 8
   assert certificate["accumulators"]["bound"] in [bound for bound, _ in bounds]
   assert certificate["largest_bias"]["tensor"].startswith("bias")
+
+
+def _coupled(program):
+  """The gate of the input is 1 minus that of forgetting: its operands are absent."""
+  for places in (lstm.KERNELS, lstm.RECURRENT_KERNELS, lstm.BIASES):
+    program.ops[-1].inputs[places[0]] = ""
+
+
+def _of_floats(program):
+  for name, tensor in program.tensors.items():
+    if tensor.scale is not None:
+      program.tensors[name] = dataclasses.replace(tensor, dtype="float32", scale=None)
+  program.ops[-1].intermediates = []
+
+
+@pytest.mark.parametrize("change, reason", [(_coupled, "an input is absent"), (_of_floats, "of float32")])
+def test_forms_of_other_makers_are_named_in_the_certificate(case, change, reason):
+  change(case.program)
+  x = np.zeros(case.program.tensors["x"].shape, case.program.tensors["x"].dtype)
+  certificate = certify(writer.to_bytes(case.program), [x])
+  assert not certificate["exact"] and certificate["accumulators"]["bound"] == 0
+  assert certificate["largest_bias"] == {"value": 0, "tensor": ""}
+  for result in certificate["kernel_sets"].values():
+    assert reason in result["not_simulated"][-1]
 
 
 def test_an_open_batch_is_refused(case):
