@@ -43,7 +43,7 @@ class Simulated:
   Attributes:
     options: {option: its only simulated value}.
     operands, results: types that tensors may have; None: all int8 or all int16.
-    constants: {position of an input that must be a constant: what it is}.
+    constants: {position of an input that must be a constant, beside kernels and biases: what it is}.
     absent: positions of the inputs that are absent.
     of_constants: all its inputs may be constants.
     overflow: called with (arithmetic, inputs, outputs) where the delegate does not run the operator:
@@ -113,6 +113,14 @@ class Operator:
   unary: bool = False
   tolerance: int = 0
   ends_process: bool = False
+
+  @property
+  def constants(self) -> dict[int, str]:
+    """{position of an input that must be a constant where the operator is simulated: what it is}."""
+    products = [*self.matrices, *([self.weighted.places] if self.weighted else [])]
+    return {**self.simulated.constants, **({} if self.slopes is None else {self.slopes: "slope"}),
+            **{kernel: "kernel" for _, kernel, _ in products},
+            **{bias: "bias" for *_, bias in products if bias is not None}}
 
   def version_over(self, dtypes: set[str], version: int | None = None) -> int:
     """Returns the version over tensors of these types.

@@ -31,7 +31,7 @@ def _wrong_state(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None:
 
 OPERATORS = (
     Operator("FILL", "FillOptions", moving.fill, version=3, int16=3, batch=Batch(place=0, may_be_open=False),
-             simulated=Simulated(of_constants=True)),
+             simulated=Simulated(constants={0: "shape", 1: "value"}, of_constants=True)),
     Operator("UNIDIRECTIONAL_SEQUENCE_LSTM", "UnidirectionalSequenceLSTMOptions", lstm.lstm,
              delegated=delegation.never, state=_wrong_state,
              matrices=(*((lstm.SOURCE, *places) for places in zip(lstm.KERNELS, lstm.BIASES)),

@@ -27,12 +27,14 @@ def _strange_tensors(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None
   record = operator_of(op.kind)
   if {place for place, tensor in enumerate(inputs) if tensor is None} != record.simulated.absent:
     return "an input is absent, or one too many is given"
+  for place, name in record.constants.items():
+    if not -len(inputs) <= place < len(inputs):
+      return f"the {name} is missing"
+    if inputs[place].data is None:
+      return f"the {name} is computed"
   given = [tensor for tensor in inputs if tensor is not None]
   if all(t.data is not None for t in given) and not record.simulated.of_constants:
     return "all inputs are constants"
-  for place, name in record.simulated.constants.items():
-    if inputs[place].data is None:
-      return f"the {name} is computed"
   sources, results = ({t.dtype for t in tensors if not _is_parameter(t)} for tensors in (given, outputs))
   activation_types = {"int16"} if "int16" in sources else {"int8"}
   operands = record.simulated.operands or activation_types | _kernel_types(record, sources)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tflite_export.random_draws import Draw
-from tests.tflite_export.random_recurrent import recurrent
+from tests.tflite_export.random_recurrent import fill, recurrent
 from tflite_export.file import writer
 from tflite_export.kernels import fixed_point, lstm
 from tflite_export.operators.batch import with_batch
@@ -116,6 +116,25 @@ def test_forms_of_other_makers_are_named_in_the_certificate(case, change, reason
   assert certificate["largest_bias"] == {"value": 0, "tensor": ""}
   for result in certificate["kernel_sets"].values():
     assert reason in result["not_simulated"][-1]
+
+
+@pytest.mark.parametrize("place", [*lstm.KERNELS, *lstm.RECURRENT_KERNELS, *lstm.BIASES])
+def test_computed_weights_are_not_simulated(case, place):
+  program = case.program
+  program.tensors[program.ops[-1].inputs[place]].data = None
+  assert f"the {'bias' if place in lstm.BIASES else 'kernel'} is computed" in not_simulated(program)[-1]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_computed_value_is_not_simulated(shape):
+  program = fill(Draw(np.random.default_rng(0))).program
+  value = program.ops[-1].inputs[1]
+  program.tensors[value].shape, program.tensors[value].data = shape, None
+  program.inputs.append(value)
+  assert "the value is computed" in not_simulated(program)[-1]
+  inputs = [np.zeros((1, 2), np.int8), np.zeros(1, np.int8)]
+  with pytest.raises(ValueError, match="Not simulated"):
+    simulate(program, inputs)
 
 
 def test_an_open_batch_is_refused(case):

@@ -191,6 +191,9 @@ def grid(name: str, shape=(1, 4), dtype: str = "int8", scale: float = 0.5) -> In
 IMAGE = (1, 4, 4, 1)
 SIZE = IntTensor("size", (2,), "int32", data=[8, 8])
 INDEX = IntTensor("index", (1,), "int32", data=[0])
+KERNEL = IntTensor("kernel", (4, 4), "int8", [0.5], [0], data=np.ones((4, 4)))
+BIAS = IntTensor("bias", (4,), "int32", [0.25], [0], data=np.zeros(4))
+VALUE = IntTensor("value", (), "int8", [0.5], [0], data=0)
 FLOATS = IntTensor("x", (1, 4), "float32")
 
 
@@ -198,7 +201,8 @@ FLOATS = IntTensor("x", (1, 4), "float32")
     (one_op("EXP", grid("x"), grid("y")), "EXP of layer 'layer': unknown operator"),
     (one_op("TANH", grid("x", dtype="int16"), grid("y")), "tensors of int8"),
     (one_op("FULLY_CONNECTED", grid("x", dtype="int16"), grid("y", dtype="int16"),
-            IntTensor("w", (4, 4), "int4", [0.5], [0], data=np.ones((4, 4)))), "tensors of int4"),
+            IntTensor("w", (4, 4), "int4", [0.5], [0], data=np.ones((4, 4))),
+            IntTensor("b", (4,), "int64", [0.25], [0], data=np.zeros(4))), "tensors of int4"),
     (one_op("RELU", grid("x", dtype="uint8"), grid("y", dtype="uint8")), "tensors of uint8"),
     (one_op("MUL", FLOATS, IntTensor("y", (1, 4), "float32")), "tensors of float32"),
     (one_op("RESIZE_BILINEAR", grid("x", IMAGE), grid("y", (1, 8, 8, 1)), SIZE), "half_pixel_centers False"),
@@ -208,6 +212,14 @@ FLOATS = IntTensor("x", (1, 4), "float32")
     (one_op("ADD", grid("x"), grid("y", scale=1e-6), grid("z")), "results reach 1.28e\\+08 steps"),
     (one_op("GATHER", grid("x"), grid("y"), INDEX), "the table is computed"),
     (one_op("TRANSPOSE", grid("x"), grid("y"), IntTensor("z", (2,), "int32")), "tensors of int32"),
+    (one_op("FULLY_CONNECTED", grid("x"), grid("y")), "the kernel is missing"),
+    (one_op("FULLY_CONNECTED", grid("x"), grid("y"), KERNEL), "the bias is missing"),
+    (one_op("FULLY_CONNECTED", grid("x"), grid("y"), grid("z", (4, 4)), BIAS), "the kernel is computed"),
+    (one_op("FULLY_CONNECTED", grid("x"), grid("y"), KERNEL, grid("z", (4,), "int32")),
+     "the bias is computed"),
+    (one_op("PRELU", grid("x"), grid("y"), grid("z")), "the slope is computed"),
+    (one_op("FILL", IntTensor("x", (2,), "int32"), grid("y"), VALUE), "the shape is computed"),
+    (one_op("FILL", grid("x", (1,)), grid("y"), VALUE), "the shape is computed"),
 ])
 def test_what_is_not_simulated_says_why(program, reason):
   if "z" in program.tensors:
