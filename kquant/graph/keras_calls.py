@@ -121,7 +121,7 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
   """Returns name, shape without batch, and dtype of each input of a model."""
   tables = [layer for layer in model._flatten_layers() if facts_of(kind_of_class(type(layer))).counts_rows]
   rows = _rows_of_inputs(model) if tables else {}
-  keys = _names(model._nested_inputs, model.input_names)
+  keys = leaf_names(model._nested_inputs, model.input_names)
   return [InputSpec(name, tuple(tensor.shape[1:]), in_float32(tensor.dtype.name), rows.get(name),
                     key if key != name else "")
           for name, key, tensor in zip(model.input_names, keys, model.inputs)]
@@ -143,11 +143,12 @@ def _rows_of_inputs(model: keras.Model) -> dict[str, int]:
 
 def signature_names(model: keras.Model) -> tuple[list[str], list[str]]:
   """Returns the names of a model's flat inputs and outputs: the keys of a dict, else those of the layers."""
-  return (_names(model._nested_inputs, model.input_names),
-          _names(model._nested_outputs, model.output_names))
+  return (leaf_names(model._nested_inputs, model.input_names),
+          leaf_names(model._nested_outputs, model.output_names))
 
 
-def _names(nest: Any, names: list[str]) -> list[str]:
+def leaf_names(nest: Any, names: list[str]) -> list[str]:
+  """Returns the names of flat inputs or outputs: the keys of a dict, sorted, else those given."""
   if isinstance(nest, dict) and not any(tf.nest.is_nested(leaf) for leaf in nest.values()):
     return [str(key) for key in sorted(nest)]
   return list(names)

@@ -2,13 +2,18 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
+from kquant.graph import keras_calls
 from kquant.graph.carry import CarryState
+from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
+from kquant.graph.matching import carried_states
 from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.policies import float32_policy
 from kquant.rewrites.standardize.masks import masked_inputs
@@ -28,7 +33,7 @@ def streaming(model: keras.Model) -> keras.Model:
     A model that takes and returns dicts, of any batch size, with the same weights and no state of its own.
 
   Raises:
-    ValueError: no layer has `stateful=True`.
+    ValueError: no layer has `stateful=True`, or the name of a state is taken.
     UnsupportedLayerError: one is called twice, is given a state, or has two directions or several cells.
 
   Example:
@@ -45,11 +50,14 @@ def streaming(model: keras.Model) -> keras.Model:
   if not nodes:
     raise ValueError("streaming: expected a recurrent layer with stateful=True, model "
                      f"{model.name!r} has none; build its recurrent layers so and load its weights.")
-  names = [node.layer.name for node in graph.nodes if node.facts.role == "input"]
-  inputs = dict(zip(names, (Ref(node) for node in graph.nodes if node.facts.role == "input")))
-  outputs = dict(zip(graph.output_names, graph.output_refs))
+  inputs = _by_name(graph.inputs, {node.layer.name: Ref(node) for node in graph.of_role("input")})
+  outputs = _by_name(graph.outputs, dict(zip(graph.output_names, graph.output_refs)))
   for node in nodes:
+    taken = {*inputs, *outputs, *(layer.name for layer in graph.layers)}
     for name, entered, left in _states(graph, node):
+      if name in taken:
+        raise ValueError(f"streaming: expected no input, output or layer named {name!r}: so is the state of "
+                         f"layer {node.layer.name!r}; give one of the two another name.")
       inputs[name], outputs[name] = entered, left
   for ref in inputs.values():
     ref.node.layer.config = {**ref.node.config, "batch_input_shape": (None, *ref.shape[1:])}
@@ -64,15 +72,17 @@ def stream_inputs(model: keras.Model,
   Calibration with these sees what states become behind many steps.
 
   Args:
-    model: what `kq.streaming` returned.
+    model: what `kq.streaming` returned, each size of its inputs fixed but that of the batch.
     sequences: [sequences, steps, ...], or such an array for each input by name. The steps are a multiple of
-      those that the model takes in one run.
+      those that the model takes in one run. An input without steps gets what each run reads:
+      [sequences, runs, ...].
 
   Returns:
     {input: array [sequences * runs, ...]}, the runs of one sequence one behind the other.
 
   Raises:
-    ValueError: a number of steps that is no such multiple, or inputs that do not fit.
+    ValueError: no such model, names or shapes that do not fit its inputs, or unequal numbers of sequences or
+      runs.
 
   Example:
     >>> step = keras.Input(batch_shape=(1, 1, 4), name="step")
@@ -81,27 +91,57 @@ def stream_inputs(model: keras.Model,
     >>> {name: values.shape for name, values in inputs.items()}
     {'step': (160, 1, 4), 'gru_h': (160, 8)}
   """
-  states = [name for name in model.input if name in model.output]
-  taken = {name: tensor.shape[1] for name, tensor in model.input.items() if name not in states}
+  graph = Graph.from_model(model)
+  carried = carried_states(graph)
+  if not carried:
+    raise ValueError(f"stream_inputs: expected a model that kq.streaming returned, {model.name!r} carries no "
+                     "state; give kq.streaming a model with stateful=True first.")
+  entered = {name: ref for name, ref in graph.inputs.items() if ref in carried}
+  runs = _runs({name: ref for name, ref in graph.inputs.items() if ref not in carried}, sequences)
+  first = next(iter(runs.values()))
+  state = {name: np.zeros((len(first), *ref.shape[1:]), np.float32) for name, ref in entered.items()}
+  run, seen = Execution(graph, model).tap([carried[ref] for ref in entered.values()]), []
+  for place in range(first.shape[1]):
+    seen.append({**{name: array[:, place] for name, array in runs.items()}, **state})
+    state = dict(zip(entered, run(tf.nest.flatten(seen[-1]))))
+  return {name: np.stack([values[name] for values in seen], 1).reshape(-1, *ref.shape[1:])
+          for name, ref in graph.inputs.items()}
+
+
+def _runs(inputs: dict[str, Ref],
+          sequences: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns what the inputs that are no states get, checked: {name: [sequences, runs, ...]}."""
   if not isinstance(sequences, Mapping):
-    sequences = dict.fromkeys(list(taken)[:1], sequences)
-  if sequences.keys() != taken.keys():
-    raise ValueError(f"stream_inputs: expected sequences for {sorted(taken)}, got {sorted(sequences)}.")
-  count = len(next(iter(sequences.values())))
-  lengths = {name: np.shape(array)[1] for name, array in sequences.items()}
-  runs = {lengths[name] // steps for name, steps in taken.items()}
-  if len(runs) > 1 or any(lengths[name] % steps for name, steps in taken.items()):
-    raise ValueError(f"stream_inputs: expected a multiple of the steps of one run {taken}, got {lengths}; "
-                     "cut or pad the sequences.")
-  state = {name: np.zeros((count, *model.input[name].shape[1:]), np.float32) for name in states}
-  seen: list[dict[str, np.ndarray]] = []
-  for run in range(runs.pop()):
-    seen.append({**{name: np.asarray(array)[:, run * taken[name]:(run + 1) * taken[name]]
-                    for name, array in sequences.items()}, **state})
-    result = model(seen[-1], training=False)
-    state = {name: np.asarray(result[name]) for name in states}
-  return {name: np.stack([values[name] for values in seen], 1).reshape(-1, *model.input[name].shape[1:])
-          for name in model.input}
+    sequences = dict.fromkeys(list(inputs)[:1], sequences)
+  if sequences.keys() != inputs.keys():
+    raise ValueError(f"stream_inputs: expected sequences for {sorted(inputs)}, got {sorted(sequences)}.")
+  runs = {name: _cut(name, ref, sequences[name]) for name, ref in inputs.items()}
+  counts = {name: array.shape[:2] for name, array in runs.items()}
+  if len(set(counts.values())) > 1 or 0 in next(iter(counts.values())):
+    raise ValueError("stream_inputs: expected as many sequences and runs of each input, at least one of "
+                     f"both, got {counts}; repeat what has no steps for each run: [sequences, runs, ...].")
+  return runs
+
+
+def _cut(name: str, ref: Ref, sequences: np.ndarray) -> np.ndarray:
+  """Returns the sequences of an input as [sequences, runs, ...]; so many steps are in one run as it has."""
+  sizes = ref.shape[1:]
+  if None in sizes:
+    raise ValueError(f"stream_inputs: expected an input {name!r} of fixed sizes, got {list(sizes)} behind "
+                     "the batch; build the model with a number of steps, such as 1.")
+  array = runs = np.asarray(sequences, ref.node.config["dtype"])
+  if sizes and array.ndim == len(ref.shape) and array.shape[1] % sizes[0] == 0:
+    runs = array.reshape(len(array), array.shape[1] // sizes[0], sizes[0], *array.shape[2:])
+  if runs.shape[2:] != sizes or runs.ndim < 2:
+    each = ", ".join(map(str, ("sequences", "runs", *sizes)))
+    raise ValueError(f"stream_inputs: expected of input {name!r} a multiple of the steps of one run, "
+                     f"{list(sizes)}, or [{each}], got {list(array.shape)}; cut or pad the sequences.")
+  return runs
+
+
+def _by_name(nest: Any, named: dict[str, Ref]) -> dict[str, Ref]:
+  """The inputs or outputs of a model by the keys of its dict, else as `named` has them."""
+  return dict(zip(keras_calls.leaf_names(nest, list(named)), tf.nest.flatten(nest)))
 
 
 def _is_stateful(node: Node) -> bool:

@@ -8,6 +8,7 @@ from tf_keras import layers
 
 import kquant as kq
 from kquant.core.errors import UnsupportedLayerError
+from kquant.graph.execution import Execution
 from tests.models import randomized
 
 FEATURES, LENGTH = 4, 8
@@ -141,8 +142,6 @@ def test_what_is_no_stream_is_refused_with_the_remedy():
   with pytest.raises(ValueError, match="stateful=True, model .* has none"):
     kq.streaming(whole)
   stream = kq.streaming(stateful)
-  with pytest.raises(ValueError, match=r"multiple of the steps of one run {'x': 2}, got {'x': 7}"):
-    kq.stream_inputs(stream, sequences()[:, :7])
   with pytest.raises(ValueError, match=r"expected sequences for \['x'\], got \['y'\]"):
     kq.stream_inputs(stream, {"y": sequences()})
   x = keras.Input(batch_shape=(1, 2, FEATURES))
@@ -150,3 +149,80 @@ def test_what_is_no_stream_is_refused_with_the_remedy():
                 layers.RNN([layers.GRUCell(2), layers.LSTMCell(2)], stateful=True)):
     with pytest.raises(UnsupportedLayerError, match="use layers of one cell"):
       kq.streaming(keras.Model(x, layer(x)))
+
+
+def gru_model(name="x", head="answer", keys=()):
+  """A model of a GRU "g", maybe with dicts of these keys as input and output."""
+  keras.backend.clear_session()
+  x = keras.Input(batch_shape=(1, 1, FEATURES), name=name)
+  y = layers.Dense(2, name=head)(layers.GRU(3, stateful=True, name="g")(x))
+  return keras.Model({keys[0]: x}, {keys[1]: y}) if keys else keras.Model(x, y)
+
+
+@pytest.mark.parametrize("given", [{"name": "g_h"}, {"head": "g_h"}, {"head": "g_h", "keys": ("a", "b")},
+                                   {"keys": ("g_h", "b")}, {"keys": ("a", "g_h")}])
+def test_the_name_of_a_state_must_be_free(given):
+  with pytest.raises(ValueError, match="no input, output or layer named 'g_h'.*state of layer 'g'"):
+    kq.streaming(gru_model(**given))
+
+
+def test_the_names_of_dicts_stay():
+  stream = kq.streaming(gru_model(keys=("audio", "score")))
+  assert set(stream.input) == {"audio", "g_h"} and set(stream.output) == {"score", "g_h"}
+  result = kq.quantize(stream, kq.stream_inputs(stream, {"audio": sequences(4)}), effort=None)
+  assert result.encodings.input_names == ["audio", "g_h"]
+  assert result.encodings.output_names == ["g_h", "score"]
+
+
+def test_an_input_that_is_an_output_is_no_state():
+  model = gru_model()
+  stream = kq.streaming(keras.Model(model.input, [model.input, model.output]))
+  inputs = kq.stream_inputs(stream, sequences(2))
+  np.testing.assert_array_equal(inputs["x"], sequences(2).reshape(-1, 1, FEATURES))
+  assert inputs["g_h"].any()
+
+
+def with_context(steps=1):
+  """A model of steps and of a context [batch, 5] without steps."""
+  x, context = keras.Input(batch_shape=(1, steps, FEATURES), name="x"), keras.Input((5,), 1, name="context")
+  y = layers.GRU(3, stateful=True, name="g")(x)
+  return keras.Model([x, context], layers.Dense(2)(layers.Concatenate()([y, context])))
+
+
+@pytest.mark.parametrize("steps, given, message", [
+    (2, {"x": (3, 7, 4), "context": (3, 3, 5)}, r"input 'x' a multiple of the steps of one run.*\[3, 7, 4\]"),
+    (1, {"x": (8, 4), "context": (3, 8, 5)}, r"\[sequences, runs, 1, 4\].*got \[8, 4\]; cut"),
+    (1, {"x": (3, 8, 3), "context": (3, 8, 5)}, r"\[sequences, runs, 1, 4\].*got \[3, 8, 3\]"),
+    (1, {"x": (3, 8, 4), "context": (3, 5)}, r"'context': \(3, 1\).*repeat what has no steps"),
+    (1, {"x": (3, 8, 4), "context": (2, 8, 5)}, r"as many sequences.*'context': \(2, 8\)"),
+    (1, {"x": (3, 0, 4), "context": (3, 0, 5)}, "at least one of both"),
+    (1, {"x": (0, 8, 4), "context": (0, 8, 5)}, "at least one of both"),
+    (None, {"x": (3, 8, 4), "context": (3, 8, 5)}, "'x' of fixed sizes.*number of steps")])
+def test_sequences_that_do_not_fit_are_refused_with_the_remedy(steps, given, message):
+  stream = kq.streaming(with_context(steps))
+  with pytest.raises(ValueError, match=f"stream_inputs: expected .*{message}"):
+    kq.stream_inputs(stream, {name: np.zeros(shape, np.float32) for name, shape in given.items()})
+
+
+def test_a_model_that_carries_no_state_has_no_stream_inputs():
+  with pytest.raises(ValueError, match="that kq.streaming returned"):
+    kq.stream_inputs(gru_model(), sequences())
+
+
+def test_an_input_without_steps_is_given_for_each_run():
+  stream = kq.streaming(with_context(2))
+  context = np.random.default_rng(1).normal(size=(3, 4, 5))
+  inputs = kq.stream_inputs(stream, {"x": sequences(3), "context": context})
+  np.testing.assert_array_equal(inputs["context"], context.reshape(12, 5).astype(np.float32))
+  np.testing.assert_array_equal(inputs["x"][1], sequences(3)[0, 2:4])
+
+
+def test_sequences_run_within_bounded_memory(monkeypatch):
+  taken = []
+  monkeypatch.setattr(Execution, "images_at_once",
+                      lambda self, images, most: taken.append(len(images[0])) or 4)
+  stream = kq.streaming(gru_model())
+  inputs = kq.stream_inputs(stream, sequences(6))
+  assert taken == [6] * LENGTH
+  expected = stream(inputs)["g_h"].numpy().reshape(6, LENGTH, 3)[:, :-1]
+  np.testing.assert_allclose(inputs["g_h"].reshape(6, LENGTH, 3)[:, 1:], expected, atol=1e-6)
