@@ -27,19 +27,23 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
   """Lets each fused layer round its state to the grid of its output, and gives its cell a grid.
 
   The cell, `<layer>/cell`, has 16 bits and a scale that is a power of two: what it reached at calibration
-  takes up a half of it at most. An edit names a layer whose outputs are so small that the operator's tables
-  are coarser than their grid.
+  takes up a half of it at most, unless that passes 32: the operator's cells end at 64. An edit names a layer
+  whose cell passes that, and one whose outputs are so small that the operator's tables are coarser than their
+  grid.
   """
   for node in graph.nodes:
     if node.layer.cls is FusedLSTM:
       state, limit = encodings[Ref(node).key], float(node.layer.params["cell_limit"])
       if state.scale[0] < _TABLE_ERROR:
-        steps = _TABLE_ERROR / float(state.scale[0])
+        steps = min(_TABLE_ERROR / float(state.scale[0]), np.subtract(*state.limits[::-1]))
         graph.edit(node, f"the operator's tanh may be off by {steps:.0f} steps of its output, which stays "
                          "small; recurrent='unrolled' has finer tables")
       exponent = int(np.ceil(np.log2(max(_HEADROOM * limit, 1e-9) / _STEPS)))
       exponent = int(np.clip(exponent, CELL_EXPONENTS[0], CELL_EXPONENTS[-1]))
       cell = Encoding(np.float32(2.0**exponent), np.int64(0), 16)
+      if limit > cell.range[1][0]:
+        graph.edit(node, f"its cell reached {limit:.1f}, the operator ends it at {cell.range[1][0]:.0f}; use "
+                         "recurrent='unrolled'")
       encodings.grids[f"{node.layer.name}/cell"] = cell
       node.layer.params = {**node.layer.params, "cell_limit": np.float32(cell.range[1][0])}
       node.layer.config = {**node.layer.config,

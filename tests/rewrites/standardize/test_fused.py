@@ -128,6 +128,38 @@ def test_a_layer_whose_outputs_are_finer_than_the_tables_is_named(size, named):
   assert any("the operator's tanh may be off by" in edit.what for edit in result.report.edits) == named
 
 
+def test_outputs_of_zeros_are_off_by_their_whole_grid_at_most():
+  model = model_of(layers.LSTM(3, name="lstm", use_bias=False))
+  result = kq.quantize(model, [0 * x for x in data_of(model)], config=config("fused"), effort=None)
+  assert [edit for edit in result.report.edits if "may be off by 255 steps" in edit.what]
+
+
+def counter(steps):
+  """An LSTM of one unit whose cell adds up its input."""
+  x = keras.Input((steps, 1))
+  model = keras.Model(x, layers.LSTM(1, name="lstm")(x))
+  model.set_weights([np.array([[0, 0, 8, 0]]), np.zeros((1, 4)), np.array([8, 8, 0, 8])])
+  return model
+
+
+@pytest.mark.parametrize("steps, reached", [(40, ""), (90, "88.6")])
+def test_a_cell_that_passes_the_end_of_the_operator_is_named(steps, reached):
+  data = np.ones((4, steps, 1), np.float32)
+  for recurrent in ("auto", "fused"):
+    report = kq.quantize(counter(steps), data, config=config(recurrent), effort=None).report
+    found = [edit.what for edit in report.edits if "its cell reached" in edit.what]
+    expected = f"its cell reached {reached}, the operator ends it at 64; use recurrent='unrolled'"
+    assert found == ([expected] if reached else [])
+
+
+def test_kernels_of_few_bits_are_named_once_a_layer():
+  model = model_of(layers.LSTM(3, name="lstm"))
+  narrow = dataclasses.replace(kq.QuantConfig.preset("w4a8"), recurrent="fused")
+  report = kq.quantize(model, data_of(model), config=narrow, effort=None).report
+  assert [edit.what for edit in report.edits if edit.what.startswith("kernel")] == [
+      "kernel of 4 bits stored in int8: the operator of FusedLSTM takes no INT4 kernel"]
+
+
 def test_the_finalised_layer_rounds_its_state_and_ends_where_the_operator_does():
   layer = FusedLSTM(2, state_grid=(0.25, 3))
   x = np.random.default_rng(0).normal(0, 4, (3, 6, 2)).astype(np.float32)
