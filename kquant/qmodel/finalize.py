@@ -103,8 +103,9 @@ def finalize_graph(qmodel: keras.Model, *, target: Target = LITERT,
     grids[ref] = encodings.grids[ref.key] = grid
   for layer, own in weights.items():
     inputs = [grids[call.inputs[0]] for call in graph.calls(layer)]
+    own = _with_storage(graph, layer, own, max(grid.bits for grid in inputs), target)
     for weight in layer.facts.weights:
-      grid = _with_storage(graph, layer, own[weight.name], max(grid.bits for grid in inputs), target)
+      grid = own[weight.name]
       if target.short_scales:
         grid = dataclasses.replace(grid, scale=numerics.short_scale(grid.scale))
       grid = _within_limits(graph, layer, weight, _Grids(grid, inputs), target)
@@ -202,14 +203,17 @@ def _cap_inside_grids(graph: Graph, grids: dict[Ref, Encoding], target: Target) 
   graph.normalize()
 
 
-def _with_storage(graph: Graph, layer: LayerDef, grid: Encoding, input_bits: int, target: Target) -> Encoding:
-  """Returns the grid of a weight, packed where its bits, its activations and the target allow it."""
-  if grid.bits > PACKED_BITS or not target.packs:
-    return grid
+def _with_storage(graph: Graph, layer: LayerDef, own: dict[str, Encoding], input_bits: int,
+                  target: Target) -> dict[str, Encoding]:
+  """Returns the grids of a layer's weights, packed where bits, activations and the target allow it."""
+  few = {name: grid for name, grid in own.items() if grid.bits <= PACKED_BITS}
+  if not few or not target.packs:
+    return own
   reason = packing_obstacle(layer, input_bits, target)
   if reason:
-    graph.edit(graph.calls(layer)[0], f"kernel of {grid.bits} bits stored in int8: {reason}")
-  return dataclasses.replace(grid, packed=not reason)
+    bits = " and ".join(map(str, sorted({grid.bits for grid in few.values()})))
+    graph.edit(graph.calls(layer)[0], f"kernel of {bits} bits stored in int8: {reason}")
+  return {**own, **{name: dataclasses.replace(grid, packed=not reason) for name, grid in few.items()}}
 
 
 def packing_obstacle(layer: LayerDef, input_bits: int, target: Target) -> str | None:
