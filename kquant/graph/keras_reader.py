@@ -156,7 +156,8 @@ class Reader:
 def _adapted(layer: keras.layers.Layer) -> dict[str, Any]:
   """What a layer took over from data with `adapt`, which its config does not hold."""
   if isinstance(layer, keras.layers.IntegerLookup):
-    return {"vocabulary": [int(word) for word in layer.get_vocabulary(include_special_tokens=False)]}
+    words = [int(word) for word in layer.get_vocabulary(include_special_tokens=False)]
+    return {"vocabulary": words} if words else {}
   if isinstance(layer, keras.layers.Discretization) and layer.bin_boundaries is not None:
     return {"bin_boundaries": [float(end) for end in layer.bin_boundaries], "num_bins": None}
   return {}

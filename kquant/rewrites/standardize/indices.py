@@ -5,20 +5,19 @@ the whole numbers at once, in a table of its rows in their order.
 """
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import tf_keras as keras
 
+from kquant.core.errors import UnsupportedLayerError
 from kquant.graph.graph import Graph
+from kquant.graph.kinds.inputs import NUMBER_SPANS, refused_numbering
 from kquant.graph.nodes import Node, Ref
 from kquant.graph.policies import float32_policy
 from kquant.graph.row_lookup import RowLookup
 from kquant.rewrites.standardize.building import add_operator, replace
 
 _MOST_CATEGORIES = 256
-_MOST_NUMBERS = 4096
-"""From the lowest of a vocabulary to the highest: each is a row of a table."""
 
 
 def look_up_categories(graph: Graph, node: Node) -> None:
@@ -45,22 +44,42 @@ def _encoded(graph: Graph, node: Node, rows: Ref) -> Ref:
 
 def look_up_numbers(graph: Graph, node: Node) -> None:
   """Writes what is looked up by the results of an IntegerLookup or Discretization as rows of its numbers."""
-  if node.kind not in _SPANS:
+  if node.kind not in NUMBER_SPANS or refused_numbering(node):
     return
-  (source,), (first, results) = node.inputs, _numbered(node)
+  (source,) = node.inputs
   while source.node.facts.casts:
     source = source.node.inputs[0]
-  if not source.is_integer or results is None:
+  if not source.is_integer:
     return
+  first, results = _numbered(node)
   if node.config["output_mode"] != "int":
     rows = _add_rows(graph, node, source, first, results.astype(np.float32))
     replace(graph, node, _encoded(graph, node, rows), "written as rows of a table")
     return
   readers = _readers(graph, Ref(node))
   for reader in readers if all(reader.facts.counts_rows for reader in readers) else ():
-    rows = reader.layer.params[reader.facts.table][results]
-    replace(graph, reader, _add_rows(graph, reader, source, first, rows),
-            f"looked up by what {node.name} reads")
+    _look_up_at_once(graph, reader, node, source, (first, results))
+
+
+def _look_up_at_once(graph: Graph, reader: Node, node: Node, source: Ref,
+                     numbered: tuple[int, np.ndarray]) -> None:
+  """Lets a reader of a layer that numbers whole numbers look these up.
+
+  Raises:
+    UnsupportedLayerError: its table has too few rows.
+  """
+  first, results = numbered
+  table, origin = reader.layer.params[reader.facts.table], reader.layer.origins[0]
+  if results.max() >= len(table):
+    raise UnsupportedLayerError(
+        f"Layer {origin.name!r} ({origin.kind}) has {len(table)} rows, and layer {node.name!r} "
+        f"({node.kind}), which it reads, makes {results.max() + 1} indices; give it as many rows and train "
+        "it.")
+  if reader.config.get("trainable", True):
+    graph.skip(reader, "its table is left out of training")
+  with graph.in_place_of(reader):
+    rows = _add_rows(graph, reader, source, first, table[results])
+  replace(graph, reader, rows, f"looked up by what {node.name} reads")
 
 
 def _readers(graph: Graph, ref: Ref) -> list[Node]:
@@ -80,35 +99,12 @@ def _add_rows(graph: Graph, node: Node, source: Ref, first: int, rows: np.ndarra
 
 
 @float32_policy()
-def _numbered(node: Node) -> tuple[int, np.ndarray | None]:
-  """(first number, what the layer makes of each from there on); the ends stand for all beyond.
-
-  None where they do not, or where the numbers are too many.
-  """
+def _numbered(node: Node) -> tuple[int, np.ndarray]:
+  """(first number, what the layer makes of each from there on); the ends stand for all beyond."""
   config = copy.deepcopy(node.config)
-  first, last = _SPANS[node.kind](config)
-  if (not 0 < last - first < _MOST_NUMBERS or config.get("num_oov_indices", 1) != 1 or config.get("invert")
-      or config["sparse"] or config["output_mode"] not in _MODES or len(node.inputs[0].shape) != 2):
-    return first, None
+  first, last = map(int, NUMBER_SPANS[node.kind](config))
   results = np.asarray(node.layer.cls.from_config(config)(np.arange(first, last + 1)[:, None]))
   return first, results[:, 0] if config["output_mode"] == "int" else results
-
-
-def _span_of_vocabulary(config: dict) -> tuple[int, int]:
-  words = [int(word) for word in config["vocabulary"] or ()]
-  words += [] if config["mask_token"] is None else [int(config["mask_token"])]
-  return (min(words) - 1, max(words) + 1) if words else (0, 0)
-
-
-def _span_of_bins(config: dict) -> tuple[int, int]:
-  ends = config["bin_boundaries"] or ()
-  return (int(np.floor(min(ends))) - 1, int(np.ceil(max(ends)))) if len(ends) else (0, 0)
-
-
-_MODES = ("int", "one_hot", "multi_hot", "count")
-_SPANS: dict[str, Callable[[dict], tuple[int, int]]] = {
-    "IntegerLookup": _span_of_vocabulary, "Discretization": _span_of_bins}
-"""{kind: returns the lowest and the highest number beyond which the index is that of the end}."""
 
 
 def take_integer_indices(graph: Graph, node: Node) -> None:

@@ -59,11 +59,61 @@ def test_a_table_holds_what_each_number_becomes_those_beyond_it_too(name, tmp_pa
   assert written.certificate["exact"] and not written.verification.float_operators
 
 
-@pytest.mark.parametrize("make, dtype, message", [
-    (lambda: embedded(layers.Discretization([0.5]), 2), "float32", "input one of dtype int32"),
-    (lambda: embedded(layers.IntegerLookup(vocabulary=[1, 9000]), 3), "int32", "more than 4,096 numbers"),
-    (lambda: embedded(layers.IntegerLookup(vocabulary=WORDS, num_oov_indices=2), 6), "int32",
-     "several indices")])
-def test_other_forms_are_refused_with_the_remedy(make, dtype, message):
+def lookup(**given):
+  return lambda: embedded(layers.IntegerLookup(**{"vocabulary": WORDS, **given}), 9)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lookup(vocabulary=[1, 9000]), "numbers that span more than 4,096"),
+    (lookup(vocabulary=[5000, 5001], mask_token=0), "numbers that span more than 4,096"),
+    (lookup(vocabulary=[2**31 - 2, 2**31 - 1]), "numbers beyond those of int32"),
+    (lookup(vocabulary=[-2**31, 1 - 2**31]), "numbers beyond those of int32"),
+    (lookup(vocabulary=[3 * 10**9, 3 * 10**9 + 1]), "numbers beyond those of int32"),
+    (lambda: embedded(layers.Discretization([0.0, np.inf]), 3), "numbers beyond those of int32"),
+    (lambda: embedded(layers.Discretization([0.0, 5000.0]), 3), "numbers that span more than 4,096"),
+    (lookup(num_oov_indices=2), "num_oov_indices=2"),
+    (lookup(num_oov_indices=0), "num_oov_indices=0"),
+    (lookup(invert=True), "invert=True"),
+    (lambda: layers.IntegerLookup(vocabulary=WORDS, output_mode="tf_idf", idf_weights=[1.0] * 4),
+     "output_mode='tf_idf'"),
+    (lambda: lambda x: layers.Rescaling(2.0)(layers.IntegerLookup(vocabulary=WORDS)(x)),
+     "read by layers other"),
+])
+def test_other_forms_are_refused_with_the_reason(make, message):
   with pytest.raises(UnsupportedLayerError, match=message):
-    kq.quantize(model_of(make, dtype), np.zeros((4, 3)), effort=None)
+    kq.quantize(model_of(make), np.zeros((4, 3)), effort=None)
+
+
+def test_an_input_of_other_numbers_is_refused():
+  model = model_of(lambda: embedded(layers.Discretization([0.5]), 2), "float32")
+  with pytest.raises(UnsupportedLayerError, match="input one of dtype int32"):
+    kq.quantize(model, np.zeros((4, 3)), effort=None)
+
+
+def test_a_table_of_too_few_rows_is_refused_with_what_it_needs():
+  for make in (lambda: embedded(layers.IntegerLookup(vocabulary=WORDS, name="lookup"), 4, name="table"),
+               lambda: lambda x: layers.CategoryEncoding(4, "multi_hot", name="table")(
+                   layers.IntegerLookup(vocabulary=WORDS, name="lookup")(x))):
+    with pytest.raises(UnsupportedLayerError, match="'table' .* has 4 rows.*'lookup' .*makes 5 indices"):
+      kq.quantize(model_of(make), np.zeros((4, 3)), effort=None)
+
+
+def test_rules_and_notes_know_the_embedding():
+  model = model_of(lambda: embedded(layers.IntegerLookup(vocabulary=WORDS), 5, name="table"))
+  wide = kq.Rule(kinds=("Embedding",), activations=kq.TensorSpec(bits=16))
+  config = kq.QuantConfig(rules=(wide, kq.Rule()))
+  result = kq.quantize(model, np.zeros((4, 3)), config=config, effort=None)
+  assert result.encodings["table/rows"].bits == 16
+  assert [(skip.layer, skip.reason) for skip in result.report.skips] == [
+      ("table", "its table is left out of training")]
+
+
+@pytest.mark.parametrize("shape, layer, message", [
+    ((3,), layers.IntegerLookup, "no vocabulary; adapt it"),
+    ((3, 1), lambda: layers.IntegerLookup(vocabulary=WORDS), "a tensor of rank 3")])
+def test_a_lookup_that_has_no_table_stays_as_it_is(shape, layer, message):
+  x = keras.Input(shape, dtype="int32")
+  model = keras.Model(x, layers.Flatten()(layers.Embedding(9, 3)(layer()(x))))
+  assert "IntegerLookup" in [type(layer).__name__ for layer in kq.standardize(model).layers]
+  with pytest.raises(UnsupportedLayerError, match=message):
+    kq.quantize(model, np.zeros((4, *shape)), effort=None)
