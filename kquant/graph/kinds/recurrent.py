@@ -9,20 +9,28 @@ from kquant.graph.weights import WeightFacts
 
 MOST_STEPS = 1000
 """Of a sequence: its network has a dozen calls for each."""
+_SHAPES = {1: "steps, features", 2: "steps, length, channels", 3: "steps, height, width, channels"}
+"""{sizes of a step: the shape of a sequence}."""
 
 
 def _why_left(call: Call) -> Refusal:
   """Says why `standardize` leaves a layer."""
-  config, steps = call.config, call.inputs[0].shape[1]
+  config, (_, steps, *sizes) = call.config, call.inputs[0].shape
+  several = "layer" in config or "cells" in config.get("cell", {}).get("config", {})
   config = {**config, **config.get("layer", {}).get("config", {})}  # of what a Bidirectional wraps
   if config.get("data_format") == "channels_first":
     return Refusal("is channels_first", "build the model with channels_last")
   if config.get("stateful"):
     return Refusal("keeps its state from one run to the next (stateful=True)",
+                   "use layers of one direction and one cell, and kquant.streaming" if several else
                    "kquant.streaming makes its state an input and an output of the model")
-  if None in call.inputs[0].shape[1:]:
-    return Refusal("reads a sequence of open length", "fix it: --input_shape=STEPS,FEATURES, or "
-                   "kquant.load_model(path, input_shape=(steps, features))")
+  if sizes[1:] and call.argument(1, "mask") is not None:
+    return Refusal("is called with a mask", "leave it out, and give the layer steps that all count")
+  if None in (steps, *sizes):
+    shape = _SHAPES.get(len(sizes), "steps, ...")
+    return Refusal("reads a sequence of open length", "fix it: "
+                   f"--input_shape={shape.upper().replace(', ', ',')}, or "
+                   f"kquant.load_model(path, input_shape=({shape}))")
   if steps > MOST_STEPS:
     return Refusal(f"takes {steps:,} steps, and {MOST_STEPS:,} are the most",
                    "shorten the sequence, or put a strided Conv1D or a pooling layer in front")

@@ -72,7 +72,7 @@ def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
   wrong = [f"{key}={config.get(key)!r}" for _, config in layers for key, value in _EXPECTED.items()
            if config.get(key, value) != value]
   if any(CELLS.get(kind) is not LstmCell for kind, _ in layers):
-    return "is no LSTM"
+    return "is no plain LSTM layer"
   if wrong:
     return f"has {wrong[0]}"
   if layers[1:] and node.config["merge_mode"] is None:

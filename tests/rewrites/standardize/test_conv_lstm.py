@@ -82,3 +82,29 @@ def test_other_forms_are_refused_with_the_remedy(layer, shape, message):
   model = keras.Model(x, layer()(x))
   with pytest.raises(UnsupportedLayerError, match=message):
     kq.quantize(model, np.zeros((2, *shape), np.float32), effort=None)
+
+
+@pytest.mark.parametrize("layer, shape, sizes", [
+    (lambda: layers.GRU(2), (None, 3), "STEPS,FEATURES"),
+    (lambda: layers.ConvLSTM1D(2, 2), (None, 4, 1), "STEPS,LENGTH,CHANNELS"),
+    (lambda: layers.Bidirectional(layers.ConvLSTM2D(2, 2)), (None, 4, 4, 1), "STEPS,HEIGHT,WIDTH,CHANNELS")])
+def test_an_open_length_is_refused_with_the_shape_to_give(layer, shape, sizes):
+  x = keras.Input(shape)
+  with pytest.raises(UnsupportedLayerError, match=f"--input_shape={sizes}, or .*=\\({sizes.lower()[:5]}, "):
+    kq.insert_quantizers(keras.Model(x, layer()(x)))
+
+
+def test_a_mask_is_refused_as_such():
+  x, mask = keras.Input((2, 4, 4, 1)), keras.Input((2,), dtype="bool")
+  model = keras.Model([x, mask], layers.ConvLSTM2D(2, 2)(x, mask=mask))
+  with pytest.raises(UnsupportedLayerError, match="is called with a mask; "):
+    kq.insert_quantizers(model)
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: layers.Bidirectional(layers.LSTM(2, stateful=True)),
+    lambda: layers.RNN([layers.GRUCell(2), layers.LSTMCell(2)], stateful=True)])
+def test_states_that_streaming_refuses_are_not_sent_there(layer):
+  x = keras.Input((2, 3), 1)
+  with pytest.raises(UnsupportedLayerError, match="stateful=True.; use layers of one direction and one cell"):
+    kq.insert_quantizers(keras.Model(x, layer()(x)))

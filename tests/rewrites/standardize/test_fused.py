@@ -26,7 +26,7 @@ FUSED = {
 }
 
 UNROLLED = {
-    "is no LSTM": lambda: layers.GRU(3),
+    "is no plain LSTM layer": lambda: layers.RNN(layers.LSTMCell(3)),
     "has activation='relu'": lambda: layers.LSTM(3, activation="relu"),
     "has recurrent_activation='hard_sigmoid'": lambda: layers.LSTM(3, recurrent_activation="hard_sigmoid"),
     "has return_state=True": lambda: layers.LSTM(3, return_state=True),
