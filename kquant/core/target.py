@@ -8,6 +8,10 @@ from kquant.core.encodings import Encoding
 
 PACKED_BITS = 4
 """Bits of an INT4 tensor; narrower grids lie within."""
+SUM_STEP = 2.0**-12
+"""Scale of the sums of 16 bits inside a recurrent operator."""
+CELL_EXPONENTS = range(-15, -8)
+"""n of the scales 2^n that its cell of 16 bits may have: tanh reads up to 6 bits before the point."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,16 @@ class Target:
 
 def _grid(scale: float, zero_point: int, bits: int = 8) -> Encoding:
   return Encoding(np.float32(scale), np.int64(zero_point), bits)
+
+
+def product_limit(step: float) -> int:
+  """Returns what |integer| of a product inside a recurrent operator must stay below.
+
+  Args:
+    step: s_x * s_w of its operands. The product is shifted to the left within 32 bits where this is the
+      larger one beside SUM_STEP.
+  """
+  return 2**31 >> max(0, int(np.frexp(step / SUM_STEP)[1]))
 
 
 LITERT = Target(

@@ -6,13 +6,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.numerics import grid_limits
+from kquant.core.target import SUM_STEP
 
 GATES = ("input", "forget", "candidate", "output")
 """In the order of Keras' kernels."""
-SUM_RANGE = 8.0
+SUM_RANGE = SUM_STEP * 2**15
 """The products with the input, and the sums that gates read, end at +-8 in the operator."""
-CELL_EXPONENTS = range(-15, -8)
-"""n of the scales 2^n that the cell of 16 bits may have."""
 
 
 @keras.saving.register_keras_serializable("kquant")

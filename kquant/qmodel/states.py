@@ -4,9 +4,10 @@ import numpy as np
 import tf_keras as keras
 
 from kquant.core.encodings import Encoding, Encodings
-from kquant.graph.fused_lstm import CELL_EXPONENTS, FusedLSTM
+from kquant.core.target import CELL_EXPONENTS, product_limit
+from kquant.graph.fused_lstm import GATES, FusedLSTM
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import Ref
+from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.quantize_weights import QuantizeWeights
 
 _HEADROOM = 2.0
@@ -30,9 +31,13 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
   takes up a half of it at most, unless that passes 32: the operator's cells end at 64. An edit names a layer
   whose cell passes that, and one whose outputs are so small that the operator's tables are coarser than their
   grid.
+
+  Raises:
+    ValueError: products with an input do not fit the operator.
   """
   for node in graph.nodes:
     if node.layer.cls is FusedLSTM:
+      _check_products(node, encodings)
       state, limit = encodings[Ref(node).key], float(node.layer.params["cell_limit"])
       if state.scale[0] < _TABLE_ERROR:
         steps = min(_TABLE_ERROR / float(state.scale[0]), np.subtract(*state.limits[::-1]))
@@ -48,3 +53,18 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
       node.layer.params = {**node.layer.params, "cell_limit": np.float32(cell.range[1][0])}
       node.layer.config = {**node.layer.config,
                            "state_grid": (float(state.scale[0]), int(state.zero_point[0]))}
+
+
+def _check_products(node: Node, encodings: Encodings) -> None:
+  """Asserts that no input brings a product with a kernel, bias included, to the operator's limit."""
+  x = encodings[node.inputs[0].key]
+  reach = int(max(x.limits[1] - x.zero_point[0], x.zero_point[0] - x.limits[0]))
+  for gate in GATES:
+    kernel, bias = (f"{node.name}/{weight}_{gate}" for weight in ("kernel", "bias"))
+    step = float(x.scale[0]) * float(encodings[kernel].scale[0])
+    sums = np.abs(encodings.integers[kernel]).sum(axis=0, dtype=np.int64)
+    largest = int((np.abs(encodings.integers[bias].astype(np.int64)) + reach * sums).max())
+    if largest >= product_limit(step):
+      raise ValueError(f"Layer {node.name!r}: expected products of its inputs and kernels below "
+                       f"{product_limit(step) * step:.6g}, they can reach {largest * step:.6g}; scale the "
+                       "inputs of the model.")

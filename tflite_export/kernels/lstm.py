@@ -7,6 +7,7 @@ code runs it in every set of kernels.
 
 import numpy as np
 
+from kquant.core.target import SUM_STEP
 from tflite_export.kernels.call import Call, centred, merge_images, output_like, scale_of, zero_point_of
 from tflite_export.kernels.fixed_point import (
   FRACTION_BITS,
@@ -22,8 +23,6 @@ SOURCE, STATE, CELL = 0, 18, 19
 KERNELS, RECURRENT_KERNELS, BIASES = range(1, 5), range(5, 9), range(12, 16)
 """Positions among the inputs; the gates in the order of Keras: input, forget, candidate, output."""
 
-SUM_SCALE = np.float32(2.0**-12)
-"""Of the sums, which sigmoid and tanh read."""
 _SUM_WHOLE = 3
 
 
@@ -49,7 +48,7 @@ def cell_exponent(call: Call) -> int:
 
 
 def _product(call: Call, arrays: tuple, places: tuple[int, int, int | None], x: np.ndarray) -> np.ndarray:
-  """Returns x W^T + b in steps of SUM_SCALE; x is without its zero point.
+  """Returns x W^T + b in steps of SUM_STEP; x is without its zero point.
 
   Args:
     places: of x, of the kernel [units, in] and of the bias, None for none.
@@ -58,7 +57,7 @@ def _product(call: Call, arrays: tuple, places: tuple[int, int, int | None], x: 
   acc = (x.astype(np.float64) @ arrays[kernel].T.astype(np.float64)).astype(np.int64)
   if bias is not None:
     acc += arrays[bias]
-  real = scale_of(call.inputs[source]) * scale_of(call.inputs[kernel]) / SUM_SCALE
+  real = scale_of(call.inputs[source]) * scale_of(call.inputs[kernel]) / SUM_STEP
   return multiply_double(acc, np.float64(real))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tflite_export.kernels.lstm import SUM_SCALE
+from kquant.core.target import product_limit
 from tflite_export.operators.table import operator_of
 from tflite_export.program.program import IntOp, IntProgram, IntTensor
 
@@ -66,7 +66,8 @@ def check_matrices(program: IntProgram, op: IntOp) -> None:
     raise error(op, problem)
   for bound, limit in matrix_bounds(program, op):
     if bound >= limit:
-      raise error(op, f"expected every |accumulator| below {limit}, got {bound}; lower the weights")
+      raise error(op, f"expected every |accumulator| below {limit}, got {bound}; scale the inputs of the "
+                  "model")
 
 
 def matrix_bounds(program: IntProgram, op: IntOp) -> list[tuple[int, int]]:
@@ -75,8 +76,7 @@ def matrix_bounds(program: IntProgram, op: IntOp) -> list[tuple[int, int]]:
   for source, place, bias in operator_of(op.kind).matrices:
     x, kernel = program.tensors[op.inputs[source]], program.tensors[op.inputs[place]]
     offset = np.zeros(len(kernel.data)) if bias is None else program.tensors[op.inputs[bias]].data
-    ratio = float(x.scale[0]) * float(kernel.scale[0]) / float(SUM_SCALE)
-    limit = ACCUMULATOR_LIMIT >> max(0, int(np.frexp(ratio)[1]))  # it is shifted left before a multiplication
+    limit = product_limit(float(x.scale[0]) * float(kernel.scale[0]))
     bounds.append((int(_bounds(x, kernel, offset, channel_axis=0).max()), limit))
   return bounds
 

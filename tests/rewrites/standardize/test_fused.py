@@ -107,6 +107,13 @@ def test_activations_of_16_bits_are_refused():
   assert "lstm/recurrent_gates" in [layer.name for layer in qmodel.layers]
 
 
+def test_inputs_whose_products_pass_the_operators_limit_are_refused_before_the_export():
+  model = model_of(layers.LSTM(3))
+  images = [1e6 * x for x in data_of(model)]
+  with pytest.raises(ValueError, match=r"products .* below \d+, they can reach .*; scale the inputs"):
+    kq.quantize(model, images, config=config("fused"), effort=None)
+
+
 def test_the_cell_is_measured_and_has_a_scale_of_a_power_of_two():
   model = model_of(layers.LSTM(3, name="lstm", return_sequences=True))
   data = data_of(model)
