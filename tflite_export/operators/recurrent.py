@@ -2,13 +2,12 @@
 
 import numpy as np
 
+from kquant.core.target import CELL_EXPONENTS
 from tflite_export.kernels import lstm, moving
 from tflite_export.operators import delegation
 from tflite_export.operators.record import Batch, Operator, Simulated
 from tflite_export.program.program import RECURRENT_ACTIVATION, IntOp, Tensors
 
-_CELL_EXPONENTS = range(-15, -8)
-"""Of the scale of the cell: tanh reads a cell of up to 6 bits before the point."""
 PLAIN = {"fused_activation_function": RECURRENT_ACTIVATION, "cell_clip": 0.0, "proj_clip": 0.0,
          "time_major": False, "asymmetric_quantize_inputs": False, "diagonal_recurrent_tensors": False}
 """The options of the one form that is written."""
@@ -21,8 +20,8 @@ def _wrong_state(op: IntOp, inputs: Tensors, outputs: Tensors) -> str | None:
   if not np.array_equal((state.scale, state.zero_point), (y.scale, y.zero_point)):
     return f"expected one grid for {state.name!r} and {y.name!r}"
   if cell.dtype != "int16" or np.float32(2.0)**round(np.log2(cell.scale[0])) != cell.scale[0] or round(
-      np.log2(cell.scale[0])) not in _CELL_EXPONENTS:
-    return (f"expected int16 at 2^{_CELL_EXPONENTS[0]} to 2^{_CELL_EXPONENTS[-1]} for {cell.name!r}, got "
+      np.log2(cell.scale[0])) not in CELL_EXPONENTS:
+    return (f"expected int16 at 2^{CELL_EXPONENTS[0]} to 2^{CELL_EXPONENTS[-1]} for {cell.name!r}, got "
             f"{cell.dtype} at {cell.scale[0]!r}")
   if op.intermediates != [state.name] * 5:
     return f"expected {state.name!r} as its five intermediates, got {op.intermediates}"
