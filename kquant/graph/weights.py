@@ -32,7 +32,6 @@ class WeightFacts:
   def __post_init__(self):
     object.__setattr__(self, "key", self.key or self.name)
 
-
   def scale_axes(self, per_channel: bool) -> tuple[int, ...] | None:
     """Finds the axes along which its scales lie.
 

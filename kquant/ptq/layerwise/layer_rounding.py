@@ -129,8 +129,8 @@ def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.
 
 
 def change_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
-                   statistics: Statistics,
-                   change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> list[str]:
+                  statistics: Statistics,
+                  change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> list[str]:
   """Changes each linear layer at its first turn, then corrects its bias; returns the names of the others.
 
   Args:
