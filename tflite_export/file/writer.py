@@ -84,7 +84,7 @@ class _SharingBuilder(flatbuffers.Builder):
 
   def CreateString(self, s, *args):
     """Writes a string."""
-    return self.once(("string", s), lambda: super(_SharingBuilder, self).CreateString(s, *args))
+    return self.once(("string", s), functools.partial(super().CreateString, s, *args))
 
   def CreateNumpyVector(self, x):
     """Writes a vector of numbers; the bytes of a constant are no candidates."""

@@ -19,8 +19,8 @@ def _fused_lstm(builder: ProgramBuilder, node: Node) -> None:
   output = builder.activation(Ref(node))
   inputs[lstm.STATE] = builder.state(node, "state", builder.encodings[output])
   inputs[lstm.CELL] = builder.state(node, "cell", builder.encodings[f"{node.layer.name}/cell"])
-  builder.add(node, "UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [output], **PLAIN)
-  builder.program.ops[-1].intermediates = [inputs[lstm.STATE]] * 5
+  op = builder.add(node, "UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [output], **PLAIN)
+  op.intermediates = [inputs[lstm.STATE]] * 5
 
 
 LOWERINGS: dict[str, Lower] = {"FusedLSTM": _fused_lstm}

@@ -53,7 +53,6 @@ def check_weighted(program: IntProgram, op: IntOp) -> None:
 def check_matrices(program: IntProgram, op: IntOp) -> None:
   """Asserts the rules of matrix products that an operator computes inside, and of its state."""
   record = operator_of(op.kind)
-  tensors = program.operands(op)
   for source, place, bias in record.matrices:
     x, kernel = program.tensors[op.inputs[source]], program.tensors[op.inputs[place]]
     _check_kernel(op, kernel, ("int8",))
@@ -62,7 +61,7 @@ def check_matrices(program: IntProgram, op: IntOp) -> None:
                   f"{kernel.scale.size} scales")
     if bias is not None:
       _check_bias(op, x, kernel, program.tensors[op.inputs[bias]], channels=kernel.shape[0])
-  if record.state and (problem := record.state(op, *tensors)):
+  if record.state and (problem := record.state(op, *program.operands(op))):
     raise error(op, problem)
   for bound, limit in matrix_bounds(program, op):
     if bound >= limit:
