@@ -93,10 +93,10 @@ def stream_inputs(model: keras.Model,
   """
   graph = Graph.from_model(model)
   carried = carried_states(graph)
-  if not carried:
-    raise ValueError(f"stream_inputs: expected a model that kq.streaming returned, {model.name!r} carries no "
-                     "state; give kq.streaming a model with stateful=True first.")
-  entered = {name: ref for name, ref in graph.inputs.items() if ref in carried}
+  entered = {name: ref for name, ref in graph.inputs.items() if ref in carried} if carried else {}
+  if not entered:
+    raise ValueError(f"stream_inputs: expected a model that kq.streaming returned, {model.name!r} has no "
+                     "state among its inputs; give its result here, of a model with stateful=True.")
   runs = _runs({name: ref for name, ref in graph.inputs.items() if ref not in carried}, sequences)
   first = next(iter(runs.values()))
   state = {name: np.zeros((len(first), *ref.shape[1:]), np.float32) for name, ref in entered.items()}

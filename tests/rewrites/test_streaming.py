@@ -205,8 +205,10 @@ def test_sequences_that_do_not_fit_are_refused_with_the_remedy(steps, given, mes
 
 
 def test_a_model_that_carries_no_state_has_no_stream_inputs():
-  with pytest.raises(ValueError, match="that kq.streaming returned"):
-    kq.stream_inputs(gru_model(), sequences())
+  stream = kq.streaming(gru_model())
+  for model in (gru_model(), kq.insert_quantizers(stream)):
+    with pytest.raises(ValueError, match="that kq.streaming returned"):
+      kq.stream_inputs(model, sequences())
 
 
 def test_an_input_without_steps_is_given_for_each_run():
