@@ -121,7 +121,8 @@ def lengths() -> str:
                       f"{seconds:.0f}")
   labels = ("bytes", "operators", "ms, one thread",
             "processor seconds of `quantize(effort=None)`, 128 sequences")
-  lines = [f"| LSTM(32) and Dense(9), 12 features, int8, float inputs and outputs | {' | '.join(f'{n} steps' for n in columns)} |",
+  lines = ["| LSTM(32) and Dense(9), 12 features, int8, float inputs and outputs | "
+           f"{' | '.join(f'{n} steps' for n in columns)} |",
            "|---|---|---|---|"]
   return "\n".join([*lines, *(f"| {label} | {' | '.join(values)} |"
                               for label, values in zip(labels, zip(*columns.values())))])

@@ -67,7 +67,8 @@ def dictate(monkeypatch, *changes):
 
 @pytest.mark.parametrize("rounding, joint, kept", [
     ((0.0, 1.0), (0.1, 1.0), [True, False]),  # one that brings nothing stays if it costs nothing
-    ((-0.3, 1.0), (0.3, 1.0), [True, True]),  # the standard error is 0.21 dB
+    ((-0.3, 1.0), (0.4, 1.0), [True, True]),  # the standard error is 0.21 dB
+    ((-0.3, 1.0), (0.25, 1.0), [False, False]),  # each holds, together they are worse than fast
     ((-0.5, 1.0), (0.1, 1.0), [False, False])])
 def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, monkeypatch):
   graph, inputs = dictate(monkeypatch, rounding, joint)
