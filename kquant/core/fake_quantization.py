@@ -7,12 +7,17 @@ import tensorflow as tf
 from kquant.core import numerics
 
 
-def affine_grid_tf(low: tf.Tensor, high: tf.Tensor, bits: int) -> tuple[tf.Tensor, tf.Tensor]:
-  """`affine_grid` in TensorFlow: the same float32 scale and zero_point (as float64), bit for bit."""
+def affine_grid_tf(low: tf.Tensor, high: tf.Tensor, bits: int, *,
+                   smallest: float = numerics.SMALLEST_ACTIVATION_WIDTH) -> tuple[tf.Tensor, tf.Tensor]:
+  """`affine_grid` in TensorFlow: the same float32 scale and zero_point (as float64), bit for bit.
+
+  Args:
+    smallest: lower bound of the width high - low.
+  """
   qmin, qmax = numerics.grid_limits(bits, narrow=False)
   low = tf.minimum(tf.cast(low, tf.float64), 0.0)
   high = tf.maximum(tf.cast(high, tf.float64), 0.0)
-  high = tf.maximum(high, low + numerics.SMALLEST_ACTIVATION_WIDTH)
+  high = tf.maximum(high, low + smallest)
   zero_point = tf.round(qmin - low * (qmax - qmin) / (high - low))
   above, below = tf.maximum(qmax - zero_point, 0.5), tf.maximum(zero_point - qmin, 0.5)
   return tf.cast(tf.maximum(high / above, -low / below), tf.float32), zero_point
@@ -48,7 +53,8 @@ class GridTensors:
     return numerics.grid_limits(self.bits, narrow=self.narrow)
 
 
-def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float32) -> tf.Tensor:
+def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float32,
+                  noise: tf.Tensor | None = None) -> tf.Tensor:
   """Returns scale * (clip(round(x / scale) + zero_point) - zero_point) in x's dtype, no gradient rule.
 
   Args:
@@ -56,10 +62,13 @@ def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float
     grid: its scale broadcasts over x.
     dtype: precision of the quotient. float64 gives exactly the integers of `quantize`; float32 is
       enough for activations, whose integers the runtime decides.
+    noise: of x's shape, from 0 to 1, the latter exclusive: then floor(x / scale + noise) takes the place of
+      round(x / scale), stochastic rounding (Gupta et al. 2015, section 3).
   """
   qmin, qmax = grid.limits
   scale, zero_point = tf.cast(grid.scale, dtype), tf.cast(grid.zero_point, dtype)
-  q = tf.round(tf.cast(x, dtype) / scale)
+  q = tf.cast(x, dtype) / scale
+  q = tf.round(q) if noise is None else tf.floor(q + tf.cast(noise, dtype))
   limits = qmin - zero_point, qmax - zero_point
   if scale.shape.rank:
     q = tf.clip_by_value(q, *limits)

@@ -11,6 +11,7 @@ import numpy as np
 
 SMALLEST_WEIGHT_SCALE = 1e-9
 SMALLEST_ACTIVATION_WIDTH = 1e-6
+SMALLEST_GRADIENT_WIDTH = 1e-30
 
 
 def grid_limits(bits: int, *, narrow: bool) -> tuple[int, int]:

@@ -207,8 +207,8 @@ class QuantConfig:
     Raises:
       ValueError: values that the config, its rules or its specs do not take.
     """
-    rules = tuple(Rule(**{**rule, "weights": TensorSpec(**rule["weights"]),
-                          "activations": TensorSpec(**rule["activations"])})
+    specs = ("weights", "activations", "gradients")
+    rules = tuple(Rule(**{**rule, **{name: TensorSpec(**rule[name]) for name in specs if rule.get(name)}})
                   for rule in fields["rules"])
     methods = {field.name: fields.get(field.name) for field in dataclasses.fields(Recipe)}
     return cls(rules, fields["target"], Recipe(**fields.get("recipe", methods)),

@@ -5,6 +5,8 @@ import re
 
 from kquant.core.tensor_spec import (
   ACTIVATION_QUANTIZERS,
+  DEFAULT_RANGE,
+  GRADIENT_QUANTIZERS,
   INT8_ACTIVATIONS,
   INT8_WEIGHTS,
   WEIGHT_QUANTIZERS,
@@ -25,12 +27,15 @@ class Rule:
     kinds: layer kinds ("Conv2D", "Dense"); empty means any.
     weights, activations: the specs of the kernel and of the output. What they leave open (None) gets the
       default of weights and of activations.
+    gradients: in training, the spec of the gradient that flows back into the output of a layer with weights;
+      None: it stays float. The gradients of weights are float.
     optional: the rule may match no layer of a model; any other rule that does is an error.
 
   Raises:
     TypeError: kinds is a string.
     ValueError: match is no regular expression; weights that are asymmetric or have 16 bits; a quantizer that
-      is not for weights, or not for activations.
+      is not for weights, for activations or for gradients; gradients that are per-channel or name a range
+      estimator; stochastic rounding of weights or activations.
 
   Example:
     >>> rule = kq.Rule(match="^stem", weights=kq.TensorSpec(bits=4))
@@ -42,6 +47,7 @@ class Rule:
   kinds: tuple[str, ...] = ()
   weights: TensorSpec = INT8_WEIGHTS
   activations: TensorSpec = INT8_ACTIVATIONS
+  gradients: TensorSpec | None = None
   optional: bool = False
 
   def __post_init__(self):
@@ -55,16 +61,30 @@ class Rule:
       re.compile(self.match)
     except re.error as error:
       raise ValueError(f"Rule: match {self.match!r} is no regular expression: {error}.") from error
-    for what, choices in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS)):
-      if (name := getattr(self, what).quantizer) is not None and name not in choices:
-        raise ValueError(f"Rule {self.match!r}: {what} take no quantizer {name!r}; expected one of "
-                         f"{', '.join(choices)}.")
+    if self.gradients is not None:
+      object.__setattr__(self, "gradients", self.gradients.for_gradients())
+    self._check_methods()
     if not self.weights.symmetric:
       raise ValueError(f"Rule {self.match!r}: weights must be symmetric; no runtime kernel takes a "
                        "weight zero point.")
     if self.weights.bits > 8:
       raise ValueError(f"Rule {self.match!r}: weights have 2 to 8 bits, got {self.weights.bits}; only "
                        "activations can have 16.")
+
+  def _check_methods(self) -> None:
+    """Raises ValueError for a method that the tensor does not take."""
+    for what, choices in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS),
+                          ("gradients", GRADIENT_QUANTIZERS)):
+      spec = getattr(self, what)
+      if spec is not None and spec.quantizer is not None and spec.quantizer not in choices:
+        raise ValueError(f"Rule {self.match!r}: {what} take no quantizer {spec.quantizer!r}; expected one of "
+                         f"{', '.join(choices)}.")
+      if what != "gradients" and spec.rounding == "stochastic":
+        raise ValueError(f"Rule {self.match!r}: {what} are rounded to the nearest integer; stochastic "
+                         "rounding is for gradients.")
+    if self.gradients is not None and (self.gradients.per_channel or self.gradients.range != DEFAULT_RANGE):
+      raise ValueError(f"Rule {self.match!r}: a gradient has one grid, over extrema; leave per_channel and "
+                       "range of its TensorSpec out.")
 
   def matches(self, name: str, kind: str) -> bool:
     """Whether the rule applies to a layer of that name and kind, or to that which it is a part of.

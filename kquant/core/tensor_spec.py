@@ -7,7 +7,10 @@ DEFAULT_RANGE = "minmax"
 WEIGHT_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "dorefa", "nested", "xnor")
 ONE_BIT_QUANTIZERS = ("dorefa", "nested", "xnor")
 """Of weights: those whose integers are odd, so that 1 bit is {-1, 1} and 2 bits have four values."""
-ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "lsq", "lsq_plus", "pact")
+ACTIVATION_QUANTIZERS = ("minmax", "moving_average", "in_hindsight", "current_minmax", "lsq", "lsq_plus",
+                         "pact")
+GRADIENT_QUANTIZERS = ("in_hindsight", "current_minmax", "moving_average")
+ROUNDINGS = ("nearest", "stochastic")
 
 RANGES: dict[str, tuple[float, float, float] | None] = {
     "minmax": None, "mean_extrema": None, "percentile": (99.99, 50.0, 100.0), "mse": None,
@@ -51,12 +54,14 @@ class TensorSpec:
       True for weights, False for activations but with 16 bits.
     per_channel: one scale an output channel (weights) or one for the tensor. None: True for weights, False
       for activations.
-    quantizer: one of WEIGHT_QUANTIZERS, or of ACTIVATION_QUANTIZERS. None: minmax where ranges stay as they
-      are, which is all that quantization after training takes; in a model that is to be trained what
-      `for_training` says.
+    quantizer: one of WEIGHT_QUANTIZERS, of ACTIVATION_QUANTIZERS or of GRADIENT_QUANTIZERS. None: minmax
+      where ranges stay as they are, which is all that quantization after training takes; in a model that is
+      to be trained what `for_training` says; of gradients in_hindsight.
     range: name of the range estimator, one of RANGES; of activations any ("cross_entropy" for logits
       alone), of weights "minmax", "mean_extrema", "percentile", "mse", "lp", "octav". Two take a number:
       "percentile:99.9" (99.99 per cent), "lp:4" (the power, 2.4).
+    rounding: of gradients "nearest" or "stochastic", which None stands for; all others are rounded to the
+      nearest integer.
 
   Raises:
     ValueError: an unknown quantizer or range, or bits and symmetry that do not go together.
@@ -72,6 +77,7 @@ class TensorSpec:
   per_channel: bool | None = None
   quantizer: str | None = None
   range: str = DEFAULT_RANGE
+  rounding: str | None = None
 
   def __post_init__(self):
     quantizers = dict.fromkeys(WEIGHT_QUANTIZERS + ACTIVATION_QUANTIZERS)
@@ -86,6 +92,9 @@ class TensorSpec:
       raise ValueError("TensorSpec: grids of 16 bits must be symmetric; set symmetric=True.")
     if self.per_channel and self.symmetric is False:
       raise ValueError("TensorSpec: per_channel grids must be symmetric; set symmetric=True.")
+    if self.rounding not in (None, *ROUNDINGS):
+      raise ValueError(f"TensorSpec: unknown rounding {self.rounding!r}; expected one of "
+                       f"{', '.join(ROUNDINGS)}.")
     parse_range(self.range)
 
   def for_weights(self) -> "TensorSpec":
@@ -103,6 +112,14 @@ class TensorSpec:
       The spec, by default asymmetric, symmetric with 16 bits; per-tensor.
     """
     return self._with_defaults(symmetric=self.bits == 16 or bool(self.per_channel), per_channel=False)
+
+  def for_gradients(self) -> "TensorSpec":
+    """Fills in what is left open (None) for gradients.
+
+    Returns:
+      The spec, by default in_hindsight, asymmetric, symmetric with 16 bits, rounded stochastically.
+    """
+    return self.for_activations()._with_defaults(quantizer="in_hindsight", rounding="stochastic")
 
   def for_training(self) -> "TensorSpec":
     """Names a quantizer whose range follows the tensor, where none is named.

@@ -50,7 +50,8 @@ class FoldedConv(QuantizeWeights):
       return self.float_call(inputs)
     kernel = self.simulated_weights(training)
     if not (training and self.trainable and self.batch_norm.trainable):
-      return keras_calls.call_with(self.layer, inputs, kernel) + self.folded_bias()
+      outputs = keras_calls.call_with(self.layer, inputs, kernel) + self.folded_bias()
+      return self.with_gradient(outputs, training)
     norm = self.batch_norm
     mean, variance = tf.cond(self.frozen, lambda: (norm.moving_mean.value(), norm.moving_variance.value()),
                              lambda: self._batch_statistics(inputs))
@@ -58,7 +59,7 @@ class FoldedConv(QuantizeWeights):
     correction = tf.stop_gradient(tf.sqrt(norm.moving_variance + norm.epsilon)) / deviation
     gamma, beta = (1.0 if norm.gamma is None else norm.gamma), (0.0 if norm.beta is None else norm.beta)
     outputs = keras_calls.call_with(self.layer, inputs, kernel) * correction
-    outputs += beta - gamma * mean / deviation
+    outputs = self.with_gradient(outputs + (beta - gamma * mean / deviation), training)
     for moving, value in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
       moving.assign_sub((moving - tf.stop_gradient(value)) * (1.0 - norm.momentum))
     return outputs

@@ -1,6 +1,7 @@
 """Float model + QuantConfig -> quantized Keras model."""
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.qmodel.training_layers import put_back_training_layers, take_out_training_layers
 from kquant.quantizers import QUANTIZERS, MinMaxQuantizer, Quantizer
+from kquant.quantizers.gradients import GradientQuantizer
 from kquant.ranges.weights import weight_range
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.standardize.standardize import standardize
@@ -101,7 +103,8 @@ def insert_into_graph(graph: Graph, config: QuantConfig, *,
     norm = None if absorb else norm
     quantizers = {weight.name: _weight_quantizer(layer, weight, rule.weights, norm)
                   for weight in layer.facts.weights}
-    wrap(layer, quantizers, batch_norm=norm, rule=str(rule))
+    wrap(layer, quantizers, batch_norm=norm, rule=str(rule),
+         gradients=_gradient_quantizer(layer, rule.gradients))
   for placement in placements:
     insert_activation(graph, placement, _activation_quantizer(graph, placement))
   if absorb:
@@ -142,7 +145,8 @@ def _misfit(weight: WeightFacts, params: dict[str, np.ndarray]) -> str:
 
 @float32_policy()
 def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], *,
-         batch_norm: LayerDef | None = None, rule: str = "") -> None:
+         batch_norm: LayerDef | None = None, rule: str = "",
+         gradients: GradientQuantizer | None = None) -> None:
   """Turns the definition of a layer into that of its QuantizeWeights, with the state of its quantizers.
 
   With a batch norm it becomes their FoldedConv.
@@ -151,17 +155,19 @@ def wrap(layer: LayerDef, weights: dict[str, tuple[Quantizer, dict[str, Any]]], 
     weights: {name: (quantizer, its state)}.
     batch_norm: that of its output channels.
     rule: where the rule applies that decided.
+    gradients: of what flows back into its output in training.
   """
   inner = layer.cls.from_config(layer.config)
   quantize_config = WeightsQuantizeConfig({name: quantizer for name, (quantizer, _) in weights.items()})
   state = {f"{weight}_{name}": value for weight, (_, values) in weights.items()
            for name, value in values.items()}
+  options = {"rule": rule, "gradients": gradients}
   if batch_norm is None:
-    wrapper = QuantizeWeights(inner, quantize_config, rule=rule, trainable=inner.trainable)
+    wrapper = QuantizeWeights(inner, quantize_config, trainable=inner.trainable, **options)
     layer.params = {**layer.params, **state}
   else:
     norm = batch_norm.cls.from_config(batch_norm.config)
-    wrapper = FoldedConv(inner, quantize_config, norm, rule=rule, trainable=inner.trainable or norm.trainable)
+    wrapper = FoldedConv(inner, quantize_config, norm, trainable=inner.trainable or norm.trainable, **options)
     layer.params = {**layer.params, **batch_norm.params, **state}
   layer.cls, layer.config = type(wrapper), wrapper.get_config()
 
@@ -211,6 +217,15 @@ def _weight_quantizer(layer: LayerDef, weight: WeightFacts, spec: TensorSpec,
   if values is None:
     values = quantizer.initial_values(*weight_range(kernel, axis, method=spec.range, bits=spec.bits))
   return quantizer, values
+
+
+def _gradient_quantizer(layer: LayerDef, spec: TensorSpec | None) -> GradientQuantizer | None:
+  """Returns the quantizer of what flows back into a layer; its seed follows from the name of the layer."""
+  if spec is None:
+    return None
+  ranges = QUANTIZERS[spec.quantizer](bits=spec.bits, symmetric=spec.symmetric)
+  return GradientQuantizer(ranges, stochastic=spec.rounding == "stochastic",
+                           seed=zlib.crc32(layer.name.encode()))
 
 
 def _activation_quantizer(graph: Graph, placement: QuantizerPlacement) -> Quantizer:

@@ -11,12 +11,15 @@ from absl import logging
 from kquant.core.encodings import Encoding
 from kquant.core.records import NarrowTensor
 from kquant.graph.graph import NOTES
+from kquant.qmodel.measures import Measured
 from kquant.qmodel.switch import Switch
 from kquant.quantizers import base
+from kquant.quantizers.moving_average import MovingAverageQuantizer
+from kquant.quantizers.replicas import extrema_of_all
 
 
 @keras.saving.register_keras_serializable("kquant")
-class QuantizeActivation(keras.layers.Layer, Switch):
+class QuantizeActivation(keras.layers.Layer, Switch, Measured):
   """Fake-quantizes a tensor on one grid; tensors that share a grid share the layer.
 
   It is off until calibration has set its range, unless the runtime fixes its grid. Trained before that, it
@@ -75,10 +78,19 @@ class QuantizeActivation(keras.layers.Layer, Switch):
       self._start_from(inputs)
     training = training if self.trainable else False  # the range of a frozen layer stays
     if not (training and self.room):
-      return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)
+      return self._quantized(inputs, training)
     lowest = tf.fill(tf.shape(inputs[:1]), tf.reduce_min(inputs) - self.room)  # as one more image
     inputs = tf.concat([inputs, lowest], axis=0)
-    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing)[:-1]
+    return self._quantized(inputs, training)[:-1]
+
+  def _quantized(self, inputs: tf.Tensor, training) -> tf.Tensor:
+    watch = {"watch": self.watch(self.range_variables)} if training and self.follows else {}
+    return self.quantizer(inputs, training, self.range_variables, on=self.quantizing, **watch)
+
+  @property
+  def follows(self) -> bool:
+    """Whether its range follows the tensor in training."""
+    return self.fixed is None and isinstance(self.quantizer, MovingAverageQuantizer)
 
   def _is_off(self) -> bool:
     """Whether it is off while a training step is traced."""
@@ -92,9 +104,10 @@ class QuantizeActivation(keras.layers.Layer, Switch):
                         "the first training batch (layer %r and others); run kq.calibrate(qmodel, images) "
                         "before fit.", 1, self.name)
 
+    low, high = extrema_of_all(*(tf.reshape(tf.cast(end, tf.float32), [1]) for end in (
+        tf.reduce_min(inputs) - self.room, tf.reduce_max(inputs))))
+
     def start():
-      low, high = (tf.reshape(tf.cast(end, tf.float32), [1]) for end in (
-          tf.reduce_min(inputs) - self.room, tf.reduce_max(inputs)))
       for name, value in self.quantizer.first_values(low, high).items():
         self.range_variables[name].assign(value)
       self.quantizing.assign(True)

@@ -11,24 +11,31 @@ from kquant.core.encodings import Encoding
 from kquant.graph import keras_calls, keras_reader
 from kquant.graph.execution import Values
 from kquant.graph.nodes import Node
+from kquant.qmodel.measures import Measured
 from kquant.qmodel.switch import Switch
+from kquant.quantizers.gradients import GradientQuantizer
 from kquant.quantizers.straight_through import with_gradient_of
 
 
 @keras.saving.register_keras_serializable("kquant")
-class QuantizeWeights(keras.layers.Wrapper, Switch):
+class QuantizeWeights(keras.layers.Wrapper, Switch, Measured):
   """Runs a layer with fake-quantized weights; it bears the layer's name.
 
   Args:
     layer: the layer.
     quantize_config: a tfmot QuantizeConfig that says which of its variables are quantized.
+    gradients: a GradientQuantizer of what flows back into its output in training, or its config; None: that
+      stays float.
     tracked: whether it has variables for the history of its integers, see `track`.
     rule: where the rule applies that decided; for `kquant.describe`.
   """
 
-  def __init__(self, layer, quantize_config, *, tracked: bool = False, rule: str = "", **kwargs):
+  def __init__(self, layer, quantize_config, *, gradients=None, tracked: bool = False, rule: str = "",
+               **kwargs):
     super().__init__(layer, **{"name": layer.name, **kwargs})
     self.quantize_config = quantize_config
+    self.gradients = GradientQuantizer(**gradients) if isinstance(gradients, dict) else gradients
+    self.gradient_variables: dict[str, tf.Variable] = {}
     self.tracked = tracked
     self.rule = rule
     self.histories: dict[str, dict[str, tf.Variable]] = {}
@@ -41,6 +48,8 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
       (attribute,) = (name for name, value in vars(self.layer).items() if value is variable)
       self._quantized.append((attribute, quantizer, quantizer.build(variable.shape, attribute, self)))
     self.add_switch(True)
+    if self.gradients is not None:
+      self.gradient_variables = self.gradients.build(self)
     if self.tracked:
       self.track()
 
@@ -82,14 +91,22 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
     if not hasattr(self, "quantizing"):  # not built
       return []
     followed = [variable for history in self.histories.values() for variable in history.values()]
-    return [*self.range_variables(), self.quantizing, *followed]
+    measures = [] if self.measures is None else [self.measures]
+    return [*self.range_variables(), self.quantizing, *self.gradient_variables.values(), *followed, *measures]
 
   @tf.autograph.experimental.do_not_convert
   def call(self, inputs, training=None):
     """Returns the layer's output with each quantized weight in the place of its variable."""
     if self.passes_through:
       return self.float_call(inputs)
-    return keras_calls.call_with(self.layer, inputs, self.simulated_weights(training))
+    outputs = keras_calls.call_with(self.layer, inputs, self.simulated_weights(training))
+    return self.with_gradient(outputs, training)
+
+  def with_gradient(self, outputs: tf.Tensor, training) -> tf.Tensor:
+    """Returns the outputs; in training what flows back into them is quantized."""
+    if not training or self.gradients is None:
+      return outputs
+    return self.gradients(outputs, self.gradient_variables, watch=self.watch(self.gradient_variables))
 
   def float_call(self, inputs, training=None):
     """Returns the layer's output with its float weights."""
@@ -192,7 +209,9 @@ class QuantizeWeights(keras.layers.Wrapper, Switch):
     """Returns the arguments of the constructor."""
     config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
               "config": self.quantize_config.get_config()}
-    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked, "rule": self.rule}
+    gradients = {} if self.gradients is None else {"gradients": self.gradients.get_config()}
+    return {**super().get_config(), "quantize_config": config, "tracked": self.tracked, "rule": self.rule,
+            **gradients}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):

@@ -1,5 +1,6 @@
 """MovingAverageQuantizer: the grid spans a range that follows the tensor while it trains."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ import tf_keras as keras
 
 from kquant.quantizers.base import Variables
 from kquant.quantizers.minmax import MinMaxQuantizer
+from kquant.quantizers.replicas import extrema_of_all
+
+Ends = tuple[tf.Tensor, tf.Tensor]
 
 
 @keras.saving.register_keras_serializable("kquant")
@@ -19,8 +23,7 @@ class MovingAverageQuantizer(MinMaxQuantizer):
   average alone clips what outgrows it, and what is clipped has no gradient: a regression whose labels span
   three times the range it was calibrated for ended at 1.45 times the float network's error, this at 1.32.)
   For weights (a narrow grid) it is the range of the current weights. Outside of training, and when frozen,
-  it is a MinMaxQuantizer. Under a distribution strategy each replica uses its own part of the batch, and the
-  mean over replicas is stored, as for batch norm.
+  it is a MinMaxQuantizer. Under a distribution strategy the extrema are those of the batches of all replicas.
 
   Args:
     momentum: of the average; 0.99 keeps 1 % of each batch.
@@ -38,18 +41,50 @@ class MovingAverageQuantizer(MinMaxQuantizer):
                               initializer=keras.initializers.Constant(False))
     return {**super().build(tensor_shape, name, layer), "frozen": frozen}
 
-  def __call__(self, inputs: tf.Tensor, training, weights: Variables, **kwargs) -> tf.Tensor:
-    """Moves the range if training, then returns the fake-quantized tensor."""
-    if not training:
-      return super().__call__(inputs, training, weights, **kwargs)
-    moving = tf.logical_not(tf.convert_to_tensor(weights["frozen"]))
-    moved = dict(weights)
-    for end, wider, extremum in zip(("min", "max"), (tf.minimum, tf.maximum), self._extrema(inputs)):
-      old = tf.convert_to_tensor(weights[end])
-      average = extremum + self._momentum() * (old - extremum)
-      moved[end] = tf.where(moving, wider(average, extremum), old)
-      weights[end].assign(moved[end])
-    return super().__call__(inputs, training, moved, **kwargs)
+  def __call__(self, inputs: tf.Tensor, training, weights: Variables, *,
+               watch: Callable[[tf.Tensor, Variables], None] | None = None, **kwargs) -> tf.Tensor:
+    """Moves the range if training, then returns the fake-quantized tensor.
+
+    Args:
+      watch: called in training with the inputs and the variables that they are quantized with.
+    """
+    if training:
+      weights = self.follow(inputs, weights)
+      if watch is not None:
+        watch(inputs, weights)
+    return super().__call__(inputs, training, weights, **kwargs)
+
+  def follow(self, tensor: tf.Tensor, variables: Variables) -> Variables:
+    """Moves the range by the tensor of a training step.
+
+    Args:
+      tensor: of the shape that `build` was given.
+      variables: what `build` returned.
+
+    Returns:
+      The variables, or tensors in their place, that this tensor is quantized with.
+    """
+    moving = tf.logical_not(tf.convert_to_tensor(variables["frozen"]))
+    old = tuple(tf.convert_to_tensor(variables[end]) for end in ("min", "max"))
+    used, state = self._ranges(old, self._extrema(tensor)), dict(variables)
+    for end, before, now, kept in zip(("min", "max"), old, *used):
+      state[end] = tf.where(moving, now, before)
+      variables[end].assign(tf.where(tf.logical_and(moving, tf.math.is_finite(kept)), kept, before))
+    return state
+
+  def _ranges(self, old: Ends, extrema: Ends) -> tuple[Ends, Ends]:
+    """Returns the range of this step, and what is kept of it for the next one.
+
+    Args:
+      old: what was kept of the step before.
+      extrema: of the tensor.
+    """
+    low, high = self._average(old, extrema)
+    moved = tf.minimum(low, extrema[0]), tf.maximum(high, extrema[1])
+    return moved, moved
+
+  def _average(self, old: Ends, extrema: Ends) -> Ends:
+    return tuple(extremum + self._momentum() * (end - extremum) for end, extremum in zip(old, extrema))
 
   def freeze(self, variables: Variables, frozen: bool = True) -> None:
     """Keeps the range as it is in further training.
@@ -78,4 +113,4 @@ class MovingAverageQuantizer(MinMaxQuantizer):
     if self.symmetric:
       high = tf.maximum(-low, high)
       low = -high
-    return low, high
+    return (low, high) if self.narrow else extrema_of_all(low, high)  # all replicas have the same weights
