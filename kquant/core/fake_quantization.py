@@ -53,8 +53,7 @@ class GridTensors:
     return numerics.grid_limits(self.bits, narrow=self.narrow)
 
 
-def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float32,
-                  noise: tf.Tensor | None = None) -> tf.Tensor:
+def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float32) -> tf.Tensor:
   """Returns scale * (clip(round(x / scale) + zero_point) - zero_point) in x's dtype, no gradient rule.
 
   Args:
@@ -62,13 +61,10 @@ def fake_quantize(x: tf.Tensor, grid: GridTensors, *, dtype: tf.DType = tf.float
     grid: its scale broadcasts over x.
     dtype: precision of the quotient. float64 gives exactly the integers of `quantize`; float32 is
       enough for activations, whose integers the runtime decides.
-    noise: of x's shape, from 0 to 1, the latter exclusive: then floor(x / scale + noise) takes the place of
-      round(x / scale), stochastic rounding (Gupta et al. 2015, section 3).
   """
   qmin, qmax = grid.limits
   scale, zero_point = tf.cast(grid.scale, dtype), tf.cast(grid.zero_point, dtype)
-  q = tf.cast(x, dtype) / scale
-  q = tf.round(q) if noise is None else tf.floor(q + tf.cast(noise, dtype))
+  q = tf.round(tf.cast(x, dtype) / scale)
   limits = qmin - zero_point, qmax - zero_point
   if scale.shape.rank:
     q = tf.clip_by_value(q, *limits)

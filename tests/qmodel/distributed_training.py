@@ -2,7 +2,8 @@
 
 python -m tests.qmodel.distributed_training KIND OUTPUT QUANTIZER
 
-QUANTIZER "any" trains an AnyPrecisionModel.
+QUANTIZER "any" trains an AnyPrecisionModel; "gradients" quantizes activations and gradients with ranges known
+beforehand, without calibration. The gradients are rounded to nearest: each replica has noise of its own.
 
 KIND is one, mirrored (two logical CPU devices) or workers (this process is one of those in TF_CONFIG).
 """
@@ -36,6 +37,10 @@ def main(kind: str, output: str, quantizer: str) -> None:
     (x,) = models.sample_inputs(model, images=32)
     if quantizer == "any":
       qmodel = kq.AnyPrecisionModel(model, (2, 8), distill=None, eight_bits="^dense$").calibrate(x)
+    elif quantizer == "gradients":
+      specs = [kq.TensorSpec(quantizer="in_hindsight", rounding=rounding) for rounding in (None, "nearest")]
+      rule = kq.Rule(activations=specs[0], gradients=specs[1])
+      qmodel = kq.insert_quantizers(model, kq.QuantConfig((rule,)))
     else:
       config = kq.QuantConfig.preset("w4a4").with_quantizers(weights=quantizer, activations=quantizer)
       qmodel = kq.calibrate(kq.insert_quantizers(model, config), x)

@@ -43,6 +43,19 @@ def one_device(tmp_path_factory):
   return weights(path)
 
 
+def finish_workers(folder, quantizer="lsq"):
+  """Trains in two processes; returns the weights of each."""
+  with socket.socket() as first, socket.socket() as second:
+    ports = []
+    for listener in (first, second):
+      listener.bind(("localhost", 0))
+      ports.append(listener.getsockname()[1])
+  workers = [f"localhost:{port}" for port in ports]
+  finish(*(start("workers", folder / f"{index}.npz", quantizer, TF_CONFIG=json.dumps(
+      {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})) for index in (0, 1)))
+  return [weights(folder / f"{index}.npz") for index in (0, 1)]
+
+
 @pytest.mark.slow
 def test_two_devices_train_to_the_weights_of_one(one_device, tmp_path):
   finish(start("mirrored", tmp_path / "w.npz"))
@@ -51,16 +64,18 @@ def test_two_devices_train_to_the_weights_of_one(one_device, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(one_device, tmp_path):
-  with socket.socket() as first, socket.socket() as second:
-    ports = []
-    for listener in (first, second):
-      listener.bind(("localhost", 0))
-      ports.append(listener.getsockname()[1])
-  workers = [f"localhost:{port}" for port in ports]
-  finish(*(start("workers", tmp_path / f"{index}.npz", TF_CONFIG=json.dumps(
-      {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})) for index in (0, 1)))
-  assert_close(weights(tmp_path / "0.npz"), one_device)
-  assert_close(weights(tmp_path / "1.npz"), one_device)
+  for mine in finish_workers(tmp_path):
+    assert_close(mine, one_device)
+
+
+@pytest.mark.slow
+def test_quantized_gradients_and_their_ranges_are_those_of_one_device(tmp_path):
+  for kind in ("one", "mirrored"):
+    finish(start(kind, tmp_path / f"{kind}.npz", "gradients"))
+  expected = weights(tmp_path / "one.npz")
+  assert_close(weights(tmp_path / "mirrored.npz"), expected)
+  for mine in finish_workers(tmp_path, "gradients"):
+    assert_close(mine, expected)
 
 
 @pytest.mark.slow
