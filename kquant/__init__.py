@@ -70,6 +70,7 @@ _HOMES = {
     "reestimate_batch_norm": "kquant.qat.bn_reestimate",
     "FreezeBatchNorm": "kquant.qat.schedules",
     "FreezeRanges": "kquant.qat.schedules",
+    "QuantizedTraining": "kquant.qat.quantized_training",
     "ReportClipping": "kquant.qat.clipping",
     "DelayActivationQuantization": "kquant.qat.schedules",
     "from_keras3": "kquant.graph.readers.keras3",

@@ -42,6 +42,7 @@ def test_names_of_kquant():
       "PipelineBuffer",
       "QuantConfig",
       "QuantizationResult",
+      "QuantizedTraining",
       "Recipe",
       "ReestimateBatchNorm",
       "ReportClipping",

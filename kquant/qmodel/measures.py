@@ -28,15 +28,18 @@ class Measured:
   """Lets a layer sum up what becomes of the tensors that it quantizes.
 
   Attributes:
+    measured: whether it does; such a layer adds its variable when it is built.
     measures: variable, float64 [5], the `Sums`; None until `measure` adds it.
     measures_noise: whether signal and noise are summed up.
   """
 
+  measured = False
   measures: tf.Variable | None = None
   measures_noise = False
 
   def measure(self) -> None:
     """Adds the variable to a built layer, once."""
+    self.measured = True
     if self.measures is None:
       self.measures = self.add_weight(name="measures", shape=(len(Sums._fields),), dtype=tf.float64,
                                       trainable=False, initializer="zeros")

@@ -66,6 +66,8 @@ class QuantizeActivation(keras.layers.Layer, Switch, Measured):
     self.add_switch(self.fixed is not None)
     if self.fixed is not None:
       self.quantizer.set_range(self.range_variables, *self.fixed)
+    if self.measured:
+      self.measure()
     super().build(input_shape)
 
   @tf.autograph.experimental.do_not_convert
@@ -147,15 +149,16 @@ class QuantizeActivation(keras.layers.Layer, Switch, Measured):
             "fixed": None if self.fixed is None else list(self.fixed),
             "float_in_training": self.float_in_training, "rule": self.rule,
             "room": self.room, "seen": list(self.seen),
-            "cut": list(self.cut), "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
+            "cut": list(self.cut), "measured": self.measured,
+            "narrow": [dataclasses.asdict(tensor) for tensor in self.narrow], **notes}
 
   @classmethod
   def from_config(cls, config):
     """Returns the layer that `get_config` described."""
-    found = (NOTES, "seen", "room", "cut", "narrow")
+    found = (NOTES, "seen", "room", "cut", "narrow", "measured")
     layer = super().from_config({name: value for name, value in config.items() if name not in found})
     layer.seen, layer.cut = (tuple(config.get(name, (None, None))) for name in ("seen", "cut"))
-    layer.room = config.get("room", 0.0)
+    layer.room, layer.measured = config.get("room", 0.0), config.get("measured", False)
     layer.narrow = tuple(NarrowTensor.from_json(fields) for fields in config.get("narrow", ()))
     if NOTES in config:
       layer._graph_notes = json.dumps(config[NOTES])

@@ -52,6 +52,8 @@ class QuantizeWeights(keras.layers.Wrapper, Switch, Measured):
       self.gradient_variables = self.gradients.build(self)
     if self.tracked:
       self.track()
+    if self.measured:
+      self.measure()
 
   def track(self) -> None:
     """Adds the variables that follow integers in training; does nothing where they are.
@@ -209,9 +211,10 @@ class QuantizeWeights(keras.layers.Wrapper, Switch, Measured):
     """Returns the arguments of the constructor."""
     config = {"registered_name": keras.saving.get_registered_name(type(self.quantize_config)),
               "config": self.quantize_config.get_config()}
-    gradients = {} if self.gradients is None else {"gradients": self.gradients.get_config()}
+    added = {} if self.gradients is None else {"gradients": self.gradients.get_config(),
+                                               "measured": self.measured}
     return {**super().get_config(), "quantize_config": config, "tracked": self.tracked, "rule": self.rule,
-            **gradients}
+            **added}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
@@ -223,7 +226,10 @@ class QuantizeWeights(keras.layers.Wrapper, Switch, Measured):
     if inner.get("registered_name"):  # of h5 files Keras looks at the class name alone
       inner = {**inner, "class_name": inner["registered_name"]}
     layer = keras.layers.deserialize(inner, custom_objects=custom_objects)
-    return cls(layer, quantize_config.from_config(fields["config"]), **config)
+    measured = config.pop("measured", False)
+    wrapper = cls(layer, quantize_config.from_config(fields["config"]), **config)
+    wrapper.measured = measured
+    return wrapper
 
 
 def call_with_weights(layer: QuantizeWeights, node: Node, values: Values,
