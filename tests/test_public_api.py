@@ -38,6 +38,7 @@ def test_names_of_kquant():
       "FrozenFraction",
       "InputRange",
       "LatencyTable",
+      "LayerTraffic",
       "OscillatingFraction",
       "PipelineBuffer",
       "QuantConfig",
@@ -50,6 +51,7 @@ def test_names_of_kquant():
       "TensorSpec",
       "TileChoice",
       "TrackOscillations",
+      "TrainingTraffic",
       "UnsupportedLayerError",
       "__version__",
       "absorb_bias",
@@ -84,6 +86,7 @@ def test_names_of_kquant():
       "stream_inputs",
       "streaming",
       "tile_squeeze_excite",
+      "training_traffic",
   ]
   for name in kquant.__all__:
     assert getattr(kquant, name) is not None
