@@ -29,7 +29,8 @@ from kquant.core.tensor_spec import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # --help shows the flags below as the script's own
-TRAINED_QUANTIZERS = tuple(name for name in WEIGHT_QUANTIZERS if name in ACTIVATION_QUANTIZERS)
+TRAINED_QUANTIZERS = (*(name for name in WEIGHT_QUANTIZERS if name in ACTIVATION_QUANTIZERS),
+                      "in_hindsight", "current_minmax")
 
 
 def define_path(name: str, text: str, *, endings: tuple[str, ...] = ("",)) -> None:

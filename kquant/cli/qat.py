@@ -4,6 +4,7 @@ from absl import flags
 
 from kquant.cli import flags as shared
 from kquant.cli import tiling
+from kquant.core.tensor_spec import GRADIENT_QUANTIZERS
 
 shared.define_model_flags()
 shared.define_calibration_flags()
@@ -13,7 +14,12 @@ tiling.define()
 shared.define_path("train", "labelled images to train on: a folder (labels.csv: file,label, or a folder a "
                    "class), .npz (x, y) or .csv (a column label)")
 shared.define_path("eval", "images to judge by, as for --train")
-flags.DEFINE_enum("quantizer", "lsq", shared.TRAINED_QUANTIZERS, "how grids are trained")
+flags.DEFINE_enum("quantizer", "lsq", shared.TRAINED_QUANTIZERS, "how grids are trained; in_hindsight and "
+                  "current_minmax are of activations, weights then have moving_average")
+flags.DEFINE_integer("gradients", None, "bits of the gradients that flow back into layers with weights; left "
+                     "out they are float", lower_bound=2, upper_bound=8)
+flags.DEFINE_enum("gradient_range", None, GRADIENT_QUANTIZERS, "how the ranges of gradients are found: known "
+                  "before the gradient (in_hindsight, where it is left out) or from it")
 flags.DEFINE_enum("batch_norm", "fold", ["fold", "train", "absorb"],
                   "folded before the training, learning within the kernels, or behind them")
 flags.DEFINE_bool("distill", False, "also learn the float model's features and answers, beside the labels")

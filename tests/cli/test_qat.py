@@ -64,6 +64,18 @@ def test_activations_below_8_bits_are_simulation_only(invoke, refused, train, fi
   assert "simulation top-1" in out and "integer top-1" not in out
 
 
+def test_quantized_gradients_train_to_a_verified_file(invoke, train, files, tmp_path):
+  paths = {"output": tmp_path / "m.tflite", "summary": tmp_path / "s.json", "log_dir": tmp_path / "logs"}
+  flags = ["--quantizer=in_hindsight", "--gradients=8", "--gradient_range=in_hindsight",
+           "--batch_norm=absorb", *(f"--{name}={path}" for name, path in paths.items())]
+  code, out, err = invoke(*train, *flags, main=qat.main)
+  assert code == 0, err
+  history = json.loads(paths["summary"].read_text())["history"]
+  assert history["loss"][-1] < history["loss"][0] and len(history["gradient_drift"]) == 4
+  assert "gradient_saturated" in out and "epoch_gradient_saturated" in events(paths["log_dir"])
+  assert paths["output"].stat().st_size > 0
+
+
 def test_distilling_adds_a_loss_that_falls(invoke, train, tmp_path):
   def losses(name, *flags):
     code, out, err = invoke(*train, "--preset=w4a8", f"--summary={tmp_path / name}", *flags, main=qat.main)
@@ -115,6 +127,8 @@ def test_mistakes(refused, train, files, tmp_path):
   refused(*train, "--batch_size=99", main=qat.main, words=["48 samples", "--batch_size=99"])
   refused(*train, "--resume", main=qat.main, words=["no training to go on with"])
   refused(*train, "--preset=w9a8", main=qat.main, words=["Unknown preset"])
+  refused(*train, "--gradient_range=in_hindsight", main=qat.main, words=["give their bits", "--gradients=8"])
+  refused(*train, "--any_precision=2,8", "--gradients=8", main=qat.main, words=["--gradients is of the training of one width"])
   refused(*train, f"--output={tmp_path}", main=qat.main, words=["expected the name of a file"])
 
 

@@ -22,7 +22,8 @@ from tflite_export.family.exporter import ExportedFamily, export_family
 
 FLAGS = flags.FLAGS
 _OTHER_RESULTS = ("output", "encodings", "save_model", "report")
-_OTHER_METHODS = ("preset", "quantizer", "batch_norm", "distill", "tile_squeeze_excite")
+_OTHER_METHODS = ("preset", "quantizer", "gradients", "gradient_range", "batch_norm", "distill",
+                  "tile_squeeze_excite")
 
 
 def run() -> None:

@@ -1,6 +1,5 @@
 """What kquant.cli.qat does: quantization-aware training of a classifier, labelled images in, .tflite out."""
 
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -15,6 +14,7 @@ from absl import flags
 from kquant.api import QuantizationResult
 from kquant.cli import evaluation, file_flags, models, pages, running
 from kquant.cli import flags as shared
+from kquant.cli.commands.qat_config import fits_a_file, training_config
 from kquant.cli.commands.tiling import tiled
 from kquant.cli.sources import open_source
 from kquant.core.data import choose
@@ -22,9 +22,7 @@ from kquant.core.encodings import Encodings
 from kquant.core.event_files import write_scalar
 from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
-from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
-from kquant.core.rule import Rule
 from kquant.core.target import target
 from kquant.core.text import text_table
 from kquant.graph import keras_calls
@@ -32,6 +30,7 @@ from kquant.graph.graph import Graph
 from kquant.ptq.layerwise.bias_correction import correct_bias
 from kquant.qat.bn_reestimate import ReestimateBatchNorm
 from kquant.qat.oscillation_control import FreezeOscillations
+from kquant.qat.quantized_training import QuantizedTraining
 from kquant.qat.schedules import FreezeBatchNorm
 from kquant.qmodel.calibrate import calibrate
 from kquant.qmodel.distill import DistillationModel
@@ -44,6 +43,7 @@ from tflite_export.lowering.lower import lower
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2
+_SHARES = ("oscillating", "frozen", "saturated", "gradient_saturated")
 
 
 def run() -> None:
@@ -58,7 +58,7 @@ def run() -> None:
 
 def _run() -> None:
   """Trains one width, writes its file and prints the table."""
-  config = _config()
+  config = training_config()
   check_folders()
   file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "report",
                            reads=("model", "weights", "train", "calibration", "eval"))
@@ -83,35 +83,13 @@ def _run() -> None:
   if judged is not None:
     with report.stage("eval"):
       summary["simulation"] = evaluation.simulation_judge(model, judged)(qmodel)
-      if _fits_a_file(config):
+      if fits_a_file(config):
         summary["eval"] = evaluation.evaluate(model, lower(*network), judged, np.arange(len(judged)))
   if FLAGS.report:
     _write_page(QuantizationResult(*network, qmodel, report), images, summary, written)
   summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
   _save(qmodel, *network, summary)
   print(text_table(("result", ""), _rows(summary, written)))
-
-
-def _config() -> QuantConfig:
-  """The config of --preset and --quantizer; ValueError for an --output that no file can be."""
-  config = QuantConfig.preset(FLAGS.preset)
-  config = config.with_quantizers(weights=FLAGS.quantizer, activations=FLAGS.quantizer)
-  if FLAGS.output and not _fits_a_file(config):
-    raise ValueError(f"--preset={FLAGS.preset}: no .tflite operator takes activations of fewer than 8 bits; "
-                     "this is simulation only and there is no file to write. Leave --output out, or choose a "
-                     "preset that ends in a8, such as w4a8.")
-  return dataclasses.replace(config, rules=tuple(_with_mse_range(rule) for rule in config.rules))
-
-
-def _fits_a_file(config: QuantConfig) -> bool:
-  return all(rule.activations.bits in target(config.target).activation_bits for rule in config.rules)
-
-
-def _with_mse_range(rule: Rule) -> Rule:
-  """Narrow weight grids start from the range of least squared error, as the presets' activations do."""
-  if rule.weights.bits > 4:
-    return rule
-  return dataclasses.replace(rule, weights=dataclasses.replace(rule.weights, range="mse"))
 
 
 def check_folders() -> None:
@@ -180,6 +158,8 @@ def fit(trainer: keras.Model, qmodel: keras.Model, x: list[np.ndarray], y: np.nd
     callbacks.append(ReestimateBatchNorm(images))
   if FLAGS.freeze_oscillations:
     callbacks.append(FreezeOscillations())
+  if FLAGS.gradients:
+    callbacks.append(QuantizedTraining())
   if FLAGS.log_dir:
     callbacks.append(EventLog(FLAGS.log_dir))
   if FLAGS.checkpoint:
@@ -277,7 +257,7 @@ def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, 
   percent = functools.partial(running.percent, missing="- (no labels)")
   history = summary["history"]
   rows = [("epochs", str(len(history["loss"]))), ("loss", f"{history['loss'][-1]:.4f}")]
-  rows += [(name, percent(history[name][-1])) for name in ("oscillating", "frozen") if name in history]
+  rows += [(name, percent(history[name][-1])) for name in _SHARES if name in history]
   if "simulation" in summary:
     rows += [("simulation top-1", percent(summary["simulation"]["top1"])),
              ("simulation agreement", percent(summary["simulation"]["agreement"]))]
