@@ -27,9 +27,9 @@ class Rule:
     kinds: layer kinds ("Conv2D", "Dense"); empty means any.
     weights, activations: the specs of the kernel and of the output. What they leave open (None) gets the
       default of weights and of activations.
+    optional: the rule may match no layer of a model; any other rule that does is an error.
     gradients: in training, the spec of the gradient that flows back into the output of a layer with weights;
       None: it stays float. The gradients of weights are float.
-    optional: the rule may match no layer of a model; any other rule that does is an error.
 
   Raises:
     TypeError: kinds is a string.
@@ -47,8 +47,8 @@ class Rule:
   kinds: tuple[str, ...] = ()
   weights: TensorSpec = INT8_WEIGHTS
   activations: TensorSpec = INT8_ACTIVATIONS
-  gradients: TensorSpec | None = None
   optional: bool = False
+  gradients: TensorSpec | None = None
 
   def __post_init__(self):
     object.__setattr__(self, "weights", self.weights.for_weights())
