@@ -11,9 +11,9 @@ from kquant.core.fake_quantization import affine_grid_tf, symmetric_grid_tf
 from kquant.quantizers import base
 from kquant.quantizers.base import Variables
 from kquant.quantizers.moving_average import MovingAverageQuantizer
+from kquant.quantizers.noise import noise, noise_table
 from kquant.quantizers.replicas import replica_id
 
-_PHILOX = 1
 Watch = Callable[[tf.Tensor, Variables, tf.Tensor], None]
 
 
@@ -24,10 +24,9 @@ class GradientQuantizer:
 
     g_q = scale * (clip(floor(g / scale + u) + zero_point, n, p) - zero_point)
 
-  so that the mean of g_q is g (stochastic rounding, Gupta et al. 2015, section 3). Each value has 8 random
-  bits of its own; all values of a tensor share the bits behind them, which takes a quarter of the time. The
-  noise of a step follows from the seed, the number of the step and the replica; the number is a variable, so
-  that a resumed training draws what it would have.
+  so that the mean of g_q is g (stochastic rounding, Gupta et al. 2015, section 3). The noise of a step
+  follows from the seed, the number of the step and the replica; the number is a variable, so that a resumed
+  training draws what it would have.
 
   Args:
     ranges: of what range a grid is; or what `base.serialize` made of it.
@@ -59,23 +58,21 @@ class GradientQuantizer:
       watch: called with the gradient, the variables that it is quantized with, and the quantized gradient.
     """
     @tf.custom_gradient
-    def passed(x):
-      return tf.identity(x), lambda upstream: self.quantize(upstream, variables, watch=watch)
+    def passed(x, table):  # TensorFlow saves no function whose gradient alone reads a constant
+      return tf.identity(x), lambda upstream: (self._quantized(upstream, table, variables, watch), None)
 
-    return passed(x)
+    return passed(x, noise_table())
 
-  def quantize(self, gradient: tf.Tensor, variables: Variables, *, watch: Watch | None = None) -> tf.Tensor:
-    """Returns the quantized gradient of a step, and moves the range.
-
-    Args:
-      gradient: any shape.
-      variables, watch: as of the call.
-    """
+  def _quantized(self, gradient: tf.Tensor, table: tf.Tensor, variables: Variables,
+                 watch: Watch | None) -> tf.Tensor:
+    """Returns the quantized gradient of a step, and moves the range."""
     used = self.ranges.follow(gradient, variables)
     scale, low, high = self._grid(used)
     x = gradient
     if self.stochastic:
-      x += self._noise(gradient, variables["steps"]) * (scale / 256)
+      seed = tf.stack([self.seed + replica_id(), variables["steps"]])
+      variables["steps"].assign_add(1)
+      x += tf.reshape(noise(tf.size(x), seed, table), tf.shape(x)) * scale
     y = tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=self.ranges.bits)
     if watch is not None:
       watch(gradient, used, y)
@@ -93,17 +90,6 @@ class GradientQuantizer:
     qmin, qmax = numerics.grid_limits(bits, narrow=False)
     zero_point = tf.cast(zero_point, tf.float32)
     return scale, scale * (qmin - zero_point), scale * (qmax - zero_point)
-
-  def _noise(self, gradient: tf.Tensor, steps: tf.Variable) -> tf.Tensor:
-    """Returns 256 (u - 1/2), float, of the gradient's shape; counts the step."""
-    seed = tf.stack([self.seed + replica_id(), steps])
-    steps.assign_add(1)
-    generator, count = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed), tf.size(gradient)
-    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[count // 4 + 1], key=generator.key, counter=generator.counter, alg=_PHILOX, dtype=tf.uint32)
-    own = tf.reshape(tf.bitcast(words, tf.int8), [-1])
-    shared = (tf.cast(own[count], gradient.dtype) + 128.5) / 256
-    return tf.cast(tf.reshape(own[:count], tf.shape(gradient)), gradient.dtype) + shared
 
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
