@@ -128,7 +128,7 @@ def test_mistakes(refused, train, files, tmp_path):
   refused(*train, "--resume", main=qat.main, words=["no training to go on with"])
   refused(*train, "--preset=w9a8", main=qat.main, words=["Unknown preset"])
   refused(*train, "--gradient_range=in_hindsight", main=qat.main, words=["give their bits", "--gradients=8"])
-  refused(*train, "--any_precision=2,8", "--gradients=8", main=qat.main, words=["--gradients is of the training"])
+  refused(*train, "--any_precision=2,8", "--gradients=8", main=qat.main, words=["--gradients is of"])
   refused(*train, f"--output={tmp_path}", main=qat.main, words=["expected the name of a file"])
 
 
