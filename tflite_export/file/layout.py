@@ -74,6 +74,12 @@ KERNELS = {
 KERNEL_PLACES = {"UNIDIRECTIONAL_SEQUENCE_LSTM": range(1, 9)}
 """{kind: positions of its kernels among its inputs}; the second of others."""
 
+INPUTS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 4, "FULLY_CONNECTED": 3,
+          "UNIDIRECTIONAL_SEQUENCE_LSTM": 24}
+"""{kind with a kernel: how many inputs it has, bias included}."""
+MAY_BE_ABSENT = ("UNIDIRECTIONAL_SEQUENCE_LSTM",)
+"""Kinds of which some inputs are absent."""
+
 COARSE = {"RESIZE_BILINEAR": False, "SOFTMAX": True}
 """{kind whose inner numbers are coarser than int16: whether every class adds to the difference}."""
 STEP_ERRORS = {"UNIDIRECTIONAL_SEQUENCE_LSTM": 2.0**-10}

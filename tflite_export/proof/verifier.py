@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kquant.core.data import batches
 from kquant.core.encodings import Encodings
 from kquant.graph import keras_calls
-from tflite_export.file.layout import COARSE, KERNEL_PLACES, KERNELS, STEP_ERRORS
+from tflite_export.file.layout import COARSE, INPUTS, KERNEL_PLACES, KERNELS, MAY_BE_ABSENT, STEP_ERRORS
 from tflite_export.file.reader import float_operators, from_bytes
 from tflite_export.program.program import IntOp, IntProgram
 from tflite_export.proof.runs import Runs
@@ -115,6 +115,7 @@ def verify(data: bytes | str | os.PathLike, model: keras.Model | None, encodings
   _compare_constants(stored, encodings, result)
   _compare_grids(stored, encodings, result)
   _look_for_floats(stored, result)
+  _count_inputs(stored, result)
   if program is not None:
     _compare_program(stored, program, result)
   else:
@@ -175,6 +176,16 @@ def _look_for_floats(stored: IntProgram, result: Verification) -> None:
   result.float_operators = float_operators(stored)
   if result.float_operators:
     result.problems.append(f"operators on float tensors: {', '.join(result.float_operators)}")
+
+
+def _count_inputs(stored: IntProgram, result: Verification) -> None:
+  """Notes operators that lack an input: without one the runtime may end the process where it runs them."""
+  for op in stored.ops:
+    given = [name for name in op.inputs if name or op.kind in MAY_BE_ABSENT]
+    expected = INPUTS.get(op.kind, len(op.inputs))
+    if len(given) != expected:
+      result.problems.append(f"{op.kind} of {', '.join(op.outputs)}: {len(given)} inputs, expected "
+                             f"{expected}")
 
 
 def _compare_program(stored: IntProgram, program: IntProgram, result: Verification) -> None:

@@ -326,6 +326,20 @@ def test_operators_without_their_operands_are_problems_and_no_exceptions(case, k
     verify(data, None, case.encodings)  # every constant may be there, under its key
 
 
+def test_operators_that_lack_an_input_are_not_run(case):
+  """LiteRT ends the process over both."""
+  def without_bias(program):
+    op_of(program, "depthwise").inputs.pop()
+
+  def absent(program):
+    op_of(program, "both").inputs[0] = ""
+
+  found = case.verify(faulty(case, without_bias), program=False, images=False)
+  assert found.problems == ["DEPTHWISE_CONV_2D of depthwise: 2 inputs, expected 3"]
+  found = case.verify(faulty(case, absent), program=False, images=False)
+  assert found.problems == ["CONCATENATION of both: 1 inputs, expected 2"]
+
+
 def test_bias_in_the_place_of_the_kernel_is_a_problem_and_no_exception(case):
   def plant(program):
     op_of(program, "square").inputs[1:] = ["square/bias", "square/kernel"]
