@@ -201,6 +201,9 @@ class IntProgram:
       A program of these operators and their tensors; its inputs are what they read of `given` and of the
       inputs, its outputs `wanted`.
 
+    Raises:
+      ValueError: no operator makes one of `wanted`, or what they are made of.
+
     Example:
       >>> tensors = {name: tflite_export.IntTensor(name, (1, 4), "int8") for name in "abcd"}
       >>> ops = [tflite_export.IntOp("RELU", [x], [y]) for x, y in ("ab", "bc", "cd")]
@@ -217,6 +220,9 @@ class IntProgram:
     read = {name for op in ops for name in op.inputs}
     used = [name for name in self.tensors if name in made or name in read]
     inputs = [name for name in used if name not in made and self.tensors[name].data is None]
+    known = {*given, *self.inputs}
+    if lost := [name for name in (*inputs, *wanted) if name not in made and name not in known]:
+      raise ValueError(f"no operator makes {lost[0]!r}")
     return dataclasses.replace(self, ops=ops[::-1], tensors={name: self.tensors[name] for name in used},
                                inputs=inputs, outputs=list(wanted), input_names=[], output_names=[],
                                metadata={})

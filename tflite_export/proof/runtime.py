@@ -68,14 +68,14 @@ class Runtime:
       inputs: one array for each graph input, in order, of its shape ([batch, ...]) and dtype.
 
     Raises:
-      ValueError: an input is missing or has another shape or dtype.
+      ValueError: an input is missing or has another shape or dtype, or an operator fails.
     """
     self._check_count(inputs)
     for detail, array in zip(self.inputs, inputs):
       _check_array(detail, array, expected=tuple(detail["shape"].tolist()))
     for view, array in zip(self._input_views, inputs):
       np.copyto(view(), array)
-    self._interpreter.invoke()
+    self._invoke()
     return [view().copy() for view in self._output_views]
 
   def run_many(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -88,7 +88,7 @@ class Runtime:
 
     Raises:
       ValueError: an input is missing, has another shape, dtype or n, or the graph has a tensor at
-        its border whose first dimension is no multiple of the batch.
+        its border whose first dimension is no multiple of the batch, or an operator fails.
     """
     self._check_count(inputs)
     batch = self._batch()
@@ -99,13 +99,12 @@ class Runtime:
     results = [np.empty((n * k, *d["shape"][1:].tolist()), d["dtype"]) for k, d in zip(rows, self.outputs)]
     into = list(zip(self._input_views, inputs))
     out_of = list(zip(rows, results, self._output_views))
-    invoke = self._interpreter.invoke
     for i in range(0, n, batch):
       count = min(batch, n - i)
       for view, array in into:
         view()[:count] = array[i:i + count]
         view()[count:] = array[i + count - 1]
-      invoke()
+      self._invoke()
       for k, result, view in out_of:
         result[k * i:k * (i + count)] = view()[:k * count]
     return results
@@ -113,7 +112,7 @@ class Runtime:
   def time_once(self) -> float:
     """Runs on what the inputs hold, zeros at first, and returns the seconds that took."""
     start = time.perf_counter()
-    self._interpreter.invoke()
+    self._invoke()
     return time.perf_counter() - start
 
   def delegated_operators(self) -> set[int]:
@@ -133,6 +132,13 @@ class Runtime:
           delegated.add(made_by[tensor])
           wanted += reads[made_by[tensor]]
     return delegated
+
+  def _invoke(self) -> None:
+    """Runs what the inputs hold; the error of an operator is one line of ValueError."""
+    try:
+      self._interpreter.invoke()
+    except RuntimeError as error:
+      raise ValueError(f"LiteRT cannot run the file: {' '.join(str(error).split())}") from error
 
   def _batch(self) -> int:
     """Returns the images of one run; asserts that every tensor of the border holds as many."""

@@ -340,6 +340,16 @@ def test_operators_that_lack_an_input_are_not_run(case):
   assert found.problems == ["CONCATENATION of both: 1 inputs, expected 2"]
 
 
+@pytest.mark.parametrize("source, problem", [("leaky", "no operator makes 'leaky'"),
+                                             ("flat", "LiteRT cannot run the file")])
+def test_files_that_cannot_be_run_are_problems_and_no_exceptions(case, source, problem):
+  def plant(program):
+    op = op_of(program, source)
+    op.inputs, op.outputs = op.inputs[::-1], [] if source == "leaky" else op.outputs
+  (found,) = case.verify(faulty(case, plant), program=False).problems
+  assert problem in found and found.startswith("cannot be run beside the Keras model: ")
+
+
 def test_bias_in_the_place_of_the_kernel_is_a_problem_and_no_exception(case):
   def plant(program):
     op_of(program, "square").inputs[1:] = ["square/bias", "square/kernel"]
