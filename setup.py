@@ -35,5 +35,5 @@ setup(
         "tqdm",
         'setuptools; python_version >= "3.12"',
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "ruff"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "ruff"], "hub": ["keras-hub"]},
 )

@@ -30,6 +30,18 @@ class Scaled(layers.Layer):
     return self.dense(ops.relu(x) * self.scale)
 
 
+class Tokens(layers.Layer):
+  """A vision transformer's start: rows of the image, and a variable that is repeated for each image."""
+
+  def build(self, shape):
+    self.token = self.add_weight(shape=(1, 1, shape[-2] * shape[-1]), initializer="normal", name="token")
+
+  def call(self, x):
+    shape = ops.shape(x)
+    rows = ops.reshape(x, [shape[0], -1, shape[2] * shape[3]])
+    return ops.concatenate([ops.tile(self.token, (shape[0], 1, 1)), rows], axis=1)
+
+
 class Subclassed(keras.Model):
   """A model that is no graph of layers."""
 
@@ -84,6 +96,24 @@ def subclassed():
   return model
 
 
+class TokensModel(keras.Model):
+  """The same in a model that is no graph of layers."""
+
+  def __init__(self):
+    super().__init__()
+    self.tokens, self.dense = Tokens(), layers.Dense(2)
+
+  def call(self, x):
+    x = self.tokens(x)
+    return self.dense(ops.concatenate([ops.broadcast_to(self.tokens.token, [ops.shape(x)[0], 1, 8]), x], 1))
+
+
+def tokens_model():
+  model = TokensModel()
+  model(np.zeros((2, 8, 4, 2)))
+  return model
+
+
 def augmented(x):
   x = layers.RandomZoom(0.1)(layers.RandomRotation(0.1)(layers.RandomFlip()(x)))
   x = layers.Rescaling(1 / 255)(x)
@@ -112,6 +142,8 @@ MODELS = {
     "Lambda": lambda: of((6, 8), layers.Lambda(lambda x: 2 * ops.tanh(x))),
     "a layer of one's own": lambda: of((8,), lambda x: Scaled()(Scaled()(x))),
     "subclassed": subclassed,
+    "a variable for each image": lambda: of((8, 4, 2), lambda x: layers.Dense(3)(Tokens()(x))),
+    "subclassed, a variable for each image": tokens_model,
     "augmentation": lambda: of((16, 16, 3), augmented),
     "recurrent": lambda: of((5, 4), lambda x: layers.GRU(2)(layers.Bidirectional(
         layers.LSTM(3, return_sequences=True))(x))),

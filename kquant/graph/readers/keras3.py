@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kquant.core.errors import UnsupportedLayerError
@@ -21,7 +22,7 @@ from kquant.graph.equality import LARGEST_DIFFERENCE, LARGEST_HALF_DIFFERENCE, c
 from kquant.graph.keras_calls import as_inputs, is_symbol
 from kquant.graph.policies import float32_policy
 from kquant.graph.readers.keras3_layers import config_of, is_augmentation, is_plain, set_weights
-from kquant.graph.readers.keras3_operations import convert_operation
+from kquant.graph.readers.keras3_operations import ANY_BATCH, convert_operation
 
 
 def is_keras3(model: Any) -> bool:
@@ -99,7 +100,7 @@ class _Converter:
       return model._functional
     if _is_functional(model):
       return model
-    return self._traced(model, self._symbols_of(model))
+    return self._traced(model, self._symbols_of(model), model.call)
 
   def _symbols_of(self, model: Any) -> Any:
     """Symbols for the inputs that a subclassed model was built with."""
@@ -117,12 +118,14 @@ class _Converter:
       return {name: self._map_shapes(part) for name, part in shape.items()}
     if isinstance(shape, (list, tuple)) and shape and isinstance(shape[0], (list, tuple, dict)):
       return [self._map_shapes(part) for part in shape]
-    return self._k.Input(batch_shape=tuple(shape))
+    return self._k.Input(shape=tuple(shape[1:]))  # a batch of any size, whatever it was called on
 
   def _input(self, tensor: Any) -> Any:
     operation = tensor._keras_history.operation
     dtype = "float32" if "float" in str(tensor.dtype) else str(tensor.dtype)
-    return keras.Input(batch_shape=tuple(tensor.shape), dtype=dtype, name=operation.name)
+    batch, *sizes = tensor.shape
+    return keras.Input(batch_shape=(None if batch == ANY_BATCH else batch, *sizes), dtype=dtype,
+                       name=operation.name)
 
   # --- running -------------------------------------------------------------------------------
 
@@ -132,16 +135,19 @@ class _Converter:
     for node in _nodes_in_order(function):
       if any(id(output) in values for output in node.outputs) and node.is_input:
         continue
-      args, kwargs = node.arguments.convert(lambda leaf: self._value(leaf, values))
+      args, kwargs = node.arguments.convert(lambda leaf: self._value(leaf, values, tensors))
       results = self._call(node.operation, args, kwargs)
       for output, result in zip(node.outputs, self._leaves(results), strict=True):
         values[id(output)] = result
     return self._map(lambda symbol: values[id(symbol)], function._outputs_struct)
 
-  def _value(self, leaf: Any, values: dict[int, Any]) -> Any:
+  def _value(self, leaf: Any, values: dict[int, Any], tensors: list[Any]) -> Any:
     if isinstance(leaf, self._k.KerasTensor):
       return values[id(leaf)]
-    return _as_constant(leaf, self._k)
+    value = _as_constant(leaf, self._k)
+    if tensors and np.ndim(value) and len(value) == ANY_BATCH and (value == value[:1]).all():
+      return tf.repeat(value[:1], tf.shape(tensors[0])[0], axis=0)  # a variable, once for each image
+    return value
 
   def _call(self, operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Calls what stands for an operation on tf_keras tensors."""
@@ -198,23 +204,40 @@ class _Converter:
     """Traces a function of Keras 3 into operations and replays them on tf_keras tensors."""
     tensors = [leaf for leaf in self._leaves((args, kwargs)) if is_symbol(leaf)]
     symbols = [self._k.KerasTensor(tuple(tensor.shape), dtype=tensor.dtype.name) for tensor in tensors]
-    replaced = {id(tensor): symbol for tensor, symbol in zip(tensors, symbols)}
-    args, kwargs = self._map(lambda leaf: replaced.get(id(leaf), leaf), (args, kwargs))
-    return self._run(self._traced(layer, symbols, lambda *_: call(*args, **kwargs)), tensors)
 
-  def _traced(self, layer: Any, symbols: Any, call: Callable[..., Any] | None = None) -> Any:
-    """The function graph of a call on symbols."""
+    def on(symbols: list[Any]) -> Any:
+      replaced = {id(tensor): symbol for tensor, symbol in zip(tensors, symbols)}
+      inner, options = self._map(lambda leaf: replaced.get(id(leaf), leaf), (args, kwargs))
+      return call(*inner, **options)
+
+    return self._run(self._traced(layer, symbols, on), tensors)
+
+  def _traced(self, layer: Any, symbols: Any, call: Callable[[Any], Any]) -> Any:
+    """The function graph of a call on symbols.
+
+    Where it fails and the batch is open, it is called with ANY_BATCH images: a variable that is repeated for
+    each image needs their number at once.
+    """
     from keras.src.ops.function import Function
     try:
-      outputs = (call or layer.call)(symbols)
-      return Function(symbols, outputs)
+      return Function(symbols, call(symbols))
     except UnsupportedLayerError:
       raise
     except Exception as error:
-      raise UnsupportedLayerError(
-          f"Layer {layer.name!r} ({type(layer).__name__}) cannot be traced into operations: "
-          f"{first_line(error)} Write its call with keras.ops, without Python conditions on values.") \
-          from error
+      closed = self._map(self._with_any_batch, symbols)
+      try:
+        return Function(closed, call(closed))
+      except Exception:
+        raise UnsupportedLayerError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) cannot be traced into operations: "
+            f"{first_line(error)} Write its call with keras.ops, without Python conditions on values."
+        ) from error
+
+  def _with_any_batch(self, symbol: Any) -> Any:
+    batch, *sizes = symbol.shape
+    made_by = symbol._keras_history.operation if hasattr(symbol, "_keras_history") else None
+    return self._k.Input(batch_shape=(ANY_BATCH if batch is None else batch, *sizes), dtype=symbol.dtype,
+                         name=made_by and made_by.name)
 
   def _map(self, function: Callable[[Any], Any], tree: Any) -> Any:
     return self._k.tree.map_structure(function, tree)

@@ -3,6 +3,7 @@
 A function gets the Keras 3 operation, whose settings are its attributes, and the arguments of the call.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from kquant.core.text import first_line
 from kquant.graph.readers.keras3_functions import FUNCTIONS
 
 Convert = Callable[..., Any]
+ANY_BATCH = 1009
+"""Images of a call that is traced with a number in place of an open batch; a prime that is no other size."""
 
 
 def convert_operation(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -63,6 +66,11 @@ def _reduction(function: Callable[..., Any]) -> Convert:
 
 def _reshape(operation: Any, x: Any) -> Any:
   shape = [-1 if size is None else int(size) for size in operation.newshape]
+  if operation.newshape[0] in (None, ANY_BATCH):
+    shape[0] = -1
+    if -1 in shape[1:] and None not in x.shape[1:]:  # the size that is left
+      known = math.prod(size for size in shape[1:] if size != -1)
+      shape[1:] = [math.prod(x.shape[1:]) // known if size == -1 else size for size in shape[1:]]
   if shape[0] in (-1, x.shape[0]) and -1 not in shape[1:] and shape[1:]:
     return keras.layers.Reshape(shape[1:])(x)
   if x.shape[0] is None and -1 in shape[1:] and shape[0] != -1:
