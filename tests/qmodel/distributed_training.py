@@ -50,8 +50,9 @@ def main(kind: str, output: str, quantizer: str) -> None:
   batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True)
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-  qmodel.fit(batches.with_options(options), epochs=2, verbose=0)
-  np.savez(output, *qmodel.get_weights())
+  watch = [kq.QuantizedTraining()] if quantizer == "gradients" else []
+  qmodel.fit(batches.with_options(options), epochs=2, verbose=0, callbacks=watch)
+  np.savez(output, *(variable.numpy() for variable in qmodel.weights if "measures" not in variable.name))
   _, encodings = kq.finalize(qmodel.at(2) if quantizer == "any" else qmodel)
   assert len(encodings)
 
