@@ -260,6 +260,8 @@ class _Describer:
       notes.append(str(output.narrow))
     if node.facts.requantizes:
       notes.append(self._why_requantized(node))
+    if (wrapper := self.wrappers.get(node.layer)) and wrapper.gradients:
+      notes.append(f"in training its gradient has {wrapper.gradients.ranges.bits} bits")
     return notes
 
   def _cuts(self, ref: Ref) -> list[str]:

@@ -44,7 +44,7 @@ def insert_quantizers(model: keras.Model, config: QuantConfig | str = "int8", *,
   Args:
     model: float model.
     config: a QuantConfig or the name of a preset. Where a TensorSpec names no quantizer its range follows the
-      tensor in training (`TensorSpec.for_training`).
+      tensor in training (`TensorSpec.for_training`). Where a rule names gradients, they are quantized, too.
     batch_norm: what becomes of a batch norm right behind a linear layer (all others are folded):
       "fold": it is folded now; training adapts the folded kernel and bias.
       "train": it learns on, folded into the quantized kernel in every step (`FoldedConv`).

@@ -60,6 +60,8 @@ def test_rules_say_which_layers_have_quantized_gradients():
   assert (gradients.ranges.bits, gradients.stochastic) == (4, True)
   assert type(gradients.ranges).__name__ == "InHindsightQuantizer"
   assert kq.QuantConfig.from_json(config.to_json()) == config
+  notes = {row.layer: row.note for row in kq.describe(qmodel).rows}
+  assert "in training its gradient has 4 bits" in notes["middle"] and "gradient" not in notes["stem"]
 
 
 @pytest.mark.parametrize("fields, message", [
