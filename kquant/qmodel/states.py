@@ -2,6 +2,7 @@
 
 import numpy as np
 import tf_keras as keras
+from absl import logging
 
 from kquant.core.encodings import Encoding, Encodings
 from kquant.core.target import CELL_EXPONENTS, product_limit
@@ -28,9 +29,9 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
   """Lets each fused layer round its state to the grid of its output, and gives its cell a grid.
 
   The cell, `<layer>/cell`, has 16 bits and a scale that is a power of two: what it reached at calibration
-  takes up a half of it at most, unless that passes 32: the operator's cells end at 64. An edit names a layer
-  whose cell passes that, and one whose outputs are so small that the operator's tables are coarser than their
-  grid.
+  takes up a half of it at most, unless that passes 32: the operator's cells end at 64. A warning and an edit
+  name a layer whose cell passes that; an edit names one whose outputs are so small that the operator's tables
+  are coarser than their grid.
 
   Raises:
     ValueError: products with an input do not fit the operator.
@@ -47,8 +48,10 @@ def fix_states(graph: Graph, encodings: Encodings) -> None:
       exponent = int(np.clip(exponent, CELL_EXPONENTS[0], CELL_EXPONENTS[-1]))
       cell = Encoding(np.float32(2.0**exponent), np.int64(0), 16)
       if limit > cell.range[1][0]:
-        graph.edit(node, f"its cell reached {limit:.1f}, the operator ends it at {cell.range[1][0]:.0f}; use "
-                         "recurrent='unrolled'")
+        what = (f"its cell reached {limit:.1f}, the operator ends it at {cell.range[1][0]:.0f}; use "
+                "recurrent='unrolled'")
+        logging.warning("finalize: layer %r: %s. Its outputs are wrong beyond.", node.name, what)
+        graph.edit(node, what)
       encodings.grids[f"{node.layer.name}/cell"] = cell
       node.layer.params = {**node.layer.params, "cell_limit": np.float32(cell.range[1][0])}
       node.layer.config = {**node.layer.config,

@@ -150,13 +150,16 @@ def counter(steps):
 
 
 @pytest.mark.parametrize("steps, reached", [(40, ""), (90, "88.6")])
-def test_a_cell_that_passes_the_end_of_the_operator_is_named(steps, reached):
+def test_a_cell_that_passes_the_end_of_the_operator_is_named(steps, reached, caplog):
   data = np.ones((4, steps, 1), np.float32)
   for recurrent in ("auto", "fused"):
     report = kq.quantize(counter(steps), data, config=config(recurrent), effort=None).report
     found = [edit.what for edit in report.edits if "its cell reached" in edit.what]
     expected = f"its cell reached {reached}, the operator ends it at 64; use recurrent='unrolled'"
     assert found == ([expected] if reached else [])
+    warned = [message for message in caplog.messages if "its cell reached" in message]
+    assert len(warned) == len(found)
+    caplog.clear()
 
 
 def test_kernels_of_few_bits_are_named_once_a_layer():
