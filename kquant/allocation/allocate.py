@@ -105,8 +105,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
     choices = measured_choices(subject, rounded, bench, prices)
   with report.stage("plans"):
-    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices,
-                      budget.limits())
+    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices, budget.limits())
     outcome = builder.refit_once(choices)
   with report.stage("curve"):
     points = _curve(outcome.choices, budget, subject.widths)

@@ -152,11 +152,7 @@ def _run(task: _Task, report: Report) -> None:
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
     far = not (judged["constant"] or answers_alike(judged, result.report.closeness))
-    analysis = None
-    if far or pages.asked():
-      with report.stage("analyze"):
-        analysis = pages.analysis_of(result, task.calibration,
-                                     most=pages.ANALYZED_IMAGES if pages.asked() else ANALYZED_IMAGES)
+    analysis = _analysis(task, result, report) if far or pages.asked() else None
     noisiest = _noisiest(analysis) if far else None
     result.report.absorb(report)
     if pages.asked():
@@ -178,6 +174,13 @@ def _run(task: _Task, report: Report) -> None:
                converter_rows))
   if hint := _hint(judged, noisiest):
     print(hint)
+
+
+def _analysis(task: _Task, result: api.QuantizationResult, report: Report) -> Analysis:
+  """Where the noise comes from: on more images where a page is asked for."""
+  with report.stage("analyze"):
+    return pages.analysis_of(result, task.calibration,
+                             most=pages.ANALYZED_IMAGES if pages.asked() else ANALYZED_IMAGES)
 
 
 def _quantized(task: _Task, report: Report) -> tuple[api.QuantizationResult, Allocation | None]:
