@@ -15,6 +15,16 @@ SHARED = pathlib.Path(os.environ.get("KQUANT_SHARED", pathlib.Path(__file__).par
 @pytest.fixture(autouse=True)
 def _fresh_session():
   """Each test starts with the same seed and without the layers of the one before."""
+  _start_anew()
+
+
+def pytest_fixture_setup(fixturedef):
+  """So does what tests share, which is made before the fixture above."""
+  if fixturedef.scope != "function":
+    _start_anew()
+
+
+def _start_anew():
   keras.backend.clear_session()
   keras.utils.set_random_seed(0)
 
