@@ -53,7 +53,7 @@ def test_affine_grid_by_hand(low, high, scale, zero_point):
 
 def test_an_empty_range_still_has_a_scale():
   scale, zero_point = affine_grid(0.0, 0.0, 8)
-  assert scale.tolist() == [np.float32(1e-6 / 255)] and zero_point.tolist() == [-128]
+  assert scale.tolist() == [np.float32(4e-6 / 255)] and zero_point.tolist() == [-128]
 
 
 def test_symmetric_grid_puts_the_magnitude_on_the_last_integer():

@@ -52,6 +52,9 @@ def _fixed_point(call: Call, below: np.ndarray) -> np.ndarray:
   """exp by a polynomial and a product of powers, then a Newton division, all in fixed point."""
   real = min(float(np.float32(call.option("beta", 1.0))) * float(scale_of(call.inputs[0]))
              * 2.0**(31 - _DIFFERENCE_BITS), 2.0**31 - 1)
+  if real <= 1:
+    raise ValueError(f"SOFTMAX of layer {call.op.source!r}: the reference kernel ends the process where "
+                     f"a step of its input is {2.0**(_DIFFERENCE_BITS - 31):.3g} or less.")
   q, left = (int(part) for part in quantize_multiplier(real))
   least = -((((1 << _DIFFERENCE_BITS) - 1) << (31 - _DIFFERENCE_BITS)) >> left)
   counted = below >= least

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kquant.core.encodings import activation_grid
 from tests.tflite_export import faults, operator_fuzz
 from tests.tflite_export.random_chains import random_chain
 from tests.tflite_export.random_operators import DRAWS, KINDS
@@ -217,6 +218,16 @@ def test_reference_softmax_of_many_equal_elements_is_refused_since_the_kernel_ab
     simulate(program, [image], mode="reference")
   assert agreed(program, 0, "xnnpack") == [-127] * 512  # 1/512 is half a step.
   assert agreed(unary("SOFTMAX", *grids, width=511, beta=1.0), 0, "reference") == [-127] * 511
+
+
+def test_reference_softmax_of_tiny_steps_is_refused_since_the_kernel_aborts():
+  output, beta = ([1 / 256], [-128]), 1.0
+  with pytest.raises(ValueError, match="SOFTMAX of layer 'layer': the reference kernel ends the process"):
+    simulate(unary("SOFTMAX", ([2.0**-26], [0]), output, width=4, beta=beta), [np.zeros((1, 4), np.int8)],
+             mode="reference")
+  smallest = activation_grid(0.0, 0.0, bits=8, symmetric=False).scale[0]
+  program = unary("SOFTMAX", ([smallest], [0]), output, width=4, beta=beta)
+  assert agreed(program, 0, "reference") == agreed(program, 0, "xnnpack") == [-64] * 4
 
 
 @pytest.mark.parametrize("mode", MODES)
