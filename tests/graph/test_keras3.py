@@ -11,6 +11,7 @@ import tf_keras
 import kquant as kq
 from kquant.graph.model_forms import as_tf_keras
 from kquant.graph.readers.keras3 import is_keras3
+from kquant.graph.readers.keras3_operations import ANY_BATCH
 from tests import keras3_cases
 
 keras = pytest.importorskip("keras", minversion="3.0")
@@ -191,6 +192,22 @@ def test_a_model_computes_the_same(name):
   for key in [None] if structure is None else structure:
     a, b = (np.asarray(value if key is None else value[key], np.float64) for value in (mine, theirs))
     assert np.abs(a - b).max() <= (3e-2 if name == "half precision" else 1e-5) * np.abs(b).max()
+
+
+class Shifted(layers.Layer):
+  """Adds a weight to each feature."""
+
+  def build(self, shape):
+    self.shift = self.add_weight(shape=(shape[-1],), initializer="ones", name="shift")
+
+  def call(self, x):
+    return x + self.shift
+
+
+def test_a_weight_as_long_as_the_batch_that_calls_are_traced_with():
+  model = of((ANY_BATCH,), lambda x: Shifted()(x))
+  x = RANDOM.normal(size=(3, ANY_BATCH)).astype(np.float32)
+  np.testing.assert_array_equal(kq.from_keras3(model)(x), x + 1)
 
 
 def test_names_trainability_and_regularizers_stay():

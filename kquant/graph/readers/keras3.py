@@ -130,23 +130,29 @@ class _Converter:
   # --- running -------------------------------------------------------------------------------
 
   def _run(self, function: Any, tensors: list[Any]) -> Any:
-    """Replays the calls of a function on tf_keras tensors; returns its nest of outputs."""
-    values = {id(symbol): tensor for symbol, tensor in zip(self._leaves(function._inputs_struct), tensors)}
+    """Replays the calls of a function on tf_keras tensors; returns its nest of outputs.
+
+    One that was traced with ANY_BATCH images is replayed with as many as there are.
+    """
+    symbols = self._leaves(function._inputs_struct)
+    values = {id(symbol): tensor for symbol, tensor in zip(symbols, tensors)}
+    closed = any(symbol.shape[:1] == (ANY_BATCH,) for symbol in symbols)
+    images = tf.shape(tensors[0])[0] if closed else None
     for node in _nodes_in_order(function):
       if any(id(output) in values for output in node.outputs) and node.is_input:
         continue
-      args, kwargs = node.arguments.convert(lambda leaf: self._value(leaf, values, tensors))
+      args, kwargs = node.arguments.convert(lambda leaf: self._value(leaf, values, images))
       results = self._call(node.operation, args, kwargs)
       for output, result in zip(node.outputs, self._leaves(results), strict=True):
         values[id(output)] = result
     return self._map(lambda symbol: values[id(symbol)], function._outputs_struct)
 
-  def _value(self, leaf: Any, values: dict[int, Any], tensors: list[Any]) -> Any:
+  def _value(self, leaf: Any, values: dict[int, Any], images: Any) -> Any:
     if isinstance(leaf, self._k.KerasTensor):
       return values[id(leaf)]
     value = _as_constant(leaf, self._k)
-    if tensors and np.ndim(value) and len(value) == ANY_BATCH and (value == value[:1]).all():
-      return tf.repeat(value[:1], tf.shape(tensors[0])[0], axis=0)  # a variable, once for each image
+    if images is not None and np.ndim(value) and len(value) == ANY_BATCH and (value == value[:1]).all():
+      return tf.repeat(value[:1], images, axis=0)  # a variable, once for each image
     return value
 
   def _call(self, operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
