@@ -134,9 +134,7 @@ def training_traffic(model: keras.Model, batch: int, weights: int = 8, activatio
   bits = _Bits(weights, activations, gradients, accumulator)
   if min(batch, *dataclasses.astuple(bits)) < 1:
     raise ValueError(f"training_traffic: batch and bits must be 1 or more, got batch={batch}, {bits}.")
-  graph = Graph.from_model(model)
-  standardize(graph)
-  fold_batch_norm(graph)
+  graph = fold_batch_norm(standardize(Graph.from_model(model)))
   rows = tuple(_row(graph, node, batch, bits) for node in graph.nodes if node.facts.role == "linear")
   if not rows:
     raise ValueError(f"training_traffic: model {model.name!r} has no layer with weights; expected a float "

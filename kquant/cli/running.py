@@ -11,6 +11,7 @@ from kquant.cli.sources import open_source
 from kquant.core.encodings import Encoding
 from kquant.core.input_spec import InputSpec
 from kquant.core.records import SAME_IMAGES
+from kquant.core.text import percent
 
 FLAGS = flags.FLAGS
 RANDOM_INPUTS = 2
@@ -52,11 +53,6 @@ def certificate_rows(certificate: dict[str, Any] | None) -> list[tuple[str, str]
           *[("not simulated", line) for line in _not_simulated(certificate)]]
 
 
-def percent(value: float | None, missing: str = "-") -> str:
-  """Returns a fraction as text; `missing` where there is none."""
-  return missing if value is None else f"{100 * value:.2f} %"
-
-
 def exactness(certificate: dict[str, Any], exact: str) -> str:
   """Returns a word of the caller's for an exact certificate, else what of the file was not simulated.
 
@@ -78,7 +74,7 @@ def eval_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
     judged: what `evaluation.evaluate` returned.
   """
   missing = "- (no labels)" if judged["agreement"] is not None else "- (the output is not [batch, classes])"
-  shown = functools.partial(percent, missing=missing)
+  shown = functools.partial(percent, digits=2, missing=missing)
   return [
       ("images judged", f"{judged['images']:,}{_constant(judged)}"),
       ("float top-1", shown(judged["float"]["top1"])),
@@ -93,7 +89,7 @@ def closeness_row(judged: dict[str, Any]) -> tuple[str, str]:
   """Returns the row of a table that says the same of calibration images, without labels."""
   measured = [] if judged["sqnr_db"] is None else [f"output SQNR {judged['sqnr_db']:.1f} dB"]
   if judged["agreement"] is not None:
-    measured.append(f"the same answer on {100 * judged['agreement']:.1f} %")
+    measured.append(f"the same answer on {percent(judged['agreement'])}")
   images = f"{judged['images']} calibration images{_constant(judged)}"
   return "against float", f"{', '.join(measured) or '-'} (of {images})"
 

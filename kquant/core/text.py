@@ -20,6 +20,16 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def percent(value: float | None, digits: int = 1, *, missing: str = "-") -> str:
+  """Returns a fraction as text; `missing` where there is none.
+
+  Example:
+    >>> percent(0.125), percent(0.125, 2), percent(None)
+    ('12.5 %', '12.50 %', '-')
+  """
+  return missing if value is None else f"{100 * value:.{digits}f} %"
+
+
 def _is_number(text: str) -> bool:
   return text.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit()
 

@@ -79,8 +79,3 @@ class Verdict:
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> Table:
   """Returns a Table of anything that can be written as text."""
   return Table(tuple(header), tuple(tuple(str(cell) for cell in row) for row in rows), title)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-  """Returns a fraction as text."""
-  return "-" if value is None else f"{100 * value:.{digits}f} %"

@@ -9,11 +9,12 @@ import tf_keras as keras
 
 from kquant.analysis.calls import Params
 from kquant.analysis.page import figures
-from kquant.analysis.page.parts import Section, Table, percent, table
+from kquant.analysis.page.parts import Section, Table, table
 from kquant.analysis.page.values import histograms, kernel_ranges
 from kquant.analysis.results import Analysis, AnalysisRow
 from kquant.analysis.sites import ACTIVATION, WEIGHTS
 from kquant.core.records import Report
+from kquant.core.text import percent
 from kquant.qmodel.describe import describe
 
 _BARS, _WORST = 20, 6

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from kquant.analysis.page.parts import Verdict, percent
+from kquant.analysis.page.parts import Verdict
 from kquant.analysis.results import Analysis
 from kquant.core.records import LEAST_SQNR_DB, SAME_IMAGES, Closeness, answers_alike
+from kquant.core.text import percent
 
 _NAMED = 3
 

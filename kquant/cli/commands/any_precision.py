@@ -13,9 +13,9 @@ from kquant.anyprecision.model import AnyPrecisionModel
 from kquant.cli import evaluation, file_flags, models
 from kquant.cli import flags as shared
 from kquant.cli.commands import qat
-from kquant.cli.running import exactness, percent
+from kquant.cli.running import exactness
 from kquant.cli.sources import open_source
-from kquant.core.text import text_table
+from kquant.core.text import percent, text_table
 from kquant.graph import keras_calls
 from kquant.quantizers.xnor import FLOAT_BITS
 from tflite_export.family.exporter import ExportedFamily, export_family
@@ -98,7 +98,7 @@ def _table(anymodel: AnyPrecisionModel, scores: dict[int, dict[str, Any]],
   for bits in anymodel.widths:
     own = scores.get(bits, {})
     file = written.files.get(bits) if written else None
-    rows.append((bits, percent(own.get("top1")), percent(own.get("agreement")),
+    rows.append((bits, percent(own.get("top1"), 2), percent(own.get("agreement"), 2),
                  f"{file.bytes:,}" if file else "-", exactness(file.certificate, "yes") if file else "-"))
   table = text_table(("bits", "top-1", "agreement", "bytes of its file", "certified"), rows)
   return table if written is None else f"{table}\n\n{FLAGS.bundle}: {written.bytes:,} bytes"

@@ -24,7 +24,7 @@ from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.records import Report
 from kquant.core.target import target
-from kquant.core.text import text_table
+from kquant.core.text import percent, text_table
 from kquant.graph import keras_calls
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise.bias_correction import correct_bias
@@ -254,13 +254,13 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 
 def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, str]]:
-  percent = functools.partial(running.percent, missing="- (no labels)")
+  shown = functools.partial(percent, digits=2, missing="- (no labels)")
   history = summary["history"]
   rows = [("epochs", str(len(history["loss"]))), ("loss", f"{history['loss'][-1]:.4f}")]
-  rows += [(name, percent(history[name][-1])) for name in _SHARES if name in history]
+  rows += [(name, shown(history[name][-1])) for name in _SHARES if name in history]
   if "simulation" in summary:
-    rows += [("simulation top-1", percent(summary["simulation"]["top1"])),
-             ("simulation agreement", percent(summary["simulation"]["agreement"]))]
+    rows += [("simulation top-1", shown(summary["simulation"]["top1"])),
+             ("simulation agreement", shown(summary["simulation"]["agreement"]))]
   if "eval" in summary:
     rows += running.eval_rows(summary["eval"])
   if written is not None:
