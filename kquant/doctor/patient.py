@@ -11,6 +11,7 @@ from kquant.core.records import Report
 from kquant.core.target import target
 from kquant.doctor.rules import Changes, with_specs
 from kquant.doctor.scaling import scale_tensors
+from kquant.doctor.splitting import split_layers
 from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import place
 from kquant.search.automatic import automatic
@@ -77,6 +78,7 @@ class Patient:
     """Returns the config with other specs, and the network that all changes make."""
     config, graph = with_specs(self.config, changes.specs), self.graph.copy()
     scale_tensors(graph, changes.scales)
+    split_layers(graph, changes.split, config)
     network = Calibrated(graph, config, self._images, self._report)
     network.choose_integers(config, self._report, seed=self._seed, rounded=changes.rounded)
     return config, network

@@ -26,6 +26,7 @@ from kquant.ranges.estimators import make_estimator
 from kquant.ranges.weights import weight_range
 
 WIDE = "16 bits"
+EIGHT_BITS = "weights of 8 bits"
 _ACTIVATION_RANGES = ("minmax", "mse", "percentile:99.99", "percentile:99.9")
 _WEIGHT_RANGES = ("minmax", "mse")
 
@@ -40,8 +41,10 @@ class Remedy:
   Attributes:
     name: in words.
     variant: how the site's calls are made with it.
-    spec: that a rule gives the tensor; None with `scales`, and where its layer is rounded in closed form.
+    spec: that a rule gives the tensor; None with `scales` or `splits`, and where its layer is rounded in
+      closed form.
     scales: {tensor: scale of each channel}.
+    splits: the input channels that set the grid of its kernel are split.
     baseline: what `variant` is compared with; None: the site on its grid.
   """
 
@@ -49,6 +52,7 @@ class Remedy:
   variant: Variant
   spec: TensorSpec | None = None
   scales: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  splits: bool = False
   baseline: Variant | None = None
 
 
@@ -111,7 +115,7 @@ def weight_remedies(network: Network, site: Site, spec: TensorSpec,
   if not spec.per_channel:
     specs["a scale a channel"] = dataclasses.replace(spec, per_channel=True)
   if spec.bits < 8:
-    specs["weights of 8 bits"] = dataclasses.replace(spec, bits=8)
+    specs[EIGHT_BITS] = dataclasses.replace(spec, bits=8)
   for name, other in specs.items():
     weights = rounded_weights(network, layer, other, input_mean)
     yield Remedy(name, Variant(site, calls_with({layer.name: weights})), other)
@@ -166,12 +170,25 @@ def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, 
   params = network.float_params[layer.name]
   found = {}
   for facts in _facts(layer):
-    kernel = params[facts.name]
-    scaled = kernel * factor
+    scaled = params[facts.name] * factor
     grid = weight_grid(scaled, facts, spec)
-    found[facts.name] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
+    found[facts] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
+  return corrected(params, found, input_mean)
+
+
+def corrected(params: dict[str, np.ndarray], rounded: dict[WeightFacts, np.ndarray],
+              input_mean: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns rounded weights by name, and their biases less the mean that the rounding adds to the output.
+
+  Args:
+    params: weights and biases before, by name.
+    rounded: the weights.
+    input_mean: of the layer's input, [channels].
+  """
+  found = {facts.name: values for facts, values in rounded.items()}
+  for facts, values in rounded.items():
     if facts.bias:
-      shift = output_shift(found[facts.name].astype(np.float64) - kernel, input_mean, facts)
+      shift = output_shift(values.astype(np.float64) - params[facts.name], input_mean, facts)
       found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
   return found
 

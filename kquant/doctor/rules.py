@@ -34,16 +34,18 @@ class Changes:
   Attributes:
     specs: other specs.
     rounded: layers that are rounded in closed form.
+    split: layers whose outlier channels are split.
     scales: {tensor: scale of each channel}.
   """
 
   specs: list[SpecChange] = dataclasses.field(default_factory=list)
   rounded: list[str] = dataclasses.field(default_factory=list)
+  split: list[str] = dataclasses.field(default_factory=list)
   scales: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __bool__(self) -> bool:
     """Whether there is any."""
-    return bool(self.specs or self.rounded or self.scales)
+    return bool(self.specs or self.rounded or self.split or self.scales)
 
 
 def rule_of(config: QuantConfig, layer: LayerDef) -> Rule:

@@ -13,6 +13,7 @@ from kquant.doctor import choosing
 from kquant.doctor.choosing import Option
 from kquant.doctor.patient import Patient
 from kquant.doctor.remedies import (
+  EIGHT_BITS,
   WIDE,
   Ranges,
   Remedy,
@@ -26,10 +27,11 @@ from kquant.doctor.remedies import (
 from kquant.doctor.results import DiagnosisRow
 from kquant.doctor.rules import Changes, SpecChange, rule_of
 from kquant.doctor.scaling import FACTORIZATION, Factorization
+from kquant.doctor.splitting import SPLIT, split_remedy
 from kquant.doctor.variants import Bench, Variant
 from kquant.search.trials import paired_change
 
-_LAST_REMEDIES = ("weights of 8 bits",)
+_LAST_REMEDIES = (SPLIT, EIGHT_BITS)
 """Dearer than rounding in closed form."""
 _PLAIN = (None, "minmax")
 """Quantizers of weights that round the weights themselves over a range."""
@@ -110,7 +112,10 @@ class Treatment:
     if spec.quantizer not in _PLAIN:
       return ()
     mean = self._patient.calibrated.statistics.input_means[site.name]
-    return weight_remedies(self._network, site, spec, mean)
+    remedies = list(weight_remedies(self._network, site, spec, mean))
+    split = split_remedy(self._network, self._patient.graph, site, spec, mean)
+    place = sum(remedy.name != EIGHT_BITS for remedy in remedies)
+    return [*remedies[:place], *([] if split is None else [split]), *remedies[place:]]
 
   def _weight_spec(self, site: Site) -> TensorSpec:
     return rule_of(self._patient.config, self._patient.layers[site.name]).weights
@@ -209,6 +214,8 @@ class Treatment:
       changes.scales.update(remedy.scales)
       if remedy.spec is not None:
         changes.specs.append(self._spec_change(case.site, remedy.spec))
+      elif remedy.splits:
+        changes.split.append(case.site.name)
       elif not remedy.scales:
         changes.rounded.append(case.site.name)
     return changes

@@ -12,6 +12,7 @@ from kquant.core import numerics
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node
 from kquant.graph.passes import graph_pass
+from kquant.graph.weights import WeightFacts
 
 
 @graph_pass
@@ -42,19 +43,91 @@ def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) 
   if not 0 < ratio <= 1:
     raise ValueError(f"split_outlier_channels: ratio must be above 0 and at most 1, got {ratio}.")
   for reader in graph.nodes:
-    if reader.facts.size and len(graph.calls(reader.layer)) == 1 and not _is_grouped(reader):
-      path = _path_from_producer(graph, reader)
-      if path is None:
-        graph.skip(reader, "what it reads is not made for it alone by a convolution or dense layer")
-        continue
-      split = _split(path[0], reader, ratio, bits)
-      for node in path:
-        node.shapes = [(*node.shapes[0][:-1], node.shapes[0][-1] + len(split))]
-      graph.edit(reader, f"{len(split)} input channels split")
+    if not _reads_by_kernel(graph, reader):
+      continue
+    if can_split(graph, reader):
+      split_inputs(graph, reader, ratio=ratio, bits=bits)
+    else:
+      graph.skip(reader, "what it reads is not made for it alone by a convolution or dense layer")
 
 
-def _is_grouped(node: Node) -> bool:
-  return node.config.get("groups", 1) > 1
+def can_split(graph: Graph, reader: Node) -> bool:
+  """Whether a call reads by a kernel what another kernel makes for it alone, channel by channel."""
+  return _reads_by_kernel(graph, reader) and _path_from_producer(graph, reader) is not None
+
+
+def split_inputs(graph: Graph, reader: Node, *, ratio: float, bits: int, per_channel: bool = False) -> None:
+  """Splits the input channels of one call's kernel, which `can_split` allows; its output stays.
+
+  Args:
+    graph: standardized; it is edited.
+    reader: the call.
+    ratio, bits, per_channel: as of `split_kernel`.
+  """
+  facts, layer, path = reader.facts.kernel, reader.layer, _path_from_producer(graph, reader)
+  kernel, sources = split_kernel(layer.params[facts.name], facts, ratio=ratio, bits=bits,
+                                 per_channel=per_channel)
+  layer.params = {**layer.params, facts.name: kernel}
+  for node in path:
+    node.shapes = [(*node.shapes[0][:-1], len(sources))]
+  _repeat_outputs(path[0], sources)
+  added = len(sources) - len(set(sources))
+  graph.edit(reader, f"{added} input channels split")
+
+
+def split_kernel(kernel: np.ndarray, facts: WeightFacts, *, ratio: float, bits: int,
+                 per_channel: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """Splits input channels of a kernel one by one, each time the one whose halves lower the grid most.
+
+  Args:
+    kernel: in Keras layout.
+    facts: its axes.
+    ratio: channels that are added, as a part of the channels read; at least one.
+    bits, per_channel: of its grid: what counts is the sum of squares of its steps.
+
+  Returns:
+    The kernel with the added channels last, and which channel of the input each of its own reads.
+
+  >>> facts = WeightFacts("kernel", out_axes=(1,), in_axes=(0,))
+  >>> kernel, sources = split_kernel(np.float32([[1], [8]]), facts, ratio=0.5, bits=8)
+  >>> kernel.round(2).tolist(), sources.tolist()
+  ([[1.0], [3.98], [4.02]], [0, 1, 1])
+  """
+  axis, axes = facts.in_axes[0], facts.scale_axes(per_channel)
+  count = kernel.shape[axis]
+  halves, sources = kernel.astype(np.float64), list(range(count))
+  for _ in range(max(1, int(ratio * count))):
+    channel, magnitude = _best_split(_magnitudes(halves, axis, axes))
+    step = numerics.symmetric_grid(magnitude, bits).astype(np.float64)
+    step = step if axes is None else numerics.along(step, halves.shape, axes)
+    weights = np.take(halves, [channel], axis=axis)
+    np.moveaxis(halves, axis, 0)[channel] = np.moveaxis((weights - step / 2) / 2, axis, 0)[0]
+    halves = np.concatenate([halves, (weights + step / 2) / 2], axis=axis)
+    sources.append(sources[channel])  # a copy may be copied again
+  return halves.astype(np.float32), np.array(sources)
+
+
+def _magnitudes(kernel: np.ndarray, axis: int, axes: tuple[int, ...] | None) -> np.ndarray:
+  """max |W| of each input channel under each scale, [inputs, scales]."""
+  kept = (axis, *(axes or ()))
+  others = tuple(i for i in range(kernel.ndim) if i not in kept)
+  largest = np.abs(kernel).max(axis=others, keepdims=True)
+  return np.moveaxis(largest, axis, 0).reshape(kernel.shape[axis], -1)
+
+
+def _best_split(magnitudes: np.ndarray) -> tuple[int, np.ndarray]:
+  """Returns the input channel whose halves lower the scales most, and max |W| of each scale with them."""
+  largest, owner = magnitudes.max(axis=0), magnitudes.argmax(axis=0)
+  others = magnitudes.copy()
+  np.put_along_axis(others, owner[None], 0.0, axis=0)
+  halved = np.maximum(largest / 2, others.max(axis=0))
+  gain = np.bincount(owner, weights=np.square(largest) - np.square(halved), minlength=len(magnitudes))
+  channel = int(gain.argmax())
+  return channel, np.where(owner == channel, halved, largest)
+
+
+def _reads_by_kernel(graph: Graph, node: Node) -> bool:
+  return bool(node.facts.size) and len(graph.calls(node.layer)) == 1 and node.config.get("groups", 1) == 1
 
 
 def _path_from_producer(graph: Graph, reader: Node) -> list[Node] | None:
@@ -71,34 +144,7 @@ def _path_from_producer(graph: Graph, reader: Node) -> list[Node] | None:
   return None
 
 
-def _split(producer: Node, reader: Node, ratio: float, bits: int) -> list[int]:
-  """Adds channels one by one, each a copy of the one with the largest weight; returns the copied ones."""
-  name, in_axis = reader.facts.kernel.name, reader.facts.kernel.in_axes[0]
-  kernel = reader.layer.params[name].astype(np.float64)
-  copied = []
-  for _ in range(max(1, int(ratio * kernel.shape[in_axis]))):
-    others = tuple(i for i in range(kernel.ndim) if i != in_axis)
-    largest = np.abs(kernel).max(axis=others)
-    channel = int(largest.argmax())
-    (step,) = numerics.symmetric_grid(_largest_after(largest, channel), bits).astype(np.float64)
-    weights = np.take(kernel, [channel], axis=in_axis)
-    np.moveaxis(kernel, in_axis, 0)[channel] = np.moveaxis((weights - step / 2) / 2, in_axis, 0)[0]
-    kernel = np.concatenate([kernel, (weights + step / 2) / 2], axis=in_axis)
-    copied.append(channel)
-  sources = list(range(reader.layer.params[name].shape[in_axis]))
-  for channel in copied:  # a copy may be copied again
-    sources.append(sources[channel])
-  reader.layer.params = {**reader.layer.params, name: kernel.astype(np.float32)}
-  _repeat_outputs(producer, sources)
-  return copied
-
-
-def _largest_after(largest: np.ndarray, channel: int) -> float:
-  """max |W| once a channel is halved."""
-  return float(max(largest[channel] / 2, np.delete(largest, channel).max(initial=0.0)))
-
-
-def _repeat_outputs(producer: Node, sources: list[int]) -> None:
+def _repeat_outputs(producer: Node, sources: np.ndarray) -> None:
   layer, facts = producer.layer, producer.facts
   if layer.output_moments is not None:
     layer.output_moments = tuple(values[sources] for values in layer.output_moments)

@@ -8,7 +8,8 @@ from tf_keras import layers
 from kquant.core import numerics
 from kquant.graph.graph import Graph
 from kquant.graph.passes import rewrite
-from kquant.rewrites.scaling.outlier_channels import split_outlier_channels
+from kquant.graph.weights import WeightFacts
+from kquant.rewrites.scaling.outlier_channels import split_kernel, split_outlier_channels
 from kquant.rewrites.standardize.standardize import standardize
 from tests import models
 
@@ -71,6 +72,23 @@ def test_a_tensor_with_two_readers_is_left_and_named():
   model = keras.Model(image, layers.Add()(branches))
   graph, found = kernels(model)
   assert found["first"].shape[-1] == 4 and {skip.layer for skip in graph.skips} >= {"a", "b"}
+
+
+def test_a_scale_an_output_channel_by_hand():
+  facts = WeightFacts("kernel", out_axes=(1,), in_axes=(0,))
+  kernel = np.float32([[8.0, 1.0], [2.0, 3.0], [1.0, 5.0]])  # input 0: 64 -> 16; input 2: 25 -> 9
+  halves, sources = split_kernel(kernel, facts, ratio=0.01, bits=8, per_channel=True)
+  assert sources.tolist() == [0, 1, 2, 0]
+  first, second = 4 / 127, 5 / 127  # the steps behind it
+  np.testing.assert_allclose(halves[0], [4 - first / 4, 0.5 - second / 4], rtol=1e-6)
+  np.testing.assert_allclose(halves[3], [4 + first / 4, 0.5 + second / 4], rtol=1e-6)
+  np.testing.assert_array_equal(halves[1:3], kernel[1:])
+
+
+def test_a_single_input_channel():
+  facts = WeightFacts("kernel", out_axes=(1,), in_axes=(0,))
+  halves, sources = split_kernel(np.float32([[6.0]]), facts, ratio=1.0, bits=8)
+  assert sources.tolist() == [0, 0] and np.abs(halves).max() == pytest.approx(3 + 3 / 127 / 4)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
