@@ -308,7 +308,7 @@ def of_faults(names: list[str], data: pathlib.Path, seeds: int) -> tuple[str, st
           "adds which is gone, by seed; - where it adds less than a tenth of what there is without it. Up to "
           "8 tensors get 16 bits, whatever the SQNR: above 100 % it is better than without the fault.")
   tables = [*(faults_table(name, of_model) for name, of_model in found.items()), clipping_table(found)]
-  return "The doctor: planted faults", "\n\n".join([head, note, *tables])
+  return f"The doctor: planted faults in {', '.join(names)}", "\n\n".join([head, note, *tables])
 
 
 def of_v3(data: pathlib.Path) -> tuple[str, str]:
