@@ -14,9 +14,9 @@ from kquant.doctor.patient import Patient
 from kquant.doctor.remedies import weight_grid
 from kquant.doctor.rules import rule_of
 from kquant.graph.nodes import weights_of_class
-from kquant.ptq.layerwise.bias_correction import output_shift
+from kquant.ptq.layerwise.bias_correction import local_shifts
 from kquant.ptq.layerwise.input_moments import merged
-from kquant.ptq.layerwise.layer_rounding import fitting_threads, moments_of, round_kernel
+from kquant.ptq.layerwise.layer_rounding import moments_of, round_kernels
 from kquant.ptq.layerwise.streaming import LayerTurn, layer_turns
 
 
@@ -53,16 +53,16 @@ def rounded_layers(patient: Patient, images: list[np.ndarray], widths: Sequence[
 
 def _at_widths(patient: Patient, turn: LayerTurn, widths: Sequence[int],
                generator: np.random.Generator) -> dict[int, RoundedLayer]:
-  params, method = patient.calibrated.float_params[turn.layer.name], patient.config.recipe.rounding
-  if method == "nearest" or turn.patches is None:
+  method = patient.config.recipe.rounding
+  if method == "nearest" or not turn.is_known:
     return {bits: _nearest(patient, turn, bits) for bits in widths}
-  ((name, grid),) = turn.layer.weight_encodings().items()
-  moments, found = [merged(moments_of(turn, generator))], {}
+  grids, found = turn.layer.weight_encodings(), {}
+  moments = [merged(moments_of(turn, generator))]
   for bits in widths:
-    wanted = dataclasses.replace(grid, bits=bits)
-    with fitting_threads(turn):
-      integers, scale = round_kernel(turn, params[name], wanted, moments, method=method)
-    found[bits] = _rounded(patient, turn, {name: dataclasses.replace(wanted, scale=scale)}, {name: integers})
+    wanted = {name: dataclasses.replace(grid, bits=bits) for name, grid in grids.items()}
+    rounded = round_kernels(turn, wanted, moments, method=method)
+    chosen = {name: dataclasses.replace(wanted[name], scale=scale) for name, (_, scale) in rounded.items()}
+    found[bits] = _rounded(patient, turn, chosen, {name: integers for name, (integers, _) in rounded.items()})
   return found
 
 
@@ -78,12 +78,11 @@ def _rounded(patient: Patient, turn: LayerTurn, grids: dict[str, Encoding],
              integers: dict[str, np.ndarray]) -> RoundedLayer:
   """Returns integers with the weights that they are, and the biases that go with them."""
   network, name = patient.calibrated, turn.layer.name
-  params, mean = network.float_params[name], network.statistics.input_means[name]
+  params = network.float_params[name]
   found = {key: grid.dequantize(integers[key]) for key, grid in grids.items()}
-  for facts in weights_of_class(type(turn.layer.layer)):
-    if facts.bias:
-      error = found[facts.name].astype(np.float64) - params[facts.name]
-      has_means = turn.patches is not None and not turn.is_shared
-      shift = turn.means_with(error).mean(0) if has_means else output_shift(error, mean, facts)
-      found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
+  errors = {key: values.astype(np.float64) - params[key] for key, values in found.items()}
+  shifts = local_shifts(turn.layer, errors, network.statistics)
+  if turn.patches is not None and not turn.is_shared:
+    shifts = {bias: turn.means_with(*errors.values()).mean(0) for bias in shifts}  # of its one kernel
+  found.update({bias: (params[bias] - shift).astype(np.float32) for bias, shift in shifts.items()})
   return RoundedLayer(found, {key: values.astype(np.int8) for key, values in integers.items()})

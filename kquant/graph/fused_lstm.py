@@ -56,7 +56,7 @@ class FusedLSTM(keras.layers.Layer):
 
     Rounding errors of earlier steps, which a network may amplify, then come in by the cell alone.
     """
-    return self._states(inputs, tf.pad(states[:, :-1], [[0, 0], [1, 0], [0, 0]]))[0]
+    return self._states(inputs, one_step_later(states))[0]
 
   @tf.autograph.experimental.do_not_convert
   def _states(self, inputs, before=None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -98,3 +98,8 @@ class FusedLSTM(keras.layers.Layer):
   def get_config(self) -> dict[str, Any]:
     """Returns the arguments of the constructor."""
     return {**super().get_config(), "units": self.units, "state_grid": self.state_grid}
+
+
+def one_step_later(states: tf.Tensor) -> tf.Tensor:
+  """Returns what each step reads of states [batch, steps, units]: that of the step before, at first zeros."""
+  return tf.pad(states[:, :-1], [[0, 0], [1, 0], [0, 0]])

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kquant.core.input_range import InputRange
 from kquant.core.records import NarrowTensor
 from kquant.graph.execution import Execution, Values, call_float
-from kquant.graph.fused_lstm import FusedLSTM
+from kquant.graph.fused_lstm import FusedLSTM, one_step_later
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.columns import Border, ColumnStatistics, borders, measure_columns
@@ -38,6 +38,8 @@ class Statistics:
       positions of each image, [images, channels]}; one block of images a call. Empty without images.
     columns: {input or output of the model: its columns}. Empty without images.
     cells: {fused recurrent layer: the largest |cell|}. Empty without images.
+    state_means: {fused recurrent layer: float64 mean of the state that its steps read, [units]}. Empty
+      without images.
   """
 
   estimators: dict[str, Estimator]
@@ -45,6 +47,7 @@ class Statistics:
   output_means: dict[str, np.ndarray]
   columns: dict[Border, ColumnStatistics] = dataclasses.field(default_factory=dict)
   cells: dict[str, float] = dataclasses.field(default_factory=dict)
+  state_means: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def calibrate(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32) -> keras.Model:
@@ -91,6 +94,7 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   estimators = {name: make_estimator(layer.range) for name, layer in layers.items() if layer.fixed is None}
   input_means: dict[str, list[np.ndarray]] = {}
   output_means: dict[str, list[np.ndarray]] = {}
+  state_means: dict[str, list[np.ndarray]] = {}
   taps = _Taps(qmodel, graph or Graph.from_model(qmodel))
   columns = {border: ColumnStatistics() for border in taps.borders}
   cells: dict[str, float] = {}
@@ -100,7 +104,7 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
     if count == 1 and taps.execution.images_at_once(batch, most=2) > 1:
       # alone, where others pass together, it would run in kernels whose sums differ in the last bit
       batch = [np.concatenate([array, array]) for array in batch]
-    measured, *image_means, measured_columns, measured_cells = tf.nest.map_structure(
+    measured, *image_means, read_back, measured_columns, measured_cells = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
     for name, values in zip(taps.activations, measured):
       estimators[name].absorb(values)
@@ -108,11 +112,14 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
       columns[border].absorb(*values)
     for name, limit in zip(taps.fused, measured_cells):
       cells[name] = max(float(limit), cells.get(name, 0.0))
-    for means, values_of_side in zip((input_means, output_means), image_means):
-      for name, values in zip(taps.linear, values_of_side):
+    for means, names, values_of_side in ((input_means, taps.linear, image_means[0]),
+                                         (output_means, taps.linear, image_means[1]),
+                                         (state_means, taps.fused, read_back)):
+      for name, values in zip(names, values_of_side):
         means.setdefault(name, []).append(values)
   return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
-                    {name: np.concatenate(parts) for name, parts in output_means.items()}, columns, cells)
+                    {name: np.concatenate(parts) for name, parts in output_means.items()}, columns, cells,
+                    {name: _mean_of_any_order(parts) for name, parts in state_means.items()})
 
 
 def set_ranges(qmodel: keras.Model, statistics: Statistics, graph: Graph) -> None:
@@ -187,8 +194,9 @@ class _Taps:
     """Returns a traced function of one batch and its number of images.
 
     It returns what each estimator measures of its tensors, and means over the positions of each image of the
-    inputs and of the outputs of the linear layers, and the columns of the borders. The network waits until a
-    tensor has been looked at: else many of them would wait in memory for that.
+    inputs and of the outputs of the linear layers and of the states that fused ones read, and the columns of
+    the borders and the largest cells. The network waits until a tensor has been looked at: else many of them
+    would wait in memory for that.
     """
     parts, due = self._looks(estimators), {}
     places = {node: place for place, node in enumerate(self.execution.graph.nodes)}
@@ -213,16 +221,18 @@ class _Taps:
     return run.get_concrete_function(specs, tf.TensorSpec((), tf.int32))
 
   def _looks(self, estimators: dict[str, Estimator]) -> list[list["_Look"]]:
-    """What is looked at: ranges, inputs of linear layers, their outputs, columns of the borders, cells."""
+    """What is looked at: ranges, inputs of linear layers, outputs, states, columns of the borders, cells."""
     ranges = [_Look(refs, lambda tensors, name=name: estimators[name].measure(as_one(tensors)))
               for name, refs in self.activations.items()]
     inputs, outputs = ([_Look([ref], lambda tensors: _mean_of_positions(*tensors)) for ref in refs]
                        for refs in ([node.inputs[0] for node in self._linear], map(Ref, self._linear)))
     columns = [_Look([border.ref], lambda tensors, moments=border.is_input:
                      measure_columns(*tensors, moments=moments)) for border in self.borders]
+    states = [_Look([Ref(node)], lambda tensors: _mean_of_positions(one_step_later(*tensors)))
+              for node in self._fused]
     cells = [_Look([node.inputs[0]], functools.partial(_largest_cell, self.execution.layers[name].layer))
              for node, name in zip(self._fused, self.fused)]
-    return [ranges, inputs, outputs, columns, cells]
+    return [ranges, inputs, outputs, states, columns, cells]
 
 
 @dataclasses.dataclass(eq=False)

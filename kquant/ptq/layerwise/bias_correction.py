@@ -16,6 +16,7 @@ from kquant.core import data, numerics
 from kquant.core.input_range import InputRange
 from kquant.core.recipe import BIAS_CORRECTIONS
 from kquant.graph import keras_calls
+from kquant.graph.fused_lstm import GATES
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import weights_of_class
 from kquant.graph.weights import WeightFacts
@@ -121,12 +122,28 @@ def correct_shift(wrapper: QuantizeWeights, params: dict[str, np.ndarray], stati
   Args:
     params: the layer's float weights by name.
   """
-  grids, values = wrapper.weight_encodings(), wrapper.weight_values()
-  for weight in _biased_weights(wrapper):
-    grid = grids[weight.name]
-    error = grid.dequantize(grid.quantize(values[weight.name])).astype(np.float64) - params[weight.name]
-    shift = output_shift(error, statistics.input_means[wrapper.name], weight)
-    getattr(wrapper.layer, weight.bias).assign((params[weight.bias] - shift).astype(np.float32))
+  values = wrapper.weight_values()
+  errors = {name: grid.dequantize(grid.quantize(values[name])).astype(np.float64) - params[name]
+            for name, grid in wrapper.weight_encodings().items()}
+  for bias, shift in local_shifts(wrapper, errors, statistics).items():
+    getattr(wrapper.layer, bias).assign((params[bias] - shift).astype(np.float32))
+
+
+def local_shifts(wrapper: QuantizeWeights, errors: dict[str, np.ndarray],
+                 statistics: Statistics) -> dict[str, np.ndarray]:
+  """Returns {bias of a layer: mean error [channels] of the products that it is added to}.
+
+  Args:
+    errors: {weight: quantized less float kernel}.
+    statistics: of the float network; where they lack the states that a fused LSTM reads, these count as 0.
+  """
+  mean, states = statistics.input_means[wrapper.name], statistics.state_means.get(wrapper.name)
+  shifts = {weight.bias: output_shift(errors[weight.name], mean, weight)
+            for weight in _biased_weights(wrapper)}
+  if states is not None:
+    for gate in GATES:
+      shifts[f"bias_{gate}"] += states @ errors[f"recurrent_{gate}"]
+  return shifts
 
 
 def correct_analytic_shift(qmodel: keras.Model, float_params: dict[str, dict[str, np.ndarray]],

@@ -62,7 +62,7 @@ def coarse_kernel(turn: LayerTurn, kernel: np.ndarray, axis: tuple[int, ...],
   """
   grid = Encoding(np.float32(1), np.int64(0), COARSE_BITS, axis, narrow=True)
   halves = moments_of(turn, generator)
-  with fitting_threads(turn):
+  with fitting_threads(turn.patches.inputs):
     integers, scale = round_kernel(turn, kernel, grid, halves)
   steps = nested_codes.steps(COARSE_BITS)
   return NestedKernel((steps * integers).astype(np.int64), scale / steps)
@@ -78,7 +78,7 @@ def refined_kernel(turn: LayerTurn, kernel: np.ndarray, coarse: NestedKernel,
     coarse: what `coarse_kernel` returned.
     generator: of the positions that are looked at.
   """
-  with fitting_threads(turn):
+  with fitting_threads(turn.patches.inputs):
     problem = problem_of(turn, kernel, moments_of(turn, generator), nested_codes.LARGEST)
     shape, patches = problem.kernel.shape, turn.patches
     parts = shape[0] // patches.blocks

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from kquant.core.encodings import Encoding
 from kquant.graph.execution import FEWEST_TRACED, call_float, call_layer, live_layers, run_nodes
+from kquant.graph.fused_lstm import FusedLSTM
 from kquant.graph.graph import Graph
 from kquant.graph.kinds.table import facts_of
 from kquant.graph.nodes import LayerDef, Node, Ref, kind_of_class
@@ -38,6 +39,7 @@ class LayerTurn:
   Attributes:
     layer: the QuantizeWeights layer; what is changed in it is what the rest of the pass computes with.
     patches: how its inputs and its kernel make a matrix product; None where it is not linear.
+    float_params: its float weights by name; None where the turns do without float inputs.
     calls: of the layer, in their order; where there are several, it has a turn at each of them, and what
       reaches the later ones depends on its weights.
     images: number of images that pass.
@@ -46,6 +48,7 @@ class LayerTurn:
   def __init__(self, stream: "_Stream", stage: Stage, layer: QuantizeWeights, calls: list[Node]):
     self.layer = layer
     self.patches = _patches(layer.layer, stage.linear.inputs[0].shape[1:])
+    self.float_params = stream.float_params and stream.float_params[layer.name]
     self.calls = calls
     self.images = stream.images
     self._stream = stream
@@ -56,13 +59,24 @@ class LayerTurn:
     """The layer's quantized inputs, a chunk of images at a time; `image_means` notes them on the way."""
     means = []
     for inputs in self._stream.inputs(self._stage, floating=False):
-      means.append(self.patches.means(inputs))
+      if self.patches is not None:
+        means.append(self.patches.means(inputs))
       yield inputs
-    self._patch_means = np.concatenate(means)
+    self._patch_means = np.concatenate(means) if means else None
 
   def float_inputs(self) -> Iterator[tf.Tensor]:
     """The inputs that the layer has in the float network, the same chunks."""
     return self._stream.inputs(self._stage, floating=True)
+
+  @property
+  def is_fused(self) -> bool:
+    """Whether the layer is a FusedLSTM."""
+    return isinstance(self.layer.layer, FusedLSTM)
+
+  @property
+  def is_known(self) -> bool:
+    """Whether it is known what the layer computes with its weights."""
+    return self.patches is not None or self.is_fused
 
   @property
   def is_shared(self) -> bool:
@@ -136,7 +150,7 @@ class _Stream:
     self.layers = live_layers(qmodel)
     self.images = len(images[0])
     self._graph, self._inputs = graph, images
-    self._float_params = float_params
+    self.float_params = float_params
     self._stored: dict[Ref, np.ndarray] = dict(zip(graph.input_refs, images))
     self._floating: dict[Ref, np.ndarray] = dict(self._stored) if float_params is not None else {}
     self._grids: dict[Ref, Encoding] = {}
@@ -191,7 +205,7 @@ class _Stream:
     """Stores the stage's result and forgets what no later stage reads."""
     result = Ref(stage.nodes[-1])
     grid = self.layers[result.node.layer.name].encoding()
-    if self._float_params is not None:
+    if self.float_params is not None:
       with self._float_weights(stage.nodes):
         self._floating[result] = self._run(stage, _fixed_point(grid), floating=True)
     self._stored[result] = self._run(stage, _integers(grid), floating=False)
@@ -219,8 +233,8 @@ class _Stream:
     current = []
     for name in dict.fromkeys(node.layer.name for node in nodes if node.layer.cls is QuantizeWeights):
       layer = self.layers[name].layer
-      current += [(getattr(layer, key), getattr(layer, key).numpy()) for key in self._float_params[name]]
-      for key, value in self._float_params[name].items():
+      current += [(getattr(layer, key), getattr(layer, key).numpy()) for key in self.float_params[name]]
+      for key, value in self.float_params[name].items():
         getattr(layer, key).assign(value)
     try:
       yield
