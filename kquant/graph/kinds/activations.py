@@ -51,7 +51,9 @@ def _bent_relu(call: Call) -> Refusal | None:
   return None
 
 
-def _other_axis(call: Call) -> Refusal | None:
+def _other_softmax(call: Call) -> Refusal | None:
+  if call.argument(1, "mask") is not None:
+    return Refusal("is called with a mask", "use Attention or MultiHeadAttention, which take masks")
   if call.config["axis"] not in (-1, len(call.outputs[0].shape) - 1):
     return Refusal(f"works along axis {call.config['axis']}", "move that axis to the end")
   return None
@@ -76,7 +78,7 @@ KINDS: dict[str, LayerFacts] = {
     "Sigmoid": LayerFacts("fixed", fixed_grid="unit", moment_rule=moment_rules.sample),
     "Tanh": LayerFacts("fixed", fixed_grid="signed_unit", moment_rule=moment_rules.sample),
     "Softmax": LayerFacts("fixed", fixed_grid="unit", takes_scores=True, moment_rule=moment_rules.softmax,
-                          refused_form=_other_axis),
+                          refused_form=_other_softmax),
     "ELU": UNARY,
     "ThresholdedReLU": dataclasses.replace(UNARY, flat_rule=flat_parts.threshold),
     "ShiftedPower": UNARY,

@@ -39,7 +39,7 @@ def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
   for node in list(graph.nodes):
     with graph.in_place_of(node):
       _take_given(graph, node)
-      given = [masks.get(ref) for ref in masked_inputs(node)]
+      given = _masks_read(node, masks)
       if node.facts.takes_mask and any(given) and node.kwargs.get("mask") is None:
         graph.give(node, mask=given if given[1:] else given[0])
       if node.facts.mask == "made":
@@ -47,7 +47,7 @@ def take_masks(graph: Graph, *, keep_training: bool = False) -> None:
         continue
       mask = _mask_of_output(graph, node, given)
       if mask is not None:
-        masks[Ref(node)] = mask
+        masks.update(dict.fromkeys(_masked_outputs(node), mask))
   for ref in [ref for ref in dict.fromkeys(graph.output_refs) if keep_training and ref in masks]:
     passes = graph.new_layer(PassMask, f"{ref.node.layer_name}/with_mask")
     result = graph.add_node(passes, ([masks[ref], ref],), ref.shape)
@@ -62,6 +62,20 @@ def masked_inputs(node: Node) -> list[Ref]:
   """The tensors of a call whose masks Keras looks at: not those that are masks."""
   leaves = tf.nest.flatten([value for key, value in node.kwargs.items() if "mask" not in key])
   return [leaf for leaf in (*tf.nest.flatten(node.args), *leaves) if isinstance(leaf, Ref)]
+
+
+def _masks_read(node: Node, masks: Masks) -> list[Ref | None]:
+  """The masks that a call looks at: those that it is given, else those of its inputs."""
+  given = node.kwargs.get("mask") if node.facts.takes_mask else None
+  if given is None:
+    return [masks.get(ref) for ref in masked_inputs(node)]
+  return [mask if isinstance(mask, Ref) else None for mask in tf.nest.flatten(given)]
+
+
+def _masked_outputs(node: Node) -> list[Ref]:
+  """The outputs of a call that have its mask: both sequences of a Bidirectional that merges them not."""
+  apart = "merge_mode" in node.config and node.config["merge_mode"] is None
+  return node.outputs[:2] if apart else node.outputs[:1]
 
 
 def _mask_of_output(graph: Graph, node: Node, given: list[Ref | None]) -> Ref | None:
@@ -128,6 +142,9 @@ def _joined(graph: Graph, node: Node, masks: list[Ref | None]) -> Ref:
 def _take_given(graph: Graph, node: Node) -> None:
   """Lets the mask that the user gives a call be a tensor of 0 and 1, or a list of them."""
   if node.facts.takes_mask and node.kwargs.get("mask") is not None:
+    if any(not isinstance(mask, Ref) for mask in tf.nest.flatten(node.kwargs["mask"]) if mask is not None):
+      raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) is called with a mask that is constant; "
+                                  "make it an input of the model, or leave out the steps that never count.")
     graph.give(node, mask=map_refs(lambda ref: as_mask(graph, ref), node.kwargs["mask"]))
 
 

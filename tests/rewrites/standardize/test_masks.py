@@ -163,6 +163,14 @@ def two_lstms():
   return keras.Model(image, x), [words()]
 
 
+def handed_on(make):
+  """What a call makes with a mask that it is given has that mask, whatever its input had."""
+  first, second = word_input(), word_input()
+  table = embed()
+  return (keras.Model([first, second], mean(make(table(first), table.compute_mask(second)))),
+          [words(), words(seed=1)])
+
+
 WHOLE = {"return_sequences": True, "return_state": True}
 RECURRENT = {
     "lstm": lambda: recurrent(layers.LSTM(3, **WHOLE)),
@@ -187,6 +195,14 @@ MODELS = {
     "mask of bool": lambda: attention_with("bool", lambda mask: mask[:, tf.newaxis, tf.newaxis, :]),
     "mask of float32": lambda: attention_with("float32", lambda mask: tf.expand_dims(mask, 1)),
     **RECURRENT,
+    "handed on by a gru": lambda: handed_on(
+        lambda x, mask: layers.GRU(3, return_sequences=True)(x, mask=mask)),
+    "handed on by both ways": lambda: handed_on(
+        lambda x, mask: layers.Bidirectional(layers.GRU(3, return_sequences=True))(x, mask=mask)),
+    "handed on by both ways, apart": lambda: handed_on(lambda x, mask: layers.Bidirectional(
+        layers.GRU(3, return_sequences=True), merge_mode=None)(x, mask=mask)[1]),
+    "handed on by attention": lambda: handed_on(
+        lambda x, mask: layers.Attention()([x, x], mask=[mask, None])),
     "additive": lambda: sums_of_tanh(layers.AdditiveAttention()),
     "concatenated": lambda: sums_of_tanh(layers.Attention(score_mode="concat", use_scale=True)),
 }
@@ -343,6 +359,20 @@ def test_steps_with_a_mask_and_without_are_not_joined():
   joined = layers.Concatenate(axis=1)([embed(1)(image), other])
   with pytest.raises(UnsupportedLayerError, match="joins steps with a mask and steps without; give all"):
     kq.standardize(keras.Model([image, other], mean(joined)))
+
+
+CONSTANT_MASKS = {
+    "gru": lambda x, mask: layers.GRU(2, name="named")(x, mask=mask),
+    "attention": lambda x, mask: layers.Attention(name="named")([x, x], mask=[mask, None]),
+    "softmax": lambda x, mask: layers.Softmax(name="named")(x, mask=mask[..., None])}
+
+
+@pytest.mark.parametrize("call", CONSTANT_MASKS.values(), ids=CONSTANT_MASKS)
+def test_constant_masks_are_refused(call):
+  image = keras.Input((STEPS, 3))
+  model = keras.Model(image, call(image, tf.constant([[True] * (STEPS - 1) + [False]])))
+  with pytest.raises(UnsupportedLayerError, match="Layer 'named' .* is called with a mask.*; "):
+    kq.insert_quantizers(model)
 
 
 def test_an_open_number_of_steps_is_refused():
