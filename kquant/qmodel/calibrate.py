@@ -106,8 +106,8 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
       batch = [np.concatenate([array, array]) for array in batch]
     measured, *image_means, read_back, measured_columns, measured_cells = tf.nest.map_structure(
         np.asarray, step([tf.convert_to_tensor(array) for array in batch], tf.constant(count)))
-    for name, values in zip(taps.activations, measured):
-      estimators[name].absorb(values)
+    for (name, refs), values in zip(taps.activations.items(), measured):
+      _absorb(estimators[name], values, refs[0].node.inputs[0])
     for border, values in zip(taps.borders, measured_columns):
       columns[border].absorb(*values)
     for name, limit in zip(taps.fused, measured_cells):
@@ -120,6 +120,14 @@ def observe(qmodel: keras.Model, calibration: Any, *, batch_size: int = 32,
   return Statistics(estimators, {name: _mean_of_any_order(parts) for name, parts in input_means.items()},
                     {name: np.concatenate(parts) for name, parts in output_means.items()}, columns, cells,
                     {name: _mean_of_any_order(parts) for name, parts in state_means.items()})
+
+
+def _absorb(estimator: Estimator, measured: dict[str, np.ndarray], ref: Ref) -> None:
+  """Adds what was measured of a tensor; an error names the layer that made it."""
+  try:
+    estimator.absorb(measured)
+  except ValueError as error:
+    raise ValueError(f"Layer {ref.node.name!r}: {error}") from None
 
 
 def set_ranges(qmodel: keras.Model, statistics: Statistics, graph: Graph) -> None:

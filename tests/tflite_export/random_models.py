@@ -89,11 +89,11 @@ def border_of(recipe: Recipe) -> str:
 def config_of(model: keras.Model, recipe: Recipe) -> kq.QuantConfig:
   """Returns the preset of a recipe, and 16 bits of activations for the layers that it names.
 
-  LSTMs are fused where they can be, in every other network.
+  LSTMs are fused where they can be, but in every fourth network.
   """
   names = [model.layers[index % len(model.layers)].name for index in recipe.wide]
   config = kq.QuantConfig.preset(recipe.preset)
-  config = dataclasses.replace(config, recurrent=("unrolled", "auto")[len(recipe.steps) % 2])
+  config = dataclasses.replace(config, recurrent="auto" if len(recipe.steps) % 4 else "unrolled")
   return with_wide_outputs(config, names)
 
 

@@ -70,6 +70,16 @@ def _convolutional(builder, x, step):
   return layers.Reshape((*result.shape[1:2], -1, result.shape[-1]))(result)
 
 
+def _lstm(builder, x, step):
+  """An LSTM as most are: it can be one operator. Its cell is read by nothing, or by everything behind it."""
+  a, b, c, d, e = step.numbers
+  layer = layers.LSTM(1 + a % 5, use_bias=b % 4 > 0, return_sequences=c % 2 > 0, go_backwards=c > 8,
+                      return_state=d > 7)
+  layer = layers.Bidirectional(layer, merge_mode=("concat", "sum", "mul", "ave")[e % 4]) if e > 7 else layer
+  made = builder.call(layer, x)
+  return [made[0], *made[1::1 + (d > 8)]] if d > 7 else made
+
+
 def _recurrent(builder, x, step):
   """LSTM, GRU, SimpleRNN or a list of their cells, in one or both directions."""
   a, b, c, d, e = step.numbers
@@ -95,12 +105,13 @@ def _distributed(builder, x, step):
     inner = (layers.Conv1D(1 + b % 4, 1, activation="relu"), layers.GlobalMaxPooling1D(), layers.Flatten(),
              layers.GRU(2))[a % 4]
   else:
-    inner = (layers.Dense(1 + b % 4, activation="tanh"), layers.Reshape((1, x.shape[-1])))[a % 2]
+    number = a % 2 if getattr(x, "_keras_mask", None) is None else 0  # Keras' Reshape takes no mask
+    inner = (layers.Dense(1 + b % 4, activation="tanh"), layers.Reshape((1, x.shape[-1])))[number]
   return builder.call(layers.TimeDistributed(inner), x)
 
 
 SEQUENCES: dict[str, tuple[tuple[int, ...], Callable]] = {
     "mask": ((3,), _mask), "mean": ((3,), _mean), "attention": ((3,), _attention),
-    "multi_head": ((3,), _multi_head), "recurrent": ((3,), _recurrent),
+    "multi_head": ((3,), _multi_head), "recurrent": ((3,), _recurrent), "lstm": ((3,), _lstm),
     "started": ((3,), _started), "masked": ((3,), _masked), "convolutional": ((4,), _convolutional),
     "distributed": ((3, 4), _distributed)}

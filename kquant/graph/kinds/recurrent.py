@@ -24,6 +24,10 @@ def _why_left(call: Call) -> Refusal:
     return Refusal("keeps its state from one run to the next (stateful=True)",
                    "use layers of one direction and one cell, and kquant.streaming" if several else
                    "kquant.streaming makes its state an input and an output of the model")
+  if config.get("time_major"):
+    return Refusal("has its steps in front of the batch (time_major=True)", "build the layer without it")
+  if len(call.inputs) == 1 and call.argument(3, "initial_state") is not None:
+    return Refusal("is given a state of constants to start from", "make it an input of the model")
   if sizes[1:] and call.argument(1, "mask") is not None:
     return Refusal("is called with a mask", "leave it out, and give the layer steps that all count")
   if None in (steps, *sizes):

@@ -23,8 +23,7 @@ from kquant.rewrites.standardize.recurrent import layers_of, merged, parted
 _TRAINED_WITH = ("dropout", "recurrent_dropout", "kernel_regularizer", "recurrent_regularizer",
                  "bias_regularizer", "activity_regularizer", "kernel_constraint", "recurrent_constraint",
                  "bias_constraint")
-_EXPECTED = {"activation": "tanh", "recurrent_activation": "sigmoid", "return_state": False,
-             "stateful": False, "time_major": False}
+_EXPECTED = {"activation": "tanh", "recurrent_activation": "sigmoid"}
 
 Layer = tuple[str, dict[str, Any]]
 """(kind, config) of a recurrent layer."""
@@ -40,7 +39,7 @@ def fuse(graph: Graph, node: Node, *, required: bool = False) -> None:
     UnsupportedLayerError: it is required, and a layer has no such form.
   """
   layers = layers_of(node)
-  if not layers:
+  if not layers or _is_refused(node, layers):
     return
   reason = _obstacle(graph, node, layers)
   if reason and required:
@@ -51,20 +50,32 @@ def fuse(graph: Graph, node: Node, *, required: bool = False) -> None:
     return
   if any(config.get(key) for _, config in layers for key in _TRAINED_WITH):
     graph.skip(node, "its dropout, regularizers and constraints are left out of training")
-  replace(graph, node, _written(graph, node, layers), "written as a fused operator")
+  result, states = _written(graph, node, layers)
+  for old, new in zip(node.outputs[1::2], states):
+    graph.redirect(old, new)
+  replace(graph, node, result, "written as a fused operator")
 
 
-def _written(graph: Graph, node: Node, layers: list[Layer]) -> Ref:
-  """Adds the layers of a call; returns what they make."""
-  params, outputs = list(node.layer.params.values()), []
+def _is_refused(node: Node, layers: list[Layer]) -> bool:
+  """Whether a call has no unrolled form either, whatever its length: its kind says what to do."""
+  return bool(not is_fixed(*node.inputs) or node.kwargs.keys() - {"mask"} or any(
+      config.get("stateful") or config.get("time_major") for _, config in layers))
+
+
+def _written(graph: Graph, node: Node, layers: list[Layer]) -> tuple[Ref, list[Ref]]:
+  """Adds the layers of a call; returns what they make, and the state behind the last step of each."""
+  params, outputs, states = list(node.layer.params.values()), [], []
   for name, layer in zip(("forward", "backward") if layers[1:] else ("",), layers):
     own, params = parted(params, 3 if layer[1]["use_bias"] else 2)
     name = f"{node.layer_name}/{name}" if name else node.layer_name
     output = _fused(graph, node, name, layer, own)
-    if outputs and layer[1]["return_sequences"]:
+    states.append(_last(graph, name, output))
+    if not layer[1]["return_sequences"]:
+      output = states[-1]
+    elif outputs:
       output = _reversed(graph, f"{name}/in_order", output)
     outputs.append(output)
-  return merged(graph, node, outputs)[0] if layers[1:] else outputs[0]
+  return (merged(graph, node, outputs)[0] if layers[1:] else outputs[0]), states
 
 
 def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
@@ -81,14 +92,13 @@ def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
     return "has a mask"
   if len(node.inputs) > 1:
     return "is given a state to start from"
-  if len(graph.calls(node.layer)) > 1:
-    return "is called more than once"
-  is_sequence = len(node.inputs[0].shape) == 3 and is_fixed(*node.inputs)
-  return "" if is_sequence else "reads a sequence of open length"
+  if any(graph.readers(cell) or cell in graph.output_refs for cell in node.outputs[2::2]):
+    return "returns its cell, which something reads"
+  return "is called more than once" if len(graph.calls(node.layer)) > 1 else ""
 
 
 def _fused(graph: Graph, node: Node, name: str, layer: Layer, params: list[np.ndarray]) -> Ref:
-  """Calls one layer; returns its sequence, or its last step.
+  """Calls one layer; returns the state behind each step, in the order in which they were made.
 
   Args:
     params: kernel [features, 4 * units], recurrent kernel [units, 4 * units], maybe a bias [4 * units].
@@ -102,11 +112,12 @@ def _fused(graph: Graph, node: Node, name: str, layer: Layer, params: list[np.nd
              for gate, part in zip(GATES, np.split(values, len(GATES), axis=-1))}
   fused = graph.new_layer(FusedLSTM, name, {"units": units}, weights)
   fused.origins = (*node.layer.origins, Origin(name, kind))
-  result = graph.add_node(fused, (source,), (*source.shape[:2], units))
-  if config["return_sequences"]:
-    return result
-  steps = source.shape[1]
-  last = add_slice(graph, f"{name}/last", result, {1: range(steps - 1, steps)})
+  return graph.add_node(fused, (source,), (*source.shape[:2], units))
+
+
+def _last(graph: Graph, name: str, states: Ref) -> Ref:
+  _, steps, units = states.shape
+  last = add_slice(graph, f"{name}/last", states, {1: range(steps - 1, steps)})
   return add_reshape(graph, f"{name}/last/state", last, (units,))
 
 

@@ -143,7 +143,7 @@ def _take_given(graph: Graph, node: Node) -> None:
   """Lets the mask that the user gives a call be a tensor of 0 and 1, or a list of them."""
   if node.facts.takes_mask and node.kwargs.get("mask") is not None:
     if any(not isinstance(mask, Ref) for mask in tf.nest.flatten(node.kwargs["mask"]) if mask is not None):
-      raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) is called with a mask that is constant; "
+      raise UnsupportedLayerError(f"Layer {node.name!r} ({node.kind}) is called with a mask of constants; "
                                   "make it an input of the model, or leave out the steps that never count.")
     graph.give(node, mask=map_refs(lambda ref: as_mask(graph, ref), node.kwargs["mask"]))
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -15,6 +16,12 @@ from kquant.graph.fused_lstm import FusedLSTM
 from kquant.rewrites.standardize.standardize import standardize
 from tests.rewrites.standardize.test_recurrent import data_of, model_of, outputs_of
 
+
+def without_cells(outputs):
+  """What an LSTM with return_state=True returns, without its cells."""
+  return [outputs[0], *outputs[1::2]]
+
+
 FUSED = {
     "last": lambda: layers.LSTM(3),
     "sequence": lambda: layers.LSTM(3, return_sequences=True, unit_forget_bias=False),
@@ -22,6 +29,11 @@ FUSED = {
     "backwards, last": lambda: layers.LSTM(3, go_backwards=True, implementation=1, unroll=True),
     "both": lambda: layers.Bidirectional(layers.LSTM(3)),
     "both, sum of sequences": lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True), "sum"),
+    "state": lambda: lambda x: without_cells(layers.LSTM(3, return_state=True)(x)),
+    "backwards, sequence and state": lambda: lambda x: without_cells(
+        layers.LSTM(3, return_sequences=True, return_state=True, go_backwards=True)(x)),
+    "both, sequences and states": lambda: lambda x: without_cells(
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True, return_state=True))(x)),
     "dropout": lambda: layers.LSTM(3, dropout=0.5, recurrent_dropout=0.5),
 }
 
@@ -29,7 +41,9 @@ UNROLLED = {
     "is no plain LSTM layer": lambda: layers.RNN(layers.LSTMCell(3)),
     "has activation='relu'": lambda: layers.LSTM(3, activation="relu"),
     "has recurrent_activation='hard_sigmoid'": lambda: layers.LSTM(3, recurrent_activation="hard_sigmoid"),
-    "has return_state=True": lambda: layers.LSTM(3, return_state=True),
+    "returns its cell, which something reads": lambda: layers.LSTM(3, return_state=True),
+    "has a mask": lambda: lambda x: layers.LSTM(3)(layers.Masking()(x)),
+    "is given a state to start from": lambda: lambda x: layers.LSTM(2)(x, initial_state=[x[:, 0, :2]] * 2),
     "returns what both directions make": lambda: layers.Bidirectional(layers.LSTM(3), None),
 }
 
@@ -52,7 +66,8 @@ def test_a_fused_layer_computes_what_the_layer_does_and_becomes_exact_integers(n
   data = data_of(model)
   fused = standardize(model, recurrent="fused")
   assert FusedLSTM in kinds(fused)
-  np.testing.assert_allclose(outputs_of(fused, data)[0], outputs_of(model, data)[0], atol=1e-5)
+  for found, expected in zip(outputs_of(fused, data), outputs_of(model, data), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
   result = kq.quantize(model, data, config=config("fused"), effort=None)
   written = kq.export(result, tmp_path / "m.tflite", verify=[data[0][:3]], certify=True)
   assert written.certificate["exact"] and written.verification.max_lsb <= 1
@@ -68,6 +83,34 @@ def test_what_has_no_fused_operator_is_unrolled_or_refused(reason):
   result = kq.quantize(model, data_of(model), config=config("auto"), effort=None)
   assert FusedLSTM not in kinds(result.model)
   assert reason in str(result.report)
+
+
+REFUSED = {
+    "is given a state of constants .*; make it an input": lambda x: layers.LSTM(2)(
+        x, initial_state=[tf.ones((1, 2))] * 2),
+    "keeps its state .*; kquant.streaming": lambda x: layers.LSTM(2, stateful=True)(x),
+    "has its steps in front of the batch": lambda x: layers.LSTM(2, time_major=True)(x),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+@pytest.mark.parametrize("recurrent", ["fused", "auto", "unrolled"])
+def test_what_has_no_form_at_all_is_refused_with_its_own_remedy(reason, recurrent):
+  x = keras.Input(batch_shape=(1, 3, 4))
+  model = keras.Model(x, REFUSED[reason](x))
+  with pytest.raises(UnsupportedLayerError, match=reason):
+    kq.insert_quantizers(model, config(recurrent))
+
+
+def test_a_stream_is_unrolled_or_refused():
+  step = keras.Input(batch_shape=(1, 1, 3), name="step")
+  stream = kq.streaming(keras.Model(step, layers.LSTM(2, stateful=True, name="lstm")(step)))
+  runs = kq.stream_inputs(stream, np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32))
+  with pytest.raises(UnsupportedLayerError, match="'lstm' .* is given a state .*recurrent='auto'"):
+    kq.quantize(stream, runs, config=config("fused"), effort=None)
+  result = kq.quantize(stream, runs, config=config("auto"), effort=None)
+  assert FusedLSTM not in kinds(result.model)
+  assert "unrolled, not fused: it is given a state to start from" in str(result.report)
 
 
 def test_masks_states_and_shared_layers_are_unrolled():
