@@ -75,9 +75,11 @@ def _lstm(builder, x, step):
   a, b, c, d, e = step.numbers
   layer = layers.LSTM(1 + a % 5, use_bias=b % 4 > 0, return_sequences=c % 2 > 0, go_backwards=c > 8,
                       return_state=d > 7)
-  layer = layers.Bidirectional(layer, merge_mode=("concat", "sum", "mul", "ave")[e % 4]) if e > 7 else layer
+  mode = ("concat", "sum", "mul", "ave", None)[e % 5]
+  layer = layers.Bidirectional(layer, merge_mode=mode) if e > 6 else layer
   made = builder.call(layer, x)
-  return [made[0], *made[1::1 + (d > 8)]] if d > 7 else made
+  first = 1 + (e > 6 and mode is None)
+  return [*made[:first], *made[first::1 + (d > 8)]] if d > 7 else made
 
 
 def _recurrent(builder, x, step):

@@ -14,7 +14,6 @@ from kquant.rewrites.standardize.building import (
   add_slice,
   add_steps,
   is_fixed,
-  replace,
 )
 from kquant.rewrites.standardize.cell_table import CELLS
 from kquant.rewrites.standardize.cells import LstmCell
@@ -50,10 +49,11 @@ def fuse(graph: Graph, node: Node, *, required: bool = False) -> None:
     return
   if any(config.get(key) for _, config in layers for key in _TRAINED_WITH):
     graph.skip(node, "its dropout, regularizers and constraints are left out of training")
-  result, states = _written(graph, node, layers)
-  for old, new in zip(node.outputs[1::2], states):
+  outputs, states = _written(graph, node, layers)
+  for old, new in zip([*node.outputs[:len(outputs)], *node.outputs[len(outputs)::2]], [*outputs, *states]):
     graph.redirect(old, new)
-  replace(graph, node, result, "written as a fused operator")
+  graph.edit(node, "written as a fused operator")
+  graph.drop(node)
 
 
 def _is_refused(node: Node, layers: list[Layer]) -> bool:
@@ -62,8 +62,8 @@ def _is_refused(node: Node, layers: list[Layer]) -> bool:
       config.get("stateful") or config.get("time_major") for _, config in layers))
 
 
-def _written(graph: Graph, node: Node, layers: list[Layer]) -> tuple[Ref, list[Ref]]:
-  """Adds the layers of a call; returns what they make, and the state behind the last step of each."""
+def _written(graph: Graph, node: Node, layers: list[Layer]) -> tuple[list[Ref], list[Ref]]:
+  """Adds the layers of a call; returns what it makes, and the state behind the last step of each layer."""
   params, outputs, states = list(node.layer.params.values()), [], []
   for name, layer in zip(("forward", "backward") if layers[1:] else ("",), layers):
     own, params = parted(params, 3 if layer[1]["use_bias"] else 2)
@@ -75,7 +75,7 @@ def _written(graph: Graph, node: Node, layers: list[Layer]) -> tuple[Ref, list[R
     elif outputs:
       output = _reversed(graph, f"{name}/in_order", output)
     outputs.append(output)
-  return (merged(graph, node, outputs)[0] if layers[1:] else outputs[0]), states
+  return merged(graph, node, outputs) if layers[1:] else outputs, states
 
 
 def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
@@ -86,13 +86,12 @@ def _obstacle(graph: Graph, node: Node, layers: list[Layer]) -> str:
     return "is no plain LSTM layer"
   if wrong:
     return f"has {wrong[0]}"
-  if layers[1:] and node.config["merge_mode"] is None:
-    return "returns what both directions make"
   if node.kwargs.get("mask") is not None:
     return "has a mask"
   if len(node.inputs) > 1:
     return "is given a state to start from"
-  if any(graph.readers(cell) or cell in graph.output_refs for cell in node.outputs[2::2]):
+  cells = node.outputs[3 if layers[1:] and node.config["merge_mode"] is None else 2::2]
+  if any(graph.readers(cell) or cell in graph.output_refs for cell in cells):
     return "returns its cell, which something reads"
   return "is called more than once" if len(graph.calls(node.layer)) > 1 else ""
 
