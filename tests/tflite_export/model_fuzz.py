@@ -124,7 +124,7 @@ def _check_outputs(written, inputs: list[np.ndarray]) -> None:
 
 def _is_documented(error: ValueError) -> bool:
   """Whether a refusal names the layer or tensor."""
-  return any(word in str(error) for word in ("Layer ", "layer ", "Tensor "))
+  return any(word in str(error) for word in ("Layer ", "layer ", "Tensor ", "tensor "))
 
 
 def _subject(error: ValueError) -> str:
