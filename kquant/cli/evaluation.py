@@ -25,9 +25,9 @@ IMAGES_AT_ONCE = 64
 
 def evaluate(model: keras.Model, program: IntProgram, source: Source,
              indices: np.ndarray) -> dict[str, Any]:
-  """Returns {images, constant, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
+  """Returns {images, classes, constant, float: {top1}, quantized: {top1}, agreement, sqnr_db, tied}.
 
-  top1 is None without labels; top1, agreement and tied are None where the first output is not
+  top1 is None without labels; top1, classes, agreement and tied are None where the first output is not
   [batch, classes]; sqnr_db is None where it is infinite (equal scores, or all zero). `tied` counts
   images whose largest final output is at several classes, `constant` whether all images are the same.
 
@@ -41,7 +41,7 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
   labels = None if labels is None else labels[indices]
   sqnr_db = metrics.sqnr_db(scores, reference) if reference.any() else -np.inf
   return {
-      "images": len(indices), "constant": constant,
+      "images": len(indices), "classes": scores.shape[1] if classes else None, "constant": constant,
       "float": {"top1": None if labels is None else metrics.top1(reference, labels)},
       "quantized": {"top1": None if labels is None else metrics.top1(scores, labels)},
       "agreement": metrics.agreement(scores, reference) if classes else None,

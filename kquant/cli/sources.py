@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from kquant.core import data, images, tables
 from kquant.core.array_files import read_arrays
@@ -48,6 +49,10 @@ class ImageFolder:
     if not (self._folder / "labels.csv").exists():
       return self._classes()
     labels = images.read_labels(self._folder)
+    absent = sorted(labels.keys() - set(self._names))
+    if absent:
+      logging.log_first_n(logging.WARNING, "%s/labels.csv labels %d images that are not there, such as %r; "
+                          "they are left out.", 1, self._folder, len(absent), absent[0])
     missing = [name for name in self._names if name not in labels]
     if missing:
       raise ValueError(f"{self._folder}/labels.csv has no label for {missing[0]!r} ({len(missing)} images "
@@ -121,7 +126,8 @@ class ArrayFile(Loaded):
     labels = y if not fits or y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(-1)
     if not fits or (labels % 1 != 0).any():
       raise ValueError(f"{self._path}: expected y to hold the class index of each of {len(self)} samples, or "
-                       f"one-hot rows, got {y.dtype} of shape {y.shape}; write class numbers from 0.")
+                       f"one-hot rows, got {y.dtype} of shape {y.shape}; write class numbers from 0, one a "
+                       "sample.")
     return labels.astype(np.int64)
 
 

@@ -44,7 +44,7 @@ def _read_file(path: pathlib.Path, inputs: Sequence[InputSpec], where: str):
   """Returns the array of an .npy file, or {input name: array} of an .npz file."""
   if path.is_dir():
     raise ValueError(f"{where} data: expected an .npz or .npy file, got the folder {path}; "
-                     "read a folder of images with load_images.")
+                     "the commands read folders, as kquant.cli.ptq --calibration; in Python give an array.")
   if not path.exists():
     raise FileNotFoundError(f"{where} data: there is no file {path}; check the path.")
   if path.suffix not in (".npz", ".npy"):

@@ -16,6 +16,20 @@ def top1(scores: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(scores.argmax(-1) == labels))
 
 
+def is_chance(right: float, classes: int, images: int) -> bool:
+  """Whether a top-1 is no better than guessing, within two standard errors and one percent.
+
+  Args:
+    right: the top-1, 0 to 1.
+    classes, images: how many.
+
+  >>> is_chance(0.12, classes=10, images=64), is_chance(0.4, classes=10, images=64)
+  (True, False)
+  """
+  chance = 1 / classes
+  return right <= chance + max(2 * np.sqrt(chance * (1 - chance) / images), 0.01)
+
+
 def agreement(scores: np.ndarray, reference: np.ndarray) -> float:
   """Returns the fraction of images, 0 to 1, whose largest score is at the same class in both.
 

@@ -28,8 +28,6 @@ _OTHER_UNITS_NATS = 20.0
 """The same of the first batch norm: its input has another scale altogether."""
 _FEWEST_JUDGED = 16
 _SAME_ANSWER, _FEWEST_CLASSES = 0.9, 3
-_CHANCES = 2.0
-"""Times the top-1 of guessing."""
 
 
 def weight_findings(model: keras.Model) -> list[Finding]:
@@ -166,7 +164,7 @@ class KnownNetwork:
     if scores.ndim != 2 or scores.shape[1] < _FEWEST_CLASSES or len(scores) < _FEWEST_JUDGED:
       return
     right = None if labels is None else metrics.top1(scores, labels)
-    if right is not None and right < max(_CHANCES / scores.shape[1], 0.02):
+    if right is not None and metrics.is_chance(right, scores.shape[1], len(scores)):
       yield Finding("labels", "", f"The float model is right on {100 * right:.1f} % of the images.",
                     "Check the preprocessing, and that labels count its classes from 0.")
     largest = np.bincount(scores.argmax(-1)).max() / len(scores)

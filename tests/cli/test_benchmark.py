@@ -81,7 +81,7 @@ def test_an_operator_of_another_writer_is_counted_though_not_timed(measured, tmp
 def test_mistakes_cost_one_line(refused, finalised, files):
   refused(words=["--tflite is missing"], main=benchmark.main)
   refused("--tflite=a,b,c", words=["one file or two, got 3"], main=benchmark.main)
-  refused("--tflite=none.tflite", words=["none.tflite"], main=benchmark.main)
+  refused("--tflite=none.tflite", words=["--tflite=none.tflite: there is no such file"], main=benchmark.main)
   for paths in (f"{finalised.model}", f"{finalised.tflite},{finalised.model}"):
     words = [f"--tflite={finalised.model}: expected a .tflite file", "cannot load"]
     refused(f"--tflite={paths}", words=words, main=benchmark.main)

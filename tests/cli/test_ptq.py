@@ -468,6 +468,16 @@ def test_a_file_that_answers_otherwise_is_told(quantize, monkeypatch):
   assert f"of {found['noisiest'][0]['name']!r} (" in out
 
 
+@pytest.mark.parametrize("classes, top1, told", [(10, 0.12, True), (10, 0.4, False), (1000, 0.0, True)])
+def test_a_float_model_that_guesses_is_told(quantize, monkeypatch, classes, top1, told):
+  from kquant.cli import evaluation
+  whole = evaluation.evaluate
+  guess = {"float": {"top1": top1}, "classes": classes, "images": 64}
+  monkeypatch.setattr(evaluation, "evaluate", lambda *args: {**whole(*args), **guess})
+  _, out = quantize()
+  assert ("as guessing is: is --preprocess=none what it was trained with" in out) == told
+
+
 @pytest.mark.parametrize("constant", [0.0, None])
 def test_images_that_are_all_the_same_are_told_in_place_of_a_hint(invoke, files, tmp_path, caplog,
                                                                            constant):

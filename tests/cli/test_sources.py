@@ -44,6 +44,11 @@ def test_a_folder_of_images_is_sorted_by_name(folder):
   np.testing.assert_array_equal(source.labels(), [1, 0, 7])
 
 
+def test_labels_of_images_that_are_not_there_are_told(folder, caplog):
+  open_source(str(folder), IMAGE).labels()
+  assert caplog.text.count("labels.csv labels 1 images that are not there, such as 'elsewhere.png'") == 1
+
+
 def test_images_are_preprocessed(folder):
   (x,) = open_source(str(folder), IMAGE, preprocess="tf").load([1])
   np.testing.assert_allclose(x[0], pixels(seed=0) / 127.5 - 1, atol=1e-6)

@@ -19,6 +19,7 @@ from kquant.cli import flags as shared
 from kquant.cli.commands import allocate
 from kquant.cli.commands.tiling import tiled
 from kquant.cli.sources import Loaded, Source, open_source
+from kquant.core import metrics
 from kquant.core.data import choose
 from kquant.core.files import written_together
 from kquant.core.input_spec import InputSpec
@@ -285,9 +286,10 @@ def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   right = judged["float"]["top1"]
   if judged["constant"]:
     return ""
-  if right is not None and right < 0.02 and judged["images"] >= 50:
-    return (f"The float model is right on {100 * right:.1f} % only: is --preprocess={FLAGS.preprocess} what "
-            "it was trained with, and do the labels count its classes from 0?")
+  if right is not None and metrics.is_chance(right, judged["classes"], judged["images"]):
+    return (f"The float model is right on {100 * right:.1f} % only, as guessing is: is "
+            f"--preprocess={FLAGS.preprocess} what it was trained with, and do the labels count its classes "
+            "from 0?")
   if noisiest is None:
     return ""
   places = [f"{'the weights' if row['part'] == 'weights' else 'the output'} of {row['name']!r} "
