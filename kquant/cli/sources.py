@@ -29,6 +29,7 @@ class ImageFolder:
     self._folder = folder
     self._names = images.image_names(folder)
     self._format = images.ImageFormat(*shape, preprocess)
+    self._has_told = False
 
   def __len__(self) -> int:
     return len(self._names)
@@ -50,9 +51,10 @@ class ImageFolder:
       return self._classes()
     labels = images.read_labels(self._folder)
     absent = sorted(labels.keys() - set(self._names))
-    if absent:
-      logging.log_first_n(logging.WARNING, "%s/labels.csv labels %d images that are not there, such as %r; "
-                          "they are left out.", 1, self._folder, len(absent), absent[0])
+    if absent and not self._has_told:
+      self._has_told = True
+      logging.warning("%s/labels.csv labels %d images that are not there, such as %r; they are left out.",
+                      self._folder, len(absent), absent[0])
     missing = [name for name in self._names if name not in labels]
     if missing:
       raise ValueError(f"{self._folder}/labels.csv has no label for {missing[0]!r} ({len(missing)} images "

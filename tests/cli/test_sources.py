@@ -45,7 +45,8 @@ def test_a_folder_of_images_is_sorted_by_name(folder):
 
 
 def test_labels_of_images_that_are_not_there_are_told(folder, caplog):
-  open_source(str(folder), IMAGE).labels()
+  source = open_source(str(folder), IMAGE)
+  source.labels(), source.labels()
   assert caplog.text.count("labels.csv labels 1 images that are not there, such as 'elsewhere.png'") == 1
 
 

@@ -158,8 +158,8 @@ def test_an_endless_generator_can_be_cut():
 ERRORS = {
     "wrong shape": (lambda: X[:, :3], "input 'image': expected samples of shape .4, 4, 3., or "
                                       "batches of them, got .3, 4, 3. at sample 0; resize"),
-    "channels first": (lambda: np.moveaxis(X, -1, 1), r"got \(3, 4, 4\) at sample 0; move the channels to the "
-                                                      r"end: np.moveaxis\(x, -3, -1\)"),
+    "channels first": (lambda: np.moveaxis(X, -1, 1), r"got \(3, 4, 4\) at sample 0; move the channels to "
+                                                      r"the end: np.moveaxis\(x, -3, -1\)"),
     "wrong rank": (lambda: X[..., None], r"expected samples.*, got an array of shape \(10, 4, 4, 3, 1\)"),
     "too flat": (lambda: Y, r"expected samples of shape \(4, 4, 3\).*, got an array of shape \(10,\)"),
     "one array without the last axis": (lambda: X[..., 0],
@@ -236,7 +236,7 @@ def test_integer_inputs_take_whole_numbers_in_reach(bad, dtype):
 def test_files(tmp_path):
   with pytest.raises(FileNotFoundError, match=f"{STEM}: there is no file .*none.npz"):
     batches(tmp_path / "none.npz", [IMAGE])
-  with pytest.raises(ValueError, match=f"{STEM}: expected .*got the folder .*load_images"):
+  with pytest.raises(ValueError, match=f"{STEM}: expected .*got the folder .*; the commands read folders"):
     batches(tmp_path, [IMAGE])
   (tmp_path / "x.csv").write_text("1,2")
   with pytest.raises(ValueError, match="expected an .npz or .npy file, got .*x.csv"):
