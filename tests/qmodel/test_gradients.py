@@ -25,10 +25,17 @@ def quantized(gradients=IN_HINDSIGHT, batch_norm="absorb", **rule):
   return kq.insert_quantizers(network(), config, batch_norm=batch_norm)
 
 
-def compiled(qmodel, **options):
-  qmodel.compile(keras.optimizers.SGD(0.05, jit_compile=False),
+def compiled(qmodel, optimizer=None, **options):
+  qmodel.compile(optimizer or keras.optimizers.SGD(0.05, jit_compile=False),
                  "sparse_categorical_crossentropy", **options)
   return qmodel
+
+
+def with_slots(name):
+  """Returns a new optimizer that keeps averages of gradients."""
+  if name == "momentum":
+    return keras.optimizers.SGD(0.05, momentum=0.9, jit_compile=False)
+  return keras.optimizers.Adam(0.01, jit_compile=False)
 
 
 def data(count=32):
@@ -165,14 +172,32 @@ def test_accumulated_gradients_move_the_ranges_with_each_part():
   assert all(state["steps"] == 2 for state in gradient_state(qmodel).values())
 
 
-@pytest.mark.parametrize("ending", ["m.keras", "m.h5", "m"])
-def test_a_saved_model_goes_on_bit_for_bit(tmp_path, ending):
-  whole = trained(compiled(quantized()))
-  half = trained(compiled(quantized()), epochs=1)
-  half.save(tmp_path / ending)
-  again = keras.models.load_model(tmp_path / ending)
-  assert_equal(again, half)
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_saved_model_goes_on_bit_for_bit(tmp_path, name):
+  whole = trained(compiled(quantized(), with_slots(name)))
+  half = trained(compiled(quantized(), with_slots(name)), epochs=1)
+  for ending in ("m.keras", "m.h5", "m"):
+    half.save(tmp_path / ending)
+  half.save_weights(tmp_path / "checkpoint")
+  for ending in ("m.keras", "m.h5", "m"):
+    again = keras.models.load_model(tmp_path / ending)
+    assert_equal(again, half)
+    if ending == "m":
+      again.load_weights(tmp_path / "m" / "variables" / "variables")
+    assert_equal(trained(again, first=1), whole)
+  again = compiled(quantized(), with_slots(name))
+  again.load_weights(tmp_path / "checkpoint")
   assert_equal(trained(again, first=1), whole)
+
+
+def test_keras_itself_loads_no_momentum_of_a_saved_folder(tmp_path):  # so the documents say: load its weights
+  half = trained(compiled(network(), with_slots("momentum")), epochs=1)
+  half.save(tmp_path / "m")
+  again = keras.models.load_model(tmp_path / "m")
+  again.optimizer.build(again.trainable_variables)
+  assert int(half.optimizer.iterations) == 4 and int(again.optimizer.iterations) == 0
+  slots = [variable for variable in again.optimizer.variables if variable.shape.rank]
+  assert slots and not any(variable.numpy().any() for variable in slots)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
@@ -181,11 +206,13 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
       if epoch == 1:
         raise KeyboardInterrupt
 
-  whole = trained(compiled(quantized()))
+  def run(*callbacks):
+    return trained(compiled(quantized(), with_slots("momentum")), callbacks=list(callbacks))
+
+  whole = run()
   with pytest.raises(KeyboardInterrupt):
-    trained(compiled(quantized()), callbacks=[keras.callbacks.BackupAndRestore(tmp_path), Stop()])
-  resumed = trained(compiled(quantized()), callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
-  assert_equal(resumed, whole)
+    run(keras.callbacks.BackupAndRestore(tmp_path), Stop())
+  assert_equal(run(keras.callbacks.BackupAndRestore(tmp_path)), whole)
 
 
 def test_a_trained_model_becomes_a_certified_file(tmp_path):
