@@ -147,6 +147,18 @@ def test_a_step_compiled_by_xla_moves_the_ranges():
   assert state["min"] < 0 < state["max"] and state["steps"] == 4
 
 
+def test_a_strategy_of_one_device_takes_steps_compiled_by_xla():
+  with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+    inputs = keras.Input((72,))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(inputs))
+    config = kq.QuantConfig((kq.Rule(activations=IN_HINDSIGHT, gradients=IN_HINDSIGHT),))
+    qmodel = compiled(kq.insert_quantizers(model, config), jit_compile=True)
+  x, y = data()
+  qmodel.fit(x.reshape(32, 72), y, batch_size=8, verbose=0)
+  state = gradient_state(qmodel)["head"]
+  assert state["min"] < 0 < state["max"] and state["steps"] == 4
+
+
 def test_class_weights_scale_gradients_and_so_their_ranges():
   x, y = data()
   ranges = []
