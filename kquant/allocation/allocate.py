@@ -109,7 +109,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     outcome = builder.refit_once(choices)
   with report.stage("curve"):
     points = _curve(outcome.choices, budget, subject.widths)
-  return _allocation(outcome, budget, points, notes=notes, seconds=report.seconds)
+  return _allocation(outcome, budget, points, name=model.name, notes=notes, seconds=report.seconds)
 
 
 def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig) -> Widths:

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
   from kquant.allocation.budget import Budget
+  from kquant.analysis.page.parts import PageParts
   from kquant.core.quant_config import QuantConfig
   from kquant.core.records import Trial
+
+Cells = tuple[tuple[str, ...], list[tuple]]
+"""The header and the rows of a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class AllocationPoint:
   """One plan: what it costs, and the noise that is predicted.
 
   Attributes:
-    label: "w4a8" of a uniform plan, else "".
+    label: "w4a8" of a uniform plan, "hawq" of one that HAWQ-V2's proxy chose, else "".
     bytes: of its file; predicted.
     bops: bit operations of an image.
     noise: at the output (QNSR), predicted.
@@ -63,7 +67,12 @@ class AllocationPoint:
   @property
   def sqnr_db(self) -> float:
     """The noise in dB below the signal, 1 / QNSR; the SQNR of a file counts the mean of the signal, too."""
-    return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
+    return level_db(self.noise)
+
+
+def level_db(noise: float) -> float:
+  """Returns 1 / QNSR in dB."""
+  return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +92,11 @@ class Allocation:
       same one.
     curve: the best plans for budgets from the least to the most.
     uniform: plans of one width for all weights.
+    proxy: plans that the proxy of HAWQ-V2 would choose for weights, activations with the fewest bits; their
+      noise is predicted as that of all plans.
     notes: what could not be done.
     seconds: of each stage.
+    name: of the model.
 
   Example:
     >>> layers = [keras.layers.Dense(16, input_shape=(8,), activation="relu"), keras.layers.Dense(4)]
@@ -103,9 +115,11 @@ class Allocation:
   trial: "Trial | None"
   curve: tuple[AllocationPoint, ...]
   uniform: tuple[AllocationPoint, ...]
+  proxy: tuple[AllocationPoint, ...] = ()
   notes: tuple[str, ...] = ()
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   latency_ms: float | None = None
+  name: str = ""
 
   def table(self) -> str:
     """Makes a table of the bits, with the noise of each width.
@@ -113,30 +127,33 @@ class Allocation:
     Returns:
       The text.
     """
-    widths = sorted({bits for row in self.rows for bits in row.noise})
-    return text_table(("layer or tensor", "part", "bits", *(f"noise at {bits}" for bits in widths)), [
-        (row.name, row.part, row.bits, *(f"{row.noise[bits]:.1e}" if bits in row.noise else ""
-                                         for bits in widths)) for row in self.rows])
+    return text_table(*bits_cells(self))
 
   def curve_table(self) -> str:
-    """Makes a table of the curve, with the uniform plans.
+    """Makes a table of the curve, with the uniform plans and those of HAWQ-V2.
 
     Returns:
       The text.
     """
-    points = sorted((*self.curve, *self.uniform), key=lambda point: point.bytes)
-    return text_table(("plan", "bytes", "bit operations", "predicted 1/QNSR dB"), [
-        (point.label or "mixed", f"{point.bytes:,.0f}", f"{point.bops:,.0f}", f"{point.sqnr_db:.1f}")
-        for point in points])
+    return text_table(*plan_cells(self))
 
   def plot(self) -> "Figure":
-    """Draws the curve, the uniform plans beside it.
+    """Draws the curve, the uniform plans and those of HAWQ-V2 beside it.
 
     Returns:
       The figure.
     """
     from kquant.allocation.plots import draw  # matplotlib takes long to import
     return draw(self)
+
+  def page_parts(self) -> "PageParts":
+    """Makes what `kquant.report` shows of it.
+
+    Returns:
+      Title, answers and sections.
+    """
+    from kquant.allocation.sections import page_parts  # matplotlib takes long to import
+    return page_parts(self)
 
   def summary(self) -> str:
     """Says in a line what was chosen and how far the predictions hold.
@@ -148,7 +165,7 @@ class Allocation:
              for what, limit in self.budget.limits().items()]
     ratios = " and ".join(f"{predicted / measured:.2f}" if measured else "-"
                           for predicted, measured in self.predictions)
-    level = AllocationPoint("", 0, 0, self.predictions[-1][1]).sqnr_db
+    level = level_db(self.predictions[-1][1])
     return (f"{', '.join(costs)}; output 1/QNSR {level:.1f} dB on held-back images; predicted / measured "
             f"noise {ratios} before and after the refit")
 
@@ -167,3 +184,20 @@ class Allocation:
     compared = () if self.trial is None else (
         f"the plan of the refit, {'kept' if self.trial.kept else 'not kept'}: {self.trial}",)
     return "\n".join([self.table(), *self.notes, *compared, self.summary()])
+
+
+def bits_cells(allocation: Allocation) -> Cells:
+  """Returns the header and the rows of a table of the bits, with the noise of each width."""
+  widths = sorted({bits for row in allocation.rows for bits in row.noise})
+  return ("layer or tensor", "part", "bits", *(f"noise at {bits}" for bits in widths)), [
+      (row.name, row.part, row.bits, *(f"{row.noise[bits]:.1e}" if bits in row.noise else ""
+                                       for bits in widths)) for row in allocation.rows]
+
+
+def plan_cells(allocation: Allocation) -> Cells:
+  """Returns the header and the rows of a table of all plans, the cheapest first."""
+  points = sorted((*allocation.curve, *allocation.uniform, *allocation.proxy), key=lambda point: point.bytes)
+  timed = [] if allocation.latency_ms is None else ["ms"]
+  return ("plan", "bytes", "bit operations", *timed, "predicted 1/QNSR dB"), [
+      (point.label or "mixed", f"{point.bytes:,.0f}", f"{point.bops:,.0f}",
+       *(f"{point.latency_ms:.3g}" for _ in timed), f"{point.sqnr_db:.1f}") for point in points]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from kquant.allocation.results import Allocation
 from kquant.analysis.layer_errors import FEWEST_IMAGES, analyze
 from kquant.analysis.results import Analysis
 from kquant.cli import flags as shared
@@ -42,6 +43,7 @@ class Page:
     judged: what `evaluation.evaluate` returned; None: nothing was judged.
     exported: the file; None: there is none.
     diagnosis: what was found and changed; None: nothing was looked for.
+    allocation: of the bits, where there was a budget.
   """
 
   result: Any
@@ -49,12 +51,14 @@ class Page:
   judged: dict[str, Any] | None = None
   exported: Exported | None = None
   diagnosis: Diagnosis | None = None
+  allocation: Allocation | None = None
 
   def write(self, staged: Callable[[str], pathlib.Path], analysis: Analysis | None) -> None:
     """Writes the page where --report names one."""
     if FLAGS.report:
       from kquant.analysis.page.page import report  # matplotlib takes long to import
-      report(staged(FLAGS.report), self.result, analysis=analysis, export=self.exported, images=self.images,
+      results = (self.result, *([] if self.allocation is None else [self.allocation]))
+      report(staged(FLAGS.report), *results, analysis=analysis, export=self.exported, images=self.images,
              judged=self.judged, diagnosis=self.diagnosis)
 
 

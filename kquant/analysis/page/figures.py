@@ -23,8 +23,8 @@ from kquant.analysis.sites import ACTIVATION, WEIGHTS
 
 _VARIABLES = {"#000001": "ink", "#000002": "muted", "#000003": "line", "#000004": "weights",
               "#000005": "activation", "#000006": "bad"}
-INK, MUTED, LINE, _BLUE, _ORANGE, BAD = _VARIABLES
-_COLOURS = {WEIGHTS: _BLUE, ACTIVATION: _ORANGE}
+INK, MUTED, LINE, BLUE, ORANGE, BAD = _VARIABLES
+_COLOURS = {WEIGHTS: BLUE, ACTIVATION: ORANGE}
 _STYLE = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9.0, "text.color": INK,
           "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.titlesize": 9.0,
           "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "xtick.color": MUTED,
@@ -46,7 +46,7 @@ def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
       chosen = [place for place, row in enumerate(rows) if row.part == part]
       axes.barh(chosen, [rows[place].share for place in chosen], color=colour, label=part, height=0.7)
     for place, row in enumerate(rows):
-      _beside(axes, row.share, place, f"{100 * row.share:.1f} %")
+      beside(axes, row.share, place, f"{100 * row.share:.1f} %")
     axes.set_yticks(range(len(rows)), [f"{rank}. {short(row.name)}" for rank, row in enumerate(rows, 1)],
                     fontsize=8)
     axes.margins(x=0.12)
@@ -56,7 +56,7 @@ def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
     axes.grid(axis="x")
     axes.legend(loc="lower right")
 
-  return _figure(draw, 0.9 + 0.21 * len(rows),
+  return figure(draw, 0.9 + 0.21 * len(rows),
                  "Each tensor is quantized alone. Begin with those that have long bars.")
 
 
@@ -83,9 +83,9 @@ def intrinsic_extrinsic(rows: Sequence[AnalysisRow]) -> Figure | None:
     axes.set_xlabel("intrinsic: noise at the tensor itself (QNSR)")
     axes.set_ylabel("extrinsic: gain to the output")
     axes.grid()
-    _legend_above(axes)
+    legend_above(axes)
 
-  return _figure(draw, 3.6, "To the right: the grid is coarse for this tensor. To the top: the network is "
+  return figure(draw, 3.6, "To the right: the grid is coarse for this tensor. To the top: the network is "
                  "sensitive at this place. Numbers are the ranks of the bars. On a dashed line the noise at "
                  "the output is the same, a tenth of that on the line above.")
 
@@ -106,7 +106,7 @@ def kernel_figure(kernel: KernelRange) -> Figure:
     channels, before, after, limit = np.arange(len(order)), *(np.asarray(values)[..., order] for values in (
         kernel.before, kernel.after, kernel.limit))
     _upright(axes, channels, *before, color=LINE, linewidth=_bar_width(channels, 0.9), label="float")
-    _upright(axes, channels, *after, color=_BLUE, linewidth=_bar_width(channels, 0.4),
+    _upright(axes, channels, *after, color=BLUE, linewidth=_bar_width(channels, 0.4),
              label="on the grid")
     for sign in (1, -1):
       axes.plot(channels, sign * limit, color=BAD, linewidth=0.7, drawstyle="steps-mid",
@@ -114,9 +114,9 @@ def kernel_figure(kernel: KernelRange) -> Figure:
     axes.set_title(short(kernel.name, 60), loc="left")
     axes.set_xlabel("output channels, the widest first")
     axes.set_ylabel("weights")
-    _legend_above(axes)
+    legend_above(axes)
 
-  return _figure(draw, 2.3, f"{kernel.name}: {100 * kernel.row.share:.1f} % of the noise.")
+  return figure(draw, 2.3, f"{kernel.name}: {100 * kernel.row.share:.1f} % of the noise.")
 
 
 def _upright(axes: Axes, places: np.ndarray, low: np.ndarray, high: np.ndarray, **style: Any) -> None:
@@ -135,7 +135,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
   (low, high), row = histogram.range, histogram.row
 
   def draw(axes: Axes) -> None:
-    axes.stairs(histogram.counts, histogram.edges, fill=True, color=_ORANGE, alpha=0.75)
+    axes.stairs(histogram.counts, histogram.edges, fill=True, color=ORANGE, alpha=0.75)
     axes.set_yscale("log")
     _write_plainly(axes.yaxis)
     axes.set_ylim(bottom=0.8)
@@ -150,23 +150,23 @@ def histogram_figure(histogram: Histogram) -> Figure:
 
   name = histogram.name if histogram.name == row.name else f"{histogram.name}, on the grid of {row.name}"
   saturated = "" if row.saturated is None else f", {100 * row.saturated:.2g} % saturated"
-  return _figure(draw, 2.0, f"{name}: {histogram.bits} bits, {low:.4g} to {high:.4g} in steps of "
+  return figure(draw, 2.0, f"{name}: {histogram.bits} bits, {low:.4g} to {high:.4g} in steps of "
                  f"{histogram.step:.3g}{saturated}; {100 * row.share:.1f} % of the noise.")
 
 
 def seconds_bars(seconds: dict[str, float]) -> Figure:
   """Wall-clock seconds of each stage."""
   def draw(axes: Axes) -> None:
-    axes.barh(range(len(seconds)), list(seconds.values()), color=_BLUE, height=0.7)
+    axes.barh(range(len(seconds)), list(seconds.values()), color=BLUE, height=0.7)
     for place, value in enumerate(seconds.values()):
-      _beside(axes, value, place, f"{value:.1f}")
+      beside(axes, value, place, f"{value:.1f}")
     axes.set_yticks(range(len(seconds)), list(seconds))
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.grid(axis="x")
 
-  return _figure(draw, 0.6 + 0.21 * len(seconds), f"{sum(seconds.values()):.1f} s in all.")
+  return figure(draw, 0.6 + 0.21 * len(seconds), f"{sum(seconds.values()):.1f} s in all.")
 
 
 def short(name: str, longest: int = _LONGEST) -> str:
@@ -175,7 +175,7 @@ def short(name: str, longest: int = _LONGEST) -> str:
   return name if len(name) <= longest else f"{name[:half - 1]}…{name[-half:]}"
 
 
-def _beside(axes: Axes, length: float, place: int, text: str) -> None:
+def beside(axes: Axes, length: float, place: int, text: str) -> None:
   """Writes behind a bar."""
   axes.annotate(text, (length, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
 
@@ -186,12 +186,13 @@ def _write_plainly(axis: Axis) -> None:
   axis.set_minor_formatter(NullFormatter())
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
+  """Writes what is what above the axes, to the right."""
   axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, handlelength=1.2)
 
 
-def _figure(draw: Callable[[Axes], None], height: float, caption: str) -> Figure:
-  """Draws on axes of that height in inches, and makes them SVG in the colours of the page."""
+def figure(draw: Callable[[Axes], None], height: float, caption: str) -> Figure:
+  """Draws on axes of that height in inches; returns them as SVG in the colours of the page."""
   with matplotlib.rc_context({**_STYLE, "svg.hashsalt": caption}):
     canvas = Canvas(figsize=(_WIDTH, height), layout="constrained")
     draw(canvas.subplots())

@@ -61,7 +61,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """One of the two answers at the head of the page.
+  """One of the answers at the head of the page.
 
   Attributes:
     question: that it answers.
@@ -74,6 +74,21 @@ class Verdict:
   answer: str
   words: tuple[str, ...]
   good: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PageParts:
+  """What a result that is no network shows of itself.
+
+  Attributes:
+    title: of a page about it alone.
+    verdicts: at the head of such a page.
+    sections: on every page that it is given to.
+  """
+
+  title: str
+  verdicts: tuple[Verdict, ...]
+  sections: tuple[Section, ...]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> Table:

@@ -5,6 +5,7 @@ from absl import flags
 
 from kquant.allocation.allocate import allocate_bits
 from kquant.allocation.results import Allocation
+from kquant.analysis.page.page import report as report_page
 from kquant.cli import budgets, file_flags, models
 from kquant.cli import flags as shared
 from kquant.cli.sources import open_source
@@ -21,7 +22,7 @@ FLAGS = flags.FLAGS
 def run() -> None:
   """Runs what the flags say."""
   models.require("calibration", "output")
-  file_flags.check_outputs("output", "plot", reads=("model", "weights", "calibration"))
+  file_flags.check_outputs("output", "plot", "report", reads=("model", "weights", "calibration"))
   if not budgets.are_given():
     raise ValueError("--budget_bytes, --budget_bops or --budget_latency_ms is missing; give one, such as the "
                      "bytes of int8.")
@@ -36,6 +37,8 @@ def run() -> None:
     shared.write_json(staged(FLAGS.output), {**allocation.to_json(), "seconds": seconds})
     if FLAGS.plot:
       allocation.plot().savefig(staged(FLAGS.plot), format="png")
+    if FLAGS.report:
+      report_page(staged(FLAGS.report), allocation)
   print(f"{allocation}\n\n{allocation.curve_table()}\n")
   print(f"{FLAGS.output}; seconds: {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}")
 

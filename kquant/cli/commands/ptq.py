@@ -158,7 +158,7 @@ def _run(task: _Task, report: Report) -> None:
     result.report.absorb(report)
     if pages.asked():
       with report.stage("report"):
-        pages.Page(result, task.calibration, judged, written).write(staged, analysis)
+        pages.Page(result, task.calibration, judged, written, allocation=allocation).write(staged, analysis)
         pages.write_node_data(staged, analysis, written.program)
     seconds = {**report.seconds, **result.report.seconds, **written.seconds}
     seconds |= {name: seconds.pop(name) for name in ("eval", "analyze", "report") if name in seconds}
