@@ -5,8 +5,8 @@
 Five budgets between the bytes of w4a8 and of int8. Every row is quantized by the same recipe, closed-form
 rounding, and judged in its file by LiteRT at the input of the softmax. `noise` is our plan with activations
 of 8 bits, from noise measured at the output; `hawq` the same program with the mean trace of the Hessian of a
-layer times its squared rounding error (HAWQ-V2, Hutchinson, 50 probes, cross-entropy to the float model's own
-answers); `blind` gives 4 bits to the largest kernels first. `allocate_bits` also has 16-bit activations.
+layer times its squared rounding error (HAWQ-V2, Gauss-Newton, 50 probes, cross-entropy to the float model's
+own answers); `blind` gives 4 bits to the largest kernels first. `allocate_bits` also has 16-bit activations.
 """
 
 import json
@@ -57,47 +57,11 @@ class Candidates:
     from kquant.doctor.rules import with_specs
     return with_specs(self.patient.config, self.subject.changes(plan))
 
-  def with_noise(self, noises: dict):
-    """Returns the choices with other numbers in the place of the noises of weights."""
-    import dataclasses
-    return dataclasses.replace(self.choices, layers=tuple(
-        dataclasses.replace(layer, noise=np.array(noises[layer.name])) for layer in self.choices.layers))
-
-
-def hawq(candidates: Candidates, images: np.ndarray) -> dict[str, list[float]]:
-  """Returns {layer: mean trace of its Hessian times the squared rounding error, of each width}."""
-  import tensorflow as tf
-  import tf_keras as keras
-  graph = candidates.patient.graph
-  model = graph.to_model()
-  layers = {layer.name: model.get_layer(layer.name) for layer in graph.layers if layer.facts.role == "linear"}
-  kernels = [getattr(layers[c.name], kernel_of(graph, c.name)) for c in candidates.choices.layers]
-  x, generator = tf.constant(images[:PROBE_IMAGES]), np.random.default_rng(0)
-  answers = tf.argmax(model(x), -1)
-
-  @tf.function
-  def products(signs):
-    with tf.GradientTape() as outer:
-      with tf.GradientTape() as inner:
-        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(answers, model(x)))
-      slopes = inner.gradient(loss, kernels)
-      projected = tf.add_n([tf.reduce_sum(s * v) for s, v in zip(slopes, signs)])
-    return [tf.reduce_sum(v * h) for v, h in zip(signs, outer.gradient(projected, kernels))]
-
-  traces = np.mean([np.array(products([tf.constant(generator.choice([-1.0, 1.0], k.shape), tf.float32)
-                                       for k in kernels])) for _ in range(PROBES)], axis=0)
-  found = {}
-  for layer, trace in zip(candidates.choices.layers, traces):
-    name = kernel_of(graph, layer.name)
-    values = candidates.patient.calibrated.float_params[layer.name][name]
-    errors = [np.square(at.params[name] - values).sum() for at in candidates.rounded[layer.name].values()]
-    found[layer.name] = [max(float(trace), 0.0) / values.size * float(error) for error in errors]
-  return found
-
-
-def kernel_of(graph, name: str) -> str:
-  """Returns the name of the kernel of a layer."""
-  return next(layer for layer in graph.layers if layer.name == name).facts.kernel.name
+  def of_hawq(self, images: np.ndarray):
+    """Returns the choices with HAWQ-V2's proxy in the place of the noise of weights."""
+    from kquant.allocation.proxy import hawq_proxies, with_proxies
+    proxies = hawq_proxies(self.subject.network, self.rounded, [images[:PROBE_IMAGES]], probes=PROBES)
+    return with_proxies(self.choices, proxies)
 
 
 def blind(choices, limit: float):
@@ -127,7 +91,7 @@ def worker(name: str, data: pathlib.Path) -> None:
   candidates = Candidates(model, calibration)
   choices = candidates.choices
   seconds = time.perf_counter() - start
-  traces = candidates.with_noise(hawq(candidates, calibration))
+  proxies = candidates.of_hawq(calibration)
   least, most = (choices.cost(choices.uniform(bits, 8), "bytes") for bits in (4, 8))
 
   def told(row: str, budget: float, config, **more) -> None:
@@ -141,7 +105,7 @@ def worker(name: str, data: pathlib.Path) -> None:
     told(row, choices.cost(choices.uniform(bits, 8), "bytes"), candidates.config(choices.uniform(bits, 8)))
   for part in PARTS:
     limit = least + part * (most - least)
-    for row, plan in (("blind", blind(choices, limit)), ("hawq", Solver(traces).solve({"bytes": limit})),
+    for row, plan in (("blind", blind(choices, limit)), ("hawq", Solver(proxies).solve({"bytes": limit})),
                       ("noise", Solver(choices).solve({"bytes": limit}))):
       told(row, limit, candidates.config(plan))
     start = time.perf_counter()

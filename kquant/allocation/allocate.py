@@ -11,8 +11,10 @@ from kquant.allocation.budget import Budget
 from kquant.allocation.building import Builder, Outcome
 from kquant.allocation.choices import Choices, Plan
 from kquant.allocation.prices import Prices
+from kquant.allocation.proxy import IMAGES as PROXY_IMAGES
+from kquant.allocation.proxy import Proxies, hawq_proxies, with_proxies
 from kquant.allocation.results import Allocation, AllocationPoint, AllocationRow
-from kquant.allocation.rounded import rounded_layers
+from kquant.allocation.rounded import Rounded, rounded_layers
 from kquant.allocation.sensitivities import Subject, Widths, measured_choices
 from kquant.allocation.solver import Solver
 from kquant.analysis.sites import ACTIVATION, WEIGHTS
@@ -104,12 +106,14 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   with report.stage("noise"):
     bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
     choices = measured_choices(subject, rounded, bench, prices)
+  with report.stage("proxy"):
+    proxies, more = _proxies(subject, rounded, judge, seed)
   with report.stage("plans"):
     builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices, budget.limits())
     outcome = builder.refit_once(choices)
   with report.stage("curve"):
-    points = _curve(outcome.choices, budget, subject.widths)
-  return _allocation(outcome, budget, points, name=model.name, notes=notes, seconds=report.seconds)
+    points = _curve(outcome.choices, proxies, budget, subject.widths)
+  return _allocation(outcome, budget, points, name=model.name, notes=notes + more, seconds=report.seconds)
 
 
 def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig) -> Widths:
@@ -169,13 +173,26 @@ def _uniform_file(subject: Subject, images: list[np.ndarray], weights: int, acti
   return files.contents(result_of(network, config, Report()))
 
 
-def _curve(choices: Choices, budget: Budget, widths: Widths) -> tuple[Points, Points]:
-  """Returns the best plans for budgets of the first limit, and those of one width."""
+def _proxies(subject: Subject, rounded: Rounded, images: list[np.ndarray],
+             seed: int) -> tuple[Proxies | None, tuple[str, ...]]:
+  """Returns the proxies of HAWQ-V2, or None and why there are none."""
+  few = [array[:PROXY_IMAGES] for array in images]
+  try:
+    return hawq_proxies(subject.network, rounded, few, seed=seed), ()
+  except LookupError as error:
+    return None, (f"The curve of HAWQ-V2 is left out: {str(error).splitlines()[0]}",)
+
+
+def _curve(choices: Choices, proxies: Proxies | None, budget: Budget, widths: Widths) -> dict[str, Points]:
+  """Returns the best plans for budgets of the first limit, those of one width, and those of HAWQ-V2."""
   limits = budget.limits()
-  mixed = tuple(_point(choices, plan, "") for plan in Solver(choices).curve(next(iter(limits)), limits))
-  uniform = tuple(_point(choices, choices.uniform(weights, activations), f"w{weights}a{activations}")
-                  for weights in widths.weights for activations in widths.activations)
-  return mixed, uniform
+  what = next(iter(limits))
+  plans = Solver(choices).curve(what, limits)
+  of_proxy = [] if proxies is None else Solver(with_proxies(choices, proxies)).curve(what, limits)
+  return {"curve": tuple(_point(choices, plan, "") for plan in plans),
+          "proxy": tuple(_point(choices, plan, "hawq") for plan in of_proxy),
+          "uniform": tuple(_point(choices, choices.uniform(weights, activations), f"w{weights}a{activations}")
+                           for weights in widths.weights for activations in widths.activations)}
 
 
 def _point(choices: Choices, plan: Plan, label: str) -> AllocationPoint:
@@ -183,13 +200,12 @@ def _point(choices: Choices, plan: Plan, label: str) -> AllocationPoint:
   return AllocationPoint(label, noise=choices.noise(plan), **costs)
 
 
-def _allocation(outcome: Outcome, budget: Budget, points: tuple[Points, Points], **told: Any) -> Allocation:
+def _allocation(outcome: Outcome, budget: Budget, points: dict[str, Points], **told: Any) -> Allocation:
   choices, plan = outcome.choices, outcome.built.plan
   rows = [AllocationRow(choice.name, part, bits, dict(zip(choice.widths, choice.noise.tolist())))
           for part, parts, chosen in ((WEIGHTS, choices.layers, plan.weights),
                                       (ACTIVATION, choices.grids, plan.activations))
           for choice, bits in zip(parts, chosen)]
   costs = {"bops": choices.cost(plan, "bops"), **outcome.built.costs}
-  mixed, uniform = points
-  return Allocation(config=outcome.built.config, rows=tuple(rows), budget=budget, curve=mixed,
-                    uniform=uniform, predictions=outcome.predictions, trial=outcome.trial, **costs, **told)
+  return Allocation(config=outcome.built.config, rows=tuple(rows), budget=budget, trial=outcome.trial,
+                    predictions=outcome.predictions, **points, **costs, **told)

@@ -39,10 +39,10 @@ def curve_figure(allocation: Allocation) -> parts.Figure:
     axes.grid()
     legend_above(axes)
 
-  proxy = (" HAWQ-V2: plans that its proxy chooses for weights, at the noise that was measured of them."
+  proxy = (" HAWQ-V2: plans that its proxy chooses for weights, at the noise that is predicted of them."
            if allocation.proxy else "")
-  return figure(draw_on, 3.8, "Each dot is the best plan for a budget; its noise is predicted. The diamond is "
-                f"the network that was built, its noise measured.{proxy}")
+  return figure(draw_on, 3.8, "Each dot is the best plan for a budget; its noise is predicted. The diamond "
+                f"is the network that was built, its noise measured.{proxy}")
 
 
 def _curve(axes: Axes, allocation: Allocation, colours: dict[str, str]) -> None:

@@ -33,9 +33,13 @@ class RoundedLayer:
   integers: dict[str, np.ndarray]
 
 
+Rounded = dict[str, dict[int, RoundedLayer]]
+"""{layer: {bits: how it is rounded}}."""
+
+
 def rounded_layers(patient: Patient, images: list[np.ndarray], widths: Sequence[int], *,
-                   seed: int = 0) -> dict[str, dict[int, RoundedLayer]]:
-  """Returns {layer: {bits: how it is rounded}} of all layers with quantized weights.
+                   seed: int = 0) -> Rounded:
+  """Returns how all layers with quantized weights are rounded.
 
   Args:
     patient: the network of the most bits.

@@ -60,9 +60,10 @@ def _bits(allocation: Allocation) -> Section:
   """The bits of each layer; of grids where there were some to choose."""
   rows = {part: [row for row in allocation.rows if row.part == part] for part in (WEIGHTS, ACTIVATION)}
   shown = [part for part in rows if any(len(row.noise) > 1 for row in rows[part])]
+  title = f"{len(allocation.rows)} layers and grids in figures"
   return Section("Bits of each layer", () if ACTIVATION in shown else ("Activations were not to choose.",),
                  tuple(bits_figure(rows[part], part) for part in shown or (WEIGHTS,)),
-                 (table(*bits_cells(allocation), title=f"{len(allocation.rows)} layers and grids in figures"),))
+                 (table(*bits_cells(allocation), title=title),))
 
 
 def _seconds(allocation: Allocation) -> Section:

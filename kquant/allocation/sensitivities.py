@@ -12,7 +12,7 @@ import numpy as np
 
 from kquant.allocation.choices import Choices, GridChoice, LayerChoice, Plan
 from kquant.allocation.prices import Prices
-from kquant.allocation.rounded import RoundedLayer
+from kquant.allocation.rounded import Rounded, RoundedLayer
 from kquant.analysis.calls import calls_with
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.sites import ACTIVATION, BOTH, WEIGHTS, Site, quantizer_behind, sites
@@ -96,7 +96,7 @@ class Subject:
     return sorted(found, key=lambda change: -change.layer.name.count("/"))
 
 
-def measured_choices(subject: Subject, rounded: dict[str, dict[int, RoundedLayer]], bench: Bench,
+def measured_choices(subject: Subject, rounded: Rounded, bench: Bench,
                      prices: Prices) -> Choices:
   """Returns the choices of a network.
 

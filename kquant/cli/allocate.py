@@ -9,8 +9,8 @@ from kquant.cli import flags as shared
 shared.define_model()
 shared.define_path("output", "JSON file to write")
 shared.define_path("plot", "PNG file for the curve", endings=(".png",))
-shared.define_path("report", "HTML page of the curve, the bits and the noise, one file without network access",
-                   endings=(".html",))
+shared.define_path("report", "HTML page of the curve, the bits and the noise, one file without network "
+                   "access", endings=(".html",))
 shared.define_calibration_flags()
 shared.define_preprocess()
 shared.define_preset()

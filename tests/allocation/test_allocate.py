@@ -107,6 +107,24 @@ def test_the_curve_rises_and_is_not_below_uniform_widths(allocation):
   assert "w4a8" in allocation.curve_table() and allocation.plot().axes
 
 
+def test_no_plan_of_the_proxy_is_above_the_curve(allocation):
+  """Both are predicted by the same measured noise."""
+  assert len(allocation.proxy) > 2 and "hawq" in allocation.curve_table()
+  points = sorted(allocation.curve, key=lambda point: point.bytes)
+  for point in allocation.proxy:
+    above = next((other for other in points if other.bytes >= point.bytes), points[-1])
+    assert point.sqnr_db < above.sqnr_db + 0.01
+
+
+def test_a_network_without_derivatives_has_no_proxy(block, monkeypatch):
+  def refuses(*_, **__):
+    raise LookupError("gradient registry has no entry for: Odd")
+
+  monkeypatch.setattr("kquant.allocation.allocate.hawq_proxies", refuses)
+  found = kq.allocate_bits(*block, budget=0.95, weights=(4, 8), activations=(8,))
+  assert not found.proxy and "no entry for: Odd" in found.notes[0]
+
+
 def test_a_budget_of_bit_operations():
   model, images = zoo("branches")
   found = kq.allocate_bits(model, images, budget=kq.Budget(bops=2.9e6, bytes=6e3), weights=(2, 4, 8),

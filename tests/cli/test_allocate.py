@@ -1,6 +1,7 @@
 """kquant.cli.allocate, and the budgets of kquant.cli.ptq."""
 
 import json
+import re
 
 import pytest
 
@@ -17,24 +18,28 @@ def least(files):
 
 
 def test_the_curve_alone(invoke, files, tmp_path):
-  path, plot = tmp_path / "allocation.json", tmp_path / "curve.png"
+  path, plot, page = tmp_path / "allocation.json", tmp_path / "curve.png", tmp_path / "page.html"
   code, out, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", "--budget_bytes=1e5",
-                          "--activation_bits=8", f"--output={path}", f"--plot={plot}", main=allocate.main)
+                          "--activation_bits=8", f"--output={path}", f"--plot={plot}", f"--report={page}",
+                          main=allocate.main)
   assert code == 0, err
   body = json.loads(path.read_text())
   assert body["bytes"] <= 1e5 == body["budget"]["bytes"] and {row["bits"] for row in body["rows"]} == {8}
   assert "predicted 1/QNSR" in out and plot.read_bytes()[1:4] == b"PNG"
+  assert "What does the budget cost?" in page.read_text()
 
 
 def test_ptq_writes_a_file_within_the_budget(invoke, files, least, tmp_path):
-  output, summary = tmp_path / "m.tflite", tmp_path / "s.json"
+  output, summary, page = tmp_path / "m.tflite", tmp_path / "s.json", tmp_path / "page.html"
   code, out, err = invoke(f"--model={files.h5}", f"--calibration={files.xy}", f"--budget_bytes={least}",
                           "--weight_bits=4,8", "--activation_bits=8", f"--output={output}",
-                          f"--summary={summary}")
+                          f"--summary={summary}", f"--report={page}")
   assert code == 0, err
   body = json.loads(summary.read_text())
   assert output.stat().st_size == body["bytes"] <= least
   assert 4 in {row["bits"] for row in body["allocation"]["rows"]} and "allocate" in body["seconds"]
+  titles = re.findall("<h2>(.*?)</h2>", page.read_text())
+  assert titles[2:5] == ["The file", "Noise over budgets", "Bits of each layer"]
 
 
 def test_latencies_of_another_device(invoke, refused, files, tmp_path):
