@@ -29,6 +29,7 @@ class Candidates:
 
   def __init__(self, model, calibration: np.ndarray):
     from kquant.allocation.budget import Budget
+    from kquant.allocation.meter import NoiseMeter
     from kquant.allocation.prices import Prices
     from kquant.allocation.rounded import rounded_layers
     from kquant.allocation.sensitivities import Subject, Widths, measured_choices
@@ -39,7 +40,6 @@ class Candidates:
     from kquant.core.target import target
     from kquant.doctor import files
     from kquant.doctor.patient import Patient, result_of
-    from kquant.doctor.variants import Bench
     from kquant.search.efforts import FloatNetwork
     from kquant.search.pipeline import read
     config = QuantConfig(recipe=Recipe(rounding="closed_form"))
@@ -49,8 +49,8 @@ class Candidates:
     self.rounded = rounded_layers(self.patient, train, WIDTHS)
     base = files.contents(result_of(self.patient.calibrated, config, Report()))
     prices = Prices(Budget(bytes=len(base)), target(config.target), {"base": base})
-    bench = Bench(self.subject.network, [array[:32] for array in judged])
-    self.choices = measured_choices(self.subject, self.rounded, bench, prices)
+    meter = NoiseMeter(self.subject.network, [array[:32] for array in judged])
+    self.choices = measured_choices(self.subject, self.rounded, meter, prices)
 
   def config(self, plan):
     """Returns the config of a plan."""

@@ -10,6 +10,7 @@ import tf_keras as keras
 from kquant.allocation.budget import Budget
 from kquant.allocation.building import Builder, Outcome
 from kquant.allocation.choices import Choices, Plan
+from kquant.allocation.meter import NoiseMeter
 from kquant.allocation.prices import Prices
 from kquant.allocation.proxy import IMAGES as PROXY_IMAGES
 from kquant.allocation.proxy import Proxies, hawq_proxies, with_proxies
@@ -28,7 +29,6 @@ from kquant.core.tensor_spec import at_bits
 from kquant.doctor import files
 from kquant.doctor.patient import Patient, result_of
 from kquant.doctor.rules import with_specs
-from kquant.doctor.variants import Bench
 from kquant.graph import keras_calls
 from kquant.graph.keras_reader import check_model
 from kquant.graph.model_forms import as_tf_keras
@@ -104,8 +104,8 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   with report.stage("rounding"):
     rounded = rounded_layers(patient, train, subject.widths.weights, seed=seed)
   with report.stage("noise"):
-    bench = Bench(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
-    choices = measured_choices(subject, rounded, bench, prices)
+    meter = NoiseMeter(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
+    choices = measured_choices(subject, rounded, meter, prices)
   with report.stage("proxy"):
     proxies, more = _proxies(subject, rounded, judge, seed)
   with report.stage("plans"):

@@ -46,7 +46,7 @@ def layer_bytes(layer: LayerDef, rounded: dict[int, RoundedLayer], activations: 
 
 def _bias_bytes(layer: LayerDef, rounded: RoundedLayer, activation_bits: int) -> int:
   size = 8 if activation_bits == WIDE else 4
-  return sum(_aligned(rounded.params[facts.bias].size * size) for facts in layer.facts.weights if facts.bias)
+  return sum(_aligned(rounded.biases[facts.bias].size * size) for facts in layer.facts.weights if facts.bias)
 
 
 def stored_bytes(integers: np.ndarray, *, packed: bool, storage: str) -> int:

@@ -25,12 +25,19 @@ class RoundedLayer:
   """A layer at one width.
 
   Attributes:
-    params: its weights on their grids, and its biases corrected, by name.
     integers: of its weights, int8 in Keras layout, by name.
+    grids: that these lie on, by name.
+    biases: corrected, by name.
   """
 
-  params: dict[str, np.ndarray]
   integers: dict[str, np.ndarray]
+  grids: dict[str, Encoding]
+  biases: dict[str, np.ndarray]
+
+  @property
+  def params(self) -> dict[str, np.ndarray]:
+    """Its weights on their grids and its biases, by name."""
+    return {name: grid.dequantize(self.integers[name]) for name, grid in self.grids.items()} | self.biases
 
 
 Rounded = dict[str, dict[int, RoundedLayer]]
@@ -80,13 +87,13 @@ def _nearest(patient: Patient, turn: LayerTurn, bits: int) -> RoundedLayer:
 
 def _rounded(patient: Patient, turn: LayerTurn, grids: dict[str, Encoding],
              integers: dict[str, np.ndarray]) -> RoundedLayer:
-  """Returns integers with the weights that they are, and the biases that go with them."""
+  """Returns integers with the biases that go with them."""
   network, name = patient.calibrated, turn.layer.name
   params = network.float_params[name]
-  found = {key: grid.dequantize(integers[key]) for key, grid in grids.items()}
-  errors = {key: values.astype(np.float64) - params[key] for key, values in found.items()}
+  errors = {key: grid.dequantize(integers[key]).astype(np.float64) - params[key]
+            for key, grid in grids.items()}
   shifts = local_shifts(turn.layer, errors, network.statistics)
   if turn.patches is not None and not turn.is_shared:
     shifts = {bias: turn.means_with(*errors.values()).mean(0) for bias in shifts}  # of its one kernel
-  found.update({bias: (params[bias] - shift).astype(np.float32) for bias, shift in shifts.items()})
-  return RoundedLayer(found, {key: values.astype(np.int8) for key, values in integers.items()})
+  biases = {bias: (params[bias] - shift).astype(np.float32) for bias, shift in shifts.items()}
+  return RoundedLayer({key: values.astype(np.int8) for key, values in integers.items()}, grids, biases)

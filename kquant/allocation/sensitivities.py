@@ -11,17 +11,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from kquant.allocation.choices import Choices, GridChoice, LayerChoice, Plan
+from kquant.allocation.meter import Alone, NoiseMeter
 from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import Rounded, RoundedLayer
-from kquant.analysis.calls import calls_with
 from kquant.analysis.layer_errors import network_of
 from kquant.analysis.sites import ACTIVATION, BOTH, WEIGHTS, Site, quantizer_behind, sites
 from kquant.core.encodings import activation_grid
 from kquant.core.tensor_spec import at_bits
 from kquant.doctor.patient import Patient
-from kquant.doctor.remedies import may_be_wide, on_grid
+from kquant.doctor.remedies import may_be_wide
 from kquant.doctor.rules import SpecChange, rule_of
-from kquant.doctor.variants import Bench, Variant
 from kquant.graph.execution import live_layers
 from kquant.graph.nodes import Node, Ref
 from kquant.qmodel.quantize_activation import QuantizeActivation
@@ -96,19 +95,18 @@ class Subject:
     return sorted(found, key=lambda change: -change.layer.name.count("/"))
 
 
-def measured_choices(subject: Subject, rounded: Rounded, bench: Bench,
-                     prices: Prices) -> Choices:
+def measured_choices(subject: Subject, rounded: Rounded, meter: NoiseMeter, prices: Prices) -> Choices:
   """Returns the choices of a network.
 
   Args:
     subject: the network.
     rounded: its layers at each width.
-    bench: with the images that noise is measured on.
+    meter: of noise, of the network.
     prices: of layers and grids.
   """
-  variants = [*(variant for site in subject.layers for variant in _of_weights(site, rounded[site.name])),
-              *(variant for site in subject.grids for variant in _of_grid(subject, site))]
-  noises = iter(bench.solo(variants).mean(1))
+  noises = iter(meter.measure([
+      *(Alone(site.name, rounded=at) for site in subject.layers for at in rounded[site.name].values()),
+      *(alone for site in subject.grids for alone in _of_grid(subject, site))]))
   widths = subject.widths
   layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, prices) for site in subject.layers)
   grids = tuple(_grid_choice(subject, site, noises, prices) for site in subject.grids)
@@ -119,15 +117,12 @@ def measured_choices(subject: Subject, rounded: Rounded, bench: Bench,
   return dataclasses.replace(choices, constant={**choices.constant, **rest})
 
 
-def _of_weights(site: Site, rounded: dict[int, RoundedLayer]) -> list[Variant]:
-  return [Variant(site, calls_with({site.name: at.params})) for at in rounded.values()]
-
-
-def _of_grid(subject: Subject, site: Site) -> list[Variant]:
+def _of_grid(subject: Subject, site: Site) -> list[Alone]:
+  """A grid at each of its widths."""
   grid = subject.quantizer(site).encoding()
   low, high = (float(end[0]) for end in grid.range)
-  return [Variant(site, subject.network.calls[0] if bits == grid.bits else
-                  on_grid(activation_grid(low, high, bits=bits, symmetric=bits == WIDE)))
+  return [Alone(site.name, grid=None if bits == grid.bits else
+                activation_grid(low, high, bits=bits, symmetric=bits == WIDE))
           for bits in subject.grid_widths(site)]
 
 

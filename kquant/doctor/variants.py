@@ -13,6 +13,9 @@ from kquant.analysis.sweep import BASE, Sweep
 from kquant.graph.execution import Execution, NodeCall
 from kquant.graph.sizes import BYTES_AT_ONCE, open_size
 
+MOST_TOGETHER = 64
+"""Variants in one pass, so that processes can share the passes over a large network."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variant:
@@ -62,20 +65,27 @@ class Bench:
     [1 + variants, images]."""
     return self._noises(variants, self._network.calls[0])
 
+  def groups(self, places: Sequence[Site]) -> list[int]:
+    """Returns how many variants of such sites `solo` runs together, in turn; each such group has the same
+    noises if it is given alone."""
+    in_float = self._network.calls[1]
+    return [len(part) for part, _ in self._parts([Variant(site, in_float) for site in places], in_float)]
+
   def _noises(self, variants: Sequence[Variant], base: NodeCall) -> np.ndarray:
     parts = [self._of_part(part, sweep) for part, sweep in self._parts(list(variants), base)]
     return np.concatenate([parts[0][:1], *(part[1:] for part in parts)])
 
   def _parts(self, variants: list[Variant], base: NodeCall) -> Iterator[tuple[list[Variant], Sweep]]:
-    """Halves the variants until one image of each part fits into memory."""
-    sweep = Sweep(self._network.graph, [variant.site for variant in variants], base=base,
-                  changed=[variant.call for variant in variants])
-    if sweep.live_bytes() <= self._room or len(variants) < 2:
-      yield variants, sweep
-    else:
-      middle = len(variants) // 2
-      yield from self._parts(variants[:middle], base)
-      yield from self._parts(variants[middle:], base)
+    """Halves the variants until they are few and one image of each part fits into memory."""
+    if len(variants) <= MOST_TOGETHER:
+      sweep = Sweep(self._network.graph, [variant.site for variant in variants], base=base,
+                    changed=[variant.call for variant in variants])
+      if sweep.live_bytes() <= self._room or len(variants) < 2:
+        yield variants, sweep
+        return
+    middle = len(variants) // 2
+    yield from self._parts(variants[:middle], base)
+    yield from self._parts(variants[middle:], base)
 
   def _of_part(self, variants: list[Variant], sweep: Sweep) -> np.ndarray:
     wanted = range(BASE, len(variants))

@@ -11,6 +11,7 @@ import kquant as kq
 from kquant.allocation import prices as prices_module
 from kquant.allocation.choices import Plan
 from kquant.allocation.latency import LatencyTable, measure_latency
+from kquant.allocation.meter import NoiseMeter
 from kquant.allocation.prices import Prices
 from kquant.allocation.rounded import rounded_layers
 from kquant.allocation.sensitivities import Subject, Widths, measured_choices
@@ -20,7 +21,6 @@ from kquant.core.tensor_spec import at_bits
 from kquant.doctor import files
 from kquant.doctor.patient import Patient, result_of
 from kquant.doctor.rules import with_specs
-from kquant.doctor.variants import Bench
 from kquant.search.efforts import FloatNetwork
 from kquant.search.pipeline import read
 from tests import models
@@ -177,8 +177,8 @@ def test_noise_of_a_width_is_that_of_the_analysis(block):
   subject = Subject(patient, Widths((4,), (8,)))
   file = files.contents(result_of(patient.calibrated, NEAREST, Report()))
   prices = Prices(kq.Budget(bytes=1), LITERT, {"base": file})
-  choices = measured_choices(subject, rounded_layers(patient, images, (4,)), Bench(subject.network, images),
-                             prices)
+  choices = measured_choices(subject, rounded_layers(patient, images, (4,)),
+                             NoiseMeter(subject.network, images), prices)
   rows = {(row.part, row.name): row.solo for row in analysis.rows}
   for layer in choices.layers:
     assert layer.noise[0] == pytest.approx(rows["weights", layer.name], rel=0.3), layer.name

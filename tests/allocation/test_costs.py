@@ -48,7 +48,7 @@ def test_bytes_by_hand():
   """A kernel of 45 integers: 48 bytes with alignment, 32 packed; 5 biases: 32 bytes, 48 of 64 bits."""
   _, layer = layer_of(layers.Dense(5), (9,))
   integers = np.zeros((9, 5), np.int8)
-  at = RoundedLayer({"kernel": integers * 1.0, "bias": np.zeros(5, np.float32)}, {"kernel": integers})
+  at = RoundedLayer({"kernel": integers}, {}, {"bias": np.zeros(5, np.float32)})
   rounded = {4: at, 5: at}
   assert layer_bytes(layer, rounded, (8, 16), LITERT, "file").tolist() == [[64, 96], [80, 96]]
   assert layer_bytes(layer, rounded, (8,), LITERT_UNPACKED, "file").tolist() == [[80], [80]]
@@ -72,7 +72,7 @@ def test_bytes_of_a_width_are_what_a_file_has_more_or_less(bits):
 
   name = model.layers[-1].name
   _, layer = layer_of(layers.Dense(10), (7 * 7 * 24,))
-  at = RoundedLayer({"bias": np.zeros(10)}, {"kernel": np.zeros((7 * 7 * 24, 10), np.int8)})
+  at = RoundedLayer({"kernel": np.zeros((7 * 7 * 24, 10), np.int8)}, {}, {"bias": np.zeros(10)})
   narrow, wide = layer_bytes(layer, {bits: at, 8: at}, (8,), LITERT, "file")[:, 0]
   rule = kq.Rule(match=f"^{name}$")
   less = size(rule) - size(kq.Rule(match=f"^{name}$", weights=kq.TensorSpec(bits=bits)))

@@ -42,7 +42,9 @@ def test_the_proxy_is_the_mean_trace_times_the_squared_error():
   network = network_with([keras.layers.Dense(1, name="line", input_shape=(2,))], images)
   kernel = network.float_params["line"]["kernel"]
   trace = mean_traces(network, {("line", "kernel"): kernel}, [images], probes=3, seed=5)[0]
-  rounded = {"line": {bits: RoundedLayer({"kernel": kernel + error}, {"kernel": np.zeros((2, 1), np.int8)})
-                      for bits, error in ((4, 0.5), (8, 0.1))}}
+  at_one = {"kernel": np.ones((2, 1), np.int8)}
+  rounded = {"line": {bits: RoundedLayer(at_one, {"kernel": kq.Encoding([scale], [0], bits=bits)}, {})
+                      for bits, scale in ((4, 0.5), (8, 0.1))}}
   (found,) = hawq_proxies(network, rounded, [images], probes=3, seed=5)
-  np.testing.assert_allclose(found, [trace / 2 * 0.5, trace / 2 * 0.02], rtol=1e-5)
+  errors = [np.square(scale - kernel).sum() for scale in (0.5, 0.1)]
+  np.testing.assert_allclose(found, trace / 2 * np.array(errors), rtol=1e-5)
