@@ -9,6 +9,8 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from kquant.core.files import written_whole
 from kquant.doctor.files import milliseconds
 from tflite_export.file.reader import from_bytes
@@ -24,7 +26,9 @@ class LatencyTable:
   """Milliseconds of operators.
 
   Attributes:
-    milliseconds: {kind, shapes and types of an operator: median of its runs on one thread}.
+    milliseconds: {kind, shapes and types of an operator: median of its runs on one thread, without the call
+      of the interpreter}.
+    call_ms: milliseconds of that call, of which a file of any number of operators has one.
 
   Example:
     >>> kq.LatencyTable({"ADD int8[1,4] int8[1,4] -> int8[1,4]": 0.5}).save("table.json")
@@ -33,6 +37,7 @@ class LatencyTable:
   """
 
   milliseconds: dict[str, float]
+  call_ms: float = 0.0
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a JSON file, whole or not at all.
@@ -41,7 +46,7 @@ class LatencyTable:
       path: of the file.
     """
     with written_whole(path) as (temporary,):
-      temporary.write_text(json.dumps({"format": _FORMAT, "milliseconds": self.milliseconds}, indent=1))
+      temporary.write_text(json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1))
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "LatencyTable":
@@ -62,16 +67,20 @@ class LatencyTable:
       body = None
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
       raise ValueError(f"{path}: expected a JSON file of latencies, as LatencyTable.save writes it.")
-    return cls({str(key): float(value) for key, value in body["milliseconds"].items()})
+    return cls({str(key): float(value) for key, value in body["milliseconds"].items()},
+               float(body.get("call_ms", 0.0)))
 
 
 def measure_latency(files: str | os.PathLike | bytes | Sequence[str | os.PathLike | bytes], *,
                     table: LatencyTable | None = None, runs: int = 50) -> LatencyTable:
   """Times each operator of .tflite files by itself: medians of interleaved runs of LiteRT on one thread.
 
+  Each of these runs has a call of the interpreter. What that takes is found from the whole files, which are
+  timed, too, and is taken off.
+
   Args:
     files: paths or contents of files, or one of them.
-    table: of operators that are known; these are not timed again.
+    table: of operators that are known, which are not timed again, and of the call.
     runs: of each operator.
 
   Returns:
@@ -89,12 +98,26 @@ def measure_latency(files: str | os.PathLike | bytes | Sequence[str | os.PathLik
     ['FULLY_CONNECTED int8[1,3] int8[2,3] int32[2] -> int8[1,2]']
   """
   known = dict(table.milliseconds) if table is not None else {}
-  new: dict[str, bytes] = {}
-  for file in files if isinstance(files, list | tuple) else [files]:
-    program = from_bytes(file if isinstance(file, bytes) else pathlib.Path(file).read_bytes())
+  contents = [file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
+              for file in (files if isinstance(files, list | tuple) else [files])]
+  programs, new = [from_bytes(file) for file in contents], {}
+  for program in programs:
     new |= {key: to_bytes(program.between(list(program.tensors), op.outputs))
             for key, op in _operators(program) if key not in known}
-  return LatencyTable({**known, **dict(zip(new, milliseconds(list(new.values()), runs=runs)))})
+  timed = milliseconds([*new.values(), *(contents if table is None else ())], runs=runs)
+  found = dict(zip(new, timed))
+  call = _call_ms(programs, found, timed[len(new):]) if table is None else table.call_ms
+  return LatencyTable(known | {key: max(value - call, 0.0) for key, value in found.items()}, call)
+
+
+def _call_ms(programs: Sequence[IntProgram], alone: dict[str, float], whole: Sequence[float]) -> float:
+  """Returns the milliseconds of a call by which the sums of operators come nearest to the whole files.
+
+  A file of n operators has one call, their sum has n. Least squares of relative departures.
+  """
+  spare = np.array([len(program.ops) - 1 for program in programs]) / whole
+  beyond = np.array([sum(alone[key] for key, _ in _operators(program)) for program in programs]) / whole - 1
+  return max(float(spare @ beyond / (spare @ spare)), 0.0) if spare.any() else 0.0
 
 
 def _operators(program: IntProgram) -> Iterator[tuple[str, IntOp]]:
@@ -122,7 +145,7 @@ class FileLatency:
   Attributes:
     of_weights: {constant of a weight: of the operators that read it}.
     of_others: {tensor: of the operator that makes it}, where it reads no weight.
-    total: of all.
+    total: of all, with the call.
 
   Raises:
     ValueError: the table lacks an operator.
@@ -140,4 +163,4 @@ class FileLatency:
                  if t is not None and t.data is not None and t.dtype in _WEIGHTS]
       side, name = (self.of_weights, weights[0]) if weights else (self.of_others, op.outputs[0])
       side[name] = side.get(name, 0.0) + table.milliseconds[key]
-    self.total = sum(self.of_weights.values()) + sum(self.of_others.values())
+    self.total = table.call_ms + sum(self.of_weights.values()) + sum(self.of_others.values())

@@ -6,6 +6,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 import kquant as kq
+from kquant.allocation import latency as latency_module
 from kquant.allocation.latency import FileLatency, LatencyTable, measure_latency
 
 
@@ -29,7 +30,8 @@ def test_every_operator_has_a_line_by_shape_and_width(file):
       "CONV_2D padding=SAME stride_h=2 stride_w=2 int8[1,8,8,3] int8[4,3,3,3] int32[4] -> int8[1,4,4,4]",
       "ADD int8[1,4,4,4] int8[1,4,4,4] -> int8[1,4,4,4]", "RESHAPE int8[1,4,4,4] int32[2] -> int8[1,64]",
       "FULLY_CONNECTED int8[1,64] int4[2,64] int32[2] -> int8[1,2]"]
-  assert all(value > 0 for value in found.milliseconds.values())
+  assert all(value >= 0 for value in found.milliseconds.values()) and found.milliseconds[
+      next(iter(found.milliseconds))] > 0
 
 
 def test_known_operators_are_not_timed_again(file):
@@ -46,10 +48,29 @@ def test_a_file_is_the_sum_of_its_operators(file):
     FileLatency(file.read_bytes(), LatencyTable({}))
 
 
+def test_a_file_has_one_call_and_its_operators_have_one_each(file, monkeypatch):
+  """Alone they take 1, 2, 3 and 4 ms, the file 8.5: three calls fewer are 1.5 ms."""
+  monkeypatch.setattr(latency_module, "milliseconds",
+                      lambda files, runs: (1.0, 2.0, 3.0, 4.0, 8.5)[:len(files)])
+  table = measure_latency(file)
+  assert table.call_ms == pytest.approx(0.5)
+  assert list(table.milliseconds.values()) == pytest.approx([0.5, 1.5, 2.5, 3.5])
+  assert FileLatency(file.read_bytes(), table).total == pytest.approx(8.5)
+  more = measure_latency(file, table=LatencyTable({}, 0.25))  # which says what a call takes
+  assert more.call_ms == 0.25 and list(more.milliseconds.values()) == pytest.approx([0.75, 1.75, 2.75, 3.75])
+
+
+def test_a_call_takes_no_less_than_nothing(file, monkeypatch):
+  monkeypatch.setattr(latency_module, "milliseconds", lambda files, runs: (1.0, 2.0, 3.0, 4.0, 11.5))
+  assert measure_latency(file).call_ms == 0.0
+
+
 def test_a_table_survives_its_file(tmp_path):
-  table = LatencyTable({"ADD": 0.25})
+  table = LatencyTable({"ADD": 0.25}, call_ms=0.125)
   table.save(tmp_path / "table.json")
   assert LatencyTable.load(tmp_path / "table.json") == table
+  (tmp_path / "older.json").write_text('{"format": "kquant latencies", "milliseconds": {"ADD": 0.25}}')
+  assert LatencyTable.load(tmp_path / "older.json") == LatencyTable({"ADD": 0.25})
   (tmp_path / "other.json").write_text("[]")
   with pytest.raises(ValueError, match="expected a JSON file of latencies"):
     LatencyTable.load(tmp_path / "other.json")
