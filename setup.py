@@ -35,5 +35,6 @@ setup(
         "tqdm",
         'setuptools; python_version >= "3.12"',
     ],
-    extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "ruff"], "hub": ["keras-hub"]},
+    extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "ruff"], "hub": ["keras-hub"],
+                    "parallel": ["joblib>=1.3", "dask", "distributed"]},
 )

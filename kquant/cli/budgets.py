@@ -1,5 +1,7 @@
 """Flags that say what a file may cost."""
 
+import contextlib
+
 from absl import flags
 
 from kquant.allocation.budget import STORAGES, Budget
@@ -7,7 +9,7 @@ from kquant.cli import flags as shared
 
 FLAGS = flags.FLAGS
 _LIMITS = ("budget_bytes", "budget_bops", "budget_latency_ms")
-_BESIDE = ("budget_storage", "latencies", "weight_bits", "activation_bits")
+_BESIDE = ("budget_storage", "latencies", "weight_bits", "activation_bits", "processes")
 
 
 def define_flags() -> None:
@@ -26,6 +28,8 @@ def define_flags() -> None:
   flags.DEFINE_enum("budget_storage", "file", STORAGES, "bytes as the file lies on a device, or compressed")
   flags.DEFINE_list("weight_bits", ["2", "3", "4", "5", "6", "8"], "bits of weights to choose from")
   flags.DEFINE_list("activation_bits", ["8", "16"], "bits of activations to choose from")
+  flags.DEFINE_integer("processes", 1, "processes on this machine that measure noise, by joblib",
+                       lower_bound=1)
   for name in ("weight_bits", "activation_bits"):
     flags.register_validator(name, lambda values: all(value.isdecimal() for value in values),
                              message="expected numbers with commas between, such as 4,8")
@@ -57,3 +61,19 @@ def widths() -> dict[str, tuple[int, ...]]:
   """Returns --weight_bits and --activation_bits as `kquant.allocate_bits` takes them."""
   return {"weights": tuple(map(int, FLAGS.weight_bits)),
           "activations": tuple(map(int, FLAGS.activation_bits))}
+
+
+def processes() -> contextlib.AbstractContextManager:
+  """Returns a context in which noise is measured by as many processes as --processes says.
+
+  Raises:
+    ValueError: joblib is not installed.
+  """
+  if FLAGS.processes == 1:
+    return contextlib.nullcontext()
+  try:
+    import joblib
+  except ImportError:
+    raise ValueError(f"--processes={FLAGS.processes}: expected joblib, it is not installed; pip install "
+                     "joblib, or leave it out.") from None
+  return joblib.parallel_config(backend="loky", n_jobs=FLAGS.processes)

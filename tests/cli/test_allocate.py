@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -69,3 +70,21 @@ def test_operators_at_the_border_count(refused, files, least, tmp_path):
           f"--budget_bytes={least}", "--activation_bits=8", "--io=float32", "--effort=none",
           words=["of them of --io"])
   assert not list(tmp_path.iterdir())
+
+
+def test_processes_are_those_of_joblib(refused, files, tmp_path, monkeypatch):
+  joblib = pytest.importorskip("joblib")
+  found = []
+
+  def counts(*_, **__):
+    found.append(joblib.effective_n_jobs(None))
+    raise ValueError("enough")
+
+  monkeypatch.setattr("kquant.cli.commands.allocate.allocate_bits", counts)
+  given = [f"--model={files.h5}", f"--calibration={files.xy}", f"--output={tmp_path / 'a.json'}",
+           "--budget_bytes=1e5"]
+  refused(*given, "--processes=2", main=allocate.main, words=["enough"])
+  refused(*given, main=allocate.main, words=["enough"])
+  assert found == [2, 1]
+  monkeypatch.setitem(sys.modules, "joblib", None)
+  refused(*given, "--processes=2", main=allocate.main, words=["--processes=2", "pip install joblib"])

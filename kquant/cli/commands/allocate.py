@@ -50,8 +50,9 @@ def allocated(model: keras.Model, images: list, config: QuantConfig, recipe: Rec
     config, recipe: all but the bits; layers are rounded in closed form where the recipe does not say.
   """
   config = config.following(Recipe(rounding="closed_form")).following(recipe.without(Recipe(finetune="none")))
-  return allocate_bits(model, images, budget=budgets.budget(), **budgets.widths(), config=config,
-                       seed=FLAGS.seed)
+  with budgets.processes():
+    return allocate_bits(model, images, budget=budgets.budget(), **budgets.widths(), config=config,
+                         seed=FLAGS.seed)
 
 
 def check_bytes(allocation: Allocation, written: Exported) -> None:
