@@ -123,9 +123,12 @@ def _direction(answers: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def with_proxies(choices: Choices, proxies: Proxies) -> Choices:
-  """Returns the choices with proxies in the place of the noise of weights, and the fewest bits of grids."""
+  """Returns the choices with proxies in the place of the noise of weights, and the fewest bits of grids.
+
+  The noise of grids, in another unit, is left out: beside it the solver would take proxies for equal.
+  """
   layers = tuple(dataclasses.replace(layer, noise=proxy) for layer, proxy in zip(choices.layers, proxies))
-  grids = tuple(dataclasses.replace(grid, widths=grid.widths[:1], noise=grid.noise[:1],
+  grids = tuple(dataclasses.replace(grid, widths=grid.widths[:1], noise=np.zeros(1),
                                     costs={what: costs[:1] for what, costs in grid.costs.items()})
                 for grid in choices.grids)
   return dataclasses.replace(choices, layers=layers, grids=grids)

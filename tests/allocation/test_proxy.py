@@ -5,8 +5,10 @@ import pytest
 import tf_keras as keras
 
 import kquant as kq
-from kquant.allocation.proxy import hawq_proxies, mean_traces
+from kquant.allocation.choices import Choices, GridChoice, LayerChoice
+from kquant.allocation.proxy import hawq_proxies, mean_traces, with_proxies
 from kquant.allocation.rounded import RoundedLayer
+from kquant.allocation.solver import Solver
 from kquant.analysis.layer_errors import network_of
 
 
@@ -48,3 +50,14 @@ def test_the_proxy_is_the_mean_trace_times_the_squared_error():
   (found,) = hawq_proxies(network, rounded, [images], probes=3, seed=5)
   errors = [np.square(scale - kernel).sum() for scale in (0.5, 0.1)]
   np.testing.assert_allclose(found, trace / 2 * np.array(errors), rtol=1e-5)
+
+
+def test_small_proxies_decide_beside_noisy_grids():
+  """Within 4 + 8 the layer with the larger proxy gets 8 bits, however small both are."""
+  def layer(name, noise):
+    return LayerChoice(name, (4, 8), np.array(noise), {"bytes": np.array([[4.0], [8.0]])}, (0,))
+
+  grid = GridChoice("grid", (8,), np.array([1e6]), {"bytes": np.zeros(1)})
+  choices = Choices((layer("first", [9.0, 1.0]), layer("second", [1.0, 0.0])), (grid,), (8,), {"bytes": 0.0})
+  proxies = (np.array([1e-6, 1e-8]), np.array([2e-6, 1e-8]))
+  assert Solver(with_proxies(choices, proxies)).solve({"bytes": 12.0}).weights == (4, 8)
