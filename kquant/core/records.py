@@ -16,6 +16,8 @@ LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
 """
 SAME_IMAGES = "that are all the same and say nothing of others"
 _SHOWN = 5
+_FEW_IMAGES = 16
+"""Below that an SQNR is told with a word of doubt; 128 calibration images hold 16 back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Closeness:
     images = f"{self.images} {'held-back' if self.held_back else 'calibration'} images"
     verdict = "good enough" if self.good else "NOT good enough"
     constant = f" {SAME_IMAGES}" if self.constant else ""
-    return f"SQNR {self.sqnr_db:.1f} dB{same} of {images}{constant}: {verdict} ({self.tolerance:g} dB asked)"
+    few = "; so few images say little" if self.images < _FEW_IMAGES else ""
+    return (f"SQNR {self.sqnr_db:.1f} dB{same} of {images}{constant}: {verdict} ({self.tolerance:g} dB asked)"
+            f"{few}")
 
 
 def answers_alike(judged: dict[str, Any], closeness: Closeness | None) -> bool:

@@ -1,5 +1,7 @@
 """The default effort: it watches its result on held-back images, and does more where it must."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,7 @@ def test_the_same_seed_gives_the_same_integers():
     (17.9, None, "SQNR 17.9 dB of 16 held-back images: NOT good enough (18 dB asked)")])
 def test_what_is_said_of_it(sqnr, agreement, words):
   closeness = Closeness(sqnr, agreement, 16, True, 18.0)
+  assert str(dataclasses.replace(closeness, images=4)).endswith("dB asked); so few images say little")
   assert str(closeness) == words
   report = Report()
   report.closeness = closeness
