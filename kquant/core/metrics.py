@@ -27,7 +27,7 @@ def is_chance(right: float, classes: int, images: int) -> bool:
   (True, False)
   """
   chance = 1 / classes
-  return right <= chance + max(2 * np.sqrt(chance * (1 - chance) / images), 0.01)
+  return bool(right <= chance + max(2 * np.sqrt(chance * (1 - chance) / images), 0.01))
 
 
 def agreement(scores: np.ndarray, reference: np.ndarray) -> float:

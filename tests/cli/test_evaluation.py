@@ -138,8 +138,8 @@ def test_what_does_not_classify_has_an_sqnr_alone(name):
   model = keras.Model(image, x)
   found, _ = judge(model, Arrays(*models.sample_inputs(model), y=np.arange(16)))
   assert found.pop("sqnr_db") > 20
-  assert found == {"images": 16, "constant": False, "float": {"top1": None}, "quantized": {"top1": None},
-                   "agreement": None, "tied": None}
+  assert found == {"images": 16, "classes": None, "constant": False, "float": {"top1": None},
+                   "quantized": {"top1": None}, "agreement": None, "tied": None}
 
 
 def test_without_labels_the_rest_is_there():

@@ -105,7 +105,8 @@ def test_the_summary_holds_its_keys_with_their_types(quantize, files):
   assert verify["weights_equal"] is verify["biases_equal"] is verify["encodings_equal"] is True
   assert verify["max_lsb"] in (0, 1) and isinstance(verify["output_max_lsb"], int)
   judged = found["eval"]
-  assert set(judged) == {"images", "constant", "float", "quantized", "agreement", "sqnr_db", "tied"}
+  assert set(judged) == {"images", "classes", "constant", "float", "quantized", "agreement", "sqnr_db",
+                          "tied"}
   assert judged["images"] == 32 and isinstance(judged["tied"], int)
   for value in (judged["float"]["top1"], judged["quantized"]["top1"], judged["agreement"]):
     assert isinstance(value, float) and 0 <= value <= 1
