@@ -15,7 +15,7 @@ from kquant.analysis.layer_errors import network_of
 from kquant.core.encodings import activation_grid
 from tests import models
 
-_MISSING = "is not installed; pip install kquant[parallel]"
+_MISSING = "is not installed; pip install .[parallel]"
 joblib = pytest.importorskip("joblib", reason=f"joblib {_MISSING}")
 
 
