@@ -142,7 +142,7 @@ def _unpacked(packed: np.ndarray) -> NoiseMeter:
     path.write_bytes(model)
     try:
       qmodel = load_model(path)
-    except Exception as error:
+    except ValueError as error:
       raise RuntimeError("allocate_bits: expected a process of joblib to load the network, got "
                          f"{first_line(error)}; measure without joblib.parallel_config.") from error
   return NoiseMeter(network_of(qmodel, float_params), images, reference)

@@ -92,8 +92,10 @@ def _rounded(patient: Patient, turn: LayerTurn, grids: dict[str, Encoding],
   params = network.float_params[name]
   errors = {key: grid.dequantize(integers[key]).astype(np.float64) - params[key]
             for key, grid in grids.items()}
-  shifts = local_shifts(turn.layer, errors, network.statistics)
-  if turn.patches is not None and not turn.is_shared:
-    shifts = {bias: turn.means_with(*errors.values()).mean(0) for bias in shifts}  # of its one kernel
+  if turn.patches is None or turn.is_shared:
+    shifts = local_shifts(turn.layer, errors, network.statistics)
+  else:
+    shifts = {facts.bias: turn.means_with(errors[facts.name]).mean(0)
+              for facts in weights_of_class(type(turn.layer.layer)) if facts.bias}
   biases = {bias: (params[bias] - shift).astype(np.float32) for bias, shift in shifts.items()}
   return RoundedLayer({key: values.astype(np.int8) for key, values in integers.items()}, grids, biases)

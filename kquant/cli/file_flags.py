@@ -12,9 +12,14 @@ FLAGS = flags.FLAGS
 def check_inputs(names: Sequence[str]) -> None:
   """Raises FileNotFoundError for a flag that names a file or folder to read that is not there."""
   for name in names:
-    path = FLAGS[name].value
-    if path is not None and not os.path.exists(path):
-      raise FileNotFoundError(f"--{name}={path}: there is no such file or folder; check the path.")
+    if FLAGS[name].value is not None:
+      check_exists(name, FLAGS[name].value)
+
+
+def check_exists(name: str, path: str) -> None:
+  """Raises FileNotFoundError for a path, of the flag `name`, where there is nothing."""
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"--{name}={path}: there is no such file or folder; check the path.")
 
 
 def check_outputs(*names: str, reads: Sequence[str] = ("model", "calibration", "eval")) -> None:

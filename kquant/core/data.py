@@ -164,8 +164,8 @@ def _batched(value, spec: InputSpec, seen: int, where: str) -> np.ndarray:
   if not fits:
     given = np.shape(value)
     flat = rank > 1 and given[1 - rank:] == spec.shape[:-1]  # grey images without their channel
-    first = rank > 1 and given[-rank:] == (spec.shape[-1], *spec.shape[:-1])
-    remedy = ("move the channels to the end: np.moveaxis(x, -3, -1)" if first and rank == 3 else
+    channels_first = rank == 3 and given[-3:] == (spec.shape[-1], *spec.shape[:-1])
+    remedy = ("move the channels to the end: np.moveaxis(x, -3, -1)" if channels_first else
               f"add the last axis of {spec.shape[-1]}, as x[..., None] repeated" if flat else
               "resize or reshape the data")
     shape = array.shape[1:] if len(given) == rank + 1 else f"an array of shape {given}"

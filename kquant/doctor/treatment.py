@@ -94,9 +94,9 @@ class Treatment:
     ranges = measured_ranges(self._network, grids, self._images)
     scaled = self._factorizations(sites, grids)
     for site, row in zip(found, rows):
-      remedies = list(self._of_weights(site) if site.part == WEIGHTS else self._of_grid(site, ranges[site]))
-      place = sum(remedy.name != WIDE for remedy in remedies)
-      self.cases.append(Case(site, row, [*remedies[:place], *scaled.get(site, ()), *remedies[place:]]))
+      remedies = (self._of_weights(site) if site.part == WEIGHTS else self._of_grid(site, ranges[site]))
+      remedies = sorted([*remedies, *scaled.get(site, ())], key=lambda remedy: remedy.name == WIDE)
+      self.cases.append(Case(site, row, remedies))
     self._measure(self.cases)
     self._try_rounding()
 
@@ -112,10 +112,9 @@ class Treatment:
     if spec.quantizer not in _PLAIN:
       return ()
     mean = self._patient.calibrated.statistics.input_means[site.name]
-    remedies = list(weight_remedies(self._network, site, spec, mean))
     split = split_remedy(self._network, self._patient.graph, site, spec, mean)
-    place = sum(remedy.name != EIGHT_BITS for remedy in remedies)
-    return [*remedies[:place], *([] if split is None else [split]), *remedies[place:]]
+    remedies = [*weight_remedies(self._network, site, spec, mean), *([] if split is None else [split])]
+    return sorted(remedies, key=lambda remedy: remedy.name == EIGHT_BITS)
 
   def _weight_spec(self, site: Site) -> TensorSpec:
     return rule_of(self._patient.config, self._patient.layers[site.name]).weights

@@ -57,7 +57,7 @@ def damage_bars(rows: Sequence[AnalysisRow]) -> Figure:
     axes.legend(loc="lower right")
 
   return figure(draw, 0.9 + 0.21 * len(rows),
-                 "Each tensor is quantized alone. Begin with those that have long bars.")
+                "Each tensor is quantized alone. Begin with those that have long bars.")
 
 
 def intrinsic_extrinsic(rows: Sequence[AnalysisRow]) -> Figure | None:
@@ -86,8 +86,8 @@ def intrinsic_extrinsic(rows: Sequence[AnalysisRow]) -> Figure | None:
     legend_above(axes)
 
   return figure(draw, 3.6, "To the right: the grid is coarse for this tensor. To the top: the network is "
-                 "sensitive at this place. Numbers are the ranks of the bars. On a dashed line the noise at "
-                 "the output is the same, a tenth of that on the line above.")
+                "sensitive at this place. Numbers are the ranks of the bars. On a dashed line the noise at "
+                "the output is the same, a tenth of that on the line above.")
 
 
 def _equal_noise(axes: Axes, largest: float) -> None:
@@ -151,7 +151,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
   name = histogram.name if histogram.name == row.name else f"{histogram.name}, on the grid of {row.name}"
   saturated = "" if row.saturated is None else f", {100 * row.saturated:.2g} % saturated"
   return figure(draw, 2.0, f"{name}: {histogram.bits} bits, {low:.4g} to {high:.4g} in steps of "
-                 f"{histogram.step:.3g}{saturated}; {100 * row.share:.1f} % of the noise.")
+                f"{histogram.step:.3g}{saturated}; {100 * row.share:.1f} % of the noise.")
 
 
 def seconds_bars(seconds: dict[str, float]) -> Figure:

@@ -1,7 +1,6 @@
 """What kquant.cli.benchmark does: how long a .tflite file takes, operator by operator, and what it needs."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +31,7 @@ def run() -> None:
     raise ValueError(f"--tflite: expected one file or two, got {len(paths)}.")
   file_flags.check_outputs("summary", reads=())
   for path in paths:
-    if not os.path.exists(path):
-      raise FileNotFoundError(f"--tflite={path}: there is no such file or folder; check the path.")
+    file_flags.check_exists("tflite", path)
   contents = [pathlib.Path(path).read_bytes() for path in paths]
   runtimes = [_loaded(path, data) for path, data in zip(paths, contents)]
   whole = _by_turns(runtimes, FLAGS.runs)

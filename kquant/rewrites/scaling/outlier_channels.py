@@ -43,11 +43,9 @@ def split_outlier_channels(graph: Graph, *, ratio: float = 0.02, bits: int = 8) 
   if not 0 < ratio <= 1:
     raise ValueError(f"split_outlier_channels: ratio must be above 0 and at most 1, got {ratio}.")
   for reader in graph.nodes:
-    if not _reads_by_kernel(graph, reader):
-      continue
     if can_split(graph, reader):
       split_inputs(graph, reader, ratio=ratio, bits=bits)
-    else:
+    elif _reads_by_kernel(graph, reader):
       graph.skip(reader, "what it reads is not made for it alone by a convolution or dense layer")
 
 
