@@ -24,7 +24,7 @@ from kquant.qmodel.finalize import finalize_graph
 from kquant.search import nested_family
 from kquant.search.automatic import automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
-from kquant.search.pipeline import quantized, read, scaled
+from kquant.search.pipeline import quantized, read
 
 
 @dataclasses.dataclass
@@ -134,12 +134,12 @@ def quantize(model: keras.Model, calibration: Any, *, config: QuantConfig | str 
   if effort is not None or _looks_again(config, calibration):
     calibration = gather(calibration, keras_calls.input_specs(model))
     _warn_of_constant(calibration)
+  source = FloatNetwork(graph, calibration, seed)
   if effort == "auto":
-    network = automatic(config, steps, FloatNetwork(graph, calibration, seed), report, tolerance=tolerance)
+    network = automatic(config, steps, source, report, tolerance=tolerance)
   else:
-    if steps:
-      config = with_effort(config, steps, FloatNetwork(graph, calibration, seed), report)
-    network = quantized(scaled(graph, config, calibration, report), config, calibration, report, seed=seed)
+    config = with_effort(config, steps, source, report) if steps else config
+    network = quantized(source.scaled(config, report), config, calibration, report, seed=seed)
   with report.stage("finalize"):
     final, graph, encodings = finalize_graph(network.qmodel, target=target(config.target),
                                              graph=network.graph)

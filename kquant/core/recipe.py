@@ -3,7 +3,7 @@
 import dataclasses
 
 EQUALIZATIONS = ("none", "one_step", "two_step", "pairwise", "joint")
-ROUNDINGS = ("nearest", "closed_form", "adaround")
+ROUNDINGS = ("nearest", "closed_form", "adaround", "judged")
 BIAS_CORRECTIONS = ("none", "local", "analytic", "iterative")
 FINETUNINGS = ("none", "bft", "qft")
 EFFORTS = ("auto", "fast", "balanced", "best")
@@ -23,7 +23,9 @@ class Recipe:
     equalize: how channels are scaled across layers before (`kquant.equalize`; dead channels are pruned
       first): "none", "one_step", "two_step", "pairwise" or "joint".
     rounding: how weights become integers: "nearest"; or "closed_form" or "adaround", which round a layer's
-      weights together and correct its bias iteratively, whatever `bias` says (`kquant.round_weights`).
+      weights together and correct its bias iteratively, whatever `bias` says (`kquant.round_weights`);
+      "judged": closed form, for those layers where it has less output error than nearest integers on images
+      that it was not fitted to.
     bias: how biases are corrected after rounding: "none", "local", "analytic" (from batch norms) or
       "iterative".
     finetune: what is trained in the end against the float model: "none", "bft" (biases) or "qft" (weights,

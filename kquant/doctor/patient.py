@@ -16,7 +16,7 @@ from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import place
 from kquant.search.automatic import automatic
 from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
-from kquant.search.pipeline import Calibrated, scaled
+from kquant.search.pipeline import Calibrated
 
 EFFORTS = ("auto", "fast", "balanced", None)
 
@@ -48,7 +48,7 @@ class Patient:
 
   def __init__(self, network: FloatNetwork, config: QuantConfig, report: Report):
     self.config, self._images, self._seed, self._report = config, network.images, network.seed, report
-    self.graph = scaled(network.graph.copy(), config, network.images, report)
+    self.graph = network.scaled(config, report)
     self.calibrated = Calibrated(self.graph.copy(), config, network.images, report)
     self.subjects = {placement.name: placement.subject for placement in place(self.graph.copy(), config)}
     self.layers = {layer.name: layer for layer in self.graph.layers}

@@ -15,7 +15,7 @@ from kquant.core.recipe import TOLERANCE_DB, Recipe
 from kquant.core.records import Closeness, Report
 from kquant.qmodel.outputs import network_outputs
 from kquant.search.efforts import FloatNetwork, with_effort
-from kquant.search.pipeline import Calibrated, quantized, scaled
+from kquant.search.pipeline import Calibrated, quantized
 from kquant.search.trials import HeldBack
 
 _HELD_BACK, _FEWEST, _MOST = 1 / 8, 16, 64
@@ -41,8 +41,7 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
 
   def watched(config: QuantConfig) -> tuple[Calibrated, Report]:
     attempt = Report()
-    graph = scaled(network.graph.copy(), config, train, attempt)
-    made = quantized(graph, config, train, attempt, seed=network.seed)
+    made = quantized(rest.scaled(config, attempt), config, train, attempt, seed=network.seed)
     with attempt.stage("watch"):
       outputs = network_outputs(made.qmodel, judge, graph=made.graph)
     attempt.closeness = Closeness(float(held_back.quality(outputs).mean()),

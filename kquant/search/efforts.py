@@ -6,48 +6,82 @@ difference; scaling, which may add operators to the file, only where they are be
 them are left out where they are worse together than what the search started from, the fast recipe. Trials
 quantize on a part of the rest; what was kept is then run on all images. (So is scaling: found on three
 quarters of 256 images ResNet-8 had 30.7 dB at int8, the mean of four seeds, found on all 31.9.)
+
+Rounding and fine-tuning are not tried here. Rounding judges each layer in the one pass over all images, by
+the moments of the half that it is not fitted to (the method "judged"); fine-tuning holds images back itself.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from kquant.core import data
+from kquant.core.input_range import InputRange
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import EFFORTS, Recipe
 from kquant.core.records import Report, Trial
 from kquant.graph.graph import Graph
-from kquant.qmodel.outputs import network_outputs, output_function
+from kquant.qmodel.outputs import network_outputs
+from kquant.rewrites.scaling.channel_statistics import RunningChannels
 from kquant.search.pipeline import Calibrated, scaled
 from kquant.search.trials import HeldBack
 
-_BALANCED = (Recipe(bias="iterative"), Recipe(rounding="closed_form"), Recipe(equalize="joint"))
+_BALANCED = (Recipe(bias="iterative"), Recipe(rounding="judged"), Recipe(equalize="joint"))
 STEPS: dict[str, tuple[Recipe, ...]] = dict(zip(EFFORTS, (
     (*_BALANCED, Recipe(ranges="mse")), _BALANCED[:1], _BALANCED, (*_BALANCED, Recipe(finetune="qft")))))
-"""What each effort adds: the first is taken as it is, the others are tried; fine-tuning holds images back
-itself. What "auto" tries, and when, stands in `automatic`."""
+"""What each effort adds: the first is taken as it is, the others are tried or judge themselves. What "auto"
+adds, and when, stands in `automatic`."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
 
 
-@dataclasses.dataclass(frozen=True)
 class FloatNetwork:
   """What a search starts from.
 
-  Attributes:
-    graph: of the float model, standardized and folded.
-    images: to calibrate on, one array a model input.
+  Args:
+    graph: of the float model, standardized and folded; it stays as it is.
+    images: to calibrate on, one array a model input; an InputRange where nothing is searched.
     seed: of the images held back and of every other random choice.
+
+  Attributes:
+    graph, images, seed: these.
   """
 
-  graph: Graph
-  images: list[np.ndarray]
-  seed: int = 0
+  def __init__(self, graph: Graph, images: list[np.ndarray] | InputRange, seed: int = 0):
+    self.graph, self.images, self.seed = graph, images, seed
+    self._channels: RunningChannels | None = None
+    self._not_seen: list[list[np.ndarray]] = [images]
+
+  def split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns (images to choose by, images that are held back to judge by)."""
+    return data.hold_back(self.images, seed=self.seed)
+
+  def scaled(self, config: QuantConfig, report: Report, *, tried: bool = False) -> Graph:
+    """Returns a copy of the graph, its channels scaled as a config says.
+
+    Each image is measured once: the scales of a trial follow from those that are not held back, for others
+    these join them.
+
+    Args:
+      config, report: as `pipeline.scaled` takes them.
+      tried: for a trial, before any other scaling.
+    """
+    twin, channels = self.graph.copy(), None
+    if config.recipe.equalize != "none" and not isinstance(self.images, InputRange):
+      with report.stage("equalize"):
+        channels = self._measured(tried).statistics(twin)
+    return scaled(twin, config, self.images, report, channels=channels)
+
+  def _measured(self, tried: bool) -> RunningChannels:
+    if self._channels is None:
+      self._channels = RunningChannels(self.graph.copy(), gains=True)
+      self._not_seen = list(self.split()) if tried else [self.images]
+    while self._not_seen[1 if tried else 0:]:
+      self._channels.absorb(self._not_seen.pop(0))
+    return self._channels
 
 
 def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
@@ -68,25 +102,32 @@ def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork,
   Args:
     config: what the search starts from.
     steps: what `effort_steps` returned.
-    report: takes a trial for each method, and the seconds of trying as the stage "trials".
-    enough: mean SQNR in dB of the held-back images from which on nothing more is tried; each method then must
-      gain.
+    report: takes a trial for each method that is tried, and the seconds of trying as the stage "trials".
+    enough: mean SQNR in dB of the held-back images from which on nothing more is tried or added; each method
+      that is tried then must gain.
   """
   first, *rest = steps
-  config = config.following(first)
-  tried = [step for step in rest if step.finetune is None and config.following(step) != config]
-  count = len(network.images[0])
+  config, count = config.following(first), len(network.images[0])
+  rest = [step for step in rest if config.following(step) != config]
+  tried = [step for step in rest if not _judges_itself(step)]
+  rounding, tuning = ([step for step in rest if getattr(step, what)] for what in ("rounding", "finetune"))
+  few_bits = min(rule.weights.bits for rule in config.rules) < 8
+  if few_bits:  # nearest integers say nothing of what is tried
+    config, rounding = functools.reduce(QuantConfig.following, rounding, config), []
+  found = -math.inf
   if tried and count >= _FEWEST:
     with report.stage("trials"):
-      config = _with_those_that_hold(config, _cheapest_first(tried, config), network, report, enough)
+      config, found = _with_those_that_hold(config, tried, network, report, enough)
   else:
     for step in tried:
       config = config.following(step)
       report.trials.append(Trial(_name(step), kept=True, images=count))
-  for step in rest:
-    if step.finetune is not None:
-      config = config.following(step)
-  return config
+  more = [*(rounding if found < enough else []), *tuning]
+  return functools.reduce(QuantConfig.following, more, config)
+
+
+def _judges_itself(step: Recipe) -> bool:
+  return step.rounding is not None or step.finetune is not None
 
 
 def _name(step: Recipe) -> str:
@@ -94,61 +135,42 @@ def _name(step: Recipe) -> str:
   return method
 
 
-def _cheapest_first(steps: list[Recipe], config: QuantConfig) -> list[Recipe]:
-  """Scaling before rounding, unless weights have so few bits that nearest integers say nothing of it."""
-  if min(rule.weights.bits for rule in config.rules) < 8:
-    return steps
-  return sorted(steps, key=lambda step: step.rounding is not None)
-
-
 def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, report: Report,
-                          enough: float) -> QuantConfig:
-  """Tries steps in turn, each on top of those that were kept; returns the config with these.
+                          enough: float) -> tuple[QuantConfig, float]:
+  """Tries steps in turn, each on top of those that were kept; returns (the config with these, its quality).
 
   Where they are worse together than the config as it was, none of them is kept.
   """
-  train, judge = data.hold_back(network.images, seed=network.seed)
+  train, judge = network.split()
+  chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=network.seed)
+  part = [array[chosen] for array in train]
   held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge, graph=network.graph))
-  bench = _Bench(network.graph, train, judge, network.seed)
-  quality = held_back.quality(bench.outputs(config))
+  quality = held_back.quality(_outputs(config, network, part, judge))
   start, at_start, trials = config, quality.mean(), []
   for step in steps:
+    if quality.mean() >= enough:
+      break
     candidate = config.following(step)
-    change = functools.partial(bench.outputs, candidate)
+    change = functools.partial(_outputs, candidate, network, part, judge)
     trial, candidate_quality = held_back.try_change(_name(step), change, quality,
                                                     must_gain=step.equalize is not None or enough < math.inf)
     trials.append(trial)
     if trial.kept:
       config, quality = candidate, candidate_quality
-    if quality.mean() >= enough:
-      break
   if quality.mean() < at_start:
-    config, trials = start, [dataclasses.replace(trial, kept=False) for trial in trials]
+    config, quality, trials = start, np.array([at_start]), [
+        dataclasses.replace(trial, kept=False) for trial in trials]
   report.trials += trials
-  return config
+  return config, float(quality.mean())
 
 
-class _Bench:
-  """Quantizes a float network as configs say; each scaling of it is found and calibrated once.
+def _outputs(config: QuantConfig, network: FloatNetwork, images: list[np.ndarray],
+             judge: list[np.ndarray]) -> list[np.ndarray]:
+  """Returns what a network answers to judging images with the integers that a config chooses.
 
   Args:
-    train: images that scales are found on, and a part of them that the network is quantized on.
-    judge: images that it answers to.
+    images: that it is quantized on.
   """
-
-  def __init__(self, graph: Graph, train: list[np.ndarray], judge: list[np.ndarray], seed: int):
-    chosen = data.choose(len(train[0]), min(_TRIED_ON, len(train[0])), seed=seed)
-    self._graph, self._train, self._judge, self._seed = graph, train, judge, seed
-    self._part = [array[chosen] for array in train]
-    self._networks: dict[Any, tuple[Calibrated, Callable[..., list[np.ndarray]]]] = {}
-
-  def outputs(self, config: QuantConfig) -> list[np.ndarray]:
-    """Returns what the network answers to the judging images with the integers that a config chooses."""
-    key = config.recipe.equalize, config.rules
-    if key not in self._networks:
-      graph = scaled(self._graph.copy(), config, self._train, Report())
-      network = Calibrated(graph, config, self._part, Report())
-      self._networks[key] = network, output_function(network.qmodel, graph=network.graph)
-    network, answer = self._networks[key]
-    network.choose_integers(config, Report(), seed=self._seed)
-    return answer(self._judge)
+  made = Calibrated(network.scaled(config, Report(), tried=True), config, images, Report())
+  made.choose_integers(config, Report(), seed=network.seed)
+  return network_outputs(made.qmodel, judge, graph=made.graph)

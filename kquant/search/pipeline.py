@@ -13,7 +13,7 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report, Skip
 from kquant.graph.graph import Graph
 from kquant.ptq.finetune.finetuning import FinetuneSettings, finetune, split_to_judge
-from kquant.ptq.layerwise import bias_correction, layer_rounding
+from kquant.ptq.layerwise import bias_correction
 from kquant.ptq.layerwise.bias_correction import (
   correct_analytic_shift,
   correct_iteratively,
@@ -28,7 +28,7 @@ from kquant.qmodel.outputs import network_outputs, output_function, split_output
 from kquant.qmodel.placement import check_config
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.scaling.channel_statistics import measure_channels
+from kquant.rewrites.scaling.channel_statistics import ChannelStatistics, measure_channels
 from kquant.rewrites.scaling.dead_channels import prune_dead_channels
 from kquant.rewrites.scaling.equalize import equalize
 from kquant.rewrites.scaling.moment_propagation import as_statistics, propagate_moments
@@ -55,12 +55,14 @@ def read(model: keras.Model, config: QuantConfig) -> Graph:
   return graph
 
 
-def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) -> Graph:
+def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
+           channels: ChannelStatistics | None = None) -> Graph:
   """Scales channels across layers, dead channels pruned first, in place; returns the graph.
 
   Args:
     graph: standardized, batch norms folded.
     calibration, report: as `quantized` takes them.
+    channels: statistics of the graph with gains, which it changes; None: they are measured.
   """
   method = config.recipe.equalize
   if method == "none":
@@ -68,7 +70,7 @@ def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report) 
   with report.stage("equalize"):
     if isinstance(calibration, InputRange):
       channels = as_statistics(propagate_moments(graph, calibration))
-    else:
+    elif channels is None:
       channels = measure_channels(graph, calibration, gains=True)
     prune_dead_channels(graph, statistics=channels)
     equalize(graph, method=method, config=config, statistics=channels)
@@ -110,8 +112,8 @@ class Calibrated:
                       rounded: Collection[str] = ()) -> None:
     """Rounds the float weights and corrects their biases as a config says, in place.
 
-    The report names layers of a user's class that were rounded to nearest, and shared ones that were
-    corrected locally.
+    The report names layers that were rounded to nearest beside others that were not, and shared ones that
+    were corrected locally.
 
     Args:
       config, report, seed: as `quantized` takes them.
@@ -121,16 +123,15 @@ class Calibrated:
     self.qmodel.set_weights(self._start)
     if config.recipe.rounding != "nearest" or rounded:
       with report.stage("rounding"):
-        shared = self._round(config.recipe.rounding, seed, rounded)
-      reason, name = layer_rounding.LEFT_REASON, "round_weights"
+        left, name = self._round(config.recipe.rounding, seed, rounded), "round_weights"
     else:
       with report.stage("bias_correction"):
         shared = self._correct_bias(config.recipe.bias)
-      reason, name = bias_correction.SHARED_REASON, "correct_bias"
-    report.add_edits([], [Skip(layer, name, reason) for layer in shared])
+        left, name = dict.fromkeys(shared, bias_correction.SHARED_REASON), "correct_bias"
+    report.add_edits([], [Skip(layer, name, reason) for layer, reason in left.items()])
 
-  def _round(self, method: str, seed: int, rounded: Collection[str]) -> list[str]:
-    """Rounds all layers by a method, or some; returns the names of those that stay rounded to nearest."""
+  def _round(self, method: str, seed: int, rounded: Collection[str]) -> dict[str, str]:
+    """Rounds all layers by a method, or some; returns {layer that stays rounded to nearest: why}."""
     turns = self._turns(float_params=self.float_params)
     if method != "nearest":
       return round_layers(turns, self.float_params, self.statistics, method=method, seed=seed)

@@ -28,7 +28,7 @@ def test_which_methods_need_images(recipe, needs):
 
 
 def test_unknown_methods_are_refused_by_name():
-  with pytest.raises(ValueError, match="rounding must be one of nearest, closed_form, adaround, got 'up'"):
+  with pytest.raises(ValueError, match="rounding must be one of nearest, .*, judged, got 'up'"):
     Recipe(rounding="up")
 
 

@@ -1,6 +1,5 @@
 """Efforts: what is tried, what is kept, and what the report says of it."""
 
-import functools
 import math
 
 import numpy as np
@@ -11,11 +10,11 @@ import kquant
 import tflite_export
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import Recipe
-from kquant.core.records import Report
+from kquant.core.records import Report, Trial
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.scaling.channel_statistics import measure_channels
+from kquant.rewrites.scaling.channel_statistics import RunningChannels
 from kquant.rewrites.standardize.standardize import standardize
 from kquant.search import efforts, pipeline
 from kquant.search.efforts import FloatNetwork, effort_steps
@@ -60,76 +59,98 @@ def dictate(monkeypatch, *changes):
   for mean, width in changes:
     found.append(found[-1] + np.linspace(mean - width, mean + width, 10))
   qualities = iter(found)
-  monkeypatch.setattr(efforts._Bench, "outputs", lambda *_: [])
+  monkeypatch.setattr(efforts, "_outputs", lambda *_: [])
   monkeypatch.setattr(HeldBack, "quality", lambda *_: next(qualities))
   return folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
 
 
-@pytest.mark.parametrize("rounding, joint, kept", [
+RANGES_AND_JOINT = [Recipe(), Recipe(ranges="mse"), Recipe(equalize="joint")]
+
+
+@pytest.mark.parametrize("ranges, joint, kept", [
     ((0.0, 1.0), (0.1, 1.0), [True, False]),  # one that brings nothing stays if it costs nothing
     ((-0.3, 1.0), (0.4, 1.0), [True, True]),  # the standard error is 0.21 dB
     ((-0.3, 1.0), (0.25, 1.0), [False, False]),  # each holds, together they are worse than fast
     ((-0.5, 1.0), (0.1, 1.0), [False, False])])
-def test_steps_are_kept_by_their_error_and_their_cost(rounding, joint, kept, monkeypatch):
-  graph, inputs = dictate(monkeypatch, rounding, joint)
+def test_steps_are_kept_by_their_error_and_their_cost(ranges, joint, kept, monkeypatch):
+  graph, inputs = dictate(monkeypatch, ranges, joint)
   report = Report()
-  with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, report)
+  efforts.with_effort(QuantConfig(), RANGES_AND_JOINT, FloatNetwork(graph, inputs), report)
   assert [trial.kept for trial in report.trials] == kept
 
 
-@pytest.mark.parametrize("enough, kept", [
-    (22.9, [True]), (24.0, [True, True]), (30.0, [True, True]), (math.inf, [True, True])])
-def test_nothing_is_tried_beyond_enough(enough, kept, monkeypatch):
+@pytest.mark.parametrize("enough, kept, rounding", [
+    (19.0, [], "nearest"), (22.9, [True], "nearest"), (24.0, [True, True], "nearest"),
+    (30.0, [True, True], "judged"), (math.inf, [True, True], "judged")])
+def test_nothing_is_tried_or_added_beyond_enough(enough, kept, rounding, monkeypatch):
   graph, inputs = dictate(monkeypatch, (3.0, 1.0), (2.0, 1.0))
   report = Report()
-  network, steps = FloatNetwork(graph, inputs), effort_steps("balanced")
-  efforts.with_effort(QuantConfig(), steps, network, report, enough=enough)
-  assert [trial.kept for trial in report.trials] == kept
+  network, steps = FloatNetwork(graph, inputs), [*RANGES_AND_JOINT, Recipe(rounding="judged")]
+  config = efforts.with_effort(QuantConfig(), steps, network, report, enough=enough)
+  assert [trial.kept for trial in report.trials] == kept and config.recipe.rounding == rounding
 
 
 def test_where_enough_is_named_a_method_must_gain(monkeypatch):
   graph, inputs = dictate(monkeypatch, (0.1, 1.0), (0.1, 1.0))
   report = Report()
-  efforts.with_effort(QuantConfig(), effort_steps("balanced"), FloatNetwork(graph, inputs), report, enough=90)
+  efforts.with_effort(QuantConfig(), RANGES_AND_JOINT, FloatNetwork(graph, inputs), report, enough=90)
   assert [trial.kept for trial in report.trials] == [False, False]
 
 
-def test_at_8_bits_scaling_is_tried_before_the_slower_rounding(monkeypatch):
-  graph, inputs = dictate(monkeypatch, (3.0, 1.0), (0.1, 1.0))
-  report = Report()
-  config = with_effort(QuantConfig(), "balanced", graph, inputs, report)
-  assert [(trial.method, trial.kept) for trial in report.trials] == [("joint", True), ("closed_form", True)]
-  assert (config.recipe.equalize, config.recipe.rounding) == ("joint", "closed_form")
+@pytest.mark.parametrize("preset, rounding", [("int8", "nearest"), ("w4a8", "judged")])
+def test_scaling_is_tried_on_rounded_weights_below_8_bits_alone(preset, rounding, monkeypatch):
+  graph, inputs = dictate(monkeypatch, (3.0, 1.0))
+  report, tried = Report(), []
+  monkeypatch.setattr(efforts, "_outputs", lambda config, *_: tried.append(config.recipe.rounding))
+  config = with_effort(QuantConfig.preset(preset), "balanced", graph, inputs, report)
+  assert [(trial.method, trial.kept) for trial in report.trials] == [("joint", True)]
+  assert tried == [rounding] * 2
+  assert (config.recipe.equalize, config.recipe.rounding) == ("joint", "judged")
 
 
 def test_a_step_that_does_harm_is_left_out(monkeypatch):
-  graph, inputs = dictate(monkeypatch, (2.0, 1.0), (-9.0, 1.0))
+  graph, inputs = dictate(monkeypatch, (-9.0, 1.0))
   report = Report()
   config = with_effort(QuantConfig.preset("w4a8"), "best", graph, inputs, report)
-  assert config.recipe == Recipe("none", "closed_form", "iterative", "qft", "minmax")
-  assert [(trial.method, trial.kept) for trial in report.trials] == [("closed_form", True), ("joint", False)]
-  harmful = report.trials[1]
+  assert config.recipe == Recipe("none", "judged", "iterative", "qft", "minmax")
+  assert [(trial.method, trial.kept) for trial in report.trials] == [("joint", False)]
+  (harmful,) = report.trials
   assert (harmful.images, harmful.unit) == (10, "dB") and np.isclose(harmful.change, -9.0)
   assert "-9.00 dB" in str(harmful) and "10 held-back images" in str(harmful)
-  assert report.to_json()["trials"][1]["kept"] is False and "left out" in str(report)
+  assert report.to_json()["trials"][0]["kept"] is False and "left out" in str(report)
 
 
-def test_what_was_kept_is_run_again_on_all_images(monkeypatch):
+def test_scaling_is_found_on_all_images_each_of_which_is_measured_once(monkeypatch):
+  seen, scaled_on, absorb = [], [], RunningChannels.absorb
+  monkeypatch.setattr(RunningChannels, "absorb", lambda self, images: (
+      seen.append(images[0]), absorb(self, images))[1])
+  monkeypatch.setattr(pipeline, "equalize", lambda graph, *, statistics, **more: scaled_on.append(
+      statistics.images))
+  monkeypatch.setattr(HeldBack, "try_change", lambda self, method, change, before, **more: (
+      Trial(method, True, 10), (change(), before)[1]))
   model = models.build("mobile_block")
-  inputs, seen = models.sample_inputs(model, images=40), []
-  monkeypatch.setattr(pipeline, "measure_channels", lambda graph, images, **more: (
-      seen.append(len(images[0])), measure_channels(graph, images, **more))[1])
-  monkeypatch.setattr(efforts, "_with_those_that_hold", lambda config, steps, *_: functools.reduce(
-      QuantConfig.following, steps, config))
+  inputs = models.sample_inputs(model, images=40)
   kquant.quantize(model, inputs, effort="balanced")
-  assert seen == [40]
+  assert [len(images) for images in seen] == [30, 10] and scaled_on == [30, 40]
+  assert {image.tobytes() for images in seen for image in images} == {image.tobytes() for image in inputs[0]}
+
+
+def test_a_scaling_is_the_same_when_it_is_made_again():
+  images = models.sample_inputs(models.build("mobile_block"), images=80)
+  network, config = FloatNetwork(folded("mobile_block"), images), QuantConfig().following(Recipe("joint"))
+  first, second, fresh = (source.scaled(config, Report()) for source in (
+      network, network, FloatNetwork(network.graph, images)))
+  for a, b, c in zip(first.layers, second.layers, fresh.layers):
+    for name, values in a.params.items():
+      np.testing.assert_array_equal(values, b.params[name])
+      np.testing.assert_array_equal(values, c.params[name])
 
 
 def test_what_the_user_says_stays():
   graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=8)
   decided = Recipe(bias="local", equalize="none")
   config = with_effort(QuantConfig(), "balanced", graph, inputs, Report(), decided=decided)
-  assert config.recipe == Recipe("none", "closed_form", "local", "none", "minmax")
+  assert config.recipe == Recipe("none", "judged", "local", "none", "minmax")
 
 
 def test_few_images_keep_every_step_and_say_so():
@@ -156,9 +177,7 @@ def test_efforts_end_in_exact_files(effort, config, tmp_path):
   result = kquant.quantize(model, inputs, config=config, effort=effort)
   written = tflite_export.export(result, tmp_path / "m.tflite", verify=[inputs[0][:2]], certify=True)
   assert written.verification.max_lsb <= 1
-  tried = {"int8": ["joint", "closed_form"], "w4a8": ["closed_form", "joint"]}[config]
-  tried = [] if effort == "fast" else tried
-  assert [trial.method for trial in result.report.trials] == tried
+  assert [trial.method for trial in result.report.trials] == ([] if effort == "fast" else ["joint"])
 
 
 def test_unknown_efforts_and_missing_images_are_refused():
@@ -179,28 +198,18 @@ def test_each_scaling_is_found_and_calibrated_once(monkeypatch):
   assert found == ["none", "joint"]
 
 
-def test_a_trial_is_not_touched_by_the_one_before():
-  graph, inputs = folded("mobile_block"), models.sample_inputs(models.build("mobile_block"), images=40)
-  config = QuantConfig.preset("w4a8")
-  rounded = config.following(Recipe(rounding="closed_form"))
-  nearest = config.following(Recipe(bias="iterative"))
-  fresh, used = (efforts._Bench(graph.copy(), inputs, inputs, 0) for _ in range(2))
-  first = used.outputs(nearest)
-  np.testing.assert_array_equal(used.outputs(rounded), fresh.outputs(rounded))
-  np.testing.assert_array_equal(used.outputs(nearest), first)
-
-
 def test_trials_quantize_on_a_part_and_judge_on_others(monkeypatch):
   graph = folded("mobile_block")
   inputs = models.sample_inputs(models.build("mobile_block"), images=120)
-  seen, judged, calibrated, output_function = [], [], efforts.Calibrated, efforts.output_function
+  seen, judged, calibrated = [], [], efforts.Calibrated
   monkeypatch.setattr(efforts, "Calibrated", lambda graph, config, images, report: (
       seen.append(images[0]), calibrated(graph, config, images, report))[1])
 
-  def watched(model, **more):
-    return lambda images: (judged.append(images[0]), output_function(model, **more)(images))[1]
+  def watched(model, images, **more):
+    judged.append(images[0])
+    return network_outputs(model, images, **more)
 
-  monkeypatch.setattr(efforts, "output_function", watched)
+  monkeypatch.setattr(efforts, "network_outputs", watched)
   with_effort(QuantConfig.preset("w4a8"), "balanced", graph, inputs, Report())
   assert [len(x) for x in seen] == [64] * 2 and [len(x) for x in judged] == [30] * 3
   both = {x.tobytes() for x in seen[0]} & {x.tobytes() for x in judged[0]}
@@ -236,5 +245,5 @@ def test_the_model_is_read_once(effort, monkeypatch):
 
   monkeypatch.setattr(Graph, "from_model", watched)
   result = kquant.quantize(model, models.sample_inputs(model, images=40), config="w4a8", effort=effort)
-  assert len(result.report.trials) == (2 if effort == "balanced" else 0)
+  assert len(result.report.trials) == (1 if effort == "balanced" else 0)
   assert len(read) == 1 and read[0] is model

@@ -2,9 +2,12 @@
 
 In topological order, for each layer: the moments of its quantized inputs, its integers and their scale
 (`rounding`), then its bias, so that its mean output is the float network's. What the layers
-before did wrong in a way that this one can undo, it undoes (`input_moments.undoing`).
+before did wrong in a way that this one can undo, it undoes (`input_moments.undoing`). The method "judged"
+fits the integers to one half of the images first: where they have no less output error than nearest integers
+on the other half, by its moments, the layer stays rounded to nearest.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -17,6 +20,7 @@ from kquant.core import data
 from kquant.core.encodings import Encoding
 from kquant.core.recipe import ROUNDINGS
 from kquant.graph import keras_calls
+from kquant.graph.fused_lstm import GATES
 from kquant.graph.graph import Graph
 from kquant.ptq.layerwise import rounding
 from kquant.ptq.layerwise.adaround import adaround
@@ -44,6 +48,7 @@ from kquant.rewrites.standardize.standardize import standardize
 
 METHODS = ROUNDINGS[1:]
 LEFT_REASON = "not linear, or a class of its own: its weights are rounded to nearest, its bias stays"
+JUDGED_REASON = "nearest integers have no more output error on images that the others were not fitted to"
 _FEW_INPUTS = 640
 """Up to so many the threads of BLAS wait for one another longer than they compute."""
 
@@ -62,7 +67,9 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
     qmodel: calibrated.
     float_model: the float model that it was made from, batch norms folded.
     calibration: inputs, as `calibrate` takes them.
-    method: "closed_form" (`kquant.ptq.layerwise.rounding`) or "adaround" (`kquant.ptq.layerwise.adaround`).
+    method: "closed_form" (`kquant.ptq.layerwise.rounding`), "adaround" (`kquant.ptq.layerwise.adaround`), or
+      "judged": closed form where it has less output error than nearest integers on half of the images when it
+      is fitted to the other half.
     seed: of the positions that are looked at.
 
   Returns:
@@ -88,14 +95,15 @@ def round_weights(qmodel: keras.Model, float_model: keras.Model, calibration: An
   images = data.gather(calibration, keras_calls.input_specs(qmodel))
   turns = layer_turns(qmodel, images, float_params=float_params)
   left = round_layers(turns, float_params, observe(qmodel, images), method=method, seed=seed)
-  for name in left:
-    logging.warning("round_weights: layer %r is %s.", name, LEFT_REASON)
+  for name, reason in left.items():
+    if reason == LEFT_REASON:
+      logging.warning("round_weights: layer %r is %s.", name, reason)
   return qmodel
 
 
 def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
-                 statistics: Statistics, *, method: str = "closed_form", seed: int = 0) -> list[str]:
-  """`round_weights` on statistics that exist; returns the names of layers that are rounded to nearest.
+                 statistics: Statistics, *, method: str = "closed_form", seed: int = 0) -> dict[str, str]:
+  """`round_weights` on statistics that exist; returns {layer that is rounded to nearest: why}.
 
   Args:
     turns: of all layers with quantized weights, with their float inputs (`layer_turns`).
@@ -105,13 +113,17 @@ def round_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, n
   """
   if method not in METHODS:
     raise ValueError(f"round_weights: method must be one of {', '.join(METHODS)}, got {method!r}.")
-  generator = np.random.default_rng(seed)
-  return change_layers(turns, float_params, statistics, lambda turn, params: _round_layer(
-      turn, generator, method=method))
+  generator, judged = np.random.default_rng(seed), {}
+
+  def change(turn: LayerTurn, params: dict[str, np.ndarray]) -> None:
+    if not _round_layer(turn, generator, method=method):
+      judged[turn.layer.name] = JUDGED_REASON
+
+  return change_layers(turns, float_params, statistics, change) | judged
 
 
 def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
-               statistics: Statistics, layers: Collection[str], *, seed: int = 0) -> list[str]:
+               statistics: Statistics, layers: Collection[str], *, seed: int = 0) -> dict[str, str]:
   """Rounds some layers in closed form and corrects the biases of all iteratively; returns as `round_layers`.
 
   Args:
@@ -129,30 +141,66 @@ def round_some(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.
 
 def change_layers(turns: Iterable[LayerTurn], float_params: dict[str, dict[str, np.ndarray]],
                   statistics: Statistics,
-                  change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> list[str]:
-  """Changes each linear or fused layer at its first turn, then corrects its biases; returns names of others.
+                  change: Callable[[LayerTurn, dict[str, np.ndarray]], None]) -> dict[str, str]:
+  """Changes each linear or fused layer at its first turn, then corrects its biases; returns {other: why}.
 
   Args:
     change: may set the integers of a layer, whose float weights it is given.
   """
-  left, done = [], set()
+  left, done = {}, set()
   for turn in turns:
     name = turn.layer.name
     if not turn.is_known:
-      left.append(name)
+      left[name] = LEFT_REASON
     elif name not in done:
       done.add(name)
       change(turn, float_params[name])
       _correct_layer(turn, float_params[name], statistics)
-  return list(dict.fromkeys(left))
+  return left
 
 
-def _round_layer(turn: LayerTurn, generator: np.random.Generator, *, method: str = "closed_form") -> None:
-  """Sets the integers and the scales of a layer."""
-  rounded = round_kernels(turn, turn.layer.weight_encodings(), moments_of(turn, generator), method=method)
+def _round_layer(turn: LayerTurn, generator: np.random.Generator, *, method: str = "closed_form") -> bool:
+  """Sets the integers and the scales of a layer; False: it stays rounded to nearest."""
+  grids, halves = turn.layer.weight_encodings(), moments_of(turn, generator)
+  if method == "judged" and not _holds(turn, grids, halves):
+    return False
+  rounded = round_kernels(turn, grids, halves, method="closed_form" if method == "judged" else method)
   for name, (integers, scale) in rounded.items():
     turn.layer.set_scale(name, scale)
     turn.layer.set_integers(name, integers)
+  return True
+
+
+def _holds(turn: LayerTurn, grids: dict[str, Encoding], halves: list[Moments]) -> bool:
+  """Whether closed form, fitted to one half, has less output error on the other one than nearest integers.
+
+  Where there are no two halves, nothing speaks against it.
+  """
+  if len(halves) < 2:
+    return True
+  fitted_on, judge = halves
+  rounded = round_kernels(turn, grids, [fitted_on])
+  errors = {name: dataclasses.replace(grids[name], scale=scale).dequantize(integers) - turn.float_params[name]
+            for name, (integers, scale) in rounded.items()}
+  nearest = {name: grid.dequantize(grid.quantize(turn.float_params[name])) - turn.float_params[name]
+             for name, grid in grids.items()}
+  return _output_error(turn, errors, judge) < _output_error(turn, nearest, judge)
+
+
+def _output_error(turn: LayerTurn, errors: dict[str, np.ndarray], moments: Moments) -> float:
+  """Returns the sum of e^T H e over all outputs of a linear or fused layer.
+
+  Args:
+    errors: {weight: rounded less float kernel}.
+    moments: with H.
+  """
+  if turn.is_fused:
+    matrices = [np.concatenate([errors[f"kernel_{gate}"], errors[f"recurrent_{gate}"]])[None]
+                for gate in GATES]
+  else:
+    (error,) = errors.values()
+    matrices = [turn.patches.matrix(error).reshape(len(moments.gram), -1, turn.patches.outputs)]
+  return sum(np.sum(matrix * (moments.gram @ matrix)) for matrix in matrices)
 
 
 def moments_of(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:

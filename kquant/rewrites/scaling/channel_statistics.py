@@ -16,13 +16,14 @@ import tensorflow as tf
 from kquant.core import numerics
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
-from kquant.graph.nodes import LayerDef, Ref
+from kquant.graph.nodes import LayerDef, Node, Ref
 from kquant.graph.sizes import all_bytes
 
 _BACKWARD = 2
 """A backward pass holds all tensors, and slopes beside them."""
 _BACKWARD_ROOM = 2**31
 """Bytes that it may take: with fewer images at a time statistics, and scales, differ in their last bits."""
+_OF_TENSORS = ("low", "high", "mean", "mean_square", "gain")
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
 
 
@@ -70,24 +71,54 @@ def measure_channels(graph: Graph, calibration: Any, *, gains: bool = False, bat
   Raises:
     ValueError: the data do not fit the model, or are empty.
   """
-  execution = Execution(graph, graph.to_model())
-  if gains:
-    execution.image_bytes, execution.room = _BACKWARD * all_bytes(graph), _BACKWARD_ROOM
-  refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
-          if len(node.shapes[index]) > 1]
-  linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear"})
-  step = _measuring_step(execution, refs, linear if gains else [])
-  sums = _Sums(refs)
-  batches = execution.batches(calibration, batch_size=batch_size, what="channel statistics")
-  for number, batch in enumerate(batches):
-    direction = tf.constant([seed, number], tf.int32)
-    sums.absorb(len(batch[0]), step([tf.convert_to_tensor(array) for array in batch], direction))
-  statistics = sums.statistics()
-  if gains and linear:
-    for layer, moments in zip(linear, zip(*(sums.totals(name) for name in _SLOPE_MOMENTS))):
-      mean = statistics.mean[graph.calls(layer)[0].inputs[0]]
-      statistics.weight_gain[layer] = _centred_gain(layer, mean, *moments)
-  return statistics
+  running = RunningChannels(graph, gains=gains, batch_size=batch_size, seed=seed)
+  running.absorb(calibration)
+  return running.statistics()
+
+
+class RunningChannels:
+  """Channel statistics that are measured a part of the data at a time.
+
+  Args:
+    graph, gains, batch_size, seed: as `measure_channels` takes them.
+  """
+
+  def __init__(self, graph: Graph, *, gains: bool = False, batch_size: int = 16, seed: int = 0):
+    self._graph, self._batch_size, self._seed = graph, batch_size, seed
+    self._execution = Execution(graph, graph.to_model())
+    if gains:
+      self._execution.image_bytes, self._execution.room = _BACKWARD * all_bytes(graph), _BACKWARD_ROOM
+    refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
+            if len(node.shapes[index]) > 1]
+    self._linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear" and gains})
+    self._step = _measuring_step(self._execution, refs, self._linear)
+    self._sums = _Sums(refs)
+
+  def absorb(self, calibration: Any) -> None:
+    """Runs the graph over some more data."""
+    batches = self._execution.batches(calibration, batch_size=self._batch_size, what="channel statistics")
+    for batch in batches:
+      direction = tf.constant([self._seed, self._sums.batches], tf.int32)
+      arrays = [tf.convert_to_tensor(array) for array in batch]
+      self._sums.absorb(len(batch[0]), self._step(arrays, direction))
+
+  def statistics(self, twin: Graph | None = None) -> ChannelStatistics:
+    """Returns what was seen, of the tensors and layers of the graph, or of a copy of it (`Graph.copy`)."""
+    statistics = self._sums.statistics()
+    if self._linear:
+      for layer, moments in zip(self._linear, zip(*(self._sums.totals(name) for name in _SLOPE_MOMENTS))):
+        mean = statistics.mean[self._graph.calls(layer)[0].inputs[0]]
+        statistics.weight_gain[layer] = _centred_gain(layer, mean, *moments)
+    return statistics if twin is None else _of_twin(statistics, dict(zip(self._graph.nodes, twin.nodes)))
+
+
+def _of_twin(statistics: ChannelStatistics, twins: dict[Node, Node]) -> ChannelStatistics:
+  """Returns statistics of a graph as those of its copy; {node: the copy's}."""
+  layers = {node.layer: twin.layer for node, twin in twins.items()}
+  of_tensors = {name: {Ref(twins[ref.node], ref.index): values
+                       for ref, values in getattr(statistics, name).items()} for name in _OF_TENSORS}
+  weight_gain = {layers[layer]: values for layer, values in statistics.weight_gain.items()}
+  return ChannelStatistics(**of_tensors, weight_gain=weight_gain, images=statistics.images)
 
 
 def _centred_gain(layer: LayerDef, mean: np.ndarray, squares: np.ndarray, products: np.ndarray,
@@ -106,11 +137,13 @@ class _Sums:
   def __init__(self, refs: list[Ref]):
     self._refs = refs
     self._images = 0
+    self.batches = 0
     self._parts: dict[str, list[list[np.ndarray]]] = {}
 
   def absorb(self, images: int, measured: dict[str, list[tf.Tensor]]) -> None:
     """Adds the results of one batch: extrema, and sums over its images."""
     self._images += images
+    self.batches += 1
     for name, values in measured.items():
       self._parts.setdefault(name, []).append([value.numpy().astype(np.float64) for value in values])
 

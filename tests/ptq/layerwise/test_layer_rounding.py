@@ -22,7 +22,7 @@ from kquant.ptq.layerwise.input_moments import (
   moments_of_calls,
   undoing,
 )
-from kquant.ptq.layerwise.layer_rounding import round_layers, round_weights
+from kquant.ptq.layerwise.layer_rounding import JUDGED_REASON, round_layers, round_weights
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import calibrate, observe
 from kquant.qmodel.insert import insert_quantizers
@@ -82,7 +82,7 @@ def test_rounding_beats_nearest_on_sampled_positions():
 
 def test_an_unknown_method_is_refused():
   model, qmodel, inputs = prepared("conv_bn_relu", images=4)
-  with pytest.raises(ValueError, match="method must be one of closed_form, adaround, got 'magic'"):
+  with pytest.raises(ValueError, match="method must be one of closed_form, adaround, judged, got 'magic'"):
     round_weights(qmodel, model, inputs, method="magic")
 
 
@@ -123,7 +123,7 @@ def test_a_shared_layer_is_rounded_for_what_all_its_calls_read():
   (moments,) = moments_of_calls(turns[0], np.random.default_rng(0))
   np.testing.assert_allclose(moments.gram[0], np.cov(read.T, bias=True), atol=1e-5)
   np.testing.assert_array_equal(moments.cross, 0.0)
-  assert round_layers(layer_turns(qmodel, x, float_params=params), params, statistics) == []
+  assert round_layers(layer_turns(qmodel, x, float_params=params), params, statistics) == {}
   error = qmodel.get_layer("shared").weight_values()["kernel"] - params["shared"]["kernel"]
   assert np.abs(error).max() > 0  # it lies on its grid
   bias = qmodel.get_layer("shared").layer.bias.numpy() - params["shared"]["bias"]
@@ -154,6 +154,34 @@ def test_float_inputs_are_those_of_the_float_network(fewest_traced, monkeypatch)
     found = np.concatenate(list(turn.float_inputs()))
     np.testing.assert_allclose(found, expected[turn.layer.name], rtol=2e-2, atol=2e-2)
     turn.layer.layer.bias.assign_add(np.ones(turn.layer.layer.bias.shape, np.float32))
+
+
+def judged(second_half):
+  """Returns what is left of a dense layer of two inputs that are equal in the first half of the images."""
+  model = keras.Sequential([layers.Dense(8, name="dense", input_shape=(2,))])
+  kernel = np.random.default_rng(0).uniform(-1, 1, (2, 8))
+  model.set_weights([kernel.astype(np.float32), np.zeros(8, np.float32)])
+  first = np.repeat(np.random.default_rng(1).normal(size=(32, 1)), 2, axis=1)
+  x = [np.concatenate([first, first * second_half]).astype(np.float32)]
+  qmodel = calibrate(insert_quantizers(model, "w3a8"), x)
+  params, statistics = linear_params(Graph.from_model(model)), observe(qmodel, x)
+  before = qmodel.get_layer("dense").weight_values()["kernel"]
+  left = round_layers(layer_turns(qmodel, x, float_params=params), params, statistics, method="judged")
+  return left, np.array_equal(qmodel.get_layer("dense").weight_values()["kernel"], before)
+
+
+def test_judged_rounding_leaves_a_layer_whose_other_images_are_worse_off():
+  """Errors of opposite signs cancel where the inputs are equal; where they are opposite these add up."""
+  assert judged([1, 1]) == ({}, False)
+  assert judged([1, -1]) == ({"dense": JUDGED_REASON}, True)
+
+
+def test_judged_rounding_is_closed_form_where_that_holds():
+  model, first, inputs = prepared("mobile_block")
+  _, second, _ = prepared("mobile_block")
+  for a, b in zip(round_weights(first, model, inputs, method="judged").get_weights(),
+                  round_weights(second, model, inputs).get_weights()):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_what_layers_before_did_wrong_is_undone():

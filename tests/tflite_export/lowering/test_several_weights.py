@@ -171,7 +171,7 @@ def test_methods_of_layers_leave_it_at_the_nearest_integers_and_name_it():
   assert set(params["pair"]) == {"A", "a", "B", "b"}
   statistics = observe(qmodel, x)
   turns = layer_turns(qmodel, [x], float_params=params)
-  assert round_layers(turns, params, statistics) == ["pair"]
+  assert list(round_layers(turns, params, statistics)) == ["pair"]
   np.testing.assert_array_equal(qmodel.get_layer("pair").layer.A.numpy(), params["pair"]["A"])
   assert correct_iteratively(layer_turns(qmodel, [x]), statistics) == ["pair"]
 
