@@ -18,8 +18,8 @@ from kquant.doctor.variants import Variant
 from kquant.graph.execution import Execution, NodeCall, Values, live_layers
 from kquant.graph.nodes import Ref, weights_of_class
 from kquant.graph.weights import WeightFacts
-from kquant.ptq.layerwise.bias_correction import output_shift
-from kquant.qmodel.calibrate import as_one
+from kquant.ptq.layerwise.bias_correction import corrected_biases
+from kquant.qmodel.calibrate import Statistics, as_one
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
 from kquant.ranges.estimators import make_estimator
@@ -102,12 +102,12 @@ def measured_ranges(network: Network, sites: Sequence[Site],
 
 
 def weight_remedies(network: Network, site: Site, spec: TensorSpec,
-                    input_mean: np.ndarray) -> Iterator[Remedy]:
+                    statistics: Statistics) -> Iterator[Remedy]:
   """Yields the remedies for the weights of a layer that change their grid, cheap to dear.
 
   Args:
     spec: that they have now.
-    input_mean: of its input, [channels], for the bias correction.
+    statistics: of the float network, for the bias correction.
   """
   layer = live_layers(network.qmodel)[site.name]
   specs = {f"weight range {name}": dataclasses.replace(spec, range=name)
@@ -117,7 +117,7 @@ def weight_remedies(network: Network, site: Site, spec: TensorSpec,
   if spec.bits < 8:
     specs[EIGHT_BITS] = dataclasses.replace(spec, bits=8)
   for name, other in specs.items():
-    weights = rounded_weights(network, layer, other, input_mean)
+    weights = rounded_weights(network, layer, other, statistics)
     yield Remedy(name, Variant(site, calls_with({layer.name: weights})), other)
 
 
@@ -160,11 +160,12 @@ def on_grid(grid: Encoding) -> NodeCall:
   return lambda layer, node, values: [fake_quantize(values[node.inputs[0]], tensors)]
 
 
-def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, input_mean: np.ndarray, *,
+def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, statistics: Statistics, *,
                     factor: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:
   """Returns the weights of a layer on the grids of a spec, and its biases corrected locally.
 
   Args:
+    statistics: of the float network.
     factor: they are rounded times this.
   """
   params = network.float_params[layer.name]
@@ -172,25 +173,8 @@ def rounded_weights(network: Network, layer: QuantizeWeights, spec: TensorSpec, 
   for facts in _facts(layer):
     scaled = params[facts.name] * factor
     grid = weight_grid(scaled, facts, spec)
-    found[facts] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
-  return corrected(params, found, input_mean)
-
-
-def corrected(params: dict[str, np.ndarray], rounded: dict[WeightFacts, np.ndarray],
-              input_mean: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns rounded weights by name, and their biases less the mean that the rounding adds to the output.
-
-  Args:
-    params: weights and biases before, by name.
-    rounded: the weights.
-    input_mean: of the layer's input, [channels].
-  """
-  found = {facts.name: values for facts, values in rounded.items()}
-  for facts, values in rounded.items():
-    if facts.bias:
-      shift = output_shift(values.astype(np.float64) - params[facts.name], input_mean, facts)
-      found[facts.bias] = (params[facts.bias] - shift).astype(np.float32)
-  return found
+    found[facts.name] = (grid.dequantize(grid.quantize(scaled)) / factor).astype(np.float32)
+  return {**found, **corrected_biases(layer, params, found, statistics)}
 
 
 def weight_grid(kernel: np.ndarray, facts: WeightFacts, spec: TensorSpec) -> Encoding:

@@ -21,6 +21,7 @@ from kquant.doctor.variants import Variant
 from kquant.graph.execution import NodeCall
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Node, Ref
+from kquant.qmodel.calibrate import Statistics
 from kquant.rewrites.scaling.channel_statistics import measure_channels
 from kquant.rewrites.scaling.equalization_rules import one_step
 from kquant.rewrites.scaling.scale_groups import scale_channels, scale_groups
@@ -47,10 +48,12 @@ class Factorization:
     graph: of the float network.
     config: how it is quantized.
     images: to calibrate on.
+    statistics: of the float network on them.
   """
 
-  def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray]):
+  def __init__(self, graph: Graph, config: QuantConfig, images: list[np.ndarray], statistics: Statistics):
     self._graph, self._config, self._groups = graph, config, scale_groups(graph)
+    self._statistics = statistics
     self._channels = measure_channels(graph, images)
     t = one_step(graph, self._groups, self._channels)
     self._t = np.where(self._groups.free, np.clip(t, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE), 0.0)
@@ -105,5 +108,5 @@ class Factorization:
     factor = numerics.along(scale[self._groups.index[Ref(node)]], shape, facts.out_axes)
     before = scale[self._groups.index[node.inputs[0]]]
     factor = factor / numerics.along_inputs(before, shape, facts.in_axes[0])
-    layer, mean = network.qmodel.get_layer(node.layer.name), self._channels.mean[node.inputs[0]]
-    return calls_with({layer.name: rounded_weights(network, layer, spec, mean, factor=factor)})
+    layer = network.qmodel.get_layer(node.layer.name)
+    return calls_with({layer.name: rounded_weights(network, layer, spec, self._statistics, factor=factor)})

@@ -103,7 +103,8 @@ class Treatment:
   def _factorizations(self, sites: Sequence[Site], grids: Sequence[Site]) -> dict[Site, list[Remedy]]:
     if not grids or self._patient.config.recipe.equalize != "none":
       return {}
-    factorization = Factorization(self._patient.graph, self._patient.config, self._images)
+    factorization = Factorization(self._patient.graph, self._patient.config, self._images,
+                                  self._patient.calibrated.statistics)
     remedies = {site: factorization.remedy(self._network, sites, site) for site in grids}
     return {site: [remedy] for site, remedy in remedies.items() if remedy is not None}
 
@@ -111,9 +112,9 @@ class Treatment:
     spec = self._weight_spec(site)
     if spec.quantizer not in _PLAIN:
       return ()
-    mean = self._patient.calibrated.statistics.input_means[site.name]
-    split = split_remedy(self._network, self._patient.graph, site, spec, mean)
-    remedies = [*weight_remedies(self._network, site, spec, mean), *([] if split is None else [split])]
+    statistics = self._patient.calibrated.statistics
+    split = split_remedy(self._network, self._patient.graph, site, spec, statistics)
+    remedies = [*weight_remedies(self._network, site, spec, statistics), *([] if split is None else [split])]
     return sorted(remedies, key=lambda remedy: remedy.name == EIGHT_BITS)
 
   def _weight_spec(self, site: Site) -> TensorSpec:

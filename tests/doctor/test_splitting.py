@@ -41,8 +41,8 @@ def case(request):
   """Returns a patient, its network, the site and its remedy."""
   config = kq.QuantConfig(rules=[kq.Rule(weights=kq.TensorSpec(per_channel=request.param))])
   patient, network, site = examined(with_outlier_channel(), config)
-  mean = patient.calibrated.statistics.input_means["conv2"]
-  return patient, network, site, split_remedy(network, patient.graph, site, config.rules[0].weights, mean)
+  statistics, weights = patient.calibrated.statistics, config.rules[0].weights
+  return patient, network, site, split_remedy(network, patient.graph, site, weights, statistics)
 
 
 def test_it_is_less_noise(case):
@@ -82,5 +82,5 @@ def test_nothing_to_split_where_two_layers_read():
   branches = [layers.Conv2D(3, 3, padding="same", name=name)(x) for name in ("conv2", "conv3")]
   config = kq.QuantConfig()
   patient, network, site = examined(keras.Model(image, layers.Add()(branches)), config)
-  mean = patient.calibrated.statistics.input_means["conv2"]
-  assert split_remedy(network, patient.graph, site, config.rules[0].weights, mean) is None
+  statistics, weights = patient.calibrated.statistics, config.rules[0].weights
+  assert split_remedy(network, patient.graph, site, weights, statistics) is None

@@ -123,10 +123,24 @@ def correct_shift(wrapper: QuantizeWeights, params: dict[str, np.ndarray], stati
     params: the layer's float weights by name.
   """
   values = wrapper.weight_values()
-  errors = {name: grid.dequantize(grid.quantize(values[name])).astype(np.float64) - params[name]
-            for name, grid in wrapper.weight_encodings().items()}
-  for bias, shift in local_shifts(wrapper, errors, statistics).items():
-    getattr(wrapper.layer, bias).assign((params[bias] - shift).astype(np.float32))
+  rounded = {name: grid.dequantize(grid.quantize(values[name]))
+             for name, grid in wrapper.weight_encodings().items()}
+  for bias, corrected in corrected_biases(wrapper, params, rounded, statistics).items():
+    getattr(wrapper.layer, bias).assign(corrected)
+
+
+def corrected_biases(wrapper: QuantizeWeights, params: dict[str, np.ndarray], rounded: dict[str, np.ndarray],
+                     statistics: Statistics) -> dict[str, np.ndarray]:
+  """Returns the biases of a layer by name, float32: the float ones less the shift that rounding makes.
+
+  Args:
+    params: the layer's float weights and biases by name.
+    rounded: its weights as values of their grids, by name.
+    statistics: of the float network.
+  """
+  errors = {name: values.astype(np.float64) - params[name] for name, values in rounded.items()}
+  return {bias: (params[bias] - shift).astype(np.float32)
+          for bias, shift in local_shifts(wrapper, errors, statistics).items()}
 
 
 def local_shifts(wrapper: QuantizeWeights, errors: dict[str, np.ndarray],
