@@ -153,8 +153,16 @@ def noise(quantized: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
           float((quantized.argmax(-1) == reference.argmax(-1)).mean()))
 
 
-def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: np.ndarray) -> dict:
-  """Quantizes the sound and the faulty model and lets the doctor mend the latter."""
+def of_sound(planted: Planted, calibration: np.ndarray, x: np.ndarray) -> dict:
+  """Returns what the sound model is, quantized: the same for all faults of a model with one config."""
+  import kquant as kq
+  result = kq.quantize(planted.sound, calibration[:CALIBRATED], config=planted.config, effort="fast")
+  level, agreement = noise(answers(result.qmodel, x), answers(planted.sound, x))
+  return {"sound": level, "sound_agreement": agreement}
+
+
+def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray) -> dict:
+  """Quantizes the faulty model and lets the doctor mend it."""
   import kquant as kq
 
   def prepared(images: np.ndarray) -> np.ndarray:
@@ -162,11 +170,7 @@ def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: n
 
   train, held_back = calibration[:CALIBRATED], calibration[CALIBRATED:CALIBRATED + 32]
   faulty_train = prepared(train.mean() + planted.contrast * (train - train.mean()))
-  reference = answers(planted.sound, x)
-  result = kq.quantize(planted.sound, train, config=planted.config, effort="fast")
-  sound, agreement = noise(answers(result.qmodel, x), reference)
-  found = {"sound": sound, "sound_agreement": agreement}
-  reference = answers(planted.model, prepared(x))
+  reference, found = answers(planted.model, prepared(x)), {}
   result = kq.quantize(planted.model, faulty_train, config=planted.faulty_config, effort="fast")
   found["faulty"], found["faulty_agreement"] = noise(answers(result.qmodel, prepared(x)), reference)
   start = time.process_time()
@@ -178,7 +182,8 @@ def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray, labels: n
   kinds = [finding.kind for finding in diagnosis.findings]
   found["rank"] = (0 if set(kinds) & set(planted.found) else
                    next((place + 1 for place, name in enumerate(rows) if name in planted.found), None))
-  found["remedies"] = [str(row) for row in diagnosis.rows if row.remedy][:4]
+  found["remedies"] = [str(row) for row in diagnosis.rows if row.remedy]
+  found["left_out"] = [str(row) for row in diagnosis.rows if row.left_out]
   return found
 
 
@@ -202,15 +207,18 @@ def faults_of(name: str, data: pathlib.Path, seeds: int) -> dict:
   """Returns what was found of every fault, and of clipping, in a model."""
   import kquant as kq
   original = kq.load_model(data / "models" / f"{NAMES[name]}.h5")
-  calibration, x, labels = images_of(name, data)
-  x, labels = x[:JUDGED], labels[:JUDGED]
-  found = {}
+  calibration, x, _ = images_of(name, data)
+  x, found, sound = x[:JUDGED], {}, {}
   for fault in FAULTS:
     for seed in range(seeds):
       planted = plant(fault, original, seed)
-      if planted is not None:
-        found.setdefault(fault, []).append(measured(planted, calibration, x, labels))
-        print(f"{name}, {fault}, {seed}: {found[fault][-1]}", file=sys.stderr, flush=True)
+      if planted is None:
+        continue
+      config = json.dumps(planted.config.to_json())
+      if config not in sound:
+        sound[config] = of_sound(planted, calibration, x)
+      found.setdefault(fault, []).append({**sound[config], **measured(planted, calibration, x)})
+      print(f"{name}, {fault}, {seed}: {found[fault][-1]}", file=sys.stderr, flush=True)
   return {"faults": found, "clipping": [clipping(original, calibration, x, seed) for seed in range(seeds)]}
 
 
@@ -247,8 +255,9 @@ def v3(data: pathlib.Path) -> list[dict]:
 def faults_table(name: str, found: dict) -> str:
   """Returns the faults of a model as Markdown."""
   lines = [f"| fault in {NAMES[name]} | first | agreement: sound, faulty, mended "
-           "| SQNR dB: sound, faulty, mended | recovered | first remedies (seed 0) | CPU seconds |",
-           "|---|---|---|---|---|---|---|"]
+           "| SQNR dB: sound, faulty, mended | recovered | first remedies (seed 0) | kept, left out "
+           "| CPU seconds |",
+           "|---|---|---|---|---|---|---|---|"]
   for fault, runs in found["faults"].items():
     first = ", ".join("finding" if run["rank"] == 0 else str(run["rank"] or "-") for run in runs)
     agreements = ", ".join(f"{np.mean([run[key + 'agreement'] for run in runs]):.3f}"
@@ -257,7 +266,8 @@ def faults_table(name: str, found: dict) -> str:
                        for key in ("sound", "faulty", "mended"))
     recovered = ", ".join(map(recovered_of, runs))
     remedies = "; ".join(runs[0]["remedies"][:2]) or "none"
-    lines.append(f"| {fault} | {first} | {agreements} | {levels} | {recovered} | {remedies} | "
+    counts = "; ".join(f"{len(run['remedies'])}, {len(run['left_out'])}" for run in runs)
+    lines.append(f"| {fault} | {first} | {agreements} | {levels} | {recovered} | {remedies} | {counts} | "
                  f"{np.mean([run['seconds'] for run in runs]):.0f} |")
   return "\n".join(lines)
 
@@ -306,7 +316,8 @@ def of_faults(names: list[str], data: pathlib.Path, seeds: int) -> tuple[str, st
           f"others (up to {JUDGED}). `first`: the place of the planted tensor among all, by seed; of what "
           "grids do not mend: whether it is a finding. `recovered`: the part of the noise that the fault "
           "adds which is gone, by seed; - where it adds less than a tenth of what there is without it. Up to "
-          "8 tensors get 16 bits, whatever the SQNR: above 100 % it is better than without the fault.")
+          "8 tensors get 16 bits, whatever the SQNR: above 100 % it is better than without the fault. "
+          "`kept, left out`: remedies, by seed.")
   tables = [*(faults_table(name, of_model) for name, of_model in found.items()), clipping_table(found)]
   return f"The doctor: planted faults in {', '.join(names)}", "\n\n".join([head, note, *tables])
 

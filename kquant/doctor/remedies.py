@@ -27,6 +27,7 @@ from kquant.ranges.weights import weight_range
 
 WIDE = "16 bits"
 EIGHT_BITS = "weights of 8 bits"
+PER_CHANNEL = "a scale a channel"
 _ACTIVATION_RANGES = ("minmax", "mse", "percentile:99.99", "percentile:99.9")
 _WEIGHT_RANGES = ("minmax", "mse")
 
@@ -46,6 +47,7 @@ class Remedy:
     scales: {tensor: scale of each channel}.
     splits: the input channels that set the grid of its kernel are split.
     baseline: what `variant` is compared with; None: the site on its grid.
+    cost: what it takes of the user: "bytes" or "latency"; "": nothing.
   """
 
   name: str
@@ -54,6 +56,7 @@ class Remedy:
   scales: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   splits: bool = False
   baseline: Variant | None = None
+  cost: str = ""
 
 
 def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: Ranges, *,
@@ -72,7 +75,7 @@ def activation_remedies(network: Network, site: Site, spec: TensorSpec, ranges: 
   for name, other in specs.items():
     low, high = _within_cut(ranges[other.range], layer) if other.bits < 16 else ranges["minmax"]
     grid = activation_grid(low, high, bits=other.bits, symmetric=other.symmetric)
-    yield Remedy(name, Variant(site, on_grid(grid)), other)
+    yield Remedy(name, Variant(site, on_grid(grid)), other, cost="latency" if name == WIDE else "")
 
 
 def measured_ranges(network: Network, sites: Sequence[Site],
@@ -113,12 +116,13 @@ def weight_remedies(network: Network, site: Site, spec: TensorSpec,
   specs = {f"weight range {name}": dataclasses.replace(spec, range=name)
            for name in _WEIGHT_RANGES if name != spec.range}
   if not spec.per_channel:
-    specs["a scale a channel"] = dataclasses.replace(spec, per_channel=True)
+    specs[PER_CHANNEL] = dataclasses.replace(spec, per_channel=True)
   if spec.bits < 8:
     specs[EIGHT_BITS] = dataclasses.replace(spec, bits=8)
   for name, other in specs.items():
     weights = rounded_weights(network, layer, other, statistics)
-    yield Remedy(name, Variant(site, calls_with({layer.name: weights})), other)
+    cost = "bytes" if name in (EIGHT_BITS, PER_CHANNEL) else ""
+    yield Remedy(name, Variant(site, calls_with({layer.name: weights})), other, cost=cost)
 
 
 def rounding_remedy(network: Network, site: Site) -> Remedy:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from kquant.analysis.results import finite
 from kquant.core.text import text_table
+from kquant.search.trials import is_accepted
 
 if TYPE_CHECKING:
   from kquant.analysis.results import Analysis
@@ -58,6 +59,8 @@ class DiagnosisRow:
     gain_db: SQNR of the outputs with everything quantized that this remedy adds to those of the rows above,
       with biases corrected locally; 0 without a remedy.
     tried: (remedy, noise with it) of all that were measured, cheap to dear.
+    left_out: how the outputs with everything quantized and the other remedies are with the one that this
+      tensor would have had, and without it; None where it was not left out.
 
   Example:
     >>> model = keras.Sequential([keras.layers.Dense(2, name="dense", input_shape=(3,))])
@@ -76,13 +79,26 @@ class DiagnosisRow:
   below: bool
   gain_db: float
   tried: tuple[tuple[str, float], ...]
+  left_out: "Trial | None" = None
+
+  @property
+  def outcome(self) -> str:
+    """The remedy; without one none, and which was left out."""
+    left_out = "" if self.left_out is None else f" ({self.left_out.method} left out)"
+    return self.remedy or f"none{left_out}"
 
   def __str__(self) -> str:
     """What was done, in words."""
     where = f"{self.name} ({'weights' if self.part == 'weights' else 'output'})"
     if self.remedy is None:
-      return f"{where}: as it was; {self._best_tried()}"
+      return f"{where}: as it was; {self._best_tried() if self.left_out is None else self._why_left_out()}"
     return f"{where}: {self.remedy}, {self.gain_db:+.1f} dB"
+
+  def _why_left_out(self) -> str:
+    """Says what the remedy that was left out brings beside the others."""
+    change, error = self.left_out.change, self.left_out.error
+    costs = ", too little for what it costs" if is_accepted(change, error, must_gain=False) else ""
+    return f"{self.left_out.method} left out: {change:+.2f} dB +- {error:.2f} on top of the others{costs}"
 
   def _best_tried(self) -> str:
     """Says that no remedy helps, or which would, where none is needed or it is one too many of 16 bits."""
@@ -139,7 +155,7 @@ class Diagnosis:
     """
     header = ("tensor", "part", "bits", "share", "noise", "remedy", "noise after", "gain dB", "tried")
     return text_table(header, [
-        (row.name, row.part, row.bits, f"{100 * row.share:.0f} %", f"{row.noise:.2e}", row.remedy or "none",
+        (row.name, row.part, row.bits, f"{100 * row.share:.0f} %", f"{row.noise:.2e}", row.outcome,
          f"{row.noise_after:.2e}", f"{row.gain_db:+.1f}",
          ", ".join(f"{remedy} {noise:.1e}" for remedy, noise in row.tried)) for row in self.rows])
 

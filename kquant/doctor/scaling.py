@@ -84,7 +84,7 @@ class Factorization:
       variants.append(Variant(by_name[node.layer.name], self._scaled_weights(network, node, scale)))
     as_it_is = [Variant(variant.site, network.calls[0]) for variant in variants]
     return Remedy(FACTORIZATION, together(variants), baseline=together(as_it_is),
-                  scales={ref.key: scale[ids]})
+                  scales={ref.key: scale[ids]}, cost="latency" if _has_cap(tied) else "")
 
   def _linear(self, tied: set[Ref]) -> list[Node]:
     """The calls that make or read tied tensors by weights."""
@@ -110,3 +110,9 @@ class Factorization:
     factor = factor / numerics.along_inputs(before, shape, facts.in_axes[0])
     layer = network.qmodel.get_layer(node.layer.name)
     return calls_with({layer.name: rounded_weights(network, layer, spec, self._statistics, factor=factor)})
+
+
+def _has_cap(tensors: set[Ref]) -> bool:
+  """Whether some tensors end at a cap, as that of a ReLU6: scaled it is a MINIMUM of its own."""
+  return any(tensor.node.facts.role == "relu" and tensor.node.config.get("max_value") is not None
+             for tensor in tensors)

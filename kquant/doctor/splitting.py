@@ -49,7 +49,7 @@ def split_remedy(network: Network, graph: Graph, site: Site, spec: TensorSpec,
   np.add.at(np.moveaxis(added, axis, 0), sources, np.moveaxis(rounded, axis, 0))
   weights = {facts.name: added.astype(np.float32)}
   weights.update(corrected_biases(live_layers(network.qmodel)[site.name], params, weights, statistics))
-  return Remedy(SPLIT, Variant(site, calls_with({site.name: weights})), splits=True)
+  return Remedy(SPLIT, Variant(site, calls_with({site.name: weights})), splits=True, cost="bytes")
 
 
 def split_layers(graph: Graph, layers: list[str], config: QuantConfig) -> None:

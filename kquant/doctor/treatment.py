@@ -1,13 +1,14 @@
 """Tensors at fault -> remedies, measured on held-back images -> one for each of them -> rows."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from kquant.analysis.measure import Network
 from kquant.analysis.results import Analysis, AnalysisRow
 from kquant.analysis.sites import ACTIVATION, WEIGHTS, Site
+from kquant.core.records import Trial
 from kquant.core.tensor_spec import TensorSpec
 from kquant.doctor import choosing
 from kquant.doctor.choosing import Option
@@ -29,7 +30,8 @@ from kquant.doctor.rules import Changes, SpecChange, rule_of
 from kquant.doctor.scaling import FACTORIZATION, Factorization
 from kquant.doctor.splitting import SPLIT, split_remedy
 from kquant.doctor.variants import Bench, Variant
-from kquant.search.trials import paired_change
+from kquant.graph.nodes import Node
+from kquant.search.trials import is_accepted, paired_change
 
 _LAST_REMEDIES = (SPLIT, EIGHT_BITS)
 """Dearer than rounding in closed form."""
@@ -37,7 +39,7 @@ _PLAIN = (None, "minmax")
 """Quantizers of weights that round the weights themselves over a range."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Case:
   """A tensor at fault.
 
@@ -48,6 +50,7 @@ class Case:
     options: what they brought, in the same order.
     noise: without a remedy, on the images that the options were measured on.
     chosen: the place of the remedy; None: none.
+    left_out: what the remedy that was chosen first brings on top of the others: too little.
     mended_by: the tensor whose factorization scales these weights, too.
   """
 
@@ -57,6 +60,7 @@ class Case:
   options: list[Option] = dataclasses.field(default_factory=list)
   noise: float = 0.0
   chosen: int | None = None
+  left_out: Trial | None = None
   mended_by: str | None = None
 
   @property
@@ -171,7 +175,7 @@ class Treatment:
         yield remedy.baseline
 
   def choose(self, most_wide: int, tolerance: float) -> None:
-    """Chooses a remedy for each case.
+    """Chooses a remedy for each case, and leaves out those that bring nothing on top of the others.
 
     Args:
       most_wide: so many get 16 bits, at most;
@@ -182,26 +186,62 @@ class Treatment:
     plans = [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
     places = [[None if option is None else own.index(option) for option, own in zip(plan, options)]
               for plan in plans]
-    levels = self._levels([[case.remedies[at].variant for case, at in zip(self.cases, plan) if at is not None]
-                           for plan in places]) if plans[1:] else [tolerance]
-    enough = next((plan for plan, level in zip(places, levels) if level >= tolerance), places[-1])
+    enough = places[-1]
+    if plans[1:] and tolerance < np.inf:
+      levels = self._levels([[case.remedies[at].variant for case, at in zip(self.cases, plan)
+                              if at is not None] for plan in places]).mean(1)
+      enough = next((plan for plan, level in zip(places, levels) if level >= tolerance), enough)
     for case, at in zip(self.cases, enough):
-      case.chosen = at
-    self._leave_to_factorizations()
-
-  def _leave_to_factorizations(self) -> None:
-    """Takes the remedies from weights that a factorization scales: their noise is not what it was."""
-    scaled = {node: case.site.name for case in self.cases if case.remedy is not None and case.remedy.scales
-              for node in case.remedy.variant.site.nodes}
+      case.chosen, case.left_out = at, None
+    self._leave_out()
+    scaled = _scaled(self.cases)
     for case in self.cases:
       case.mended_by = scaled.get(case.site.nodes[0]) if case.site.part == WEIGHTS else None
       case.chosen = None if case.mended_by else case.chosen
 
+  def _treated(self, without: Collection[Case] = ()) -> list[Case]:
+    """Returns the cases with a remedy, where that of some is left out.
+
+    Weights that a factorization scales have none: their noise is not what it was.
+    """
+    chosen = [case for case in self.cases if case.remedy is not None and case not in without]
+    scaled = _scaled(chosen)
+    return [case for case in chosen if case.site.part != WEIGHTS or case.site.nodes[0] not in scaled]
+
+  def _leave_out(self) -> None:
+    """Takes the remedies away that harm, or cost something and bring nothing, on top of the others.
+
+    First each is left out alone; then those that should be, one after another, the worst first: of two that
+    do the same one stays.
+    """
+    treated = self._treated()
+    if not treated:
+      return
+    level, *others = self._levels_without([(), *((case,) for case in treated)])
+    alone = {case: paired_change(level, other) for other, case in zip(others, treated)}
+    going = sorted((case for case in treated if not _stays(case, alone[case])), key=alone.get)
+    if not going:
+      return
+    levels = [level, others[treated.index(going[0])]]
+    if going[1:]:
+      levels.extend(self._levels_without([going[:count] for count in range(2, len(going) + 1)]))
+    for before, after, case in zip(levels, levels[1:], going):
+      change = paired_change(before, after)
+      if _stays(case, change):
+        break
+      case.left_out, case.chosen = Trial(case.remedy.name, False, len(level), *change, "dB"), None
+    if set(self._treated()) - set(treated):  # weights whose factorization went: their remedies are back
+      self._leave_out()
+
+  def _levels_without(self, left_out: Sequence[Collection[Case]]) -> np.ndarray:
+    """Returns the SQNR in dB with the remedies but for those of some cases, [sets of cases, images]."""
+    return self._levels([[case.remedy.variant for case in self._treated(cases)] for cases in left_out])
+
   def _levels(self, plans: Sequence[Sequence[Variant]]) -> np.ndarray:
-    """Returns the SQNR in dB, mean over images, with everything quantized and the variants of each plan."""
+    """Returns the SQNR in dB with everything quantized and the variants of each plan, [plans, images]."""
     filled = [together(plan) for plan in plans if plan]
-    levels = iter(self._bench.sqnr_db(self._bench.among_all(filled)).mean(1))
-    as_it_is = next(levels)
+    as_it_is, *levels = self._bench.sqnr_db(self._bench.among_all(filled))
+    levels = iter(levels)
     return np.array([next(levels) if plan else as_it_is for plan in plans])
 
   def changes(self) -> Changes:
@@ -227,11 +267,11 @@ class Treatment:
 
   def rows(self) -> tuple[DiagnosisRow, ...]:
     """Returns what was done, with the gain of each remedy on top of those before."""
-    treated = [case for case in self.cases if case.remedy is not None]
+    treated = self._treated()
     variants = [case.remedy.variant for case in treated]
-    levels = self._levels([variants[:count] for count in range(len(variants) + 1)]) if treated else []
-    gains = dict(zip([case.row for case in treated], np.diff(levels)))
-    return tuple(self._row(case, float(gains.get(case.row, 0.0))) for case in self.cases)
+    plans = [variants[:count] for count in range(len(variants) + 1)]
+    gains = dict(zip(treated, np.diff(self._levels(plans).mean(1)))) if treated else {}
+    return tuple(self._row(case, float(gains.get(case, 0.0))) for case in self.cases)
 
   def _row(self, case: Case, gain: float) -> DiagnosisRow:
     row, after = case.row, case.noise if case.chosen is None else case.options[case.chosen].noise
@@ -240,7 +280,18 @@ class Treatment:
     return DiagnosisRow(
         name=row.name, part=row.part, kind=row.kind, bits=row.bits, share=row.share, noise=case.noise,
         remedy=remedy, noise_after=after, below=after <= self._limit, gain_db=gain,
-        tried=tuple((option.remedy, option.noise) for option in case.options))
+        tried=tuple((option.remedy, option.noise) for option in case.options), left_out=case.left_out)
+
+
+def _stays(case: Case, change: tuple[float, float]) -> bool:
+  """Whether the remedy of a case stays, which brings so much on top of the others."""
+  return is_accepted(*change, must_gain=bool(case.remedy.cost))
+
+
+def _scaled(cases: Sequence[Case]) -> dict[Node, str]:
+  """Returns {call that the factorization of a case changes: the tensor that it is around}."""
+  return {node: case.site.name for case in cases if case.remedy is not None and case.remedy.scales
+          for node in case.remedy.variant.site.nodes}
 
 
 def _option(remedy: Remedy, before: np.ndarray, after: np.ndarray) -> Option:

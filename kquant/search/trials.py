@@ -49,9 +49,22 @@ class HeldBack:
     start = time.perf_counter()
     after = self.quality(change())
     gain, error = paired_change(after, before)
-    accepted = gain > GAIN * error if must_gain else gain >= -HARM * error
     seconds = time.perf_counter() - start
+    accepted = is_accepted(gain, error, must_gain=must_gain)
     return Trial(method, accepted, len(self.images[0]), gain, error, self.unit, seconds), after
+
+
+def is_accepted(gain: float, error: float, *, must_gain: bool) -> bool:
+  """Whether a change stays.
+
+  Args:
+    gain, error: of `paired_change`.
+    must_gain: it costs the user something, so it stays only if it is better by GAIN standard errors.
+
+  >>> is_accepted(-0.1, 0.1, must_gain=False), is_accepted(0.1, 0.1, must_gain=True)
+  (True, False)
+  """
+  return gain > GAIN * error if must_gain else gain >= -HARM * error
 
 
 def paired_change(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def remedies(diagnosis: Any) -> Section | None:
   """What the doctor found and changed."""
   if diagnosis is None:
     return None
-  rows = [(row.name, row.part, percent(row.share), row.remedy or "none", f"{row.noise:.2e}",
+  rows = [(row.name, row.part, percent(row.share), row.outcome, f"{row.noise:.2e}",
            f"{row.noise_after:.2e}", f"{row.gain_db:+.1f} dB") for row in diagnosis.rows]
   header = ("tensor", "part", "share", "remedy", "noise", "noise after", "gain")
   return Section("Remedies", (*map(str, diagnosis.findings), *diagnosis.notes, f"{diagnosis.summary()}."),
