@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core import nested_codes
-from tflite_export.family import container, skeleton
+from tflite_export.family import biases, container, skeleton
 from tflite_export.family.kernels import (
   Kernel,
   WidthPart,
@@ -22,7 +23,7 @@ from tflite_export.family.kernels import (
 from tflite_export.file.writer import to_bytes
 from tflite_export.operators.check import check
 from tflite_export.operators.table import operator_of
-from tflite_export.program.program import IntProgram
+from tflite_export.program.program import IntProgram, IntTensor
 
 _READING = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 """What reading a bundle of other content than ours may raise."""
@@ -62,31 +63,48 @@ def pack_members(members: dict[int, Member]) -> bytes:
     place += kernels[-1].count
     codes.append(common_codes(name, [(member.kernel_bits[name], member.program.tensors[name].data,
                                       member.signs[name]) for member in ordered], kernels[-1]))
-  pool, widths, parts = skeleton.Pool(), {}, {}
+  pool, widths, sections, stored = skeleton.Pool(), {}, {}, [np.zeros(0, np.int32)]
+  widest_part, widest_biases = None, {}
   for bits, member in sorted(members.items(), reverse=True):
-    stand_ins, parts[f"W{bits:03d}"] = _taken_apart(member, names)
-    widths[bits] = {**skeleton.describe(member.program, pool, stand_ins),
+    stand_ins, own = _taken_apart(member.program, names, widest_biases)
+    widths[bits] = {**skeleton.describe(member.program, pool, stand_ins), "biases": sum(map(len, stored)),
                     "sha256": hashlib.sha256(member.contents).hexdigest()}
+    stored.append(own)
+    part = _part_of(member, names)
+    sections[f"W{bits:03d}"] = part.pack(kernels, widest_part)
+    if member is ordered[0]:
+      widest_part, widest_biases = part, biases.of(member.program)
   meta = json.dumps({"kernels": names, "items": pool.items, "widths": widths}).encode()
   return container.pack({
       "CODE": np.concatenate(codes).tobytes(), "KERN": b"".join(kernel.pack() for kernel in kernels),
-      **parts, "META": container.compress(meta), "CONS": container.compress(bytes(pool.constants))})
+      **sections, "BIAS": biases.pack(np.concatenate(stored)), "META": container.compress(meta),
+      "CONS": container.compress(bytes(pool.constants))})
 
 
-def _taken_apart(member: Member, names: list[str]) -> tuple[dict[str, Any], bytes]:
-  """Returns ({kernel or bias: what stands in its place}, the section of the width)."""
-  program = member.program
+def _part_of(member: Member, names: list[str]) -> WidthPart:
+  """Returns what the kernels of a file have of their own."""
+  return WidthPart(np.array([member.kernel_bits[name] for name in names]),
+                   np.concatenate([member.program.tensors[name].scale for name in names]),
+                   np.concatenate([member.signs[name] for name in names]))
+
+
+def _taken_apart(program: IntProgram, names: list[str],
+                 widest: dict[str, IntTensor]) -> tuple[dict[str, Any], np.ndarray]:
+  """Returns ({kernel or bias: what stands in its place}, what BIAS holds of the program).
+
+  Args:
+    program: of a width.
+    names: of the kernels.
+    widest: {name: bias} of the widest program; {} for itself.
+  """
   stand_ins: dict[str, Any] = {name: ["kernel", index] for index, name in enumerate(names)}
-  biases, length = [np.zeros(0, np.int32)], 0
+  stored, length = [np.zeros(0, np.int32)], 0
   for name, (source, kernel) in _biases(program, names).items():
     tensor = program.tensors[name]
     stand_ins[name] = ["bias", length, tensor.data.size, source, kernel]
-    biases.append(tensor.data)
+    stored.append(biases.differences(tensor, widest.get(name)))
     length += tensor.data.size
-  part = WidthPart(np.array([member.kernel_bits[name] for name in names]),
-                   np.concatenate([program.tensors[name].scale for name in names]),
-                   np.concatenate([member.signs[name] for name in names]), np.concatenate(biases))
-  return stand_ins, part.pack()
+  return stand_ins, np.concatenate(stored)
 
 
 def _biases(program: IntProgram, names: list[str]) -> dict[str, tuple[str, str]]:
@@ -131,7 +149,11 @@ class Bundle:
     self.widths = tuple(sorted(self._fields, reverse=True))
     if len(self._names) != len(self._kernels) or set(self.widths) - set(nested_codes.WIDTHS):
       raise ValueError("is damaged: its kernels and widths do not fit together")
-    self._parts = {bits: WidthPart.unpack(sections[f"W{bits:03d}"], self._kernels) for bits in self.widths}
+    self._parts: dict[int, WidthPart] = {}
+    for bits in self.widths:
+      widest = self._parts.get(self.widths[0])
+      self._parts[bits] = WidthPart.unpack(sections[f"W{bits:03d}"], self._kernels, widest)
+    self._stored = biases.unpack(sections["BIAS"])
 
   def kernels(self, bits: int) -> dict[str, np.ndarray]:
     """Returns {kernel: its int8 integers at a width}, flat, in the layout of the file.
@@ -156,16 +178,32 @@ class Bundle:
     """
     self._check_width(bits)
 
+    with self._reading():
+      program = self._rebuilt(bits, {} if bits == self.widths[0] else self._widest_biases)
+      check(program)
+    return program
+
+  @functools.cached_property
+  def _widest_biases(self) -> dict[str, IntTensor]:
+    """{name: bias} of the widest program, which those of all others are stored against."""
+    return biases.of(self._rebuilt(self.widths[0], {}))
+
+  def _rebuilt(self, bits: int, widest: dict[str, IntTensor]) -> IntProgram:
+    """Returns the program of a width; nothing is checked.
+
+    Args:
+      bits: one of `widths`.
+      widest: {name: bias} of the widest program; {} for itself.
+    """
+    first = self._fields[bits]["biases"]
+
     def part_of(part: list[Any]) -> skeleton.Part:
       if part[0] == "kernel":
         return self._integers(bits, part[1])
       _, place, length, source, kernel = part
-      return self._parts[bits].biases[place:place + length], (source, kernel)
+      return self._stored[first + place:first + place + length], (source, kernel)
 
-    with self._reading():
-      program = skeleton.rebuild(self._fields[bits], self._pool, part_of)
-      check(program)
-    return program
+    return skeleton.rebuild(self._fields[bits], self._pool, part_of, widest)
 
   def tflite(self, bits: int) -> bytes:
     """Returns the .tflite file of a width: byte by byte the one that was verified when the bundle was made.

@@ -11,7 +11,7 @@ import struct
 import zlib
 
 MAGIC = b"KQFB"
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 8
 MOST_SECTIONS = 32
 MOST_UNPACKED = 2**26

@@ -5,15 +5,21 @@ Sections of the bundle, little endian:
     CODE    u8 codes of 8 bits of all kernels, each in the layout of the file
     KERN    for each kernel: u32 place in CODE, u32 count, u32 channels, u32 inner;
             the channel of element i is (i / inner) % channels
-    W001 .. W008   of a width: for each kernel u8 bits; u16 multipliers of all channels of all kernels, the
-            first half of a float32; u32 count of dead channels, u32 index of each of them among all
-            channels; u32 bytes of a bias, 3 or 4; the biases. Each part is filled up to a multiple of 4.
+    W001 .. W008   of a width: for each kernel u8 bits, u8 bytes of a difference (0, 1 or 2), u16 base; u32
+            count of dead channels, u32 index of each of them among all channels; the differences of all
+            channels of all kernels. Filled up to a multiple of 4.
+
+A multiplier is stored as a word, the first half of a float32. It is the word of the same channel in the
+section of the widest width, plus the base of the kernel, plus the difference of the channel, modulo 2^16; in
+the widest section, base plus difference. Where a kernel has the multipliers of the widest width times a power
+of two, its differences are all 0 and take no bytes.
 
 The scale of a channel is the magnitude of its multiplier. A negative multiplier changes the sign of its
 integers. All integers of a dead channel are 0, whatever its codes.
 """
 
 import dataclasses
+import operator
 import struct
 
 import numpy as np
@@ -21,7 +27,7 @@ import numpy as np
 from kquant.core import nested_codes
 from tflite_export.program.program import IntTensor
 
-_KERNEL = struct.Struct("<4I")
+_KERNEL, _RECORD = struct.Struct("<4I"), struct.Struct("<BBH")
 
 
 @dataclasses.dataclass
@@ -77,53 +83,102 @@ class WidthPart:
     bits: of each kernel.
     scales: float32, of all channels of all kernels.
     signs: int8, of the same: -1, 0 for a dead channel, 1.
-    biases: int32, of all tensors.
   """
 
   bits: np.ndarray
   scales: np.ndarray
   signs: np.ndarray
-  biases: np.ndarray
 
-  def pack(self) -> bytes:
-    """Returns its section."""
-    bits = self.bits.astype(np.uint8).tobytes()
-    words = np.where(self.signs < 0, -self.scales, self.scales).astype("<f4").view("<u4")
-    if (words & 0xFFFF).any():
-      raise ValueError("Scales of a family are bfloat16, got others; finalize with the target litert_family.")
-    dead, size = np.flatnonzero(self.signs == 0), 3 if (np.abs(self.biases) < 2**23).all() else 4
-    biases = self.biases.astype("<i4").reshape(-1, 1).view(np.uint8)[:, :size]
-    return b"".join([_filled(bits), _filled((words >> 16).astype("<u2").tobytes()),
-                     np.array([len(dead), *dead, size], "<u4").tobytes(), _filled(biases.tobytes())])
+  def pack(self, kernels: list[Kernel], widest: "WidthPart | None" = None) -> bytes:
+    """Returns its section.
+
+    Args:
+      kernels: those of KERN.
+      widest: the part of the widest width; None: this is it.
+
+    Raises:
+      ValueError: a scale that is no bfloat16.
+    """
+    words = self._words() - (0 if widest is None else widest._words())
+    records, lists = [], []
+    for bits, own in zip(self.bits, np.split(words, _ends(kernels))):
+      size, base, differences = _smallest(own)
+      records.append(_RECORD.pack(bits, size, base))
+      lists.append(differences.astype(f"<u{size}").tobytes() if size else b"")
+    dead = np.flatnonzero(self.signs == 0)
+    content = b"".join([*records, np.array([len(dead), *dead], "<u4").tobytes(), *lists])
+    return content.ljust(_multiple(len(content)), b"\0")
 
   @classmethod
-  def unpack(cls, content: memoryview, kernels: list[Kernel]) -> "WidthPart":
+  def unpack(cls, content: memoryview, kernels: list[Kernel],
+             widest: "WidthPart | None" = None) -> "WidthPart":
     """Returns what a section holds.
+
+    Args:
+      content: of the section.
+      kernels, widest: as in `pack`.
 
     Raises:
       ValueError: another length, bits or channels that there are not, a multiplier that is not finite.
     """
-    channels = sum(kernel.channels for kernel in kernels)
-    start, lists = _multiple(len(kernels)), _multiple(len(kernels)) + _multiple(2 * channels)
-    words = np.frombuffer(content[lists:], "<u4") if len(content) % 4 == 0 <= len(content) - lists - 8 else []
-    if len(words) < 2 or words[0] > len(words) - 2 or words[words[0] + 1] not in (3, 4):
+    place, channels = _RECORD.size * len(kernels), sum(kernel.channels for kernel in kernels)
+    words = np.frombuffer(content[place:], "<u4") if len(content) % 4 == 0 else []
+    if not len(words) or words[0] >= len(words):
       raise ValueError("is damaged: the section of a width has another length than its kernels need")
-    bits = np.frombuffer(content[:len(kernels)], np.uint8)
-    dead, size = words[1:words[0] + 1], words[words[0] + 1]
-    halves = np.frombuffer(content[start:start + 2 * channels], "<u2")
-    multipliers = (halves.astype("<u4") << 16).view("<f4")
-    if set(bits.tolist()) - set(nested_codes.WIDTHS) or not np.isfinite(multipliers).all() or (
-        dead >= channels).any():
+    bits, sizes, bases = zip(*_RECORD.iter_unpack(content[:place]))
+    dead = words[1:words[0] + 1]
+    found = _words_of(content[place + 4 + 4 * len(dead):], kernels, sizes, bases)
+    found = (found + (0 if widest is None else widest._words())) & 0xFFFF
+    multipliers = (found.astype("<u4") << 16).view("<f4")
+    if set(bits) - set(nested_codes.WIDTHS) or not np.isfinite(multipliers).all() or (dead >= channels).any():
       raise ValueError("is damaged: a width has bits, multipliers or channels that there are not")
-    signs = np.where(halves >> 15, -1, 1).astype(np.int8)
+    signs = np.where(found >> 15, -1, 1).astype(np.int8)
     signs[dead] = 0
-    return cls(bits, np.abs(multipliers), signs, _biases(words[words[0] + 2:].tobytes(), int(size)))
+    return cls(np.array(bits), np.abs(multipliers), signs)
 
   def of_kernel(self, index: int, kernels: list[Kernel]) -> tuple[int, np.ndarray, np.ndarray]:
     """Returns (bits, scales, signs) of a kernel, the latter by channel."""
     first = sum(kernel.channels for kernel in kernels[:index])
     own = slice(first, first + kernels[index].channels)
     return int(self.bits[index]), self.scales[own], self.signs[own]
+
+  def _words(self) -> np.ndarray:
+    """Returns the words of the multipliers, int64, of all channels of all kernels; dead ones are positive."""
+    words = np.where(self.signs < 0, -self.scales, self.scales).astype("<f4").view("<u4")
+    if (words & 0xFFFF).any():
+      raise ValueError("Scales of a family are bfloat16, got others; finalize with the target litert_family.")
+    return (words >> 16).astype(np.int64)
+
+
+def _ends(kernels: list[Kernel]) -> np.ndarray:
+  """Returns where all kernels but the last end among all channels."""
+  return np.cumsum([kernel.channels for kernel in kernels])[:-1]
+
+
+def _smallest(words: np.ndarray) -> tuple[int, int, np.ndarray]:
+  """Returns (bytes of a difference, base, differences) of a kernel's words."""
+  base = int(words.min()) & 0xFFFF
+  differences = (words - base) & 0xFFFF
+  largest = int(differences.max())
+  return (0 if largest == 0 else 1 if largest < 2**8 else 2), base, differences
+
+
+def _words_of(content: memoryview, kernels: list[Kernel], sizes: tuple[int, ...],
+              bases: tuple[int, ...]) -> np.ndarray:
+  """Returns base plus difference of all channels, int64.
+
+  Raises:
+    ValueError: another number of bytes, or differences of more than 2 bytes.
+  """
+  counts = [kernel.channels for kernel in kernels]
+  if set(sizes) - {0, 1, 2} or _multiple(sum(map(operator.mul, counts, sizes))) != len(content):
+    raise ValueError("is damaged: the section of a width has another length than its kernels need")
+  place, found = 0, []
+  for count, size, base in zip(counts, sizes, bases):
+    own = np.frombuffer(content[place:place + count * size], f"<u{size}") if size else np.zeros(count)
+    found.append(own.astype(np.int64) + base)
+    place += count * size
+  return np.concatenate(found)
 
 
 def common_codes(name: str, widths: list[tuple[int, np.ndarray, np.ndarray]], kernel: Kernel) -> np.ndarray:
@@ -151,17 +206,5 @@ def common_codes(name: str, widths: list[tuple[int, np.ndarray, np.ndarray]], ke
   return first.astype(np.uint8)
 
 
-def _biases(content: bytes, size: int) -> np.ndarray:
-  """Returns int32 from bytes of `size` a number; filling at the end may make one number more."""
-  numbers = np.frombuffer(content[:len(content) // size * size], np.uint8).reshape(-1, size)
-  wide = np.zeros((len(numbers), 4), np.uint8)
-  wide[:, 4 - size:] = numbers
-  return wide.view("<i4")[:, 0] >> 8 * (4 - size)
-
-
 def _multiple(length: int) -> int:
   return -(-length // 4) * 4
-
-
-def _filled(content: bytes) -> bytes:
-  return content.ljust(_multiple(len(content)), b"\0")

@@ -17,6 +17,8 @@
 
 enum { KQF_OK = 0, KQF_NO_BUNDLE = 1, KQF_VERSION = 2, KQF_CUT_OFF = 3, KQF_DAMAGED = 4, KQF_NO_WIDTH = 5 };
 
+#define KQF_VERSION_READ 2
+
 typedef struct {
   const uint8_t *data;
   uint32_t length;
@@ -25,7 +27,7 @@ typedef struct {
 typedef struct {
   const uint8_t *data;
   kqf_section codes, kernels, widths[9]; /* widths[bits]; of length 0 where there is none */
-  uint32_t kernel_count, channel_count;
+  uint32_t kernel_count;
 } kqf_bundle;
 
 typedef struct {
@@ -52,12 +54,12 @@ static kqf_kernel kqf_kernel_at(const kqf_bundle *bundle, uint32_t index) {
   return kernel;
 }
 
-/* Returns where the multipliers of all channels begin in the section of a width, and the dead channels. */
-static uint32_t kqf_start(const kqf_bundle *bundle) { return (bundle->kernel_count + 3) / 4 * 4; }
+/* A width's section: for each kernel bits, bytes of a difference, base (u16); dead channels; differences. */
+static const uint8_t *kqf_record(kqf_section width, uint32_t index) { return width.data + 4 * index; }
 
-static uint64_t kqf_dead(const kqf_bundle *bundle) {
-  return kqf_start(bundle) + ((uint64_t)bundle->channel_count * 2 + 3) / 4 * 4;
-}
+static uint32_t kqf_base(const uint8_t *record) { return (uint32_t)record[2] | (uint32_t)record[3] << 8; }
+
+static uint32_t kqf_dead(const kqf_bundle *bundle) { return 4 * bundle->kernel_count; }
 
 static int kqf_check_kernels(kqf_bundle *bundle) {
   uint64_t channels = 0;
@@ -70,18 +72,19 @@ static int kqf_check_kernels(kqf_bundle *bundle) {
     if ((uint64_t)kernel.place + kernel.count > bundle->codes.length) return KQF_DAMAGED;
     channels += kernel.channels;
   }
-  if (channels > 0xFFFFFFFFu) return KQF_DAMAGED;
-  bundle->channel_count = (uint32_t)channels;
-  return KQF_OK;
+  return channels > 0xFFFFFFFFu ? KQF_DAMAGED : KQF_OK;
 }
 
 static int kqf_check_width(const kqf_bundle *bundle, kqf_section width) {
-  uint64_t dead = kqf_dead(bundle);
+  uint64_t dead = kqf_dead(bundle), bytes = 0;
   if (width.length % 4 || dead + 4 > width.length) return KQF_DAMAGED;
-  if ((width.length - dead - 4) / 4 < kqf_u32(width.data + dead)) return KQF_DAMAGED;
-  for (uint32_t i = 0; i < bundle->kernel_count; ++i)
-    if (width.data[i] < 1 || width.data[i] > 8) return KQF_DAMAGED;
-  return KQF_OK;
+  for (uint32_t i = 0; i < bundle->kernel_count; ++i) {
+    const uint8_t *record = kqf_record(width, i);
+    if (record[0] < 1 || record[0] > 8 || record[1] > 2) return KQF_DAMAGED;
+    bytes += (uint64_t)record[1] * kqf_kernel_at(bundle, i).channels;
+  }
+  uint64_t lists = dead + 4 + 4 * (uint64_t)kqf_u32(width.data + dead);
+  return lists + bytes > width.length ? KQF_DAMAGED : KQF_OK;
 }
 
 /* Opens a bundle of `size` bytes, which stays where it is. Returns KQF_OK or what is wrong. */
@@ -90,7 +93,7 @@ static int kqf_open(kqf_bundle *bundle, const uint8_t *data, size_t size) {
   *bundle = empty;
   if (size < 8 || data[0] != 'K' || data[1] != 'Q' || data[2] != 'F' || data[3] != 'B') return KQF_NO_BUNDLE;
   if (size > 0xFFFFFFFFu) return KQF_DAMAGED;
-  if ((data[4] | data[5] << 8) != 1) return KQF_VERSION;
+  if ((data[4] | data[5] << 8) != KQF_VERSION_READ) return KQF_VERSION;
   uint32_t sections = (uint32_t)(data[6] | data[7] << 8), end = 8 + 24 * sections;
   if ((size_t)end + 4 > size) return KQF_CUT_OFF;
   if (kqf_crc32(data, end) != kqf_u32(data + end)) return KQF_DAMAGED;
@@ -129,6 +132,44 @@ static int kqf_has(const kqf_bundle *bundle, uint32_t index, int bits) {
   return bits >= 1 && bits <= 8 && bundle->widths[bits].length && index < bundle->kernel_count;
 }
 
+/* Multipliers of a kernel at a width while they are read: base plus difference, plus those of the widest. */
+typedef struct {
+  const uint8_t *own, *widest; /* differences; widest is NULL for the widest width itself */
+  uint32_t base, own_bytes, widest_bytes;
+} kqf_words;
+
+/* Returns the differences of a kernel in the section of a width. */
+static const uint8_t *kqf_differences(const kqf_bundle *bundle, kqf_section width, uint32_t index) {
+  const uint8_t *dead = width.data + kqf_dead(bundle), *place = dead + 4 + 4 * (size_t)kqf_u32(dead);
+  for (uint32_t i = 0; i < index; ++i)
+    place += (size_t)kqf_record(width, i)[1] * kqf_kernel_at(bundle, i).channels;
+  return place;
+}
+
+static kqf_words kqf_words_of(const kqf_bundle *bundle, uint32_t index, int bits) {
+  int widest = 8;
+  while (!bundle->widths[widest].length) --widest;
+  const uint8_t *own = kqf_record(bundle->widths[bits], index), *wide = kqf_record(bundle->widths[widest], index);
+  kqf_words words = {kqf_differences(bundle, bundle->widths[bits], index), NULL, kqf_base(own), own[1], 0};
+  if (bits != widest) {
+    words.widest = kqf_differences(bundle, bundle->widths[widest], index);
+    words.base += kqf_base(wide);
+    words.widest_bytes = wide[1];
+  }
+  return words;
+}
+
+static uint32_t kqf_number(const uint8_t *list, uint32_t bytes, uint32_t i) {
+  if (bytes == 0) return 0;
+  return bytes == 1 ? list[i] : (uint32_t)list[2 * i] | (uint32_t)list[2 * i + 1] << 8;
+}
+
+/* Returns the word of a channel, the first half of a float32. */
+static uint32_t kqf_word(kqf_words words, uint32_t channel) {
+  uint32_t word = words.base + kqf_number(words.own, words.own_bytes, channel);
+  return (word + kqf_number(words.widest, words.widest_bytes, channel)) & 0xFFFFu;
+}
+
 static void kqf_clear_channel(kqf_kernel kernel, uint32_t channel, int8_t *weights) {
   for (uint32_t i = 0; i < kernel.count; ++i)
     if (i / kernel.inner % kernel.channels == channel) weights[i] = 0;
@@ -138,12 +179,13 @@ static void kqf_clear_channel(kqf_kernel kernel, uint32_t channel, int8_t *weigh
 static int kqf_weights(const kqf_bundle *bundle, uint32_t index, int bits, int8_t *weights) {
   if (!kqf_has(bundle, index, bits)) return KQF_NO_WIDTH;
   kqf_kernel kernel = kqf_kernel_at(bundle, index);
-  const uint8_t *width = bundle->widths[bits].data, *codes = bundle->codes.data + kernel.place;
-  const uint8_t *multipliers = width + kqf_start(bundle), *dead = width + kqf_dead(bundle);
+  const uint8_t *codes = bundle->codes.data + kernel.place, *dead = bundle->widths[bits].data + kqf_dead(bundle);
+  kqf_words words = kqf_words_of(bundle, index, bits);
+  int own_bits = kqf_record(bundle->widths[bits], index)[0];
   uint32_t first = kqf_first_channel(bundle, index), channel = 0, left = kernel.inner;
   for (uint32_t i = 0; i < kernel.count; ++i) {
-    int8_t value = kqf_integer(codes[i], width[index]);
-    weights[i] = multipliers[2 * (first + channel) + 1] >> 7 ? (int8_t)-value : value;
+    int8_t value = kqf_integer(codes[i], own_bits);
+    weights[i] = kqf_word(words, channel) >> 15 ? (int8_t)-value : value;
     if (--left == 0) {
       left = kernel.inner;
       channel = channel + 1 == kernel.channels ? 0 : channel + 1;
@@ -161,10 +203,10 @@ static int kqf_weights(const kqf_bundle *bundle, uint32_t index, int bits, int8_
 static int kqf_multipliers(const kqf_bundle *bundle, uint32_t index, int bits, float *multipliers) {
   if (!kqf_has(bundle, index, bits)) return KQF_NO_WIDTH;
   kqf_kernel kernel = kqf_kernel_at(bundle, index);
-  const uint8_t *p = bundle->widths[bits].data + kqf_start(bundle) + 2 * kqf_first_channel(bundle, index);
+  kqf_words words = kqf_words_of(bundle, index, bits);
   for (uint32_t i = 0; i < kernel.channels; ++i) {
     union { uint32_t bits; float value; } word;
-    word.bits = ((uint32_t)p[2 * i] | (uint32_t)p[2 * i + 1] << 8) << 16;
+    word.bits = kqf_word(words, i) << 16;
     multipliers[i] = word.value;
   }
   return KQF_OK;

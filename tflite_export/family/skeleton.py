@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kquant.core.numerics import bias_scale
+from tflite_export.family import biases
 from tflite_export.program.program import IntOp, IntProgram, IntTensor, array_type
 
 
@@ -84,16 +85,19 @@ def describe(program: IntProgram, pool: Pool, parts: dict[str, Any]) -> dict[str
 
 
 Part = tuple[np.ndarray, np.ndarray | tuple[str, str]]
-"""Values, and their scale or the names of the two tensors whose scales make it."""
+"""Values and their scale; of a bias, differences and the two tensors whose scales make its own."""
 
 
-def rebuild(fields: dict[str, Any], pool: Pool, part_of: Callable[[Any], Part]) -> IntProgram:
+def rebuild(fields: dict[str, Any], pool: Pool, part_of: Callable[[Any], Part],
+            widest: dict[str, IntTensor]) -> IntProgram:
   """Returns the program that `describe` described.
 
   Args:
     fields: what it returned.
     pool: with what it took.
-    part_of: returns what belongs in the place of a tensor's stand-in.
+    part_of: returns what belongs in the place of a tensor's stand-in; of a bias, what `biases.differences`
+      returned.
+    widest: {name: bias} that it was given.
   """
   program = IntProgram(**{name: fields[name] for name in _PROGRAM_FIELDS})
   items = [pool.items[number] for number in fields["tensors"]]
@@ -104,6 +108,7 @@ def rebuild(fields: dict[str, Any], pool: Pool, part_of: Callable[[Any], Part]) 
     if isinstance(scale, tuple):
       source, kernel = (rows[name][1] for name in scale)
       scale = bias_scale(source, kernel)
+      data = biases.restored(data, widest.get(item["name"]), scale)
       zero_point = np.zeros(scale.shape, np.int64)
     program.add_tensor(IntTensor(**{name: item[name] for name in _TENSOR_FIELDS}, scale=scale,
                                  zero_point=zero_point, data=data))

@@ -116,17 +116,21 @@ def test_a_bundle_is_read_without_tensorflow(written):
 
 def test_reading_is_by_hand():
   # Channel 0: code 0b10111000 = 184, of 3 bits 5, 2 * 5 - 7 = 3; multiplier -0.5 changes its sign.
-  kernels = [Kernel(place=0, count=4, channels=2, inner=2)]
-  # Multipliers -0.5 and 0.25, the first halves of 0xBF000000 and 0x3E800000; channel 1 is dead; bias -7.
-  section = struct.pack("<4B2H3I4B", 3, 0, 0, 0, 0xBF00, 0x3E80, 1, 1, 3, 0xF9, 0xFF, 0xFF, 0)
-  part = WidthPart.unpack(memoryview(section), kernels)
+  kernels = [Kernel(place=0, count=4, channels=2, inner=2), Kernel(place=4, count=1, channels=1, inner=1)]
+  # Words of 8 bits: 0x3F00 and 0x3E80 (0.5, 0.25), base 0x3E80 and a byte each; 0x3F80 (1) is the base alone.
+  section = struct.pack("<2BH2BH1I2B2x", 8, 1, 0x3E80, 8, 0, 0x3F80, 0, 0x80, 0)
+  widest = WidthPart.unpack(memoryview(section), kernels)
+  assert (widest.scales.tolist(), widest.signs.tolist()) == ([0.5, 0.25, 1], [1, 1, 1])
+  assert widest.pack(kernels) == section
+  # Of 3 bits: -0.5 is 0x8000 more, in two bytes; channel 1 is dead; 16 is 2^4 times 1: a base of 4 << 7.
+  section = struct.pack("<2BH2BH2I2H", 3, 2, 0, 3, 0, 4 << 7, 1, 1, 0x8000, 0)
+  part = WidthPart.unpack(memoryview(section), kernels, widest)
   bits, scales, signs = part.of_kernel(0, kernels)
-  assert (bits, scales.tolist(), signs.tolist(), part.biases.tolist()) == (3, [0.5, 0.25], [-1, 0], [-7])
+  assert (bits, scales.tolist(), signs.tolist()) == (3, [0.5, 0.25], [-1, 0])
+  assert part.of_kernel(1, kernels)[1].tolist() == [16]
   assert kernels[0].along(signs).tolist() == [-1, -1, 0, 0]
   assert (nested_codes.integers_of([176, 9], bits) * -1).tolist() == [-3, 7]
-  assert part.pack() == section
-  wide = WidthPart(part.bits, part.scales, part.signs, np.int32([2**23, -2**31]))
-  assert WidthPart.unpack(memoryview(wide.pack()), kernels).biases.tolist() == [2**23, -2**31]
+  assert part.pack(kernels, widest) == section
 
 
 # --- what does not nest ----------------------------------------------------------------------------
@@ -221,7 +225,9 @@ def test_sections_that_do_not_fit_are_an_error_of_one_line(written, tmp_path):
       "KERN": [sections["KERN"][:-1], sections["KERN"][16:], b"\xff" * len(sections["KERN"]),
                bytes(len(sections["KERN"]))],
       "CODE": [sections["CODE"][:-1], bytes(len(sections["CODE"]))],
-      "W004": [sections["W004"][:-4], b"\x09" + sections["W004"][1:], sections["W004"][:4] + b"\xff" * 4000],
+      "W004": [sections["W004"][:-4], b"\x09" + sections["W004"][1:], sections["W004"][:4] + b"\xff" * 4000,
+               sections["W004"][:1] + b"\x03" + sections["W004"][2:], b""],
+      "BIAS": [bomb, b"", *(container.compress(bytes(length)) for length in (0, 7, 800))],
       "CONS": [bomb, sections["CONS"][:-9], container.compress(b"")],
       "META": [bomb, b"", container.compress(b"[]"), container.compress(b"{}"),
                container.compress(b"[" * 9999),
@@ -240,7 +246,7 @@ def test_other_files_and_versions(written, tmp_path):
   contents = bytearray(written.bundle.read_bytes())
   assert "expected a kquant bundle" in opened(tmp_path / "m.kqf", b"TFL3" + bytes(100))
   contents[4] = 9
-  assert "version 1, got 9" in opened(tmp_path / "m.kqf", bytes(contents))
+  assert "version 2, got 9" in opened(tmp_path / "m.kqf", bytes(contents))
   with pytest.raises(FileNotFoundError):
     Bundle(tmp_path / "none.kqf")
   with pytest.raises(ValueError, match="has no width of 7 bits, only 8, 5"):

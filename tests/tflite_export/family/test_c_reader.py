@@ -70,13 +70,15 @@ def test_damage_is_told(extractor, bundle, tmp_path):
   other = lambda **changed: container.pack({**sections, **changed})
   flipped = bytearray(contents)
   flipped[int(rng.integers(400, 1000))] ^= 4
-  cases = [(b"TFL3" + contents[4:], NO_BUNDLE), (contents[:4] + b"\2" + contents[5:], VERSION),
+  cases = [(b"TFL3" + contents[4:], NO_BUNDLE), (contents[:4] + b"\1" + contents[5:], VERSION),
            (contents[:100], CUT_OFF), (contents[:-300], CUT_OFF), (b"", NO_BUNDLE), (bytes(flipped), DAMAGED),
            (other(KERN=sections["KERN"][:-1]), DAMAGED), (other(KERN=b"\xff" * 64), DAMAGED),
            (other(KERN=bytes(64)), DAMAGED), (other(CODE=sections["CODE"][:-1]), DAMAGED),
            (other(W004=sections["W004"][:16]), DAMAGED),
            (other(W004=b"\x09" + sections["W004"][1:]), DAMAGED),
-           (other(W004=sections["W004"][:4] + b"\xff" * 400), DAMAGED)]
+           (other(W004=sections["W004"][:1] + b"\3" + sections["W004"][2:]), DAMAGED),
+           (other(W004=sections["W004"][:-4]), DAMAGED),
+           (other(W004=sections["W004"][:16] + b"\xff" * 400), DAMAGED)]
   for index, (damaged, expected) in enumerate(cases):
     (tmp_path / "m.kqf").write_bytes(damaged)
     assert run(extractor, tmp_path / "m.kqf", 4, tmp_path / "w") == expected, index

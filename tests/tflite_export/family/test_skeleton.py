@@ -23,7 +23,7 @@ def rebuilt(described: IntProgram) -> IntProgram:
   """Returns what comes out of a bundle."""
   pool = Pool()
   fields = json.loads(json.dumps(describe(described, pool, {})))
-  return rebuild(fields, Pool(pool.items, bytes(pool.constants)), None)
+  return rebuild(fields, Pool(pool.items, bytes(pool.constants)), None, {})
 
 
 def test_every_field_is_held():
