@@ -1,12 +1,15 @@
 """Any-precision networks: trained ones against dedicated ones, and families after training.
 
-    python benchmarks/any_precision.py [--shared=../shared] [--table=training|family] [--rows="any;dedicated"]
-                                       [--epochs=30] [--seeds=0,1,2] [--write]
+    python benchmarks/any_precision.py [--shared=../shared] [--table=training|step|family]
+                                       [--rows="any;dedicated"] [--seeds=0,1,2] [--epochs=30] [--write]
 
 training  resnet8 on 5,000 CIFAR-10 images, top-1 on the 3,000 of x_test at every width. "any": nested codes,
           recursive distillation; "any, labels": without distillation; "paper": the authors' quantizers;
           "dedicated": one training for each width with the same quantizer and steps; "shifted": the dedicated
           8 bits truncated, batch norms as they are and estimated again. Widths in brackets were not trained.
+          Seconds are those of the processor, in `fit`. `--write` writes each row when it is there and leaves
+          other rows of the same epochs as they are.
+step      processor time of a training step of resnet8, five widths and one, in turn in one process
 family    config any8 after training, against closed-form rounding for each width alone; bundle and extraction
 
 `--write` puts a table into benchmarks/results.md. `--picture=docs/any_precision.png` draws the first as it
@@ -15,21 +18,24 @@ stands there, top-1 against the bytes of the kernels.
 
 import os
 import pathlib
+import statistics
 import tempfile
 import time
 
 import numpy as np
 from ptq import arguments, data_of, describe, images_of, judge, load, scores_of, write_section, written_rows
 from qat import BATCH, augmented, cifar, compiled, fit, scores
+from step_time import build, step_of
 
 CALIBRATION, REESTIMATED = 256, 1600
 TRAINED, ADDED = (32, 8, 4, 2, 1), (7, 6, 5, 3)
 TITLES = {"training": "Any-precision training, resnet8 on 5,000 images",
+          "step": "Any-precision training, processor time of a step",
           "family": "Any-precision families after training"}
 
 
 def trained(data: pathlib.Path, widths, epochs: int, seed: int, **options):
-  """Returns (an AnyPrecisionModel of resnet8, trained, its batch norms estimated again; ms a step)."""
+  """Returns (an AnyPrecisionModel of resnet8, trained, batch norms estimated again; processor seconds)."""
   import tf_keras as keras
 
   import kquant as kq
@@ -39,9 +45,11 @@ def trained(data: pathlib.Path, widths, epochs: int, seed: int, **options):
   anymodel = kq.AnyPrecisionModel(load("resnet8", data), widths, **options)
   anymodel.calibrate(x[:CALIBRATION].astype(np.float32))
   compiled(anymodel, epochs=epochs, steps=steps, learning_rate=1e-3, loss="sparse_categorical_crossentropy")
-  _, seconds = fit(anymodel, augmented(x, y, pad=4, size=32, seed=seed), epochs=epochs, steps=steps)
+  start = time.process_time()
+  fit(anymodel, augmented(x, y, pad=4, size=32, seed=seed), epochs=epochs, steps=steps)
+  seconds = time.process_time() - start
   anymodel.reestimate_batch_norms(x[:REESTIMATED].astype(np.float32))
-  return anymodel, 1000 * seconds / (epochs * steps)
+  return anymodel, seconds
 
 
 def top1_of(anymodel, data: pathlib.Path) -> dict[int, float]:
@@ -52,36 +60,36 @@ def top1_of(anymodel, data: pathlib.Path) -> dict[int, float]:
 
 
 def any_row(data: pathlib.Path, epochs: int, seed: int, **options) -> tuple[dict[int, float], float]:
-  """Top-1 of all widths of one training, those that were not trained too, and ms a step."""
+  """Top-1 of all widths of one training, those that were not trained too; processor seconds."""
   x, _, _, _ = cifar(data)
-  anymodel, milliseconds = trained(data, TRAINED, epochs, seed, **options)
+  anymodel, seconds = trained(data, TRAINED, epochs, seed, **options)
   for bits in ADDED:
     anymodel.add_width(bits, x[:REESTIMATED].astype(np.float32))
-  return top1_of(anymodel, data), milliseconds
+  return top1_of(anymodel, data), seconds
 
 
 def dedicated_row(data: pathlib.Path, epochs: int, seed: int) -> tuple[dict[int, float], float]:
   """Top-1 of one training for each width; 32 bits beside 8, whose gradients are their own labels'."""
   found, times = {}, []
   for bits in TRAINED[1:]:
-    anymodel, milliseconds = trained(data, (bits,), epochs, seed)
+    anymodel, seconds = trained(data, (bits,), epochs, seed)
     found.update(top1_of(anymodel, data))
-    times.append(milliseconds)
+    times.append(seconds)
   from kquant.core import metrics
   x, y, x_test, y_test = cifar(data)
   model, steps = load("resnet8", data), len(x) // BATCH
   compiled(model, epochs=epochs, steps=steps, learning_rate=1e-3, loss="sparse_categorical_crossentropy")
   fit(model, augmented(x, y, pad=4, size=32, seed=seed), epochs=epochs, steps=steps)
-  return {32: metrics.top1(scores(model, x_test), y_test), **found}, float(np.mean(times))
+  return {32: metrics.top1(scores(model, x_test), y_test), **found}, sum(times)
 
 
 def shifted_row(data: pathlib.Path, epochs: int, seed: int) -> tuple[dict[int, float], float]:
   """Top-1 of the dedicated 8 bits truncated, batch norms estimated again."""
   x, _, _, _ = cifar(data)
-  anymodel, milliseconds = trained(data, (8,), epochs, seed)
+  anymodel, seconds = trained(data, (8,), epochs, seed)
   for bits in (*ADDED, 4, 2, 1):
     anymodel.add_width(bits, x[:REESTIMATED].astype(np.float32))
-  return top1_of(anymodel, data), milliseconds
+  return top1_of(anymodel, data), seconds
 
 
 ROWS = {"any": any_row, "dedicated": dedicated_row, "shifted": shifted_row,
@@ -89,18 +97,76 @@ ROWS = {"any": any_row, "dedicated": dedicated_row, "shifted": shifted_row,
         "paper": lambda *args: any_row(*args, mode="paper")}
 
 
-def training_table(data: pathlib.Path, names: list[str], epochs: int, seeds: list[int]) -> str:
-  """Measures rows; each is printed when it is there."""
-  widths = sorted((*TRAINED, *ADDED), reverse=True)
-  head = ["row", "seed", *(f"{bits}" if bits in TRAINED else f"({bits})" for bits in widths), "ms a step"]
-  lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+WIDTHS = sorted((*TRAINED, *ADDED), reverse=True)
+HEAD = ["row", "seed", *(f"{bits}" if bits in TRAINED else f"({bits})" for bits in WIDTHS), "seconds"]
+MEAN, ERROR = "mean", "its s.e."
+
+
+def measure_rows(data: pathlib.Path, names: list[str], epochs: int, seeds: list[int], write: bool) -> None:
+  """Measures rows; each is printed, and written, when it is there."""
+  rows = {}
   for seed in seeds:
     for name in names:
-      found, milliseconds = ROWS[name](data, epochs, seed)
-      cells = [f"{found[bits]:.4f}" if bits in found else "" for bits in widths]
-      lines.append(f"| {name} | {seed} | {' | '.join(cells)} | {milliseconds:.0f} |")
-      print(lines[-1], flush=True)
-  return "\n".join(lines)
+      found, seconds = ROWS[name](data, epochs, seed)
+      cells = [*(f"{found[bits]:.4f}" if bits in found else "" for bits in WIDTHS), f"{seconds:.0f}"]
+      rows[name, str(seed)] = cells
+      print(f"| {name} | {seed} | {' | '.join(cells)} |", flush=True)
+      if write:
+        write_training(rows, epochs)
+
+
+def measured_rows(settings: str = "") -> dict[tuple[str, str], list[str]]:
+  """Returns {(row, seed): cells} of the training table in results.md, without the means."""
+  lines = [[cell.strip() for cell in line.strip("|").split("|")]
+           for line in written_rows(TITLES["training"], settings=settings)]
+  return {(name, seed): cells for name, seed, *cells in lines if seed not in (MEAN, ERROR)}
+
+
+def write_training(rows: dict[tuple[str, str], list[str]], epochs: int) -> None:
+  """Writes rows and those that the same number of epochs gave before, with the means over seeds."""
+  settings = f"--epochs={epochs}"
+  every = {**measured_rows(settings), **rows}
+  names, seeds = list(dict.fromkeys(name for name, _ in every)), sorted({int(seed) for _, seed in every})
+  lines = []
+  for name in names:
+    own = [[name, str(seed), *every[name, str(seed)]] for seed in seeds if (name, str(seed)) in every]
+    lines += own + (means([row[2:-1] for row in own], name) if len(own) > 1 else [])
+  command = (f"python benchmarks/any_precision.py --table=training --rows=\"{';'.join(names)}\" "
+             f"--seeds={','.join(map(str, seeds))} {settings}")
+  body = "\n".join([f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD),
+                    *(f"| {' | '.join(cells)} |" for cells in lines)])
+  write_section(TITLES["training"], f"{describe(command)}\n\n{body}")
+
+
+def means(rows: list[list[str]], name: str) -> list[list[str]]:
+  """Returns the mean over seeds and its standard error, a row each."""
+  values = [[float(row[index]) for row in rows] if rows[0][index] else [] for index in range(len(rows[0]))]
+  cells = {MEAN: [statistics.mean(own) if own else None for own in values],
+           ERROR: [statistics.stdev(own) / len(own)**0.5 if own else None for own in values]}
+  return [[name, kind, *("" if value is None else f"{value:.4f}" for value in found), ""]
+          for kind, found in cells.items()]
+
+
+def step_table(data: pathlib.Path, count: int = 20) -> str:
+  """Measures processor time of training steps in turn: medians of `count` each, after 5 to warm up."""
+  import kquant as kq
+  _, images = build("resnet8", data)
+  settings = {"five widths": (TRAINED, "kl"), "five widths, labels": (TRAINED, None),
+              **{f"{bits} bits alone": ((bits,), None) for bits in TRAINED[1:]}}
+  steps = {"float model": step_of(load("resnet8", data), images)}
+  for name, (widths, distill) in settings.items():
+    anymodel = kq.AnyPrecisionModel(load("resnet8", data), widths, distill=distill).calibrate(images)
+    steps[name] = step_of(anymodel, images)
+  seconds: dict[str, list[float]] = {name: [] for name in steps}
+  for _ in range(count + 5):
+    for name, step in steps.items():
+      start = time.process_time()
+      step()
+      seconds[name].append(time.process_time() - start)
+  medians = {name: 1000 * statistics.median(values[5:]) for name, values in seconds.items()}
+  one = medians["8 bits alone"]
+  lines = [f"| {name} | {value:.0f} | {value / one:.2f} |" for name, value in medians.items()]
+  return "\n".join(["| step | processor ms | times 8 bits alone |", "|---|---|---|", *lines])
 
 
 def family_table(data: pathlib.Path, names: list[str]) -> str:
@@ -161,9 +227,8 @@ def draw(data: pathlib.Path, path: str) -> None:
   from matplotlib import pyplot
   widths = sorted((*TRAINED, *ADDED), reverse=True)[1:]
   points: dict[str, list[list[float]]] = {}
-  for line in written_rows(TITLES["training"]):
-    name, _, _, *cells, _ = [cell.strip() for cell in line.strip("|").split("|")]
-    points.setdefault(name, []).append([float(cell) if cell else np.nan for cell in cells])
+  for (name, _), cells in measured_rows().items():
+    points.setdefault(name, []).append([float(cell) if cell else np.nan for cell in cells[1:-1]])
   figure, axes = pyplot.subplots(figsize=(7, 4.5))
   sizes = np.array([kernel_bytes(data, bits) for bits in widths]) / 1000
   for name, rows in points.items():
@@ -192,15 +257,16 @@ def main() -> None:
   if flags.picture:
     draw(data, flags.picture)
     return
-  every = list(ROWS) if flags.table == "training" else ["resnet8", "v2"]
+  every = {"training": list(ROWS), "family": ["resnet8", "v2"], "step": []}[flags.table]
   names = flags.rows.split(";") if flags.rows else every
-  command = f"python benchmarks/any_precision.py --table={flags.table} --rows=\"{';'.join(names)}\""
   if flags.table == "training":
-    command += f" --epochs={flags.epochs} --seeds={flags.seeds}"
-    body = training_table(data, names, flags.epochs, [int(seed) for seed in flags.seeds.split(",")])
-  else:
-    body = family_table(data, names)
+    measure_rows(data, names, flags.epochs, [int(seed) for seed in flags.seeds.split(",")], flags.write)
+    return
+  rows = f" --rows=\"{';'.join(names)}\"" if names else ""
+  body = family_table(data, names) if flags.table == "family" else step_table(data)
+  print(body, flush=True)
   if flags.write:
+    command = f"python benchmarks/any_precision.py --table={flags.table}{rows}"
     write_section(TITLES[flags.table], f"{describe(command)}\n\n{body}")
 
 
