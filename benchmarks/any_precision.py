@@ -4,7 +4,8 @@
                                        [--rows="any;dedicated"] [--seeds=0,1,2] [--epochs=30] [--write]
 
 training  resnet8 on 5,000 CIFAR-10 images, top-1 on the 3,000 of x_test at every width. "any": nested codes,
-          recursive distillation; "any, labels": without distillation; "paper": the authors' quantizers;
+          recursive distillation; "any, labels": without distillation; "any, both": all widths learn
+          from the labels too; "paper": the authors' quantizers;
           "dedicated": one training for each width with the same quantizer and steps; "shifted": the dedicated
           8 bits truncated, batch norms as they are and estimated again. Widths in brackets were not trained.
           Seconds are those of the processor, in `fit`. `--write` writes each row when it is there and leaves
@@ -94,6 +95,7 @@ def shifted_row(data: pathlib.Path, epochs: int, seed: int) -> tuple[dict[int, f
 
 ROWS = {"any": any_row, "dedicated": dedicated_row, "shifted": shifted_row,
         "any, labels": lambda *args: any_row(*args, distill=None),
+        "any, both": lambda *args: any_row(*args, labels="all"),
         "paper": lambda *args: any_row(*args, mode="paper")}
 
 

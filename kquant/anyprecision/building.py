@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tf_keras as keras
 
 from kquant.anyprecision.unit import UnitQuantizer
+from kquant.core import nested_codes
 from kquant.core.quant_config import QuantConfig
 from kquant.core.rule import Rule
 from kquant.core.tensor_spec import TensorSpec
@@ -13,6 +14,7 @@ from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef
 from kquant.graph.policies import float32_policy
 from kquant.qmodel.batch_norm_modes import put_back_batch_norms, take_out_batch_norms
+from kquant.qmodel.distill import LOSSES
 from kquant.qmodel.insert import insert_into_graph, wrap
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.quantize_weights import QuantizeWeights
@@ -22,7 +24,24 @@ from kquant.rewrites.standardize.standardize import standardize
 
 MODES = {"nested": "nested", "paper": "xnor"}
 """{mode: the quantizer of its weights}."""
+LABELS = ("widest", "all")
+"""Which widths learn from the labels."""
 _EDGE_BITS = 8
+
+
+def check_options(widths: Sequence[int], mode: str, distill: str | None, labels: str) -> None:
+  """Raises ValueError for what AnyPrecisionModel does not take."""
+  known = {*nested_codes.WIDTHS, FLOAT_BITS}
+  if not set(widths) & set(nested_codes.WIDTHS) or set(widths) - known:
+    raise ValueError(f"AnyPrecisionModel: expected widths of 1 to 8 bits, and {FLOAT_BITS} for float beside "
+                     f"them, got {tuple(widths)}.")
+  if mode not in MODES:
+    raise ValueError(f"AnyPrecisionModel: mode must be one of {', '.join(MODES)}, got {mode!r}.")
+  if distill is not None and distill not in LOSSES:
+    raise ValueError(f"AnyPrecisionModel: distill must be one of {', '.join(LOSSES)}, or None, got "
+                     f"{distill!r}.")
+  if labels not in LABELS:
+    raise ValueError(f"AnyPrecisionModel: labels must be one of {', '.join(LABELS)}, got {labels!r}.")
 
 
 def standardized(model: keras.Model) -> Graph:

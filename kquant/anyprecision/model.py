@@ -7,7 +7,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kquant.anyprecision import building
-from kquant.anyprecision.building import MODES
 from kquant.anyprecision.family import FamilyMember, check_widths, member_of
 from kquant.anyprecision.width_runs import WidthRuns, WidthTable
 from kquant.core import nested_codes
@@ -37,7 +36,9 @@ class AnyPrecisionModel(keras.Model):
       trained ranges; `export_family` writes these. "paper": the authors' quantizers, weights rounded anew at
       each width, activations behind ReLUs in [0, 1] with the bits of the width: simulation.
     distill: loss against the scores of the next wider width: "kl" for classes, "relative_l2"; None: all
-      widths learn from the labels.
+      widths learn from the labels alone.
+    labels: "widest": the widest width alone learns from the labels; "all": every width does, beside the
+      scores of the next wider one, with equal weights.
     eight_bits: regular expression of the layers whose weights have 8 bits at every width; None: the first
       and the last layer with a kernel.
 
@@ -55,10 +56,11 @@ class AnyPrecisionModel(keras.Model):
   """
 
   def __init__(self, model: keras.Model, widths: Sequence[int] = (1, 2, 4, 8, FLOAT_BITS), *,
-               mode: str = "nested", distill: str | None = "kl", eight_bits: str | None = None, **kwargs):
+               mode: str = "nested", distill: str | None = "kl", labels: str = "widest",
+               eight_bits: str | None = None, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
-    _check(widths, mode, distill)
-    self.mode, self.distill = mode, distill
+    building.check_options(widths, mode, distill, labels)
+    self.mode, self.distill, self.labels = mode, distill, labels
     if isinstance(model, list):  # from a file
       self.eight_bits, models, self._order = eight_bits, model, list(widths)
     else:
@@ -268,9 +270,9 @@ class AnyPrecisionModel(keras.Model):
     outputs, scores = self(x, training=training, bits=bits)
     nest = tf.nest.pack_sequence_as(self.at(bits).output, outputs)
     loss = tf.add_n([tf.zeros([]), *self.at(bits).losses]) / replicas
-    if wider is None or self.distill is None:
+    if wider is None or self.distill is None or self.labels == "all":
       loss += self.compiled_loss(y, nest, weights)
-    else:
+    if wider is not None and self.distill is not None:
       compare = LOSSES[self.distill]
       loss += tf.add_n([tf.reduce_mean(compare(tf.stop_gradient(target), score))
                         for target, score in zip(wider, scores)]) / replicas
@@ -291,7 +293,7 @@ class AnyPrecisionModel(keras.Model):
     """Returns the arguments of the constructor, with the model of each width for the float model."""
     return {"model": [keras.saving.serialize_keras_object(model) for model in self._models],
             "widths": list(self._order), "mode": self.mode, "distill": self.distill,
-            "eight_bits": self.eight_bits, "name": self.name}
+            "labels": self.labels, "eight_bits": self.eight_bits, "name": self.name}
 
   @classmethod
   def from_config(cls, config, custom_objects=None):
@@ -299,19 +301,6 @@ class AnyPrecisionModel(keras.Model):
     models = [keras.saving.deserialize_keras_object(fields, custom_objects) for fields in config["model"]]
     with float32_policy():
       return cls(models, **{name: value for name, value in config.items() if name != "model"})
-
-
-def _check(widths: Sequence[int], mode: str, distill: str | None) -> None:
-  """Raises ValueError for what the constructor does not take."""
-  known = {*nested_codes.WIDTHS, FLOAT_BITS}
-  if not set(widths) & set(nested_codes.WIDTHS) or set(widths) - known:
-    raise ValueError(f"AnyPrecisionModel: expected widths of 1 to 8 bits, and {FLOAT_BITS} for float beside "
-                     f"them, got {tuple(widths)}.")
-  if mode not in MODES:
-    raise ValueError(f"AnyPrecisionModel: mode must be one of {', '.join(MODES)}, got {mode!r}.")
-  if distill is not None and distill not in LOSSES:
-    raise ValueError(f"AnyPrecisionModel: distill must be one of {', '.join(LOSSES)}, or None, got "
-                     f"{distill!r}.")
 
 
 def _new_metric(metric: Any) -> Any:

@@ -78,9 +78,9 @@ def test_eight_bits_names_other_layers():
 # --- the step --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distill", ["kl", None])
-def test_a_step_takes_the_sum_of_the_gradients_of_all_widths(distill):
-  anymodel, (x, y) = any_network((2, 8), distill=distill), data(16)
+@pytest.mark.parametrize(("distill", "to_learn"), [("kl", "widest"), (None, "widest"), ("kl", "all")])
+def test_a_step_takes_the_sum_of_the_gradients_of_all_widths(distill, to_learn):
+  anymodel, (x, y) = any_network((2, 8), distill=distill, labels=to_learn), data(16)
   anymodel.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
   eight, two = (keras.Model(model.input, [model.output, model.get_layer("last").output])
                 for model in (anymodel.at(8), anymodel.at(2)))
@@ -90,8 +90,10 @@ def test_a_step_takes_the_sum_of_the_gradients_of_all_widths(distill):
     labels = keras.losses.SparseCategoricalCrossentropy()
     (probabilities, _), (narrow, _) = eight(x, training=True), two(x, training=True)
     loss = labels(y, probabilities)
-    loss += (labels(y, narrow) if distill is None else tf.reduce_mean(kl_divergence(
-        tf.stop_gradient(tf.math.log(probabilities)), tf.math.log(narrow))))
+    if distill is None or to_learn == "all":
+      loss += labels(y, narrow)
+    if distill is not None:
+      loss += tf.reduce_mean(kl_divergence(tf.stop_gradient(tf.math.log(probabilities)), tf.math.log(narrow)))
   expected = kernel.numpy() - tape.gradient(loss, kernel).numpy()
   for variable, value in norms:
     variable.assign(value)
@@ -224,7 +226,8 @@ def test_eight_bits_names_the_same_layers_at_the_float_width_of_paper_mode():
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"widths": (32,)}, "widths of 1 to 8 bits, and 32"), ({"widths": (4, 16)}, r"got \(4, 16\)"),
-    ({"mode": "floor"}, "nested, paper"), ({"distill": "mse"}, "kl, or None, got 'mse'")])
+    ({"mode": "floor"}, "nested, paper"), ({"distill": "mse"}, "kl, or None, got 'mse'"),
+    ({"labels": "none"}, "labels must be one of widest, all, got 'none'")])
 def test_wrong_arguments(options, words):
   with pytest.raises(ValueError, match=words):
     kq.AnyPrecisionModel(network(), **options)
