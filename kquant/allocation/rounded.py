@@ -68,10 +68,9 @@ def _at_widths(patient: Patient, turn: LayerTurn, widths: Sequence[int],
   if method == "nearest" or not turn.is_known:
     return {bits: _nearest(patient, turn, bits) for bits in widths}
   grids, found = turn.layer.weight_encodings(), {}
+  choices = [{name: dataclasses.replace(grid, bits=bits) for name, grid in grids.items()} for bits in widths]
   moments = [merged(moments_of(turn, generator))]
-  for bits in widths:
-    wanted = {name: dataclasses.replace(grid, bits=bits) for name, grid in grids.items()}
-    rounded = round_kernels(turn, wanted, moments, method=method)
+  for bits, wanted, rounded in zip(widths, choices, round_kernels(turn, choices, moments, method=method)):
     chosen = {name: dataclasses.replace(wanted[name], scale=scale) for name, (_, scale) in rounded.items()}
     found[bits] = _rounded(patient, turn, chosen, {name: integers for name, (integers, _) in rounded.items()})
   return found

@@ -8,7 +8,7 @@ on the other half, by its moments, the layer stays rounded to nearest.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def _round_layer(turn: LayerTurn, generator: np.random.Generator, *, method: str
   grids, halves = turn.layer.weight_encodings(), moments_of(turn, generator)
   if method == "judged" and not _holds(turn, grids, halves):
     return False
-  rounded = round_kernels(turn, grids, halves, method="closed_form" if method == "judged" else method)
+  (rounded,) = round_kernels(turn, [grids], halves, method="closed_form" if method == "judged" else method)
   for name, (integers, scale) in rounded.items():
     turn.layer.set_scale(name, scale)
     turn.layer.set_integers(name, integers)
@@ -179,7 +179,7 @@ def _holds(turn: LayerTurn, grids: dict[str, Encoding], halves: list[Moments]) -
   if len(halves) < 2:
     return True
   fitted_on, judge = halves
-  rounded = round_kernels(turn, grids, [fitted_on])
+  (rounded,) = round_kernels(turn, [grids], [fitted_on])
   errors = {name: dataclasses.replace(grids[name], scale=scale).dequantize(integers) - turn.float_params[name]
             for name, (integers, scale) in rounded.items()}
   nearest = {name: grid.dequantize(grid.quantize(turn.float_params[name])) - turn.float_params[name]
@@ -228,33 +228,33 @@ def _correct_layer(turn: LayerTurn, params: dict[str, np.ndarray], statistics: S
     correct_mean(turn, statistics)
 
 
-def round_kernels(turn: LayerTurn, grids: dict[str, Encoding], halves: list[Moments], *,
-                  method: str = "closed_form") -> Rounded:
-  """Returns the integers and the scale of each kernel of a linear or fused layer.
+def round_kernels(turn: LayerTurn, choices: Sequence[dict[str, Encoding]], halves: list[Moments], *,
+                  method: str = "closed_form") -> list[Rounded]:
+  """Returns the integers and the scale of each kernel of a linear or fused layer, on each choice of grids.
 
   Args:
     turn: of the layer, with its float weights.
-    grids: {weight: gives the bits, and whether scales are per-channel}.
+    choices: {weight: gives the bits, and whether scales are per-channel}, one or more.
     halves: moments of what the layer reads, as `moments_of` returns them.
   """
   with fitting_threads(halves[0].gram.shape[-1]):
     if turn.is_fused:
-      return round_gates(turn, grids, halves, method=method)
-    ((name, grid),) = grids.items()
-    return {name: round_kernel(turn, turn.float_params[name], grid, halves, method=method)}
+      return [round_gates(turn, grids, halves, method=method) for grids in choices]
+    (name,) = choices[0]
+    problem = problem_of(turn, turn.float_params[name], halves, choices[0][name].limits[1])
+    return [{name: round_kernel(turn.patches, problem, grids[name], method=method)} for grids in choices]
 
 
-def round_kernel(turn: LayerTurn, kernel: np.ndarray, grid: Encoding, halves: list[Moments], *,
+def round_kernel(patches: Patches, problem: RoundingProblem, grid: Encoding, *,
                  method: str = "closed_form") -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers in Keras layout, scale [channels] or [1]) of a float kernel.
 
   Args:
-    turn: of the kernel's layer.
+    patches: of the kernel's layer.
+    problem: what `problem_of` returned, of any grid.
     grid: gives the bits, and whether scales are per-channel.
-    halves: moments of the layer's inputs, as `moments_of` returns them.
   """
-  patches, per_channel = turn.patches, grid.axis is not None
-  problem = problem_of(turn, kernel, halves, grid.limits[1])
+  problem, per_channel = problem.at(grid.limits[1]), grid.axis is not None
   parts, whole = cuts(patches.inputs), (patches.blocks, patches.inputs, patches.outputs)
   weight = np.diagonal(problem.gram, axis1=1, axis2=2).reshape(patches.blocks, patches.inputs)
   scale = rounding.weighted_scale(problem.kernel.reshape(whole), weight, problem.qmax,
@@ -274,7 +274,9 @@ def problem_of(turn: LayerTurn, kernel: np.ndarray, halves: list[Moments], qmax:
   """Returns what the integers of a float kernel are chosen by; inputs of a large layer are cut into parts.
 
   Args:
-    turn, kernel, halves: as of `round_kernel`.
+    turn: of the kernel's layer.
+    kernel: float, in Keras layout.
+    halves: moments of the layer's inputs, as `moments_of` returns them.
     qmax: the last integer.
   """
   patches, parts = turn.patches, cuts(turn.patches.inputs)

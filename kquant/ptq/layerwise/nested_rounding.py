@@ -63,7 +63,8 @@ def coarse_kernel(turn: LayerTurn, kernel: np.ndarray, axis: tuple[int, ...],
   grid = Encoding(np.float32(1), np.int64(0), COARSE_BITS, axis, narrow=True)
   halves = moments_of(turn, generator)
   with fitting_threads(turn.patches.inputs):
-    integers, scale = round_kernel(turn, kernel, grid, halves)
+    problem = problem_of(turn, kernel, halves, grid.limits[1])
+    integers, scale = round_kernel(turn.patches, problem, grid)
   steps = nested_codes.steps(COARSE_BITS)
   return NestedKernel((steps * integers).astype(np.int64), scale / steps)
 

@@ -15,6 +15,8 @@ All take a layer's matrices as `patches.Patches` makes them, in a `RoundingProbl
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
@@ -29,6 +31,9 @@ _MOST_ELEMENTS = 2**23
 """Weights times scales that are rounded at a time, where there are several scales: arrays of 64 MB."""
 LARGEST_ENUMERATED = 9
 
+Factors = list[tuple[np.ndarray, np.ndarray]]
+"""Of each block: the order of its inputs, and the upper triangular U of H^-1 = U^T U in that order."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RoundingProblem:
@@ -38,11 +43,22 @@ class RoundingProblem:
     kernel: W, [blocks, inputs, outputs].
     gram: H of the layer's inputs, [blocks, inputs, inputs].
     qmax: the last integer of the grid.
+    factors: returns those of H, computed when they are first asked for.
   """
 
   kernel: np.ndarray
   gram: np.ndarray
   qmax: int
+  factors: Callable[[], Factors] = dataclasses.field(init=False)
+
+  def __post_init__(self):
+    object.__setattr__(self, "factors", functools.cache(functools.partial(_factors, self.gram)))
+
+  def at(self, qmax: int) -> "RoundingProblem":
+    """Returns the problem of a grid with another last integer, which shares the factors."""
+    other = RoundingProblem(self.kernel, self.gram, qmax)
+    object.__setattr__(other, "factors", self.factors)
+    return other
 
   def output_error(self, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Returns e^T H e of each output, [blocks, outputs]."""
@@ -106,14 +122,11 @@ def compensated(problem: RoundingProblem, scale: np.ndarray) -> np.ndarray:
   With H^-1 = U^T U, U upper triangular, the error (w_k - w_hat_k) / U_kk of input k times U_k is taken from
   the weights behind it.
   """
-  return _compensated(problem, _factors(problem.gram), np.asarray(scale)[None])[0][0]
+  return _compensated(problem, np.asarray(scale)[None])[0][0]
 
 
-def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns (order of the inputs, the U of H^-1 in that order) of each block.
-
-  With L the Cholesky factor of H in the opposite order, turned around on both axes, H = L L^T: U is L^-1.
-  """
+def _factors(gram: np.ndarray) -> Factors:
+  """With L the Cholesky factor of H in the opposite order, turned around on both axes, H = L L^T: U is L^-1."""
   factors = []
   for block in gram:
     order = np.argsort(-np.diagonal(block), kind="stable")
@@ -122,14 +135,13 @@ def _factors(gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   return factors
 
 
-def _compensated(problem: RoundingProblem, factors: list[tuple[np.ndarray, np.ndarray]],
-                 scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _compensated(problem: RoundingProblem, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers [scales, blocks, inputs, outputs] and e^T H e [scales, blocks, outputs], one a scale."""
   kernel = problem.kernel
   scales = np.broadcast_to(scales, (len(scales), len(kernel), 1, kernel.shape[2]))
   integers = np.empty((len(scales), *kernel.shape))
   errors = np.empty((len(scales), len(kernel), kernel.shape[2]))
-  for block, (order, upper) in enumerate(factors):
+  for block, (order, upper) in enumerate(problem.factors()):
     rest = np.repeat(kernel[block, order].astype(np.float64)[:, None], len(scales), axis=1)
     in_order, errors[:, block] = _in_order(rest, upper, scales[:, block, 0], problem.qmax)
     integers[:, block, order] = np.moveaxis(in_order, 1, 0)
@@ -231,12 +243,12 @@ def rounded(problem: RoundingProblem, scale: np.ndarray, *,
 
 def _best_of_scales(problem: RoundingProblem, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns (integers, scale) of the ratio that gives each output, or all on one scale, the least error."""
-  kernel, factors = problem.kernel, _factors(problem.gram)
+  kernel = problem.kernel
   least, best, best_scale = np.inf, np.zeros(kernel.shape), scale
   tried = _RATIOS if problem.qmax < _MANY_LEVELS else _RATIOS[:1]
   for ratios in np.array_split(tried, min(len(tried), -(-kernel.size * len(tried) // _MOST_ELEMENTS))):
     scales = scale * ratios[:, None, None, None]
-    integers, errors = _compensated(problem, factors, scales)
+    integers, errors = _compensated(problem, scales)
     for candidate, error, grid in zip(integers, _by_scale(errors, scale)[:, :, None], scales):
       better = error < least
       least = np.where(better, error, least)

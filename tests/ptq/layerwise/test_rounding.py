@@ -94,16 +94,28 @@ def test_scales_are_chosen_an_output_or_for_all(bits):
   assert np.mean(gains[:5]) > 1.05 and np.mean(gains[5:]) > 1.0
 
 
+def test_grids_of_several_widths_share_the_factors(monkeypatch):
+  made, factors = [], rounding._factors
+  monkeypatch.setattr(rounding, "_factors", lambda gram: made.append(gram) or factors(gram))
+  layer, scale = problem(7, qmax=127), np.full((1, 1, 5), 0.3)
+  widths = [rounding.rounded(layer.at(qmax), scale) for qmax in (1, 7)]
+  assert len(made) == 1
+  for qmax, (integers, chosen) in zip((1, 7), widths):
+    alone, same = rounding.rounded(RoundingProblem(layer.kernel, layer.gram, qmax), scale)
+    np.testing.assert_array_equal(integers, alone)
+    np.testing.assert_array_equal(chosen, same)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("most_elements", [1, 2**20])
 def test_the_best_of_nine_scales_is_found(shared, most_elements, monkeypatch):
   monkeypatch.setattr(rounding, "_MOST_ELEMENTS", most_elements)
   few = problem(6, 3, blocks=2, inputs=20, outputs=4)
   scale = np.full((1, 1, 1) if shared else (2, 1, 4), 0.5)
-  factors, scales = rounding._factors(few.gram), scale * np.reshape(rounding._RATIOS, (-1, 1, 1, 1))
+  scales = scale * np.reshape(rounding._RATIOS, (-1, 1, 1, 1))
   every = [rounding.compensated(few, one) for one in scales]
   errors = np.array([few.output_error(q, one) for q, one in zip(every, scales)])
-  _, summed = rounding._compensated(few, factors, scales)
+  _, summed = rounding._compensated(few, scales)
   np.testing.assert_allclose(summed, errors, rtol=1e-6)
   assert max(np.abs(q).max() for q in every) == 3  # clipped ones too
   integers, best = rounding._best_of_scales(few, scale)
