@@ -2,13 +2,15 @@
 
     python benchmarks/mixed_precision.py [--shared=../shared] [--models=resnet8] [--write]
 
-Five budgets between the bytes of w4a8 and of int8. Every row is quantized by the same recipe, closed-form
-rounding, and judged in its file by LiteRT at the input of the softmax. `noise` is our plan with activations
-of 8 bits, from noise measured at the output; `hawq` the same program with the mean trace of the Hessian of a
-layer times its squared rounding error (HAWQ-V2, Gauss-Newton, 50 probes, cross-entropy to the float model's
-own answers); `blind` gives 4 bits to the largest kernels first. `allocate_bits` also has 16-bit activations.
+Five budgets between the bytes of w4a8 and of int8; the third is that of 6 bits on average. Sensitivities are
+measured once a model. Every row is rounded in closed form on the same images, a plan is built once, and its
+file is judged by LiteRT at the input of the softmax. `noise` is our plan with activations of 8 bits; `hawq`
+the same program with the mean trace of the Hessian of a layer times its squared rounding error (HAWQ-V2,
+Gauss-Newton, 50 probes, cross-entropy to the float model's own answers); `blind` gives 4 bits to the largest
+kernels first. `allocate_bits` also has 16-bit activations and the refit. `--write` writes a section a model.
 """
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -16,23 +18,25 @@ import sys
 import time
 
 import numpy as np
-from ptq import arguments, data_of, describe, images_of, judge, load, scores_of, write_section
+from ptq import MODELS, arguments, data_of, describe, images_of, judge, load, scores_of, write_section
 
 TITLE = "Mixed precision"
 PARTS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
-WIDTHS = (2, 3, 4, 5, 6, 8)
+WIDTHS, ACTIVATIONS = (2, 3, 4, 5, 6, 8), (8, 16)
 PROBES, PROBE_IMAGES = 50, 64
+NOISE_IMAGES, JUDGED_IMAGES = 32, 64
+MODELS |= {"lite0": "efficientnet_lite0_224", "v3": "mobilenet_v3_small_224"}
 
 
 class Candidates:
-  """The choices of a network with activations of 8 bits, as `allocate_bits` measures them."""
+  """The choices of a network as `allocate_bits` measures them, and the networks of plans."""
 
   def __init__(self, model, calibration: np.ndarray):
     from kquant.allocation.budget import Budget
-    from kquant.allocation.meter import NoiseMeter
+    from kquant.allocation.building import Builder
     from kquant.allocation.prices import Prices
     from kquant.allocation.rounded import rounded_layers
-    from kquant.allocation.sensitivities import Subject, Widths, measured_choices
+    from kquant.allocation.sensitivities import Subject, Widths, measured_noises, priced_choices
     from kquant.core import data
     from kquant.core.quant_config import QuantConfig
     from kquant.core.recipe import Recipe
@@ -44,24 +48,28 @@ class Candidates:
     from kquant.search.pipeline import read
     config = QuantConfig(recipe=Recipe(rounding="closed_form"))
     train, judged = data.hold_back([calibration])
-    self.patient = Patient(FloatNetwork(read(model, config), train), config, Report())
-    self.subject = Subject(self.patient, Widths(WIDTHS, (8,)))
-    self.rounded = rounded_layers(self.patient, train, WIDTHS)
-    base = files.contents(result_of(self.patient.calibrated, config, Report()))
+    patient = Patient(FloatNetwork(read(model, config), train), config, Report())
+    self.subject = Subject(patient, Widths(WIDTHS, ACTIVATIONS))
+    self.rounded = rounded_layers(patient, train, WIDTHS)
+    base = files.contents(result_of(patient.calibrated, config, Report()))
     prices = Prices(Budget(bytes=len(base)), target(config.target), {"base": base})
-    meter = NoiseMeter(self.subject.network, [array[:32] for array in judged])
-    self.choices = measured_choices(self.subject, self.rounded, meter, prices)
-
-  def config(self, plan):
-    """Returns the config of a plan."""
-    from kquant.doctor.rules import with_specs
-    return with_specs(self.patient.config, self.subject.changes(plan))
+    noises = measured_noises(self.subject, self.rounded, [array[:NOISE_IMAGES] for array in judged])
+    self.choices = priced_choices(self.subject, self.rounded, noises, prices)
+    self.builder = Builder(self.subject, [array[:JUDGED_IMAGES] for array in judged], prices)
 
   def of_hawq(self, images: np.ndarray):
-    """Returns the choices with HAWQ-V2's proxy in the place of the noise of weights."""
+    """Returns the choices with HAWQ-V2's proxy in the place of the noise of weights, grids of 8 bits."""
     from kquant.allocation.proxy import hawq_proxies, with_proxies
     proxies = hawq_proxies(self.subject.network, self.rounded, [images[:PROBE_IMAGES]], probes=PROBES)
     return with_proxies(self.choices, proxies)
+
+
+def narrow(choices):
+  """Returns the choices with grids of 8 bits."""
+  grids = tuple(dataclasses.replace(grid, widths=grid.widths[:1], noise=grid.noise[:1],
+                                    costs={what: costs[:1] for what, costs in grid.costs.items()})
+                for grid in choices.grids)
+  return dataclasses.replace(choices, grids=grids)
 
 
 def blind(choices, limit: float):
@@ -79,51 +87,49 @@ def blind(choices, limit: float):
 
 def worker(name: str, data: pathlib.Path) -> None:
   """Measures one model in this process; prints a JSON line for each row."""
-  import kquant as kq
   from kquant.allocation.solver import Solver
   from kquant.core import metrics
-  from tflite_export.file.writer import to_bytes
-  from tflite_export.lowering.lower import lower
   model = load(name, data)
   calibration, x, labels = images_of(name, data, drawn=True)
-  reference = scores_of(model, x)
-  start = time.perf_counter()
+  reference, judged = scores_of(model, x), {}
+  start = time.process_time()
   candidates = Candidates(model, calibration)
-  choices = candidates.choices
-  seconds = time.perf_counter() - start
+  choices, made = candidates.choices, candidates.builder.made
+  seconds = time.process_time() - start
   proxies = candidates.of_hawq(calibration)
   least, most = (choices.cost(choices.uniform(bits, 8), "bytes") for bits in (4, 8))
 
-  def told(row: str, budget: float, config, **more) -> None:
-    result = kq.quantize(model, calibration, config=config, effort=None)
-    judged = judge(to_bytes(lower(result.model, result.encodings)), x, labels, reference)
-    print(json.dumps({**{key: judged[key] for key in ("top1", "agreement", "sqnr", "bytes")}, "model": name,
-                      "row": row, "budget": budget, "float": metrics.top1(reference, labels),
-                      "images": len(x), "seconds": seconds, **more}), flush=True)
+  def told(row: str, budget: float, built, predictions) -> None:
+    if built.plan not in judged:
+      judged[built.plan] = judge(built.contents, x, labels, reference)
+    found = {key: judged[built.plan][key] for key in ("top1", "agreement", "sqnr", "bytes")}
+    print(json.dumps({**found, "model": name, "row": row, "budget": budget, "images": len(x),
+                      "float": metrics.top1(reference, labels), "seconds": seconds,
+                      "predictions": predictions}), flush=True)
+
+  def plan_told(row: str, budget: float, plan) -> None:
+    built = made(plan)
+    told(row, budget, built, [(choices.noise(plan), float(built.noise.mean()))])
 
   for row, bits in (("w4a8", 4), ("int8", 8)):
-    told(row, choices.cost(choices.uniform(bits, 8), "bytes"), candidates.config(choices.uniform(bits, 8)))
+    plan_told(row, choices.cost(choices.uniform(bits, 8), "bytes"), choices.uniform(bits, 8))
   for part in PARTS:
-    limit = least + part * (most - least)
-    for row, plan in (("blind", blind(choices, limit)), ("hawq", Solver(proxies).solve({"bytes": limit})),
-                      ("noise", Solver(choices).solve({"bytes": limit}))):
-      told(row, limit, candidates.config(plan))
-    start = time.perf_counter()
-    found = kq.allocate_bits(model, calibration, budget=kq.Budget(bytes=limit))
-    told("allocate_bits", limit, found.config, predictions=found.predictions,
-         allocated=time.perf_counter() - start)
+    limit = {"bytes": least + part * (most - least)}
+    plan_told("blind", limit["bytes"], blind(choices, limit["bytes"]))
+    plan_told("hawq", limit["bytes"], Solver(proxies).solve(limit))
+    plan_told("noise", limit["bytes"], Solver(narrow(choices)).solve(limit))
+    outcome = candidates.builder.refit_once(choices, limit)
+    told("allocate_bits", limit["bytes"], outcome.built, outcome.predictions)
 
 
 def table(rows: list[dict]) -> str:
   """The rows as Markdown."""
   lines = ["| model (float top-1) | budget, bytes | bits by | bytes | top-1 | agreement | SQNR dB "
-           "| predicted / measured noise, before and after the refit | seconds to allocate |",
-           "|---|---|---|---|---|---|---|---|---|"]
+           "| predicted / measured noise, before and after the refit |", "|---|---|---|---|---|---|---|---|"]
   for r in rows:
-    ratios = ", ".join(f"{predicted / measured:.2f}" for predicted, measured in r.get("predictions", ()))
-    spent = f"{r['allocated']:.0f}" if "allocated" in r else ""
+    ratios = ", ".join(f"{predicted / measured:.2f}" for predicted, measured in r["predictions"])
     lines.append(f"| {r['model']} ({r['float']:.4f}) | {r['budget']:,.0f} | {r['row']} | {r['bytes']:,} | "
-                 f"{r['top1']:.4f} | {r['agreement']:.4f} | {r['sqnr']:.1f} | {ratios} | {spent} |")
+                 f"{r['top1']:.4f} | {r['agreement']:.4f} | {r['sqnr']:.1f} | {ratios} |")
   return "\n".join(lines)
 
 
@@ -140,6 +146,30 @@ def compared(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
+def rows_of(name: str, shared: str) -> list[dict]:
+  """Measures a model in a process of its own; shows each row as it comes."""
+  command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={shared}"]
+  rows = []
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    for line in process.stdout:
+      if line.startswith("{"):
+        rows.append(json.loads(line))
+        print(line, end="", flush=True)
+  if process.returncode:
+    sys.exit(f"{name} failed")
+  return rows
+
+
+def note_of(rows: list[dict]) -> str:
+  """What the rows of a model are."""
+  return ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form on the images "
+          f"that allocate_bits does not hold back; judged on {rows[0]['images']:,} other images as in the "
+          "first table of this file, the ImageNet models on 128 drawn images. noise: our program with 8-bit "
+          "activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels first, "
+          "allocate_bits: with 16-bit activations and one refit. Calibration, rounding and sensitivities: "
+          f"{rows[0]['seconds']:.0f} CPU seconds.")
+
+
 def main() -> None:
   """Measures what the flags say."""
   parser = arguments(__doc__)
@@ -150,22 +180,13 @@ def main() -> None:
   if flags.worker:
     worker(flags.models, data)
     return
-  rows = []
   for name in flags.models.split(","):
-    command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={flags.shared}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-      sys.exit(f"{name} failed")
-    rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-  text = f"{table(rows)}\n\n{compared(rows)}"
-  print(text)
-  if flags.write:
-    command = f"python benchmarks/mixed_precision.py --models={flags.models}"
-    note = ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form; judged "
-            "as in the first table of this file, the MobileNets on 128 drawn images. noise: our program with "
-            "8-bit activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels "
-            "first, allocate_bits: with 16-bit activations and one refit.")
-    write_section(TITLE, f"{describe(command)}\n\n{note}\n\n{text}")
+    rows = rows_of(name, flags.shared)
+    text = f"{table(rows)}\n\n{compared(rows)}"
+    print(text, flush=True)
+    if flags.write:
+      command = f"python benchmarks/mixed_precision.py --models={name}"
+      write_section(f"{TITLE}: {MODELS[name]}", f"{describe(command)}\n\n{note_of(rows)}\n\n{text}")
 
 
 if __name__ == "__main__":

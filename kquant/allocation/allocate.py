@@ -10,13 +10,12 @@ import tf_keras as keras
 from kquant.allocation.budget import Budget
 from kquant.allocation.building import Builder, Outcome
 from kquant.allocation.choices import Choices, Plan
-from kquant.allocation.meter import NoiseMeter
 from kquant.allocation.prices import Prices
 from kquant.allocation.proxy import IMAGES as PROXY_IMAGES
 from kquant.allocation.proxy import Proxies, hawq_proxies, with_proxies
 from kquant.allocation.results import Allocation, AllocationPoint, AllocationRow
-from kquant.allocation.rounded import Rounded, rounded_layers
-from kquant.allocation.sensitivities import Subject, Widths, measured_choices
+from kquant.allocation.rounded import rounded_layers
+from kquant.allocation.sensitivities import Subject, Widths, measured_noises, priced_choices
 from kquant.allocation.solver import Solver
 from kquant.analysis.sites import ACTIVATION, WEIGHTS
 from kquant.core import data
@@ -47,9 +46,10 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
                   config: QuantConfig | None = None, seed: int = 0) -> Allocation:
   """Chooses the bits of each layer and each grid: least noise at the output within a budget.
 
-  The noise of each width is measured at the output, one layer or grid at a time, with the rounding that the
-  config asks for. An integer program then finds the plan of least noise within the budget. Its network
-  is built; the predictions are fitted once to the noise that it has, and the program is solved again.
+  The noise of each width at the output, of one layer or grid at a time, is found by backward passes, with the
+  rounding that the config asks for. An integer program then finds the plan of least noise within the budget.
+  Its network is built; the predictions are fitted once to the noise that it has, and the program is solved
+  again.
 
   Args:
     model: a built float model, as `quantize` takes it; it is not changed.
@@ -69,7 +69,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     ValueError: a budget that cannot be met (it says what the least is), widths that no file holds, fewer
       than 16 images, a recipe with fine-tuning, a model without weights.
     TypeError: not a model.
-    UnsupportedLayerError: a layer that has no integer form, by name.
+    UnsupportedLayerError: a layer that has no integer form, by name; an operator without a derivative.
 
   Example:
     >>> layers = [keras.layers.Dense(16, input_shape=(8,), activation="relu"), keras.layers.Dense(4)]
@@ -104,16 +104,18 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   with report.stage("rounding"):
     rounded = rounded_layers(patient, train, subject.widths.weights, seed=seed)
   with report.stage("noise"):
-    meter = NoiseMeter(subject.network, [array[:_SENSITIVITY_IMAGES] for array in judge])
-    choices = measured_choices(subject, rounded, meter, prices)
+    few = [array[:_SENSITIVITY_IMAGES] for array in judge]
+    noises = measured_noises(subject, rounded, few, seed=seed)
+    choices = priced_choices(subject, rounded, noises, prices)
   with report.stage("proxy"):
-    proxies, more = _proxies(subject, rounded, judge, seed)
+    few = [array[:PROXY_IMAGES] for array in judge]
+    proxies = hawq_proxies(subject.network, rounded, few, seed=seed)
   with report.stage("plans"):
-    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices, budget.limits())
-    outcome = builder.refit_once(choices)
+    builder = Builder(subject, [array[:_JUDGING_IMAGES] for array in judge], prices)
+    outcome = builder.refit_once(choices, budget.limits())
   with report.stage("curve"):
     points = _curve(outcome.choices, proxies, budget, subject.widths)
-  return _allocation(outcome, budget, points, name=model.name, notes=notes + more, seconds=report.seconds)
+  return _allocation(outcome, budget, points, name=model.name, notes=notes, seconds=report.seconds)
 
 
 def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig) -> Widths:
@@ -173,22 +175,12 @@ def _uniform_file(subject: Subject, images: list[np.ndarray], weights: int, acti
   return files.contents(result_of(network, config, Report()))
 
 
-def _proxies(subject: Subject, rounded: Rounded, images: list[np.ndarray],
-             seed: int) -> tuple[Proxies | None, tuple[str, ...]]:
-  """Returns the proxies of HAWQ-V2, or None and why there are none."""
-  few = [array[:PROXY_IMAGES] for array in images]
-  try:
-    return hawq_proxies(subject.network, rounded, few, seed=seed), ()
-  except LookupError as error:
-    return None, (f"The curve of HAWQ-V2 is left out: {str(error).splitlines()[0]}",)
-
-
-def _curve(choices: Choices, proxies: Proxies | None, budget: Budget, widths: Widths) -> dict[str, Points]:
+def _curve(choices: Choices, proxies: Proxies, budget: Budget, widths: Widths) -> dict[str, Points]:
   """Returns the best plans for budgets of the first limit, those of one width, and those of HAWQ-V2."""
   limits = budget.limits()
   what = next(iter(limits))
   plans = Solver(choices).curve(what, limits)
-  of_proxy = [] if proxies is None else Solver(with_proxies(choices, proxies)).curve(what, limits)
+  of_proxy = Solver(with_proxies(choices, proxies)).curve(what, limits)
   return {"curve": tuple(_point(choices, plan, "") for plan in plans),
           "proxy": tuple(_point(choices, plan, "hawq") for plan in of_proxy),
           "uniform": tuple(_point(choices, choices.uniform(weights, activations), f"w{weights}a{activations}")

@@ -34,6 +34,7 @@ class Built:
   Attributes:
     plan: this.
     config: that says so.
+    contents: of its file.
     costs: {what: of its file}, as the budget counts them.
     noise: at the output of each held-back image, over the signal, [images].
     of_weights: the same with activations in float.
@@ -42,6 +43,7 @@ class Built:
 
   plan: Plan
   config: QuantConfig
+  contents: bytes
   costs: dict[str, float]
   noise: np.ndarray
   of_weights: np.ndarray
@@ -72,27 +74,31 @@ class Builder:
     subject: whose widths are chosen.
     judge: images that nothing was fitted to.
     prices: of files.
-    limits: {what: the most of it}.
   """
 
-  def __init__(self, subject: Subject, judge: list[np.ndarray], prices: Prices, limits: Mapping[str, float]):
-    self._subject, self._judge, self._prices, self._limits = subject, judge, prices, limits
+  def __init__(self, subject: Subject, judge: list[np.ndarray], prices: Prices):
+    self._subject, self._judge, self._prices = subject, judge, prices
     self._reference: list[np.ndarray] | None = None
+    self._built: dict[Plan, Built] = {}
 
-  def refit_once(self, choices: Choices) -> Outcome:
+  def refit_once(self, choices: Choices, limits: Mapping[str, float]) -> Outcome:
     """Builds the best plan, fits the noises to what it has, solves again, and keeps the better plan.
+
+    Args:
+      choices: as they were measured.
+      limits: {what: the most of it}.
 
     Raises:
       ValueError: no plan is within the budget.
     """
-    first, choices = self._best(choices)
+    first, choices = self._best(choices, limits)
     before = choices.noise(first.plan), float(first.noise.mean())
     start = time.perf_counter()
     refit = refitted(choices, first)
     for what in {"latency_ms"} & first.costs.keys():  # requantizations, which no file of one width has
       refit = dearer(refit, first.plan, what, first.costs[what] - refit.cost(first.plan, what))
     try:
-      kept, choices = self._best(refit, first)
+      kept, choices = self._best(refit, limits)
     except NoPlanError:  # the file of the first plan is within the budget
       kept, choices = first, refit
     trial = None
@@ -102,24 +108,26 @@ class Builder:
       kept = kept if trial.kept else first
     return Outcome(kept, choices, (before, (choices.noise(kept.plan), float(kept.noise.mean()))), trial)
 
-  def _best(self, choices: Choices, known: Built | None = None) -> tuple[Built, Choices]:
-    """Returns the network of the best plan, and the choices at the costs that files turned out to have.
+  def made(self, plan: Plan) -> Built:
+    """Returns the network of a plan, which is built once."""
+    if plan not in self._built:
+      self._built[plan] = self._build(plan)
+    return self._built[plan]
 
-    Args:
-      known: a network that need not be built again.
-    """
+  def _best(self, choices: Choices, limits: Mapping[str, float]) -> tuple[Built, Choices]:
+    """Returns the network of the best plan, and the choices at the costs that files turned out to have."""
     for _ in range(_ROUNDS):
-      plan = Solver(choices).solve(self._limits)
-      built = known if known is not None and known.plan == plan else self._made(plan)
-      beyond = [what for what, limit in self._limits.items() if built.costs.get(what, 0.0) > limit]
+      plan = Solver(choices).solve(limits)
+      built = self.made(plan)
+      beyond = [what for what, limit in limits.items() if built.costs.get(what, 0.0) > limit]
       if not beyond:
         return built, choices
       for what in beyond:
         choices = dearer(choices, plan, what, built.costs[what] - choices.cost(plan, what))
-    raise NoPlanError(f"Budget: expected a file of {amount(beyond[0], self._limits[beyond[0]])} or less, got "
+    raise NoPlanError(f"Budget: expected a file of {amount(beyond[0], limits[beyond[0]])} or less, got "
                       f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
 
-  def _made(self, plan: Plan) -> Built:
+  def _build(self, plan: Plan) -> Built:
     patient, report = self._subject.patient, Report()
     config, made = patient.changed(Changes(specs=self._subject.changes(plan)))
     network = network_of(made.qmodel, made.float_params)
@@ -127,8 +135,9 @@ class Builder:
     self._reference = bench.reference  # in float all plans are one network
     weights = [Variant(site, network.calls[0]) for site in sites(network.graph) if site.part == WEIGHTS]
     noise, of_weights = bench.among_all([])[0], bench.solo([together(weights)])[0]
-    costs = self._prices.of_file(files.contents(result_of(made, config, report)))
-    return Built(plan, config, costs, noise, of_weights, bench.sqnr_db(noise))
+    contents = files.contents(result_of(made, config, report))
+    costs = self._prices.of_file(contents)
+    return Built(plan, config, contents, costs, noise, of_weights, bench.sqnr_db(noise))
 
 
 def dearer(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:

@@ -39,9 +39,6 @@ def hawq_proxies(network: Network, rounded: Rounded, images: list[np.ndarray], *
     images: one array [n, ...] a model input; the loss is that of these.
     probes: random sign vectors that traces are estimated by.
     seed: of these.
-
-  Raises:
-    LookupError: an operator of the network has no derivative in TensorFlow.
   """
   kernels = {(name, key): np.asarray(network.float_params[name][key], np.float32)
              for name, widths in rounded.items() for key in next(iter(widths.values())).integers}

@@ -1,7 +1,7 @@
 """Noise and cost of each width of each layer and each grid, measured on one network: the choices.
 
 The noise of a width is that at the output of the float network where this layer alone has its weights rounded
-to it, or where this grid alone rounds (Gluska & Grobman 2020): all of them in one pass over the images.
+to it, or where this grid alone rounds (Gluska & Grobman 2020), by backward passes (`meter`).
 """
 
 import dataclasses
@@ -95,18 +95,31 @@ class Subject:
     return sorted(found, key=lambda change: -change.layer.name.count("/"))
 
 
-def measured_choices(subject: Subject, rounded: Rounded, meter: NoiseMeter, prices: Prices) -> Choices:
+def measured_noises(subject: Subject, rounded: Rounded, images: list[np.ndarray], *,
+                    seed: int = 0) -> list[float]:
+  """Returns the noise of each width of each layer, then of each grid.
+
+  Args:
+    subject: the network.
+    rounded: its layers at each width.
+    images: that noise is measured on.
+    seed: of the signs that it is measured with.
+  """
+  alone = [*(Alone(site.name, rounded=at) for site in subject.layers for at in rounded[site.name].values()),
+           *(alone for site in subject.grids for alone in _of_grid(subject, site))]
+  return NoiseMeter(subject.network, images, alone, seed=seed).measure().tolist()
+
+
+def priced_choices(subject: Subject, rounded: Rounded, measured: list[float], prices: Prices) -> Choices:
   """Returns the choices of a network.
 
   Args:
     subject: the network.
     rounded: its layers at each width.
-    meter: of noise, of the network.
+    measured: what `measured_noises` returned.
     prices: of layers and grids.
   """
-  noises = iter(meter.measure([
-      *(Alone(site.name, rounded=at) for site in subject.layers for at in rounded[site.name].values()),
-      *(alone for site in subject.grids for alone in _of_grid(subject, site))]))
+  noises = iter(measured)
   widths = subject.widths
   layers = tuple(_layer_choice(subject, site, rounded[site.name], noises, prices) for site in subject.layers)
   grids = tuple(_grid_choice(subject, site, noises, prices) for site in subject.grids)

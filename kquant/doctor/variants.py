@@ -14,7 +14,7 @@ from kquant.graph.execution import Execution, NodeCall
 from kquant.graph.sizes import BYTES_AT_ONCE, open_size
 
 MOST_TOGETHER = 64
-"""Variants in one pass, so that processes can share the passes over a large network."""
+"""Variants in one pass."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Bench:
 
   Attributes:
     reference: what the float network answers, [n, ...] each.
+    signal: of each answer, its power about its mean over the images, of an image.
   """
 
   def __init__(self, network: Network, images: list[np.ndarray], reference: list[np.ndarray] | None = None):
@@ -43,10 +44,10 @@ class Bench:
     self._room = BYTES_AT_ONCE // open_size(execution.specs, images)
     self.reference = reference if reference is not None else execution.tap(network.answers)(images)
     count = len(images[0])
-    self._signal = [noise.varying_power(z.sum(0), np.square(z).sum(0), count) / count
+    self.signal = [noise.varying_power(z.sum(0), np.square(z).sum(0), count) / count
                     for z in (values.astype(np.float64) for values in self.reference)]
     powers = [np.square(z.reshape(count, -1), dtype=np.float64).sum(1) for z in self.reference]
-    ratios = np.array(powers) / np.array(self._signal)[:, None]
+    ratios = np.array(powers) / np.array(self.signal)[:, None]
     self._level_db = 10 * np.log10(np.maximum(ratios, 1e-12)).mean(0)
 
   def sqnr_db(self, noises: np.ndarray) -> np.ndarray:
@@ -64,12 +65,6 @@ class Bench:
     """Returns the noise with everything quantized, first as it is, then with each variant,
     [1 + variants, images]."""
     return self._noises(variants, self._network.calls[0])
-
-  def groups(self, places: Sequence[Site]) -> list[int]:
-    """Returns how many variants of such sites `solo` runs together, in turn; each such group has the same
-    noises if it is given alone."""
-    in_float = self._network.calls[1]
-    return [len(part) for part, _ in self._parts([Variant(site, in_float) for site in places], in_float)]
 
   def _noises(self, variants: Sequence[Variant], base: NodeCall) -> np.ndarray:
     parts = [self._of_part(part, sweep) for part, sweep in self._parts(list(variants), base)]
@@ -99,7 +94,7 @@ class Bench:
       size, end = len(batch[0]), count + len(batch[0])
       found.append(np.mean([
           _departures(np.asarray(values).reshape(len(wanted), size, -1), wanted_values[count:end]) / signal
-          for values, wanted_values, signal in zip(answers, self.reference, self._signal)], axis=0))
+          for values, wanted_values, signal in zip(answers, self.reference, self.signal)], axis=0))
       count = end
     return np.concatenate(found, axis=1)
 

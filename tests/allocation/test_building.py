@@ -15,7 +15,7 @@ PLAN = Plan((4, 8), (8, 16, 8))
 
 
 def built(total, of_weights):
-  return Built(PLAN, QuantConfig(), {}, np.array([total]), np.array([of_weights]), np.zeros(1))
+  return Built(PLAN, QuantConfig(), b"", {}, np.array([total]), np.array([of_weights]), np.zeros(1))
 
 
 def test_weights_and_activations_are_refitted_apart():
@@ -49,9 +49,9 @@ def test_the_first_plan_is_kept_where_no_other_file_is_within_the_budget(monkeyp
 
   def made(builder, plan):
     costs = {"bytes": 153.0 if plan == first else 163.0}
-    return Built(plan, QuantConfig(), costs, np.array([1000.0]), np.array([999.0]), np.zeros(1))
+    return Built(plan, QuantConfig(), b"", costs, np.array([1000.0]), np.array([999.0]), np.zeros(1))
 
-  monkeypatch.setattr(Builder, "_made", made)
-  outcome = Builder(None, [], None, {"bytes": 153.0}).refit_once(found)
+  monkeypatch.setattr(Builder, "_build", made)
+  outcome = Builder(None, [], None).refit_once(found, {"bytes": 153.0})
   assert outcome.built.plan == first and outcome.trial is None
   assert outcome.predictions == ((6.0, 1000.0), (pytest.approx(1000.0), 1000.0))
