@@ -126,7 +126,7 @@ def compensated(problem: RoundingProblem, scale: np.ndarray) -> np.ndarray:
 
 
 def _factors(gram: np.ndarray) -> Factors:
-  """With L the Cholesky factor of H in the opposite order, turned around on both axes, H = L L^T: U is L^-1."""
+  """With L the Cholesky factor of H in the opposite order, turned on both axes, H = L L^T: U is L^-1."""
   factors = []
   for block in gram:
     order = np.argsort(-np.diagonal(block), kind="stable")
