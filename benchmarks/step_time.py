@@ -46,7 +46,7 @@ def step_of(model, images: np.ndarray) -> Callable[[], object]:
   """Returns a function that takes one compiled training step."""
   import tensorflow as tf
   model.compile("adam", "sparse_categorical_crossentropy")
-  batch = (images, np.arange(len(images)) % model.output_shape[-1])
+  batch = (images, np.arange(len(images)) % model(images[:1]).shape[-1])
   batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
   train = model.make_train_function()
   return lambda: train(batches)
