@@ -224,7 +224,7 @@ def draw(data: pathlib.Path, path: str) -> None:
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot
-  widths = sorted((*TRAINED, *ADDED), reverse=True)[1:]
+  widths = WIDTHS[1:]
   points: dict[str, list[list[float]]] = {}
   for (name, _), cells in measured_rows().items():
     points.setdefault(name, []).append([float(cell) if cell else np.nan for cell in cells[1:-1]])

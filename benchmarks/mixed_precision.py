@@ -10,7 +10,6 @@ Gauss-Newton, 50 probes, cross-entropy to the float model's own answers); `blind
 kernels first. `allocate_bits` also has 16-bit activations and the refit. `--write` writes a section a model.
 """
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -44,7 +43,7 @@ class Candidates:
     from kquant.core.target import target
     from kquant.doctor import files
     from kquant.doctor.patient import Patient, result_of
-    from kquant.search.efforts import FloatNetwork
+    from kquant.search.float_network import FloatNetwork
     from kquant.search.pipeline import read
     config = QuantConfig(recipe=Recipe(rounding="closed_form"))
     train, judged = data.hold_back([calibration])
@@ -62,14 +61,6 @@ class Candidates:
     from kquant.allocation.proxy import hawq_proxies, with_proxies
     proxies = hawq_proxies(self.subject.network, self.rounded, [images[:PROBE_IMAGES]], probes=PROBES)
     return with_proxies(self.choices, proxies)
-
-
-def narrow(choices):
-  """Returns the choices with grids of 8 bits."""
-  grids = tuple(dataclasses.replace(grid, widths=grid.widths[:1], noise=grid.noise[:1],
-                                    costs={what: costs[:1] for what, costs in grid.costs.items()})
-                for grid in choices.grids)
-  return dataclasses.replace(choices, grids=grids)
 
 
 def blind(choices, limit: float):
@@ -117,7 +108,7 @@ def worker(name: str, data: pathlib.Path) -> None:
     limit = {"bytes": least + part * (most - least)}
     plan_told("blind", limit["bytes"], blind(choices, limit["bytes"]))
     plan_told("hawq", limit["bytes"], Solver(proxies).solve(limit))
-    plan_told("noise", limit["bytes"], Solver(narrow(choices)).solve(limit))
+    plan_told("noise", limit["bytes"], Solver(choices.with_narrow_grids()).solve(limit))
     outcome = candidates.builder.refit_once(choices, limit)
     told("allocate_bits", limit["bytes"], outcome.built, outcome.predictions)
 

@@ -23,7 +23,8 @@ from kquant.qmodel.describe import describe
 from kquant.qmodel.finalize import finalize_graph
 from kquant.search import nested_family
 from kquant.search.automatic import automatic
-from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
+from kquant.search.efforts import effort_steps, with_effort
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import quantized, read
 
 

@@ -31,7 +31,7 @@ from kquant.doctor.rules import with_specs
 from kquant.graph import keras_calls
 from kquant.graph.keras_reader import check_model
 from kquant.graph.model_forms import as_tf_keras
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import Calibrated, read
 
 WEIGHTS_BITS, ACTIVATIONS_BITS = (2, 3, 4, 5, 6, 8), (8, 16)

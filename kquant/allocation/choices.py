@@ -93,6 +93,13 @@ class Choices:
     return Plan(tuple(nearest(layer.widths, weights) for layer in self.layers),
                 tuple(nearest(grid.widths, activations) for grid in self.grids))
 
+  def with_narrow_grids(self) -> "Choices":
+    """Returns the choices with the fewest bits of each grid alone."""
+    return dataclasses.replace(self, grids=tuple(
+        dataclasses.replace(grid, widths=grid.widths[:1], noise=grid.noise[:1],
+                            costs={what: costs[:1] for what, costs in grid.costs.items()})
+        for grid in self.grids))
+
   def refitted(self, weights: float, activations: float) -> "Choices":
     """Returns the choices with the noises of weights and of activations times a factor each."""
     return dataclasses.replace(

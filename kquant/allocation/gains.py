@@ -10,6 +10,7 @@ from kquant.analysis.measure import Network
 from kquant.doctor.variants import Variant
 from kquant.graph.execution import Execution, Values
 from kquant.graph.nodes import Node
+from kquant.rewrites.scaling.channel_statistics import random_signs
 
 
 def squared_departures(network: Network, variants: Sequence[Variant], signal: Sequence[float], *,
@@ -37,8 +38,9 @@ def squared_departures(network: Network, variants: Sequence[Variant], signal: Se
     execution = Execution(network.graph, network.qmodel, call=call)
     with tf.GradientTape() as tape:
       values = execution.values([tf.repeat(array, probes, 0) for array in inputs])
-      projected = tf.add_n([tf.reduce_sum(values[ref] * _signs(values[ref], seed + place)) / power**0.5
-                            for place, (ref, power) in enumerate(zip(network.answers, signal, strict=True))])
+      projected = tf.add_n([
+          tf.reduce_sum(values[ref] * random_signs(tf.shape(values[ref]), seed + place)) / power**0.5
+          for place, (ref, power) in enumerate(zip(network.answers, signal, strict=True))])
     slopes = tape.gradient(projected, list(outputs.values()),
                            unconnected_gradients=tf.UnconnectedGradients.ZERO)
     sums = [tf.constant(0.0)] * len(variants)
@@ -77,8 +79,3 @@ def _products(made: list[list[tf.Tensor]], slopes: list[tf.Tensor], probes: int)
     errors = tf.stack([tf.reshape(way[place] - in_float[place], [count, -1]) for way in ways], 1)
     total += tf.matmul(errors, tf.reshape(slope, [count, probes, -1]), transpose_b=True)
   return tf.unstack(total, axis=1)
-
-
-def _signs(answers: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  """Random signs, one an element."""
-  return 2.0 * tf.cast(tf.random.stateless_uniform(tf.shape(answers), seed) < 0.5, tf.float32) - 1.0

@@ -40,15 +40,13 @@ from kquant.doctor.variants import Bench, Variant
 from kquant.graph import keras_calls
 from kquant.graph.execution import NodeCall
 from kquant.graph.model_files import load_model
-from kquant.graph.sizes import all_bytes, images_at_once, open_size
+from kquant.graph.sizes import BACKWARD_ROOM, backward_bytes, images_at_once, open_size
 
 PROBES = 8
 """Sign vectors of each image. (On 32 images, over the noise of each width run by itself, geometric means over
 the layers of ResNet-8, MobileNetV1 0.25 and V2: 1.0 to 1.1 at 3 to 6 bits, 1.1 to 1.3 at 2. With one gain a
 channel, times e' H e, it is 0.4 to 0.6: errors are correlated over positions.)"""
 _MOST_IMAGES = 32
-_BACKWARD, _ROOM = 2, 2**31
-"""Times the bytes of all tensors that a backward pass holds, and the bytes that it may take."""
 Task = tuple[int, int, int]
 """Images, from and to, and which part of their sign vectors."""
 _LOCK = threading.Lock()
@@ -86,8 +84,8 @@ class NoiseMeter:
     self._network, self._images, self._alone, self._seed = network, images, alone, seed
     self._signal = Bench(network, images).signal if signal is None else signal
     self._specs = keras_calls.input_specs(network.qmodel)
-    self._bytes = _BACKWARD * all_bytes(network.graph) * open_size(self._specs, images)
-    self._together = images_at_once(self._bytes, PROBES, _ROOM)
+    self._bytes = backward_bytes(network.graph) * open_size(self._specs, images)
+    self._together = images_at_once(self._bytes, PROBES, BACKWARD_ROOM)
 
   def measure(self) -> np.ndarray:
     """Returns the noise of each, [alone]: its mean power over the images, over that of the signal.
@@ -103,7 +101,7 @@ class NoiseMeter:
 
   def tasks(self) -> list[Task]:
     """Returns what is measured together, as memory allows."""
-    step = images_at_once(self._bytes * self._together, _MOST_IMAGES, _ROOM)
+    step = images_at_once(self._bytes * self._together, _MOST_IMAGES, BACKWARD_ROOM)
     return [(start, start + step, part) for start in range(0, len(self._images[0]), step)
             for part in range(PROBES // self._together)]
 

@@ -22,6 +22,7 @@ from kquant.graph.execution import Execution, NodeCall, Values
 from kquant.graph.nodes import Node
 from kquant.graph.sizes import all_bytes
 from kquant.qmodel.quantize_weights import call_with_weights
+from kquant.rewrites.scaling.channel_statistics import random_signs
 
 PROBES, IMAGES = 8, 16
 
@@ -109,7 +110,7 @@ def _calls_with(in_float: NodeCall, weights: dict[str, dict[str, Any]]) -> NodeC
 def _direction(answers: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
   """S^(1/2) v of each image: of scores of classes S = diag(p) - p p' of the cross-entropy; of others that of
   half the mean square."""
-  signs = 2.0 * tf.cast(tf.random.stateless_uniform(tf.shape(answers), seed) < 0.5, tf.float32) - 1.0
+  signs = random_signs(tf.shape(answers), seed)
   if len(answers.shape) == 2 and answers.shape[1] != 1:
     p = tf.nn.softmax(answers)
     rooted = tf.sqrt(p) * signs
@@ -125,7 +126,5 @@ def with_proxies(choices: Choices, proxies: Proxies) -> Choices:
   The noise of grids, in another unit, is left out: beside it the solver would take proxies for equal.
   """
   layers = tuple(dataclasses.replace(layer, noise=proxy) for layer, proxy in zip(choices.layers, proxies))
-  grids = tuple(dataclasses.replace(grid, widths=grid.widths[:1], noise=np.zeros(1),
-                                    costs={what: costs[:1] for what, costs in grid.costs.items()})
-                for grid in choices.grids)
+  grids = tuple(dataclasses.replace(grid, noise=np.zeros(1)) for grid in choices.with_narrow_grids().grids)
   return dataclasses.replace(choices, layers=layers, grids=grids)

@@ -21,7 +21,8 @@ from kquant.qmodel.outputs import answers
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.qmodel.tfmot_models import from_tfmot, is_tfmot
 from kquant.search.efforts import effort_steps
-from kquant.search.pipeline import quantized, read, scaled
+from kquant.search.float_network import FloatNetwork
+from kquant.search.pipeline import quantized, read
 
 FEWEST_IMAGES = 2
 
@@ -93,7 +94,7 @@ def _quantized(model: keras.Model, config: QuantConfig | str, calibration: Any,
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   config = config.following(effort_steps("fast")[0])
   calibration = data.gather(calibration, keras_calls.input_specs(model))
-  graph = scaled(read(model, config), config, calibration, Report())
+  graph = FloatNetwork(read(model, config), calibration, seed).scaled(config, Report())
   network = quantized(graph, config, calibration, Report(), seed=seed)
   return network.qmodel, network.float_params
 

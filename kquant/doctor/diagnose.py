@@ -18,7 +18,7 @@ from kquant.doctor.settings import DiagnosisSettings
 from kquant.graph import keras_calls
 from kquant.graph.keras_reader import check_is_model, check_model
 from kquant.graph.model_forms import as_tf_keras
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 
 _FEWEST = 16

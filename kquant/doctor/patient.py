@@ -15,7 +15,8 @@ from kquant.doctor.splitting import split_layers
 from kquant.qmodel.finalize import finalize_graph
 from kquant.qmodel.placement import place
 from kquant.search.automatic import automatic
-from kquant.search.efforts import FloatNetwork, effort_steps, with_effort
+from kquant.search.efforts import effort_steps, with_effort
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import Calibrated
 
 EFFORTS = ("auto", "fast", "balanced", None)

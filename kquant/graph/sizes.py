@@ -11,6 +11,8 @@ from kquant.graph.nodes import Ref
 
 BYTES_AT_ONCE = 2**28
 """Bytes of tensors that a stage works on at a time."""
+BACKWARD_ROOM = 2**31
+"""Bytes that a backward pass may take: with fewer images at a time sums differ in their last bits."""
 _FLOAT_BYTES = 4
 
 
@@ -20,8 +22,13 @@ def tensor_bytes(ref: Ref) -> int:
 
 
 def all_bytes(graph: Graph) -> int:
-  """Returns the bytes of all tensors of one image together, as a backward pass holds them."""
+  """Returns the bytes of all tensors of one image together."""
   return sum(tensor_bytes(ref) for node in graph.nodes for ref in node.outputs)
+
+
+def backward_bytes(graph: Graph) -> int:
+  """Returns the bytes of one image that a backward pass holds: all tensors, and slopes beside them."""
+  return 2 * all_bytes(graph)
 
 
 def last_reads(graph: Graph, kept: Iterable[Ref]) -> dict[Ref, int]:

@@ -14,7 +14,8 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import TOLERANCE_DB, Recipe
 from kquant.core.records import Closeness, Report
 from kquant.qmodel.outputs import network_outputs
-from kquant.search.efforts import FloatNetwork, with_effort
+from kquant.search.efforts import with_effort
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import Calibrated, quantized
 from kquant.search.trials import HeldBack
 

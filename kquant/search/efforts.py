@@ -18,14 +18,12 @@ import math
 import numpy as np
 
 from kquant.core import data
-from kquant.core.input_range import InputRange
 from kquant.core.quant_config import QuantConfig
 from kquant.core.recipe import EFFORTS, Recipe
 from kquant.core.records import Report, Trial
-from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs
-from kquant.rewrites.scaling.channel_statistics import RunningChannels
-from kquant.search.pipeline import Calibrated, scaled
+from kquant.search.float_network import FloatNetwork
+from kquant.search.pipeline import Calibrated
 from kquant.search.trials import HeldBack
 
 _BALANCED = (Recipe(bias="iterative"), Recipe(rounding="judged"), Recipe(equalize="joint"))
@@ -36,52 +34,6 @@ adds, and when, stands in `automatic`."""
 
 _TRIED_ON = 64  # images that a trial quantizes on
 _FEWEST = 32
-
-
-class FloatNetwork:
-  """What a search starts from.
-
-  Args:
-    graph: of the float model, standardized and folded; it stays as it is.
-    images: to calibrate on, one array a model input; an InputRange where nothing is searched.
-    seed: of the images held back and of every other random choice.
-
-  Attributes:
-    graph, images, seed: these.
-  """
-
-  def __init__(self, graph: Graph, images: list[np.ndarray] | InputRange, seed: int = 0):
-    self.graph, self.images, self.seed = graph, images, seed
-    self._channels: RunningChannels | None = None
-    self._not_seen: list[list[np.ndarray]] = [images]
-
-  def split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns (images to choose by, images that are held back to judge by)."""
-    return data.hold_back(self.images, seed=self.seed)
-
-  def scaled(self, config: QuantConfig, report: Report, *, tried: bool = False) -> Graph:
-    """Returns a copy of the graph, its channels scaled as a config says.
-
-    Each image is measured once: the scales of a trial follow from those that are not held back, for others
-    these join them.
-
-    Args:
-      config, report: as `pipeline.scaled` takes them.
-      tried: for a trial, before any other scaling.
-    """
-    twin, channels = self.graph.copy(), None
-    if config.recipe.equalize != "none" and not isinstance(self.images, InputRange):
-      with report.stage("equalize"):
-        channels = self._measured(tried).statistics(twin)
-    return scaled(twin, config, self.images, report, channels=channels)
-
-  def _measured(self, tried: bool) -> RunningChannels:
-    if self._channels is None:
-      self._channels = RunningChannels(self.graph.copy(), gains=True)
-      self._not_seen = list(self.split()) if tried else [self.images]
-    while self._not_seen[1 if tried else 0:]:
-      self._channels.absorb(self._not_seen.pop(0))
-    return self._channels
 
 
 def effort_steps(effort: str, decided: Recipe | None = None) -> list[Recipe]:
@@ -109,10 +61,9 @@ def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork,
   first, *rest = steps
   config, count = config.following(first), len(network.images[0])
   rest = [step for step in rest if config.following(step) != config]
-  tried = [step for step in rest if not _judges_itself(step)]
-  rounding, tuning = ([step for step in rest if getattr(step, what)] for what in ("rounding", "finetune"))
-  few_bits = min(rule.weights.bits for rule in config.rules) < 8
-  if few_bits:  # nearest integers say nothing of what is tried
+  rounding, tuning = [step for step in rest if step.rounding], [step for step in rest if step.finetune]
+  tried = [step for step in rest if step not in (*rounding, *tuning)]
+  if min(rule.weights.bits for rule in config.rules) < 8:  # nearest integers say nothing of what is tried
     config, rounding = functools.reduce(QuantConfig.following, rounding, config), []
   found = -math.inf
   if tried and count >= _FEWEST:
@@ -124,10 +75,6 @@ def with_effort(config: QuantConfig, steps: list[Recipe], network: FloatNetwork,
       report.trials.append(Trial(_name(step), kept=True, images=count))
   more = [*(rounding if found < enough else []), *tuning]
   return functools.reduce(QuantConfig.following, more, config)
-
-
-def _judges_itself(step: Recipe) -> bool:
-  return step.rounding is not None or step.finetune is not None
 
 
 def _name(step: Recipe) -> str:
@@ -157,11 +104,11 @@ def _with_those_that_hold(config: QuantConfig, steps: list[Recipe], network: Flo
     trials.append(trial)
     if trial.kept:
       config, quality = candidate, candidate_quality
-  if quality.mean() < at_start:
-    config, quality, trials = start, np.array([at_start]), [
-        dataclasses.replace(trial, kept=False) for trial in trials]
+  found = quality.mean()
+  if found < at_start:
+    config, found, trials = start, at_start, [dataclasses.replace(trial, kept=False) for trial in trials]
   report.trials += trials
-  return config, float(quality.mean())
+  return config, float(found)
 
 
 def _outputs(config: QuantConfig, network: FloatNetwork, images: list[np.ndarray],

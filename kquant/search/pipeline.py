@@ -1,4 +1,4 @@
-"""The order of the methods after training: scale, insert, calibrate, round, correct, fine-tune."""
+"""The order of the methods behind scaling: insert, calibrate, round, correct, fine-tune."""
 
 import dataclasses
 import math
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from kquant.core.input_range import InputRange
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report, Skip
 from kquant.graph.graph import Graph
@@ -28,10 +27,6 @@ from kquant.qmodel.outputs import network_outputs, output_function, split_output
 from kquant.qmodel.placement import check_config
 from kquant.qmodel.quantize_activation import QuantizeActivation
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
-from kquant.rewrites.scaling.channel_statistics import ChannelStatistics, measure_channels
-from kquant.rewrites.scaling.dead_channels import prune_dead_channels
-from kquant.rewrites.scaling.equalize import equalize
-from kquant.rewrites.scaling.moment_propagation import as_statistics, propagate_moments
 from kquant.rewrites.standardize.standardize import standardize
 from kquant.search.trials import HeldBack
 
@@ -55,33 +50,11 @@ def read(model: keras.Model, config: QuantConfig) -> Graph:
   return graph
 
 
-def scaled(graph: Graph, config: QuantConfig, calibration: Any, report: Report, *,
-           channels: ChannelStatistics | None = None) -> Graph:
-  """Scales channels across layers, dead channels pruned first, in place; returns the graph.
-
-  Args:
-    graph: standardized, batch norms folded.
-    calibration, report: as `quantized` takes them.
-    channels: statistics of the graph with gains, which it changes; None: they are measured.
-  """
-  method = config.recipe.equalize
-  if method == "none":
-    return graph
-  with report.stage("equalize"):
-    if isinstance(calibration, InputRange):
-      channels = as_statistics(propagate_moments(graph, calibration))
-    elif channels is None:
-      channels = measure_channels(graph, calibration, gains=True)
-    prune_dead_channels(graph, statistics=channels)
-    equalize(graph, method=method, config=config, statistics=channels)
-  return graph
-
-
 class Calibrated:
   """A network with quantizers that are calibrated, whose integers are chosen as often as wanted.
 
   Args:
-    graph: what `scaled` returned; it is edited.
+    graph: what `FloatNetwork.scaled` returned; it is edited.
     config: its rules and its target count.
     calibration, report: as `quantized` takes them.
     statistics: of another network of the same graph on these data, whose config differs in the bits of
@@ -157,7 +130,7 @@ def quantized(graph: Graph, config: QuantConfig, calibration: Any, report: Repor
   """Returns the calibrated network that a config asks for, its integers chosen.
 
   Args:
-    graph: what `scaled` returned; it is edited.
+    graph: what `FloatNetwork.scaled` returned; it is edited.
     calibration: what `calibrate` takes, and where methods look at it more than once a list of arrays; or
       an InputRange.
     report: takes the seconds, the edits and the skips.

@@ -21,7 +21,7 @@ from kquant.core.tensor_spec import at_bits
 from kquant.doctor import files
 from kquant.doctor.patient import Patient, result_of
 from kquant.doctor.rules import with_specs
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 from tests import models
 

@@ -82,7 +82,7 @@ def test_of_several_outputs_it_is_the_mean():
 def test_memory_splits_images_and_signs(network, alone, monkeypatch):
   whole = NoiseMeter(*network, alone)
   assert [task[:2] for task in whole.tasks()] == [(0, 32)]
-  monkeypatch.setattr(meter_module, "_ROOM", 4 * whole._bytes)
+  monkeypatch.setattr(meter_module, "BACKWARD_ROOM", 4 * whole._bytes)
   parts = NoiseMeter(*network, alone)
   assert parts.tasks()[:3] == [(0, 1, 0), (0, 1, 1), (1, 2, 0)] and len(parts.tasks()) == 24
   np.testing.assert_allclose(parts.measure(), whole.measure(), rtol=1.0)

@@ -19,7 +19,7 @@ from kquant.doctor.remedies import WIDE, Remedy, on_grid, together
 from kquant.doctor.scaling import Factorization
 from kquant.doctor.treatment import Treatment
 from kquant.doctor.variants import Bench, Variant
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 from tests.analysis.test_layer_errors import chain, photos
 

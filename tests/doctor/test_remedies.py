@@ -11,7 +11,7 @@ import kquant as kq
 from kquant.core.records import Report
 from kquant.doctor.patient import Patient
 from kquant.doctor.remedies import rounded_weights
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 from tests.analysis.test_layer_errors import chain, photos
 from tests.ptq.layerwise.test_gate_rounding import FEATURES, STEPS, UNITS, sequences

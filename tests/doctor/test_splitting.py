@@ -13,7 +13,7 @@ from kquant.doctor.splitting import SPLIT, split_remedy
 from kquant.doctor.treatment import Treatment
 from kquant.doctor.variants import Bench, Variant
 from kquant.qmodel.outputs import network_outputs
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 from kquant.search.trials import HeldBack
 from tests.analysis.test_layer_errors import chain, photos

@@ -16,8 +16,9 @@ from kquant.qmodel.outputs import network_outputs
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
 from kquant.rewrites.scaling.channel_statistics import RunningChannels
 from kquant.rewrites.standardize.standardize import standardize
-from kquant.search import efforts, pipeline
-from kquant.search.efforts import FloatNetwork, effort_steps
+from kquant.search import efforts, float_network
+from kquant.search.efforts import effort_steps
+from kquant.search.float_network import FloatNetwork
 from kquant.search.trials import HeldBack, image_divergence, image_sqnr_db, paired_change
 from tests import models
 
@@ -124,7 +125,7 @@ def test_scaling_is_found_on_all_images_each_of_which_is_measured_once(monkeypat
   seen, scaled_on, absorb = [], [], RunningChannels.absorb
   monkeypatch.setattr(RunningChannels, "absorb", lambda self, images: (
       seen.append(images[0]), absorb(self, images))[1])
-  monkeypatch.setattr(pipeline, "equalize", lambda graph, *, statistics, **more: scaled_on.append(
+  monkeypatch.setattr(float_network, "equalize", lambda graph, *, statistics, **more: scaled_on.append(
       statistics.images))
   monkeypatch.setattr(HeldBack, "try_change", lambda self, method, change, before, **more: (
       Trial(method, True, 10), (change(), before)[1]))

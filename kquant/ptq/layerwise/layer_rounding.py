@@ -199,8 +199,8 @@ def _output_error(turn: LayerTurn, errors: dict[str, np.ndarray], moments: Momen
                 for gate in GATES]
   else:
     (error,) = errors.values()
-    matrices = [turn.patches.matrix(error).reshape(len(moments.gram), -1, turn.patches.outputs)]
-  return sum(np.sum(matrix * (moments.gram @ matrix)) for matrix in matrices)
+    matrices = [_cut_matrix(turn.patches, error)]
+  return sum(rounding.output_error(matrix, moments.gram).sum() for matrix in matrices)
 
 
 def moments_of(turn: LayerTurn, generator: np.random.Generator) -> list[Moments]:
@@ -279,10 +279,13 @@ def problem_of(turn: LayerTurn, kernel: np.ndarray, halves: list[Moments], qmax:
     halves: moments of the layer's inputs, as `moments_of` returns them.
     qmax: the last integer.
   """
-  patches, parts = turn.patches, cuts(turn.patches.inputs)
-  matrix = patches.matrix(kernel).reshape(
-      patches.blocks * parts, patches.inputs // parts, patches.outputs)
-  return fitted_problem(matrix, halves, qmax, turn.images)
+  return fitted_problem(_cut_matrix(turn.patches, kernel), halves, qmax, turn.images)
+
+
+def _cut_matrix(patches: Patches, kernel: np.ndarray) -> np.ndarray:
+  """Returns a kernel in Keras layout as [blocks * parts, inputs / parts, outputs]."""
+  parts = cuts(patches.inputs)
+  return patches.matrix(kernel).reshape(patches.blocks * parts, patches.inputs // parts, patches.outputs)
 
 
 def _spread(scale: np.ndarray, patches: Patches, parts: int) -> np.ndarray:

@@ -62,12 +62,21 @@ class RoundingProblem:
 
   def output_error(self, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Returns e^T H e of each output, [blocks, outputs]."""
-    error = integers * scale - self.kernel
-    return np.einsum("bko,bko->bo", error, self.gram @ error)
+    return output_error(integers * scale - self.kernel, self.gram)
 
   def per_output(self, scale: np.ndarray) -> np.ndarray:
     """Returns a scale as one of each output, [blocks, 1, outputs]."""
     return np.broadcast_to(scale, (len(self.kernel), 1, self.kernel.shape[2]))
+
+
+def output_error(error: np.ndarray, gram: np.ndarray) -> np.ndarray:
+  """Returns e^T H e of each output, [blocks, outputs].
+
+  Args:
+    error: rounded less float weights, [blocks, inputs, outputs].
+    gram: H, [blocks, inputs, inputs].
+  """
+  return np.einsum("bko,bko->bo", error, gram @ error)
 
 
 def damped(gram: np.ndarray, damping: float) -> np.ndarray:

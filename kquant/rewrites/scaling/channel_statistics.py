@@ -17,12 +17,8 @@ from kquant.core import numerics
 from kquant.graph.execution import Execution
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import LayerDef, Node, Ref
-from kquant.graph.sizes import all_bytes
+from kquant.graph.sizes import BACKWARD_ROOM, backward_bytes
 
-_BACKWARD = 2
-"""A backward pass holds all tensors, and slopes beside them."""
-_BACKWARD_ROOM = 2**31
-"""Bytes that it may take: with fewer images at a time statistics, and scales, differ in their last bits."""
 _OF_TENSORS = ("low", "high", "mean", "mean_square", "gain")
 _SLOPE_MOMENTS = ("slope_squares", "slope_products", "bias_squares")
 
@@ -87,7 +83,7 @@ class RunningChannels:
     self._graph, self._batch_size, self._seed = graph, batch_size, seed
     self._execution = Execution(graph, graph.to_model())
     if gains:
-      self._execution.image_bytes, self._execution.room = _BACKWARD * all_bytes(graph), _BACKWARD_ROOM
+      self._execution.image_bytes, self._execution.room = backward_bytes(graph), BACKWARD_ROOM
     refs = [Ref(node, index) for node in graph.nodes for index in range(len(node.shapes))
             if len(node.shapes[index]) > 1]
     self._linear = list({node.layer: None for node in graph.nodes if node.facts.role == "linear" and gains})
@@ -175,7 +171,7 @@ def _measuring_step(execution: Execution, refs: list[Ref], linear: list[LayerDef
       tape.watch([*arrays, *kernels, *biases] if linear else [])
       values = execution.values(arrays)
       outputs = [values[ref] for ref in wanted]
-      projected = tf.add_n([tf.reduce_sum(out * _signs(tf.shape(out), direction + index))
+      projected = tf.add_n([tf.reduce_sum(out * random_signs(tf.shape(out), direction + index))
                             for index, out in enumerate(outputs)])
     measured = {"low": [], "high": [], "mean": [], "mean_square": []}
     for ref in refs:
@@ -215,7 +211,8 @@ def before_saturation(ref: Ref) -> Ref:
   return ref.node.inputs[0] if ref.node.facts.role == "fixed" else ref
 
 
-def _signs(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def random_signs(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """Returns +1 or -1, float32, drawn anew for each seed [2]."""
   return 2.0 * tf.cast(tf.random.stateless_uniform(shape, seed) < 0.5, tf.float32) - 1.0
 
 

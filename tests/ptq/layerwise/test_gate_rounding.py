@@ -22,7 +22,7 @@ from kquant.ptq.layerwise.layer_rounding import round_weights
 from kquant.ptq.layerwise.rounding import RoundingProblem
 from kquant.ptq.layerwise.streaming import layer_turns
 from kquant.qmodel.calibrate import observe
-from kquant.search.efforts import FloatNetwork
+from kquant.search.float_network import FloatNetwork
 from kquant.search.pipeline import read
 
 STEPS, FEATURES, UNITS = 8, 4, 6
