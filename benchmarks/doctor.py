@@ -39,7 +39,7 @@ class Planted:
     faulty_config: with that rule.
     contrast: of the calibration images.
     shift: images are changed to shift * (1 + image).
-    found: names of the tensors, or the kind of the finding, that say that it was found.
+    found: names of the tensors, or the kind of the finding (and its place), that say that it was found.
   """
 
   model: object
@@ -96,6 +96,7 @@ def plant(fault: str, original, seed: int) -> Planted | None:
   if fault.startswith("outlier weight"):
     place = tuple(int(rng.integers(size)) for size in kernel.shape[:-1])
     kernel[(*place, channel)] = 30 * np.abs(kernel).max()
+    names = (*names, f"outlier in {node.name}/kernel")
     if "one scale" in fault:
       config = faulty = kq.QuantConfig(rules=[kq.Rule(weights=kq.TensorSpec(per_channel=False))])
   elif "channel x30" in fault:
@@ -108,7 +109,7 @@ def plant(fault: str, original, seed: int) -> Planted | None:
     weights.assign(values)
   elif fault == "bias x100":
     bias[bias.argmax()] *= 100  # a negative one would only silence its channel
-    names = (*names, "answers")  # the float model may answer all alike
+    names = (*names, f"outlier in {node.name}/bias", "answers")  # the float model may answer all alike
   elif fault == "dropped ReLU6 cap":
     if model.get_layer(ref.node.name).get_config().get("max_value") != 6.0:
       return None
@@ -179,8 +180,9 @@ def measured(planted: Planted, calibration: np.ndarray, x: np.ndarray) -> dict:
   found["seconds"] = time.process_time() - start
   found["mended"], found["mended_agreement"] = noise(answers(diagnosis.result.qmodel, prepared(x)), reference)
   rows = [row.name for row in diagnosis.analysis.rows]
-  kinds = [finding.kind for finding in diagnosis.findings]
-  found["rank"] = (0 if set(kinds) & set(planted.found) else
+  findings = {said for finding in diagnosis.findings
+              for said in (finding.kind, f"{finding.kind} in {finding.where}")}
+  found["rank"] = (0 if findings & set(planted.found) else
                    next((place + 1 for place, name in enumerate(rows) if name in planted.found), None))
   found["remedies"] = [str(row) for row in diagnosis.rows if row.remedy]
   found["left_out"] = [str(row) for row in diagnosis.rows if row.left_out]

@@ -10,11 +10,12 @@ from kquant.analysis.layer_errors import check_images, with_quantizers
 from kquant.core import data
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
-from kquant.doctor.findings import KnownNetwork, weight_findings
+from kquant.doctor.findings import KnownNetwork
 from kquant.doctor.mending import Parts, mend
 from kquant.doctor.patient import EFFORTS, Patient, resolved
 from kquant.doctor.results import Diagnosis
 from kquant.doctor.settings import DiagnosisSettings
+from kquant.doctor.weight_findings import nonfinite_weights, outlier_weights
 from kquant.graph import keras_calls
 from kquant.graph.keras_reader import check_is_model, check_model
 from kquant.graph.model_forms import as_tf_keras
@@ -68,7 +69,7 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   _check(model, config, effort)
   report, model = Report(), as_tf_keras(model)
   check_is_model(model)
-  findings = weight_findings(model)
+  findings = nonfinite_weights(model)
   if findings:
     return Diagnosis((), tuple(findings), None, config)
   check_model(model)
@@ -76,7 +77,7 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   with report.stage("findings"):
     known = KnownNetwork(model, parts.train, parts.judge)
     broken = known.broken()
-    findings = broken or list(known.findings(parts.labels))
+    findings = broken or [*outlier_weights(model), *known.findings(parts.labels)]
   if broken:
     return Diagnosis((), tuple(findings), None, config, seconds=report.seconds)
   network = FloatNetwork(read(model, config), parts.train, settings.seed)

@@ -8,7 +8,7 @@ import tf_keras as keras
 from kquant.core import metrics
 from kquant.doctor.results import Finding
 from kquant.graph.graph import Graph
-from kquant.graph.keras_reader import named_variables, nested_layers
+from kquant.graph.keras_reader import nested_layers
 from kquant.graph.nodes import Node, Ref
 from kquant.qat.bn_reestimate import reestimate_batch_norm
 from kquant.qmodel.outputs import network_outputs
@@ -28,18 +28,6 @@ _OTHER_UNITS_NATS = 20.0
 """The same of the first batch norm: its input has another scale altogether."""
 _FEWEST_JUDGED = 16
 _SAME_ANSWER, _FEWEST_CLASSES = 0.9, 3
-
-
-def weight_findings(model: keras.Model) -> list[Finding]:
-  """Returns the weights of a built model that are not finite."""
-  found = {}
-  for layer in nested_layers(model):
-    for name, variable in named_variables(layer):
-      if variable.dtype.is_floating and not np.isfinite(variable.numpy()).all():
-        found[variable.ref()] = Finding(  # the innermost layer names it last
-            "weights", f"{layer.name}/{name}", f"{name!r} of layer {layer.name!r} holds NaN or infinity.",
-            "Train or load the model again.")
-  return list(found.values())
 
 
 class KnownNetwork:

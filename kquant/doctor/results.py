@@ -19,8 +19,8 @@ class Finding:
   """Something that no change of grids mends.
 
   Attributes:
-    kind: "weights", "values", "constant", "dead channels", "calibration", "preprocessing", "batch norm",
-      "labels" or "answers".
+    kind: "weights", "outlier", "values", "constant", "dead channels", "calibration", "preprocessing",
+      "batch norm", "labels" or "answers".
     where: the layer or tensor; "" for the model or the images as a whole.
     what: what is wrong, in a sentence.
     remedy: what to do, in a sentence.

@@ -6,6 +6,7 @@ from tf_keras import layers
 
 import kquant as kq
 from kquant.doctor.findings import KnownNetwork
+from kquant.doctor.weight_findings import outlier_weights
 from tests.analysis.test_layer_errors import photos
 
 
@@ -92,3 +93,33 @@ def test_a_mask_whose_first_steps_always_count_is_no_constant():
   series = np.random.default_rng(0).normal(size=(64, 6, 3)).astype(np.float32)
   series[:32, 4:] = 0
   assert "constant" not in findings(keras.Model(image, layers.Dense(3)(x)), series)
+
+
+def test_a_single_outlier_among_weights_is_named():
+  model = normalized()
+  assert not outlier_weights(model)
+  kernel, bias = (weights.numpy() for weights in model.get_layer("conv1").weights)
+  kernel[2, 0, 5, 3] = 30 * np.abs(kernel).max()
+  model.get_layer("conv1").kernel.assign(kernel)
+  (found,) = outlier_weights(model)
+  assert (found.kind, found.where) == ("outlier", "conv1/kernel")
+  assert "(2, 0, 5, 3)" in found.what and " 30 times" in found.what and "more" not in found.what
+  assert kq.diagnose(model, photos(32), effort="fast").findings[0].kind == "outlier"
+
+
+def test_an_outlying_bias_is_named_and_few_weights_are_not():
+  image = keras.Input((8, 8, 3))
+  model = keras.Model(image, layers.Conv2D(4, 1, name="few")(layers.Conv2D(20, 3, name="many")(image)))
+  bias = np.linspace(-1, 1, 20, dtype=np.float32)
+  bias[7] = 100
+  model.get_layer("many").bias.assign(bias)
+  model.get_layer("few").bias.assign([0, 0, 1, 100])
+  (found,) = outlier_weights(model)
+  assert found.where == "many/bias" and "(7,)" in found.what and " 100 times" in found.what
+
+
+def test_trained_networks_have_no_outlier(shared_data):
+  for path in sorted((shared_data / "models").glob("*.h5")):
+    model = kq.load_model(path)
+    folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
+    assert not outlier_weights(model) and not outlier_weights(folded), path.name
