@@ -7,7 +7,9 @@ measured once a model. Every row is rounded in closed form on the same images, a
 file is judged by LiteRT at the input of the softmax. `noise` is our plan with activations of 8 bits; `hawq`
 the same program with the mean trace of the Hessian of a layer times its squared rounding error (HAWQ-V2,
 Gauss-Newton, 50 probes, cross-entropy to the float model's own answers); `blind` gives 4 bits to the largest
-kernels first. `allocate_bits` also has 16-bit activations and the refit. `--write` writes a section a model.
+kernels first. `allocate_bits` also has 16-bit activations and the refit. In a file 2 to 4 bits take the same
+bytes, so nothing is above w4a8 at its bytes; the last rows are at the bytes of its file when it is compressed
+(`storage="entropy"`). `--write` writes a section a model.
 """
 
 import json
@@ -31,16 +33,12 @@ class Candidates:
   """The choices of a network as `allocate_bits` measures them, and the networks of plans."""
 
   def __init__(self, model, calibration: np.ndarray):
-    from kquant.allocation.budget import Budget
-    from kquant.allocation.building import Builder
-    from kquant.allocation.prices import Prices
     from kquant.allocation.rounded import rounded_layers
-    from kquant.allocation.sensitivities import Subject, Widths, measured_noises, priced_choices
+    from kquant.allocation.sensitivities import Subject, Widths, measured_noises
     from kquant.core import data
     from kquant.core.quant_config import QuantConfig
     from kquant.core.recipe import Recipe
     from kquant.core.records import Report
-    from kquant.core.target import target
     from kquant.doctor import files
     from kquant.doctor.patient import Patient, result_of
     from kquant.search.float_network import FloatNetwork
@@ -50,11 +48,22 @@ class Candidates:
     patient = Patient(FloatNetwork(read(model, config), train), config, Report())
     self.subject = Subject(patient, Widths(WIDTHS, ACTIVATIONS))
     self.rounded = rounded_layers(patient, train, WIDTHS)
-    base = files.contents(result_of(patient.calibrated, config, Report()))
-    prices = Prices(Budget(bytes=len(base)), target(config.target), {"base": base})
-    noises = measured_noises(self.subject, self.rounded, [array[:NOISE_IMAGES] for array in judged])
-    self.choices = priced_choices(self.subject, self.rounded, noises, prices)
-    self.builder = Builder(self.subject, [array[:JUDGED_IMAGES] for array in judged], prices)
+    self.base = files.contents(result_of(patient.calibrated, config, Report()))
+    self.noises = measured_noises(self.subject, self.rounded, [array[:NOISE_IMAGES] for array in judged])
+    self.judged = [array[:JUDGED_IMAGES] for array in judged]
+    self.choices, self.builder = self.priced("file")
+
+  def priced(self, storage: str) -> tuple:
+    """Returns (choices, builder of plans) with bytes as a storage counts them."""
+    from kquant.allocation.budget import Budget
+    from kquant.allocation.building import Builder
+    from kquant.allocation.prices import Prices
+    from kquant.allocation.sensitivities import priced_choices
+    from kquant.core.target import target
+    config = self.subject.patient.config
+    prices = Prices(Budget(bytes=len(self.base), storage=storage), target(config.target), {"base": self.base})
+    return (priced_choices(self.subject, self.rounded, self.noises, prices),
+            Builder(self.subject, self.judged, prices))
 
   def of_hawq(self, images: np.ndarray):
     """Returns the choices with HAWQ-V2's proxy in the place of the noise of weights, grids of 8 bits."""
@@ -76,41 +85,74 @@ def blind(choices, limit: float):
   return Plan(tuple(bits.values()), eight)
 
 
-def worker(name: str, data: pathlib.Path) -> None:
-  """Measures one model in this process; prints a JSON line for each row."""
-  from kquant.allocation.solver import Solver
-  from kquant.core import metrics
-  model = load(name, data)
-  calibration, x, labels = images_of(name, data, drawn=True)
-  reference, judged = scores_of(model, x), {}
-  start = time.process_time()
-  candidates = Candidates(model, calibration)
-  choices, made = candidates.choices, candidates.builder.made
-  seconds = time.process_time() - start
-  proxies = candidates.of_hawq(calibration)
-  least, most = (choices.cost(choices.uniform(bits, 8), "bytes") for bits in (4, 8))
+class Judge:
+  """Judges the files of plans by other images, and prints a JSON line for each row.
 
-  def told(row: str, budget: float, built, predictions) -> None:
-    if built.plan not in judged:
-      judged[built.plan] = judge(built.contents, x, labels, reference)
-    found = {key: judged[built.plan][key] for key in ("top1", "agreement", "sqnr", "bytes")}
-    print(json.dumps({**found, "model": name, "row": row, "budget": budget, "images": len(x),
-                      "float": metrics.top1(reference, labels), "seconds": seconds,
+  Args:
+    name: of the model.
+    model: float.
+    x, labels: images [n, ...] and their classes.
+  """
+
+  def __init__(self, name: str, model, x: np.ndarray, labels: np.ndarray):
+    self._name, self._x, self._labels, self._reference = name, x, labels, scores_of(model, x)
+    self._judged, self.seconds = {}, 0.0
+
+  def tell(self, row: str, budget: float, built, predictions, storage: str = "file") -> None:
+    """Prints what a plan that was built is."""
+    from kquant.allocation.costs import file_bytes
+    from kquant.core import metrics
+    if built.plan not in self._judged:
+      self._judged[built.plan] = judge(built.contents, self._x, self._labels, self._reference)
+    found = {key: self._judged[built.plan][key] for key in ("top1", "agreement", "sqnr")}
+    print(json.dumps({**found, "bytes": file_bytes(built.contents, storage), "model": self._name, "row": row,
+                      "storage": storage, "budget": budget, "images": len(self._x),
+                      "float": metrics.top1(self._reference, self._labels), "seconds": self.seconds,
                       "predictions": predictions}), flush=True)
 
-  def plan_told(row: str, budget: float, plan) -> None:
-    built = made(plan)
-    told(row, budget, built, [(choices.noise(plan), float(built.noise.mean()))])
 
-  for row, bits in (("w4a8", 4), ("int8", 8)):
-    plan_told(row, choices.cost(choices.uniform(bits, 8), "bytes"), choices.uniform(bits, 8))
+def worker(name: str, data: pathlib.Path) -> None:
+  """Measures one model in this process."""
+  model = load(name, data)
+  calibration, x, labels = images_of(name, data, drawn=True)
+  judged = Judge(name, model, x, labels)
+  start = time.process_time()
+  candidates = Candidates(model, calibration)
+  judged.seconds = time.process_time() - start
+  of_files(candidates, candidates.of_hawq(calibration), judged)
+  of_compressed_files(candidates, judged)
+
+
+def of_files(candidates: Candidates, proxies, judged: Judge) -> None:
+  """Measures the rows at bytes of files."""
+  from kquant.allocation.solver import Solver
+  choices, made = candidates.choices, candidates.builder.made
+  least, most = (choices.cost(choices.uniform(bits, 8), "bytes") for bits in (4, 8))
+
+  def tell(row: str, budget: float, plan) -> None:
+    built = made(plan)
+    judged.tell(row, budget, built, [(choices.noise(plan), float(built.noise.mean()))])
+
+  tell("w4a8", least, choices.uniform(4, 8))
+  tell("int8", most, choices.uniform(8, 8))
   for part in PARTS:
     limit = {"bytes": least + part * (most - least)}
-    plan_told("blind", limit["bytes"], blind(choices, limit["bytes"]))
-    plan_told("hawq", limit["bytes"], Solver(proxies).solve(limit))
-    plan_told("noise", limit["bytes"], Solver(choices.with_narrow_grids()).solve(limit))
+    tell("blind", limit["bytes"], blind(choices, limit["bytes"]))
+    tell("hawq", limit["bytes"], Solver(proxies).solve(limit))
+    tell("noise", limit["bytes"], Solver(choices.with_narrow_grids()).solve(limit))
     outcome = candidates.builder.refit_once(choices, limit)
-    told("allocate_bits", limit["bytes"], outcome.built, outcome.predictions)
+    judged.tell("allocate_bits", limit["bytes"], outcome.built, outcome.predictions)
+
+
+def of_compressed_files(candidates: Candidates, judged: Judge) -> None:
+  """Measures the rows at the bytes of the file of w4a8, compressed."""
+  from kquant.allocation.costs import file_bytes
+  choices, builder = candidates.priced("entropy")
+  w4a8 = candidates.builder.made(choices.uniform(4, 8))
+  limit = {"bytes": float(file_bytes(w4a8.contents, "entropy"))}
+  judged.tell("w4a8", limit["bytes"], w4a8, [(choices.noise(w4a8.plan), float(w4a8.noise.mean()))], "entropy")
+  outcome = builder.refit_once(choices, limit)
+  judged.tell("allocate_bits", limit["bytes"], outcome.built, outcome.predictions, "entropy")
 
 
 def table(rows: list[dict]) -> str:
@@ -119,8 +161,9 @@ def table(rows: list[dict]) -> str:
            "| predicted / measured noise, before and after the refit |", "|---|---|---|---|---|---|---|---|"]
   for r in rows:
     ratios = ", ".join(f"{predicted / measured:.2f}" for predicted, measured in r["predictions"])
-    lines.append(f"| {r['model']} ({r['float']:.4f}) | {r['budget']:,.0f} | {r['row']} | {r['bytes']:,} | "
-                 f"{r['top1']:.4f} | {r['agreement']:.4f} | {r['sqnr']:.1f} | {ratios} |")
+    compressed = ", compressed" if r["storage"] == "entropy" else ""
+    lines.append(f"| {r['model']} ({r['float']:.4f}) | {r['budget']:,.0f}{compressed} | {r['row']} | "
+                 f"{r['bytes']:,} | {r['top1']:.4f} | {r['agreement']:.4f} | {r['sqnr']:.1f} | {ratios} |")
   return "\n".join(lines)
 
 
@@ -128,12 +171,17 @@ def compared(rows: list[dict]) -> str:
   """How often and by how much the other rows are beaten, in a sentence for each model."""
   lines = []
   for name in dict.fromkeys(row["model"] for row in rows):
-    by = {(row["row"], row["budget"]): row["sqnr"] for row in rows if row["model"] == name}
+    by = {(row["row"], row["budget"]): row["sqnr"] for row in rows
+          if row["model"] == name and row["storage"] == "file"}
     for mine in ("noise", "allocate_bits"):
       for other in ("blind", "hawq"):
         gains = [by[mine, budget] - by[other, budget] for row, budget in by if row == other]
         lines.append(f"- {name}: {mine} against {other}: higher SQNR at {sum(gain > 0 for gain in gains)} of "
                      f"{len(gains)} budgets, {np.mean(gains):+.1f} dB on average.")
+    w4a8, plan = (row for row in rows if row["model"] == name and row["storage"] == "entropy")
+    lines.append(f"- {name}, at the bytes of the compressed file of w4a8: allocate_bits has "
+                 f"{100 * (plan['top1'] - w4a8['top1']):+.1f} points of top-1, "
+                 f"{100 * (plan['agreement'] - w4a8['agreement']):+.1f} of agreement.")
   return "\n".join(lines)
 
 
@@ -157,7 +205,8 @@ def note_of(rows: list[dict]) -> str:
           f"that allocate_bits does not hold back; judged on {rows[0]['images']:,} other images as in the "
           "first table of this file, the ImageNet models on 128 drawn images. noise: our program with 8-bit "
           "activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels first, "
-          "allocate_bits: with 16-bit activations and one refit. Calibration, rounding and sensitivities: "
+          "allocate_bits: with 16-bit activations and one refit. Compressed: by deflate. "
+          "Calibration, rounding and sensitivities: "
           f"{rows[0]['seconds']:.0f} CPU seconds.")
 
 
