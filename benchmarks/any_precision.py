@@ -1,6 +1,6 @@
 """Any-precision networks: trained ones against dedicated ones, and families after training.
 
-    python benchmarks/any_precision.py [--shared=../shared] [--table=training|step|family]
+    python benchmarks/any_precision.py [--shared=../shared] [--table=training|step|family|bundle]
                                        [--rows="any;dedicated"] [--seeds=0,1,2] [--epochs=30] [--write]
 
 training  resnet8 on 5,000 CIFAR-10 images, top-1 on the 3,000 of x_test at every width. "any": nested codes,
@@ -12,6 +12,7 @@ training  resnet8 on 5,000 CIFAR-10 images, top-1 on the 3,000 of x_test at ever
           other rows of the same epochs as they are.
 step      processor time of a training step of resnet8, five widths and one, in turn in one process
 family    config any8 after training, against closed-form rounding for each width alone; bundle and extraction
+bundle    resnet8 trained at eight widths: its bundle against the file of 8 bits
 
 `--write` puts a table into benchmarks/results.md. `--picture=docs/any_precision.png` draws the first as it
 stands there, top-1 against the bytes of the kernels.
@@ -32,7 +33,8 @@ CALIBRATION, REESTIMATED = 256, 1600
 TRAINED, ADDED = (32, 8, 4, 2, 1), (7, 6, 5, 3)
 TITLES = {"training": "Any-precision training, resnet8 on 5,000 images",
           "step": "Any-precision training, processor time of a step",
-          "family": "Any-precision families after training"}
+          "family": "Any-precision families after training",
+          "bundle": "Any-precision bundle of eight trained widths"}
 
 
 def trained(data: pathlib.Path, widths, epochs: int, seed: int, **options):
@@ -213,6 +215,28 @@ def family_rows(name: str, data: pathlib.Path) -> tuple[list[str], str]:
   return rows, note
 
 
+def bundle_table(data: pathlib.Path, epochs: int, seed: int) -> str:
+  """Trains resnet8 at eight widths; returns what its bundle and files take, and what they are."""
+  import tflite_export
+  from tflite_export.family.bundle import Bundle
+  anymodel, _ = trained(data, WIDTHS[1:], epochs, seed)
+  calibration, x, labels = images_of("resnet8", data)
+  simulated = top1_of(anymodel, data)
+  lines = ["| bits | top-1 in Keras | top-1 of the file | bytes | certified |", "|---|---|---|---|---|"]
+  with tempfile.TemporaryDirectory() as folder:
+    written = tflite_export.export_family(anymodel, folder, verify=calibration[:2].astype(np.float32))
+    for bits, file in written.files.items():
+      found = judge(pathlib.Path(file.path).read_bytes(), x, labels, scores(anymodel.at(bits), x))
+      lines.append(f"| {bits} | {simulated[bits]:.4f} | {found['top1']:.4f} | {file.bytes:,} | "
+                   f"{'yes' if file.certificate['exact'] else 'no'} |")
+    start = time.perf_counter()
+    Bundle(written.bundle).tflite(4)
+    seconds = time.perf_counter() - start
+  times = written.bytes / written.files[8].bytes
+  return "\n".join([*lines, "", f"Bundle: {written.bytes:,} bytes, {times:.3f} times the file of 8 bits; one "
+                    f"width taken out in {seconds:.2f} s."])
+
+
 def kernel_bytes(data: pathlib.Path, bits: int) -> float:
   """Returns the bytes of the kernels of resnet8 at a width; the first and the last have 8 bits."""
   sizes = [weight.shape.num_elements() for weight in load("resnet8", data).weights if "kernel" in weight.name]
@@ -256,16 +280,19 @@ def main() -> None:
   if flags.picture:
     draw(data, flags.picture)
     return
-  every = {"training": list(ROWS), "family": ["resnet8", "v2"], "step": []}[flags.table]
-  names = flags.rows.split(";") if flags.rows else every
+  names = flags.rows.split(";") if flags.rows else {"training": list(ROWS), "family": ["resnet8", "v2"]}.get(
+      flags.table, [])
+  seeds = [int(seed) for seed in flags.seeds.split(",")]
   if flags.table == "training":
-    measure_rows(data, names, flags.epochs, [int(seed) for seed in flags.seeds.split(",")], flags.write)
+    measure_rows(data, names, flags.epochs, seeds, flags.write)
     return
-  rows = f" --rows=\"{';'.join(names)}\"" if names else ""
-  body = family_table(data, names) if flags.table == "family" else step_table(data)
+  body, said = {"family": lambda: (family_table(data, names), f" --rows=\"{';'.join(names)}\""),
+                "bundle": lambda: (bundle_table(data, flags.epochs, seeds[0]),
+                                   f" --epochs={flags.epochs} --seeds={seeds[0]}"),
+                "step": lambda: (step_table(data), "")}[flags.table]()
   print(body, flush=True)
   if flags.write:
-    command = f"python benchmarks/any_precision.py --table={flags.table}{rows}"
+    command = f"python benchmarks/any_precision.py --table={flags.table}{said}"
     write_section(TITLES[flags.table], f"{describe(command)}\n\n{body}")
 
 
