@@ -36,5 +36,6 @@ setup(
         'setuptools; python_version >= "3.12"',
     ],
     extras_require={"test": ["pytest", "pytest-xdist", "hypothesis", "ruff"], "hub": ["keras-hub"],
-                    "parallel": ["joblib>=1.3", "dask", "distributed"]},
+                    "parallel": ["joblib>=1.3", "dask", "distributed"],
+                    "ray": ["joblib>=1.3", "ray"]},
 )

@@ -96,7 +96,18 @@ def a_dask_cluster():
     yield
 
 
-@pytest.mark.parametrize("backend, cluster", [("loky", contextlib.nullcontext), ("dask", a_dask_cluster)])
+@contextlib.contextmanager
+def a_ray_cluster():
+  ray = pytest.importorskip("ray", reason="ray is not installed; pip install .[ray]")
+  from ray.util.joblib import register_ray
+  register_ray()
+  with ray.init(num_cpus=2, include_dashboard=False):
+    yield
+  ray.shutdown()
+
+
+@pytest.mark.parametrize("backend, cluster", [("loky", contextlib.nullcontext), ("dask", a_dask_cluster),
+                                              ("ray", a_ray_cluster)])
 def test_two_processes_find_the_same_numbers(meter, backend, cluster, monkeypatch):
   wanted = meter.measure()
   assert len(meter.tasks()) == 3
