@@ -1,6 +1,6 @@
 """Bits for each layer within budgets of bytes: kq.allocate_bits beside other ways to choose them.
 
-    python benchmarks/mixed_precision.py [--shared=../shared] [--models=resnet8] [--write]
+    python benchmarks/mixed_precision.py [--shared=../shared] [--models=resnet8] [--compressed] [--write]
 
 Five budgets between the bytes of w4a8 and of int8; the third is that of 6 bits on average. Sensitivities are
 measured once a model. Every row is rounded in closed form on the same images, a plan is built once, and its
@@ -9,7 +9,7 @@ the same program with the mean trace of the Hessian of a layer times its squared
 Gauss-Newton, 50 probes, cross-entropy to the float model's own answers); `blind` gives 4 bits to the largest
 kernels first. `allocate_bits` also has 16-bit activations and the refit. In a file 2 to 4 bits take the same
 bytes, so nothing is above w4a8 at its bytes; the last rows are at the bytes of its file when it is compressed
-(`storage="entropy"`). `--write` writes a section a model.
+(`storage="entropy"`); `--compressed` measures these alone. `--write` writes a section a model.
 """
 
 import json
@@ -111,7 +111,7 @@ class Judge:
                       "predictions": predictions}), flush=True)
 
 
-def worker(name: str, data: pathlib.Path) -> None:
+def worker(name: str, data: pathlib.Path, *, compressed: bool) -> None:
   """Measures one model in this process."""
   model = load(name, data)
   calibration, x, labels = images_of(name, data, drawn=True)
@@ -119,7 +119,8 @@ def worker(name: str, data: pathlib.Path) -> None:
   start = time.process_time()
   candidates = Candidates(model, calibration)
   judged.seconds = time.process_time() - start
-  of_files(candidates, candidates.of_hawq(calibration), judged)
+  if not compressed:
+    of_files(candidates, candidates.of_hawq(calibration), judged)
   of_compressed_files(candidates, judged)
 
 
@@ -173,7 +174,7 @@ def compared(rows: list[dict]) -> str:
   for name in dict.fromkeys(row["model"] for row in rows):
     by = {(row["row"], row["budget"]): row["sqnr"] for row in rows
           if row["model"] == name and row["storage"] == "file"}
-    for mine in ("noise", "allocate_bits"):
+    for mine in ("noise", "allocate_bits") if by else ():
       for other in ("blind", "hawq"):
         gains = [by[mine, budget] - by[other, budget] for row, budget in by if row == other]
         lines.append(f"- {name}: {mine} against {other}: higher SQNR at {sum(gain > 0 for gain in gains)} of "
@@ -185,9 +186,9 @@ def compared(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def rows_of(name: str, shared: str) -> list[dict]:
+def rows_of(name: str, shared: str, *further: str) -> list[dict]:
   """Measures a model in a process of its own; shows each row as it comes."""
-  command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={shared}"]
+  command = [sys.executable, __file__, "--worker", f"--models={name}", f"--shared={shared}", *further]
   rows = []
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout:
@@ -214,19 +215,22 @@ def main() -> None:
   """Measures what the flags say."""
   parser = arguments(__doc__)
   parser.add_argument("--models", default="resnet8")
+  parser.add_argument("--compressed", action="store_true", help="the rows at compressed bytes alone")
   parser.add_argument("--worker", action="store_true")
   flags = parser.parse_args()
   data = data_of(flags)
   if flags.worker:
-    worker(flags.models, data)
+    worker(flags.models, data, compressed=flags.compressed)
     return
   for name in flags.models.split(","):
-    rows = rows_of(name, flags.shared)
+    further = ["--compressed"] * flags.compressed
+    rows = rows_of(name, flags.shared, *further)
     text = f"{table(rows)}\n\n{compared(rows)}"
     print(text, flush=True)
     if flags.write:
-      command = f"python benchmarks/mixed_precision.py --models={name}"
-      write_section(f"{TITLE}: {MODELS[name]}", f"{describe(command)}\n\n{note_of(rows)}\n\n{text}")
+      command = " ".join([f"python benchmarks/mixed_precision.py --models={name}", *further])
+      title = f"{TITLE}, compressed" if flags.compressed else TITLE
+      write_section(f"{title}: {MODELS[name]}", f"{describe(command)}\n\n{note_of(rows)}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ shared.define_path("output", "JSON file to write; with --fix the .tflite file")
 shared.define_path("summary", "JSON file for what was measured")
 shared.define_path("certificate", "JSON file: every tensor compared with our own integer arithmetic",
                    endings=(".json",))
-shared.define_calibration_flags()
-shared.define_preprocess()
-shared.define_preset()
-shared.define_effort()
+shared.define_data_flags()
+shared.define_method_flags()
 shared.define_seed()
 if not shared.is_defined("fix"):
   flags.DEFINE_bool("fix", False, "mend the tensors at fault of a float model by local remedies "
@@ -26,8 +24,8 @@ if not shared.is_defined("fix"):
   flags.DEFINE_integer("most_wide", 8, "with --fix: tensors that get 16 bits, at most", lower_bound=0)
   flags.DEFINE_bool("latency", False, "with --fix: measure the latency of the files before and after")
 if not shared.is_defined("images"):
-  flags.DEFINE_integer("images", 64, "how many images of --calibration to look at: those that were not "
-                       "calibrated on, where there are any", lower_bound=2)
+  flags.DEFINE_integer("images", 64, "how many images to look at: of --eval; else of --calibration, those "
+                       "that were not calibrated on, where there are any", lower_bound=2)
 shared.define_report()
 shared.define_node_data()
 
@@ -39,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main, reads=("model", "weights", "import", "calibration"))
+  shared.run(main, reads=("model", "weights", "import", "calibration", "eval"))

@@ -11,7 +11,7 @@ import numpy as np
 import tf_keras as keras
 from tqdm import tqdm
 
-from kquant.cli.sources import Source
+from kquant.cli.sources import Loaded, Source
 from kquant.core import data, metrics, numerics
 from kquant.graph.graph import Graph
 from kquant.qmodel.outputs import network_outputs
@@ -21,6 +21,8 @@ from tflite_export.program.program import IntProgram
 from tflite_export.proof.runtime import Runtime
 
 IMAGES_AT_ONCE = 64
+CLOSENESS_IMAGES = 64
+"""Calibration images on which a file's answers are compared with the float model's, without --eval."""
 
 
 def evaluate(model: keras.Model, program: IntProgram, source: Source,
@@ -48,6 +50,11 @@ def evaluate(model: keras.Model, program: IntProgram, source: Source,
       "sqnr_db": sqnr_db if np.isfinite(sqnr_db) else None,
       "tied": metrics.tied(outputs) if classes else None,
   }
+
+
+def some_of(calibration: list[np.ndarray]) -> tuple[Source, np.ndarray]:
+  """Returns the samples to compare answers on where there are none to judge by: a source, and which of it."""
+  return Loaded(calibration), np.arange(min(CLOSENESS_IMAGES, len(calibration[0])))
 
 
 def simulation_judge(model: keras.Model, source: Source) -> Callable[[keras.Model], dict[str, float | None]]:

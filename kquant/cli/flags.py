@@ -93,12 +93,12 @@ def define_method_flags() -> None:
   """--preset, --effort, --tolerance, --equalize, --rounding, --bias, --finetune."""
   define_preset()
   define_effort()
-  flags.DEFINE_enum("equalize", None, EQUALIZATIONS,
-                    "scale channels across layers before; default: the preset's")
-  flags.DEFINE_enum("rounding", None, ROUNDINGS, "how weights become integers; default: the preset's")
-  flags.DEFINE_enum("bias", None, BIAS_CORRECTIONS, "how biases are corrected; default: the preset's")
-  flags.DEFINE_enum("finetune", None, FINETUNINGS,
-                    "train against the float model in the end; default: the preset's")
+  for name, choices, what in (("equalize", EQUALIZATIONS, "scale channels across layers before"),
+                              ("rounding", ROUNDINGS, "how weights become integers"),
+                              ("bias", BIAS_CORRECTIONS, "how biases are corrected"),
+                              ("finetune", FINETUNINGS, "train against the float model in the end")):
+    if not is_defined(name):
+      flags.DEFINE_enum(name, None, choices, f"{what}; default: the preset's")
 
 
 def define_effort() -> None:
@@ -130,8 +130,9 @@ def define_calibration_flags() -> None:
 def define_data_flags() -> None:
   """--calibration, --calibration_samples, --calibration_order, --preprocess, --eval."""
   define_calibration_flags()
-  flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
-                    "a seeded random sample, or the first ones")
+  if not is_defined("calibration_order"):
+    flags.DEFINE_enum("calibration_order", "random", ["random", "first"],
+                      "a seeded random sample, or the first ones")
   define_preprocess()
   define_path("eval", "images to judge by: a folder (labels.csv: file,label, or a folder a class), .npz "
               "(x, y) or .csv (a column label)")

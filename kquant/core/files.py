@@ -7,6 +7,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 
+def same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+  """Whether two paths name the same file or folder, which is there."""
+  return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
 @contextlib.contextmanager
 def written_together() -> Iterator[Callable[[str | os.PathLike], pathlib.Path]]:
   """Yields a function from the path of a file to where the block writes it; files move when it ends well.

@@ -239,9 +239,11 @@ class Report:
     }
 
   def __str__(self) -> str:
-    """The stages, the methods tried and the skipped layers as text."""
+    """The stages, the methods tried and the skipped layers as text; what to do next where it is far off."""
     lines = [text_table(("stage", "seconds"), [(n, f"{s:.2f}") for n, s in self.seconds.items()])]
-    return "\n\n".join([*lines, *self.tables()])
+    far = self.closeness is not None and not (self.closeness.good or self.closeness.constant)
+    remedy = ["Next: kq.diagnose(model, images) names the tensors at fault and tries local remedies."] * far
+    return "\n\n".join([*lines, *self.tables(), *remedy])
 
   def tables(self) -> list[str]:
     """Returns as text how near it is, methods that were tried, skipped layers and narrow columns."""

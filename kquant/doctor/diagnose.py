@@ -24,6 +24,8 @@ from kquant.search.pipeline import read
 
 _FEWEST = 16
 """With fewer images none are held back."""
+_LABELLED = 512
+"""Images by whose labels the float model is judged, at most."""
 
 
 def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
@@ -66,6 +68,7 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   """
   config = QuantConfig.preset(config) if isinstance(config, str) else config
   settings = settings or DiagnosisSettings()
+  config = config.following(settings.recipe)
   _check(model, config, effort)
   report, model = Report(), as_tf_keras(model)
   check_is_model(model)
@@ -75,15 +78,18 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   check_model(model)
   parts = _parted(model, images, labels, calibration, settings)
   with report.stage("findings"):
-    known = KnownNetwork(model, parts.train, parts.judge)
+    known = KnownNetwork(model, parts.train, parts.judge, parts.labelled)
     broken = known.broken()
-    findings = broken or [*outlier_weights(model), *known.findings(parts.labels)]
+    findings = broken or [*outlier_weights(model), *known.findings()]
   if broken:
     return Diagnosis((), tuple(findings), None, config, seconds=report.seconds)
   network = FloatNetwork(read(model, config), parts.train, settings.seed)
-  patient = Patient(network, resolved(network, config, effort, report), report)
+  patient = Patient(network, resolved(network, config, effort, settings.recipe, report), report)
   mended = mend(patient, parts, settings, report)
-  return dataclasses.replace(mended, findings=tuple(findings), seconds=report.seconds)
+  notes = () if parts.held_back else (f"{len(parts.judge[0])} images are too few to hold some back: remedies "
+                                      "are judged by what is calibrated on.",)
+  return dataclasses.replace(mended, findings=tuple(findings), notes=(*notes, *mended.notes),
+                             seconds=report.seconds)
 
 
 def _check(model: Any, config: QuantConfig, effort: str | None) -> None:
@@ -103,16 +109,19 @@ def _parted(model: keras.Model, images: Any, labels: np.ndarray | None, calibrat
   specs = keras_calls.input_specs(model)
   images = data.gather(images, specs, where="diagnosis")
   check_images(images, labels, where="diagnose")
-  count, notes = len(images[0]), ()
+  count = len(images[0])
   judge = np.arange(count)
   if calibration is not None:
     train = data.gather(calibration, specs)
   elif count < _FEWEST:
     train = images
-    notes = (f"{count} images are too few to hold some back: remedies are judged by what is calibrated on.",)
   else:
     (rest,), (judge,) = data.hold_back([judge], seed=settings.seed)
     train = [array[rest] for array in images]
+  labelled = None
+  if labels is not None:
+    many = judge[data.choose(len(judge), _LABELLED, seed=settings.seed)]
+    labelled = [array[many] for array in images], np.asarray(labels)[many]
   judge = judge[data.choose(len(judge), settings.images, seed=settings.seed)]
   labels = None if labels is None else np.asarray(labels)[judge]
-  return Parts(train, [array[judge] for array in images], labels, notes)
+  return Parts(train, [array[judge] for array in images], labels, labelled, held_back=train is not images)

@@ -1,5 +1,6 @@
 """What no change of grids mends: a float model or images that are not what they should be."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,10 +37,13 @@ class KnownNetwork:
   Args:
     model: float.
     calibration, judged: one array [n, ...] a model input; may be the same.
+    labelled: (images that were not calibrated on, their class indices), or None.
   """
 
-  def __init__(self, model: keras.Model, calibration: list[np.ndarray], judged: list[np.ndarray]):
+  def __init__(self, model: keras.Model, calibration: list[np.ndarray], judged: list[np.ndarray],
+               labelled: tuple[list[np.ndarray], np.ndarray] | None = None):
     self._model, self._calibration, self._judged_images = model, calibration, judged
+    self._labelled = labelled
     self.graph = Graph.from_model(model)
     self._batch_norms = [node.name for node in self.graph.of_role("affine")]
     standardize(self.graph)  # writes other layers as batch norms, too
@@ -56,16 +60,12 @@ class KnownNetwork:
                             "tensor that does.", "Look at its layer's weights and at the images.")]
     return []
 
-  def findings(self, labels: np.ndarray | None) -> Iterator[Finding]:
-    """Yields what is wrong with the model or the images.
-
-    Args:
-      labels: class indices of the judged images, or None.
-    """
+  def findings(self) -> Iterator[Finding]:
+    """Yields what is wrong with the model or the images."""
     yield from self._constants()
     yield from self._overlap()
-    yield from self._stale(labels)
-    yield from self._answers(labels)
+    yield from self._stale()
+    yield from self._answers()
 
   def _constants(self) -> Iterator[Finding]:
     constant, dead = [], {}
@@ -108,11 +108,11 @@ class KnownNetwork:
                     f"{100 * middle:.0f} %.",
                     "Calibrate on images such as the network will see, preprocessed alike.")
 
-  def _stale(self, labels: np.ndarray | None) -> Iterator[Finding]:
+  def _stale(self) -> Iterator[Finding]:
     nats = {node.name: self._divergence(node) for node in self.graph.of_role("affine")
             if node.name in self._batch_norms}
     stale = [name for name, value in nats.items() if value > _STALE_NATS]
-    better, top1 = (False, "") if labels is None or not nats else self._reestimated(labels)
+    better, top1 = (False, "") if self._labelled is None or not nats else self._reestimated()
     remedy = ("Preprocess the images as in training; if they are, kq.reestimate_batch_norm(model, images) "
               f"sets the statistics anew{top1}.")
     if stale:
@@ -131,30 +131,35 @@ class KnownNetwork:
     nats = 0.5 * (ratio - 1 - np.log(ratio) + np.square(shift) / np.maximum(kept, 1e-12))
     return float(np.median(nats[alive])) if alive.any() else 0.0
 
-  def _reestimated(self, labels: np.ndarray) -> tuple[bool, str]:
+  def _reestimated(self) -> tuple[bool, str]:
     """Returns whether new statistics make the model better beyond chance, and top-1 in words."""
     model = Graph.from_model(self._model).to_model()
     for layer in nested_layers(model):
       layer.trainable = True
-    before = self._right(model, labels)
     reestimate_batch_norm(model, self._calibration)
-    after = self._right(model, labels)
-    gain, error = paired_change(after, before)
-    return gain > HARM * error, f": top-1 {before.mean():.3f} -> {after.mean():.3f}"
+    after = self._right(model)
+    gain, error = paired_change(after, self._float_right)
+    return gain > HARM * error, (f": top-1 {self._float_right.mean():.3f} -> {after.mean():.3f} on "
+                                 f"{len(after)} images")
 
-  def _right(self, model: keras.Model, labels: np.ndarray) -> np.ndarray:
-    """Whether the largest score is at the label, [images] of 0 and 1."""
-    scores = network_outputs(model, self._judged_images)[0]
-    return (scores.argmax(-1) == labels).astype(float)
+  @functools.cached_property
+  def _float_right(self) -> np.ndarray:
+    return self._right(self._model)
 
-  def _answers(self, labels: np.ndarray | None) -> Iterator[Finding]:
+  def _right(self, model: keras.Model) -> np.ndarray:
+    """Whether the largest score of labelled images is at the label, [images] of 0 and 1."""
+    images, labels = self._labelled
+    return (network_outputs(model, images)[0].argmax(-1) == labels).astype(float)
+
+  def _answers(self) -> Iterator[Finding]:
     scores = network_outputs(self.graph.to_model(), self._judged_images, graph=self.graph)[0]
     if scores.ndim != 2 or scores.shape[1] < _FEWEST_CLASSES or len(scores) < _FEWEST_JUDGED:
       return
-    right = None if labels is None else metrics.top1(scores, labels)
-    if right is not None and metrics.is_chance(right, scores.shape[1], len(scores)):
-      yield Finding("labels", "", f"The float model is right on {100 * right:.1f} % of the images.",
-                    "Check the preprocessing, and that labels count its classes from 0.")
+    if self._labelled is not None:
+      right = self._float_right.mean()
+      if metrics.is_chance(right, scores.shape[1], len(self._float_right)):
+        yield Finding("labels", "", f"The float model is right on {100 * right:.1f} % of the images.",
+                      "Check the preprocessing, and that labels count its classes from 0.")
     largest = np.bincount(scores.argmax(-1)).max() / len(scores)
     if largest > _SAME_ANSWER:
       yield Finding("answers", "", f"The float model answers {100 * largest:.0f} % of the images alike.",

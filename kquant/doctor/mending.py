@@ -8,9 +8,10 @@ from kquant.analysis.measure import measure
 from kquant.analysis.rows import analysis_of
 from kquant.analysis.sites import BOTH, sites
 from kquant.api import QuantizationResult
+from kquant.core import data
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
-from kquant.core.records import Report
+from kquant.core.records import Closeness, Report
 from kquant.doctor import files
 from kquant.doctor.patient import Patient, result_of
 from kquant.doctor.results import Diagnosis
@@ -18,6 +19,7 @@ from kquant.doctor.settings import DiagnosisSettings
 from kquant.doctor.treatment import Treatment
 from kquant.doctor.variants import Bench
 from kquant.qmodel.outputs import network_outputs
+from kquant.search.automatic import closeness
 from kquant.search.pipeline import Calibrated
 from kquant.search.trials import HeldBack
 
@@ -29,13 +31,15 @@ class Parts:
   Attributes:
     train, judge: one array [n, ...] a model input.
     labels: class indices of `judge`, or None.
-    notes: what is to be known about them.
+    labelled: (more images that are not calibrated on, their class indices), or None.
+    held_back: whether nothing is calibrated on `judge`.
   """
 
   train: list[np.ndarray]
   judge: list[np.ndarray]
   labels: np.ndarray | None
-  notes: tuple[str, ...] = ()
+  labelled: tuple[list[np.ndarray], np.ndarray] | None = None
+  held_back: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +70,26 @@ def mend(patient: Patient, parts: Parts, settings: DiagnosisSettings, report: Re
   reference = network_outputs(patient.graph.to_model(), parts.judge, graph=patient.graph)
   held_back = HeldBack(parts.judge, reference)
   quality = held_back.quality(before.answers)
-  found = Diagnosis(rows, (), before.result, before.config, analysis=analysis, notes=(*parts.notes, *notes),
+  found = Diagnosis(rows, (), before.result, before.config, analysis=analysis, notes=notes,
                     sqnr_db=(float(quality.mean()),) * 2)
+  report.closeness = _closeness(before, held_back, parts, settings)
   if after is None:
     return found
   trial, changed = held_back.try_change("local remedies", lambda: after.answers, quality, must_gain=True)
   kept = after if trial.kept else before
+  report.closeness = _closeness(kept, held_back, parts, settings)
   return dataclasses.replace(found, result=kept.result, config=kept.config, trial=trial,
                              sqnr_db=(float(quality.mean()), float(changed.mean())),
                              **_costs(before, after, latency=settings.latency))
+
+
+def _closeness(made: _Made, held_back: HeldBack, parts: Parts,
+               settings: DiagnosisSettings) -> Closeness | None:
+  """Returns how near a finished network is; None where any tensor gets 16 bits whatever the SQNR."""
+  if not np.isfinite(settings.tolerance):
+    return None
+  found = closeness(held_back, made.answers, settings.tolerance)
+  return dataclasses.replace(found, held_back=parts.held_back, constant=data.all_equal(parts.judge))
 
 
 class _Making:

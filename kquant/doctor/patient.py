@@ -7,6 +7,7 @@ from kquant.analysis.layer_errors import network_of
 from kquant.analysis.measure import Network
 from kquant.api import QuantizationResult
 from kquant.core.quant_config import QuantConfig
+from kquant.core.recipe import Recipe
 from kquant.core.records import Report
 from kquant.core.target import target
 from kquant.doctor.rules import Changes, with_specs
@@ -22,11 +23,12 @@ from kquant.search.pipeline import Calibrated
 EFFORTS = ("auto", "fast", "balanced", None)
 
 
-def resolved(network: FloatNetwork, config: QuantConfig, effort: str | None, report: Report) -> QuantConfig:
-  """Returns the config with the methods that an effort chooses."""
+def resolved(network: FloatNetwork, config: QuantConfig, effort: str | None, decided: Recipe,
+             report: Report) -> QuantConfig:
+  """Returns the config with the methods that an effort chooses, but for those that are decided."""
   if effort is None:
     return config
-  steps = effort_steps(effort)
+  steps = effort_steps(effort, decided)
   if effort == "auto":
     return automatic(config, steps, network, report).config
   return with_effort(config, steps, network, report)

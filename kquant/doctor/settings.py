@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kquant.core.recipe import TOLERANCE_DB
+from kquant.core.recipe import TOLERANCE_DB, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,7 @@ class DiagnosisSettings:
       reach it.
     images: that it judges by, at most.
     latency: measure the two files' latency, too.
+    recipe: what it decides is done as it is, as in `quantize`; no fine-tuning.
     seed: of the images held back and of every other random choice.
 
   Raises:
@@ -31,6 +32,7 @@ class DiagnosisSettings:
   tolerance: float = TOLERANCE_DB
   images: int = 64
   latency: bool = False
+  recipe: Recipe = Recipe()
   seed: int = 0
 
   def __post_init__(self):

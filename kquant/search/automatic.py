@@ -7,6 +7,8 @@ where these images are all the same. Else methods are tried in turn, each on top
 but those held back. The result is the one of both that is nearer on the held-back images.
 """
 
+import dataclasses
+
 import numpy as np
 
 from kquant.core import data, metrics
@@ -45,9 +47,8 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
     made = quantized(rest.scaled(config, attempt), config, train, attempt, seed=network.seed)
     with attempt.stage("watch"):
       outputs = network_outputs(made.qmodel, judge, graph=made.graph)
-    attempt.closeness = Closeness(float(held_back.quality(outputs).mean()),
-                                  _agreement(outputs[0], held_back.reference[0]), len(judge[0]),
-                                  train is not judge, tolerance, constant)
+    attempt.closeness = dataclasses.replace(closeness(held_back, outputs, tolerance),
+                                            held_back=train is not judge, constant=constant)
     return made, attempt
 
   first, *more = steps
@@ -72,5 +73,10 @@ def _split(network: FloatNetwork) -> tuple[list[np.ndarray], list[np.ndarray]]:
   return data.hold_back(network.images, min(_HELD_BACK, _MOST / count), seed=network.seed)
 
 
-def _agreement(scores: np.ndarray, reference: np.ndarray) -> float | None:
-  return metrics.agreement(scores, reference) if reference.ndim == 2 and reference.shape[1] > 1 else None
+def closeness(held_back: HeldBack, outputs: list[np.ndarray], tolerance: float) -> Closeness:
+  """Returns how near the outputs of a quantized network are to the float network's on held-back images."""
+  scores, reference = outputs[0], held_back.reference[0]
+  is_classifier = reference.ndim == 2 and reference.shape[1] > 1
+  return Closeness(float(held_back.quality(outputs).mean()),
+                   metrics.agreement(scores, reference) if is_classifier else None, len(held_back.images[0]),
+                   True, tolerance)

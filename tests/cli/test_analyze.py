@@ -43,6 +43,22 @@ def test_it_is_what_the_call_finds(run, files):
   assert body["whole"] == pytest.approx(kq.analyze(result, files.x).whole, rel=1e-3)
 
 
+def test_eval_names_the_images_to_look_at(run, files, tmp_path):
+  x, y = np.load(files.xy)["x"], np.load(files.xy)["y"]
+  np.savez(tmp_path / "other.npz", x=np.tanh(x[:20]), y=y[:20])
+  _, body = run("--effort=fast", f"--eval={tmp_path / 'other.npz'}")
+  result = kq.quantize(load_model(files.h5), files.x, effort="fast")
+  assert body["images"] == 20 and body["top1"] is not None
+  assert body["whole"] == pytest.approx(kq.analyze(result, np.tanh(files.x[:20])).whole, rel=1e-3)
+
+
+def test_methods_are_those_of_ptq(run, files):
+  _, body = run("--effort=fast", "--rounding=closed_form", "--equalize=joint")
+  recipe = kq.Recipe(rounding="closed_form", equalize="joint")
+  result = kq.quantize(load_model(files.h5), files.x, effort="fast", recipe=recipe)
+  assert body["whole"] == pytest.approx(kq.analyze(result, files.x).whole, rel=1e-3)
+
+
 def test_activations_of_few_bits_are_simulated(run):
   assert run("--preset=w4a4")[1]["rows"][0]["bits"] == 4
 
@@ -104,15 +120,30 @@ def test_fix_writes_the_mended_file_and_says_what_was_done(invoke, weak, tmp_pat
   assert body["rows"] and body["trial"]["kept"] and body["sqnr_db"][1] > body["sqnr_db"][0] + 3
   assert body["bytes"][1] > 0 and "together: " in out and "weights of 8 bits" in out
   page = (tmp_path / "r.html").read_text()
-  assert f"Output SQNR {body['sqnr_db'][1]:.1f} dB." in page and "weights of 8 bits" in page
+  assert f"Output SQNR {body['eval']['sqnr_db']:.1f} dB." in page and "weights of 8 bits" in page
   assert "before the remedies" in page and "Certificate" in page
   assert kq.QuantConfig.from_json(body["config"]).rules[0].match.startswith("^")
+  assert body["eval"]["images"] == 48 and f"{body['eval']['sqnr_db']:.1f} dB" in out.split("images judged")[1]
+
+
+def test_fix_is_judged_by_eval_and_says_where_it_is_far_off(invoke, weak, tmp_path):
+  np.save(tmp_path / "other.npy", np.random.default_rng(1).normal(size=(24, 12, 12, 3)).astype(np.float32))
+  code, out, err = invoke(*weak, f"--eval={tmp_path / 'other.npy'}", f"--output={tmp_path / 'm.tflite'}",
+                          f"--report={tmp_path / 'r.html'}", "--tolerance=90", "--rounding=closed_form",
+                          f"--summary={tmp_path / 's.json'}", main=analyze.main)
+  assert code == 0, err
+  body, page = json.loads((tmp_path / "s.json").read_text()), (tmp_path / "r.html").read_text()
+  assert body["eval"]["images"] == 24 and body["trial"]["images"] == 24
+  assert "NOT near the float model" in page and "90 dB asked" in page
+  assert kq.QuantConfig.from_json(body["config"]).recipe.rounding == "closed_form"
 
 
 @pytest.mark.parametrize("given, words", [
     (["--output=m.json"], ["m.json", "ends in .tflite"]),
     (["--output=m.tflite", "--summary=no/s.json"], ["no folder"]),
     (["--output=m.tflite", "--effort=best"], ["effort", "auto"]),
+    (["--output=m.tflite", "--finetune=qft"], ["finetune", "qft"]),
+    (["--output=m.tflite", "--eval=no.npz"], ["no.npz"]),
 ])
 def test_mistakes_with_fix_are_one_line(refused, weak, tmp_path, monkeypatch, given, words):
   monkeypatch.chdir(tmp_path)

@@ -1,5 +1,7 @@
 """What no grid mends is named: the model, its values, its statistics, the images."""
 
+import re
+
 import numpy as np
 import tf_keras as keras
 from tf_keras import layers
@@ -13,8 +15,9 @@ from tests.analysis.test_layer_errors import photos
 def findings(model, judged=None, labels=None, calibration=None):
   """Returns {kind: finding} of a model on images."""
   judged = [photos(96) if judged is None else judged]
-  known = KnownNetwork(model, judged if calibration is None else [calibration], judged)
-  return {finding.kind: finding for finding in [*known.broken(), *known.findings(labels)]}
+  known = KnownNetwork(model, judged if calibration is None else [calibration], judged,
+                       None if labels is None else (judged, labels))
+  return {finding.kind: finding for finding in [*known.broken(), *known.findings()]}
 
 
 def normalized():
@@ -50,8 +53,19 @@ def test_stale_statistics_are_named_with_what_new_ones_bring():
   norm.moving_mean.assign(norm.moving_mean + 3 * np.sqrt(norm.moving_variance))
   found = findings(model, labels=labels)["batch norm"]
   assert found.where == "bn1" and "1 of 2" in found.what
-  before, after = (float(word.rstrip(".")) for word in found.remedy.split("top-1 ")[1].split(" -> "))
+  before, after = map(float, re.search(r"top-1 (\S+) -> (\S+) on 96 images", found.remedy).groups())
   assert after > before and after > 0.9
+
+
+def test_labels_tell_of_the_stale_statistics_of_a_trained_network(shared_data):
+  with np.load(shared_data / "cifar10.npz") as stored:
+    images, labels = stored["x_test"][:512].astype(np.float32), stored["y_test"].reshape(-1)[:512]
+    calibration = stored["x_train"][:128].astype(np.float32)
+  model = kq.load_model(shared_data / "models" / "resnet8_cifar10.h5")
+  known = KnownNetwork(model, [calibration], [images[:64]], ([images], labels))
+  (found,) = known.findings()
+  before, after = map(float, re.search(r"top-1 (\S+) -> (\S+) on 512 images", found.remedy).groups())
+  assert found.kind == "batch norm" and after > before + 0.02
 
 
 def test_other_images_to_calibrate_on_are_named():

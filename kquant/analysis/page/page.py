@@ -100,7 +100,7 @@ def _page_of(result: Any, given: _Given, further: Sequence[Section]) -> str:
   qmodel, records = _qmodel_of(result), getattr(result, "report", None)
   closeness = getattr(records, "closeness", None)
   accuracy = (verdicts.accuracy(given.judged, closeness, given.analysis) if given.diagnosis is None
-              else verdicts.accuracy_of_mended(given.judged, given.diagnosis))
+              else verdicts.accuracy_of_mended(given.judged, closeness, given.diagnosis))
   file = sections.file(given.export, getattr(result, "model", None))
   shown = (file, *further, *_sections(qmodel, result, given))
   return _page(qmodel.name, (accuracy, verdicts.exactness(given.export)),

@@ -19,18 +19,18 @@ def accuracy(judged: dict[str, Any] | None, closeness: Closeness | None,
   good = None if not words else _is_near(judged or {}, closeness, analysis)
   if good is False and analysis is not None:
     worst = [f"the {row.part} of {row.name} ({percent(row.share, 0)})" for row in analysis.rows[:_NAMED]]
-    words.append(f"Most of the noise comes from {', '.join(worst)}. Change "
-                 "these alone by a Rule, or choose a larger effort.")
+    words.append(f"Most of the noise comes from {', '.join(worst)}. kq.diagnose tries remedies for these "
+                 "alone; else choose a larger effort.")
   answers = {None: "Not measured", True: "Near the float model", False: "NOT near the float model"}
   return Verdict("Does it answer as the float model does?", answers[good], tuple(
       words or ["Give labelled images, or an effort that watches its result."]), good)
 
 
-def accuracy_of_mended(judged: dict[str, Any] | None, diagnosis: Any) -> Verdict:
+def accuracy_of_mended(judged: dict[str, Any] | None, closeness: Closeness | None, diagnosis: Any) -> Verdict:
   """Says the same of a network that was mended; its analysis is of the network before."""
-  if judged is None and diagnosis.sqnr_db is not None:
+  if judged is None and closeness is None and diagnosis.sqnr_db is not None:
     judged = {"sqnr_db": diagnosis.sqnr_db[1]}
-  return accuracy(judged, None, None)
+  return accuracy(judged, closeness, None)
 
 
 def _is_near(judged: dict[str, Any], closeness: Closeness | None, analysis: Analysis | None) -> bool:

@@ -1,5 +1,6 @@
 """What kquant.cli.analyze does: what part each tensor has in the noise of a quantized model; remedies."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,14 @@ from absl import flags
 from kquant import api
 from kquant.analysis.layer_errors import analyze, with_quantizers
 from kquant.analysis.results import Analysis
-from kquant.cli import evaluation, file_flags, models, pages
+from kquant.cli import evaluation, file_flags, models, pages, running
 from kquant.cli import flags as shared
 from kquant.cli.sources import Source, open_source
 from kquant.core.data import choose
-from kquant.core.files import written_together
+from kquant.core.files import same_file, written_together
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
+from kquant.core.text import text_table
 from kquant.doctor.diagnose import diagnose
 from kquant.doctor.settings import DiagnosisSettings
 from kquant.graph import keras_calls, keras_reader
@@ -30,6 +32,29 @@ FEWEST = 2
 VERIFY_IMAGES = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class _Samples:
+  """What is calibrated on, and what is looked at.
+
+  Attributes:
+    calibration: inputs, one array an input.
+    source: that the others are of: of --eval, else of --calibration.
+    looked_at: which of them.
+    labels: class indices of these, or None.
+    apart: whether none of them is calibrated on.
+  """
+
+  calibration: list[np.ndarray]
+  source: Source
+  looked_at: np.ndarray
+  labels: np.ndarray | None
+  apart: bool
+
+  def images(self) -> list[np.ndarray]:
+    """Returns the inputs to look at, one array an input."""
+    return self.source.load(self.looked_at)
+
+
 def run() -> None:
   """Runs what the flags say."""
   _check_flags()
@@ -37,23 +62,20 @@ def run() -> None:
   with report.stage("load"):
     model = models.load()
     keras_reader.check_model(model)
-    source = open_source(FLAGS.calibration, keras_calls.input_specs(model), preprocess=FLAGS.preprocess)
-    labels = evaluation.class_labels(model, source, flag="--calibration")
-  chosen = choose(len(source), FLAGS.calibration_samples, seed=FLAGS.seed)
+    samples = _samples(model)
   if FLAGS.fix:
-    _fix(model, config, (source, labels, chosen), report)
+    _fix(model, config, samples, report)
     return
   with report.stage("quantize"):
     quantized = _as_it_is(model) or api.quantize(
-        model, source.load(chosen), config=config, effort=shared.effort(), tolerance=FLAGS.tolerance,
-        seed=FLAGS.seed)
-  looked_at = _looked_at(source, chosen)
+        model, samples.calibration, config=config, recipe=shared.recipe(), effort=shared.effort(),
+        tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with report.stage("analyze"):
-    analysis = analyze(quantized, source.load(looked_at), None if labels is None else labels[looked_at])
+    analysis = analyze(quantized, samples.images(), samples.labels)
   with written_together() as staged:
     if pages.asked():
       with report.stage("report"):
-        pages.Page(quantized, source.load(looked_at)).write(staged, analysis)
+        pages.Page(quantized, samples.images()).write(staged, analysis)
         _write_node_data(staged, analysis, quantized)
     seconds = report.to_json()["seconds"]
     shared.write_json(staged(FLAGS.output), {**analysis.to_json(), "seconds": seconds})
@@ -78,44 +100,51 @@ def _check_flags() -> None:
     if not FLAGS.fix and FLAGS[name].value != FLAGS[name].default:
       raise ValueError(f"--{name} is for --fix; give both, or leave it out.")
   file_flags.check_outputs("output", "summary", "certificate", "report", "node_data",
-                           reads=("model", "weights", "calibration"))
+                           reads=("model", "weights", "calibration", "eval"))
 
 
-def _fix(model: keras.Model, config: QuantConfig, data: tuple[Source, np.ndarray | None, np.ndarray],
-         report: Report) -> None:
-  """Mends a float model, writes all files or none, and prints what was done.
+def _samples(model: keras.Model) -> _Samples:
+  """Returns the samples of --calibration and --eval."""
+  specs = keras_calls.input_specs(model)
+  source = other = open_source(FLAGS.calibration, specs, preprocess=FLAGS.preprocess)
+  chosen = choose(len(source), FLAGS.calibration_samples, order=FLAGS.calibration_order, seed=FLAGS.seed)
+  if FLAGS.eval is not None and not same_file(FLAGS.eval, FLAGS.calibration):
+    other = open_source(FLAGS.eval, specs, preprocess=FLAGS.preprocess)
+    looked_at = choose(len(other), FLAGS.images, seed=FLAGS.seed)
+  else:
+    looked_at = _looked_at(source, chosen)
+  labels = evaluation.class_labels(model, other, flag="--calibration" if other is source else "--eval")
+  apart = other is not source or not set(looked_at) & set(chosen)
+  return _Samples(source.load(chosen), other, looked_at, None if labels is None else labels[looked_at], apart)
 
-  Args:
-    data: the samples, their labels, and which of them to calibrate on.
-  """
+
+def _fix(model: keras.Model, config: QuantConfig, samples: _Samples, report: Report) -> None:
+  """Mends a float model, writes all files or none, and prints what was done."""
   if with_quantizers(model) is not None:
     raise ValueError(f"--fix is for float models, and {FLAGS.model} has its quantizers; leave --fix out, or "
                      "give the float model.")
-  source, labels, chosen = data
-  looked_at = _looked_at(source, chosen)
-  apart = not set(looked_at) & set(chosen)
-  images = looked_at if apart else chosen
   settings = DiagnosisSettings(most_wide=FLAGS.most_wide, tolerance=FLAGS.tolerance, latency=FLAGS.latency,
-                               images=FLAGS.images, seed=FLAGS.seed)
-  diagnosis = diagnose(model, source.load(images), None if labels is None else labels[images], config=config,
-                       calibration=source.load(chosen) if apart else None, effort=shared.effort(),
-                       settings=settings)
+                               images=FLAGS.images, recipe=shared.recipe(), seed=FLAGS.seed)
+  images = samples.images()
+  diagnosis = diagnose(model, images, samples.labels, config=config, effort=shared.effort(),
+                       calibration=samples.calibration if samples.apart else None, settings=settings)
   if diagnosis.result is None:
     raise ValueError(str(diagnosis.findings[0]))
   with written_together() as staged:
-    written = export(diagnosis.result, staged(FLAGS.output), verify=source.load(chosen[:VERIFY_IMAGES]),
-                     certify=FLAGS.certificate is not None, preprocess=FLAGS.preprocess)
+    written = export(diagnosis.result, staged(FLAGS.output), preprocess=FLAGS.preprocess,
+                     verify=[array[:VERIFY_IMAGES] for array in samples.calibration],
+                     certify=FLAGS.certificate is not None)
+    judged = evaluation.evaluate(model, written.program, samples.source, samples.looked_at)
     if FLAGS.certificate:
       shared.write_json(staged(FLAGS.certificate), written.certificate)
-    pages.Page(diagnosis.result, source.load(images), exported=written, diagnosis=diagnosis).write(
-        staged, diagnosis.analysis)
+    pages.Page(diagnosis.result, images, judged, written, diagnosis).write(staged, diagnosis.analysis)
     pages.write_node_data(staged, diagnosis.analysis, written.program)
     if FLAGS.summary:
       seconds = {**report.seconds, **diagnosis.seconds, **written.seconds}
       shared.write_json(staged(FLAGS.summary), {
           **diagnosis.to_json(), "seconds": {name: round(value, 3) for name, value in seconds.items()},
-          "verify": written.verification.to_json()})
-  print(f"{diagnosis}\n\n{diagnosis.table()}\n")
+          "eval": judged, "verify": written.verification.to_json()})
+  print(f"{diagnosis}\n\n{diagnosis.table()}\n\n{text_table(('result', ''), running.eval_rows(judged))}\n")
   print(f"{FLAGS.output}: {written.bytes:,} bytes; integers, grids and biases equal, each operator within "
         f"{written.verification.max_lsb} LSB of its Keras layer on {written.verification.images} images")
 
@@ -128,14 +157,19 @@ def _as_it_is(model: keras.Model) -> Any:
   """
   quantized = with_quantizers(model)
   if quantized is not None:
-    for name in ("preset", "effort", "tolerance"):
+    for name in ("preset", "effort", "tolerance", "equalize", "rounding", "bias", "finetune"):
       if FLAGS[name].value != FLAGS[name].default:
         raise ValueError(f"--{name} is for float models, and {FLAGS.model} has its quantizers; leave it out.")
   return quantized
 
 
 def _looked_at(source: Source, chosen: np.ndarray) -> np.ndarray:
-  """The samples to look at: those that are not chosen to calibrate on, or all where too few are left."""
+  """The samples of --calibration to look at: those that are not chosen to calibrate on.
+
+  Where too few are left, --fix has those, of which it holds some back; else any.
+  """
   rest = np.setdiff1d(np.arange(len(source)), chosen)
+  if len(rest) < FEWEST and FLAGS.fix:
+    return chosen
   candidates = rest if len(rest) >= FEWEST else np.arange(len(source))
   return candidates[choose(len(candidates), FLAGS.images, seed=FLAGS.seed)]

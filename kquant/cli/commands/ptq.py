@@ -18,10 +18,10 @@ from kquant.cli import backends, budgets, demo, evaluation, file_flags, models, 
 from kquant.cli import flags as shared
 from kquant.cli.commands import allocate
 from kquant.cli.commands.tiling import tiled
-from kquant.cli.sources import Loaded, Source, open_source
+from kquant.cli.sources import Source, open_source
 from kquant.core import metrics
 from kquant.core.data import choose
-from kquant.core.files import written_together
+from kquant.core.files import same_file, written_together
 from kquant.core.input_spec import InputSpec
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report, answers_alike
@@ -36,8 +36,6 @@ from tflite_export.proof.runtime import Runtime
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 2
-CLOSENESS_IMAGES = 64
-"""Calibration images on which the file's answers are compared with the float model's, without --eval."""
 ANALYZED_IMAGES = 16
 """Calibration images by which the tensors with most of the noise are found, where the file is far off."""
 
@@ -113,7 +111,7 @@ def _names_a_model() -> bool:
 def _held_back(inputs: Sequence[InputSpec], calibration: Source,
                chosen: np.ndarray) -> tuple[Source, np.ndarray]:
   """The evaluation source and its samples, those used for calibration left out."""
-  if not os.path.exists(FLAGS.eval) or not os.path.samefile(FLAGS.eval, FLAGS.calibration):
+  if not same_file(FLAGS.eval, FLAGS.calibration):
     source = open_source(FLAGS.eval, inputs, preprocess=FLAGS.preprocess)
     return source, np.arange(len(source))
   rest = np.setdiff1d(np.arange(len(calibration)), chosen)
@@ -148,8 +146,7 @@ def _run(task: _Task, report: Report) -> None:
     written, converter_rows = _export(task, result, staged(task.output))
     if allocation is not None:
       allocate.check_bytes(allocation, written)
-    few = np.arange(min(CLOSENESS_IMAGES, len(task.calibration[0])))
-    judged_on = task.judged or (Loaded(task.calibration), few)
+    judged_on = task.judged or evaluation.some_of(task.calibration)
     with report.stage("eval"):
       judged = evaluation.evaluate(_float_model(task), lower(result.model, result.encodings), *judged_on)
     far = not (judged["constant"] or answers_alike(judged, result.report.closeness))
@@ -283,18 +280,17 @@ def _noisiest(analysis: Analysis | None) -> list[dict[str, Any]]:
 
 def _hint(judged: dict[str, Any], noisiest: list[dict[str, Any]] | None) -> str:
   """What to look at where the float model knows nothing of the images, or the file answers otherwise."""
-  right = judged["float"]["top1"]
+  right, guesses = judged["float"]["top1"], ""
   if judged["constant"]:
     return ""
   if right is not None and metrics.is_chance(right, judged["classes"], judged["images"]):
-    return (f"The float model is right on {100 * right:.1f} % only, as guessing is: is "
-            f"--preprocess={FLAGS.preprocess} what it was trained with, and do the labels count its classes "
-            "from 0?")
+    guesses = (f"The float model is right on {100 * right:.1f} % only, as guessing is: is --preprocess="
+               f"{FLAGS.preprocess} what it was trained with, and do the labels count its classes from 0? ")
   if noisiest is None:
-    return ""
+    return guesses.strip()
   places = [f"{'the weights' if row['part'] == 'weights' else 'the output'} of {row['name']!r} "
             f"({100 * row['share']:.0f} %)" for row in noisiest]
   causes = f"Most of the noise comes from {', '.join(places)}. " if places else ""
-  return ("The file holds exactly the chosen integers, but they answer otherwise than the float model. "
-          f"{causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies (docs/doctor.md); "
-          "else --effort=best or --preset=int16x8. Judge by --eval on labelled images.")
+  return (f"{guesses}The file holds exactly the chosen integers, but they answer otherwise than the float "
+          f"model. {causes}Next: kq.diagnose, or kquant.cli.analyze --fix, tries local remedies "
+          "(docs/doctor.md); else --effort=best or --preset=int16x8. Judge by --eval on labelled images.")

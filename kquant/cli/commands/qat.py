@@ -80,11 +80,14 @@ def _run() -> None:
   network = finalize(qmodel, target=target(config.target))
   written = _export(network, images)
   summary = {**tiles, **_summary(logs, written)}
-  if judged is not None:
-    with report.stage("eval"):
+  with report.stage("eval"):
+    if judged is not None:
       summary["simulation"] = evaluation.simulation_judge(model, judged)(qmodel)
       if fits_a_file(config):
         summary["eval"] = evaluation.evaluate(model, lower(*network), judged, np.arange(len(judged)))
+    elif written is not None:
+      some = evaluation.some_of(images)
+      summary["calibration_closeness"] = evaluation.evaluate(model, written.program, *some)
   if FLAGS.report:
     _write_page(QuantizationResult(*network, qmodel, report), images, summary, written)
   summary["seconds"] = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
@@ -263,6 +266,8 @@ def _rows(summary: dict[str, Any], written: Exported | None) -> list[tuple[str, 
              ("simulation agreement", shown(summary["simulation"]["agreement"]))]
   if "eval" in summary:
     rows += running.eval_rows(summary["eval"])
+  if "calibration_closeness" in summary:
+    rows.append(running.closeness_row(summary["calibration_closeness"]))
   if written is not None:
     rows += [("bytes", f"{written.bytes:,}"),
              ("verified", f"integers, grids and biases equal; each operator within "
