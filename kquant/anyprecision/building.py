@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tf_keras as keras
 
+from kquant.anyprecision.family import are_widths
 from kquant.anyprecision.unit import UnitQuantizer
 from kquant.core import nested_codes
 from kquant.core.quant_config import QuantConfig
@@ -32,9 +33,9 @@ _EDGE_BITS = 8
 def check_options(widths: Sequence[int], mode: str, distill: str | None, labels: str) -> None:
   """Raises ValueError for what AnyPrecisionModel does not take."""
   known = {*nested_codes.WIDTHS, FLOAT_BITS}
-  if not set(widths) & set(nested_codes.WIDTHS) or set(widths) - known:
+  if not are_widths(widths) or not set(widths) & set(nested_codes.WIDTHS) or set(widths) - known:
     raise ValueError(f"AnyPrecisionModel: expected widths of 1 to 8 bits, and {FLOAT_BITS} for float beside "
-                     f"them, got {tuple(widths)}.")
+                     f"them, as in (2, 4, 8), got {widths!r}.")
   if mode not in MODES:
     raise ValueError(f"AnyPrecisionModel: mode must be one of {', '.join(MODES)}, got {mode!r}.")
   if distill is not None and distill not in LOSSES:

@@ -1,7 +1,8 @@
 """The final networks of several widths, with what their integers have in common."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
@@ -96,6 +97,11 @@ def _signs_of(key: str, nested: np.ndarray, encodings: Encodings) -> np.ndarray:
   return signs.astype(np.int8)
 
 
+def are_widths(widths: Any) -> bool:
+  """Whether these are integers in a sequence."""
+  return isinstance(widths, Collection) and all(isinstance(bits, (int, np.integer)) for bits in widths)
+
+
 def check_widths(widths: Sequence[int] | None, trained: Sequence[int]) -> list[int]:
   """Returns the widths of a family, widest first.
 
@@ -108,7 +114,8 @@ def check_widths(widths: Sequence[int] | None, trained: Sequence[int]) -> list[i
   """
   possible = [bits for bits in trained if bits in nested_codes.WIDTHS]
   widths = possible if widths is None else widths
-  if not widths or set(widths) - set(possible):
-    raise ValueError(f"A family has widths of {', '.join(map(str, possible))} bits here, got "
-                     f"{tuple(widths)}; add others with add_width.")
+  if not are_widths(widths) or not widths or set(widths) - set(possible):
+    raise ValueError(f"A family has widths of {', '.join(map(str, possible))} bits here, got {widths!r}; "
+                     f"choose from these, as in ({possible[0]},). An AnyPrecisionModel adds others with "
+                     "add_width.")
   return sorted(set(widths), reverse=True)

@@ -15,6 +15,7 @@ from kquant.graph.policies import float32_policy
 from kquant.qat.bn_reestimate import reestimate_batch_norm
 from kquant.qmodel.calibrate import calibrate
 from kquant.qmodel.distill import LOSSES
+from kquant.qmodel.loss_mean import LossMean
 from kquant.quantizers.xnor import FLOAT_BITS
 
 
@@ -70,8 +71,8 @@ class AnyPrecisionModel(keras.Model):
       models = [building.width_model(graph, bits, mode, self.eight_bits) for bits in self._order]
     building.share_layers(models)
     self._models, self._runs = list(models), WidthRuns(models)
-    self._loss = keras.metrics.Mean(name="loss")
-    self._losses = [keras.metrics.Mean(name=f"loss_{bits}") for bits in self._order]
+    self._loss = LossMean(name="loss")
+    self._losses = [LossMean(name=f"loss_{bits}") for bits in self._order]
     self.built = True
 
   @property
@@ -147,17 +148,23 @@ class AnyPrecisionModel(keras.Model):
                        f"{', '.join(map(str, self.widths))}.")
     nearest = building.nearest_width(self.widths_in_files, bits)
     name = f"{self.at(nearest).name.removesuffix(f'_{nearest}')}_{bits}"
-    model = building.at_other_width(self.at(nearest), bits, name, self.eight_bits)
-    building.share_layers([self._models[0], model])
+    with self.distribute_strategy.scope():
+      model = building.at_other_width(self.at(nearest), bits, name, self.eight_bits)
+      building.share_layers([self._models[0], model])
     reestimate_batch_norm(model, images, batches=batches, batch_size=batch_size)
+    with self.distribute_strategy.scope():
+      self._take_in(bits, model)
+    self.train_function = self.test_function = self.predict_function = None
+
+  def _take_in(self, bits: int, model: keras.Model) -> None:
+    """Adds the model of a width, to be trained and evaluated as the others are."""
     self._order.append(bits)
     self._models.append(model)
     self._runs.add(model)
-    self._losses.append(keras.metrics.Mean(name=f"loss_{bits}"))
+    self._losses.append(LossMean(name=f"loss_{bits}"))
     self._compile_width(model)
     if self.optimizer is not None:  # it knows the variables that there were
       self.optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
-    self.train_function = self.test_function = self.predict_function = None
 
   def family(self, widths: Sequence[int] | None = None) -> dict[int, FamilyMember]:
     """Finalizes several widths: what `export_family` writes.

@@ -15,6 +15,7 @@ from kquant.graph import keras_calls
 from kquant.graph.execution import Execution, call_in_mode
 from kquant.graph.graph import Graph
 from kquant.graph.nodes import Ref
+from kquant.qmodel.loss_mean import LossMean
 from kquant.qmodel.outputs import answers, with_quantizer
 from kquant.qmodel.states import recurrent_form
 from kquant.rewrites.folding.batch_norm import fold_batch_norm
@@ -97,7 +98,7 @@ class DistillationModel(keras.Model):
     graph.outputs = wanted
     self.teacher = graph.to_model()
     self.teacher.trainable = False
-    self._loss = keras.metrics.Mean(name="loss")
+    self._loss = LossMean(name="loss")
     self.built = True
 
   @tf.autograph.experimental.do_not_convert

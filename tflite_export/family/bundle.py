@@ -167,6 +167,25 @@ class Bundle:
     self._check_width(bits)
     return {name: self._integers(bits, index)[0] for index, name in enumerate(self._names)}
 
+  def compared_codes(self, bits: int, program: IntProgram) -> dict[str, int]:
+    """Compares the kernels of a program with the codes of 8 bits of the bundle, shifted right.
+
+    Args:
+      bits: one of `widths`.
+      program: the file of this width, as it was read.
+
+    Returns:
+      {"shifted_from", "kernels", "elements", "differing"}, for a certificate.
+
+    Raises:
+      ValueError: there is no such width.
+    """
+    pairs = [(integers, program.tensors[name].data.reshape(-1))
+             for name, integers in self.kernels(bits).items()]
+    return {"shifted_from": nested_codes.CODE_BITS, "kernels": len(pairs),
+            "elements": sum(integers.size for integers, _ in pairs),
+            "differing": sum(int((integers != data).sum()) for integers, data in pairs)}
+
   def program(self, bits: int) -> IntProgram:
     """Returns the program of a width.
 

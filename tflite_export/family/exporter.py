@@ -9,6 +9,7 @@ from typing import Any
 from kquant.core.files import written_together
 from tflite_export.exporter import Exported, export
 from tflite_export.family.bundle import Bundle, Member, pack_members
+from tflite_export.file.reader import from_bytes
 from tflite_export.proof.errors import VerificationError
 
 BUNDLE_NAME = "family.kqf"
@@ -39,7 +40,8 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
                   preprocess: str = "none") -> ExportedFamily:
   """Writes a .tflite file for each width and a bundle from which each of them can be made again.
 
-  Every file is verified, and with `verify` certified. Codes of kernels of every file are those of 8 bits
+  Every file is verified, and with `verify` certified: the certificate also says that its codes are those of 8
+  bits shifted right. Codes of kernels of every file are those of 8 bits
   shifted right, bit by bit (rounded at 4 bits); the bundle is read again and must give the same files.
 
   Args:
@@ -54,7 +56,8 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
 
   Raises:
     VerificationError: a file or the bundle does not hold what was chosen.
-    ValueError: a width that there is not, mode "paper", or what `export` refuses.
+    ValueError: a width that there is not, mode "paper", a file in the place of the folder, or what `export`
+      refuses.
     TypeError: another kind of result.
 
   Example:
@@ -70,6 +73,8 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
                     f"with config='any8'; got {type(result).__name__}.")
   folder, files, members = pathlib.Path(folder), {}, {}
   family = result.family(widths)
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f"export_family: expected a folder, got {folder}, which is a file; name another one.")
   folder.mkdir(parents=True, exist_ok=True)
   stale = _left_over(folder, family)
   with written_together() as staged:
@@ -80,7 +85,7 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
       files[bits] = dataclasses.replace(file, path=folder / file.path.name)
     bundle = staged(folder / BUNDLE_NAME)
     bundle.write_bytes(pack_members(members))
-    _check_bundle(bundle, members)
+    _check_bundle(bundle, members, files)
     size = bundle.stat().st_size
   for path in stale:
     path.unlink()
@@ -98,10 +103,13 @@ def _left_over(folder: pathlib.Path, widths: Collection[int]) -> list[pathlib.Pa
           if path.is_file() and older.is_its_file(bits, path.read_bytes())]
 
 
-def _check_bundle(path: pathlib.Path, members: dict[int, Member]) -> None:
-  """Raises VerificationError unless the bundle gives the files."""
+def _check_bundle(path: pathlib.Path, members: dict[int, Member], files: dict[int, Exported]) -> None:
+  """Raises VerificationError unless the bundle gives the files; certificates say of which codes they are."""
   bundle = Bundle(path)
   for bits, member in members.items():
-    if bundle.tflite(bits) != member.contents:
+    codes = bundle.compared_codes(bits, from_bytes(member.contents))
+    if bundle.tflite(bits) != member.contents or codes["differing"]:
       raise VerificationError(f"{path}: not written, its file of {bits} bits is another than that which was "
                               "verified.")
+    if files[bits].certificate is not None:
+      files[bits].certificate["codes"] = codes

@@ -32,6 +32,7 @@ def run() -> None:
       staged(names["output"][index]).write_bytes(contents)
       if FLAGS.certificate:
         certificate, proof = _certified(contents, names["output"][index])
+        certificate["codes"] = bundle.compared_codes(bits, from_bytes(contents))
         shared.write_json(staged(names["certificate"][index]), certificate)
       rows.append((bits, names["output"][index], f"{len(contents):,}", proof))
   print(text_table(("bits", "file", "bytes", ""), rows))
@@ -44,7 +45,7 @@ def _widths(bundle: Bundle) -> list[int]:
   if not FLAGS.bits or not all(bits.isdecimal() and int(bits) in bundle.widths for bits in FLAGS.bits):
     raise ValueError(f"--bits={','.join(FLAGS.bits)}: {FLAGS.bundle} has the widths "
                      f"{','.join(map(str, bundle.widths))}; choose from these.")
-  return [int(bits) for bits in FLAGS.bits]
+  return list(dict.fromkeys(map(int, FLAGS.bits)))
 
 
 def _names(flag: str, widths: list[int]) -> list[str]:

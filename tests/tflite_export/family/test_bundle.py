@@ -41,7 +41,32 @@ def test_every_file_is_certified(written):
   for bits, file in written.files.items():
     assert file.path == written.bundle.parent / f"w{bits}.tflite" and file.path.stat().st_size == file.bytes
     assert file.certificate["exact"] and file.verification.ok
+    program = from_bytes(file.path.read_bytes())
+    sizes = [tensor.data.size for name, tensor in program.tensors.items() if name.endswith("/kernel")]
+    assert file.certificate["codes"] == {"shifted_from": 8, "kernels": len(sizes), "elements": sum(sizes),
+                                         "differing": 0}
   assert written.bytes == written.bundle.stat().st_size
+
+
+def test_a_kernel_of_other_codes_is_counted(written):
+  program = from_bytes(written.files[4].path.read_bytes())
+  other = program.tensors["middle/kernel"].data.copy()
+  other.reshape(-1)[:2] += 1
+  program.tensors["middle/kernel"].data = other
+  assert Bundle(written.bundle).compared_codes(4, program)["differing"] == 2
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(anymodel, tmp_path):
+  (tmp_path / "taken").write_text("mine")
+  with pytest.raises(ValueError, match=r"expected a folder, got .*taken, which is a file"):
+    kq.export_family(anymodel, tmp_path / "taken")
+  assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("widths", [4, (4.0,), (), (7.5, 8)])
+def test_widths_of_other_kinds_are_refused(anymodel, tmp_path, widths):
+  with pytest.raises(ValueError, match="A family has widths of 8, .* choose from these"):
+    kq.export_family(anymodel, tmp_path / "f", widths=widths)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
