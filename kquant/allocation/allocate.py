@@ -115,6 +115,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     outcome = builder.refit_once(choices, budget.limits())
   with report.stage("curve"):
     points = _curve(outcome.choices, proxies, budget, subject.widths)
+  budget = dataclasses.replace(budget, latencies=prices.latencies)
   return _allocation(outcome, budget, points, name=model.name, notes=notes, seconds=report.seconds)
 
 

@@ -22,7 +22,7 @@ class Budget:
     storage: how bytes are counted: "file" as the file lies on a device, where weights of 5 to 7 bits take as
       many as those of 8; "entropy" as it weighs in a compressed download (deflate, as in an APK).
     latencies: of operators, as `measure_latency` finds them on the device that is meant; those that it lacks
-      are timed on this machine. None: all are.
+      are timed on this machine. None: all are. The budget of an `Allocation` has those, too.
 
   Raises:
     ValueError: no limit, one that is not above 0, or another storage.

@@ -4,7 +4,7 @@ import numpy as np
 
 from kquant.allocation.budget import Budget
 from kquant.allocation.costs import CONVERSION_BYTES, file_bytes, layer_bops, layer_bytes
-from kquant.allocation.latency import FileLatency, measure_latency
+from kquant.allocation.latency import FileLatency, LatencyTable, measure_latency
 from kquant.allocation.rounded import RoundedLayer
 from kquant.core.target import PACKED_BITS, Target
 from kquant.graph.graph import Graph
@@ -28,6 +28,11 @@ class Prices:
     self._latency = {}
     if budget.latency_ms is not None:
       self._latency = {name: self._latency_of(contents) for name, contents in files.items()}
+
+  @property
+  def latencies(self) -> LatencyTable | None:
+    """Of all operators so far, those that were timed here, too; None where latency does not count."""
+    return self._table
 
   def of_file(self, contents: bytes) -> dict[str, float]:
     """Returns what a file costs, but for bit operations; operators that no table knows are timed."""

@@ -239,4 +239,7 @@ def test_a_budget_of_latency_keeps_what_is_slow_out(block, known_latencies):
 
 def test_latency_is_measured_where_no_table_is_given(block):
   found = kq.allocate_bits(*block, budget=kq.Budget(latency_ms=1e6), weights=(8,), activations=(8,))
+  again = kq.Budget(latency_ms=1e6, latencies=found.budget.latencies)  # nothing is timed anew
+  known = kq.allocate_bits(*block, budget=again, weights=(8,), activations=(8,))
+  assert known.latency_ms == found.latency_ms and known.budget.latencies == found.budget.latencies
   assert found.latency_ms > 0 and "ms" in found.summary() and found.to_json()["budget"]["latencies"] is None
