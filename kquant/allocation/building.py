@@ -116,14 +116,15 @@ class Builder:
 
   def _best(self, choices: Choices, limits: Mapping[str, float]) -> tuple[Built, Choices]:
     """Returns the network of the best plan, and the choices at the costs that files turned out to have."""
-    for _ in range(_ROUNDS):
+    for attempt in range(_ROUNDS):
       plan = Solver(choices).solve(limits)
       built = self.made(plan)
       beyond = [what for what, limit in limits.items() if built.costs.get(what, 0.0) > limit]
       if not beyond:
         return built, choices
       for what in beyond:
-        choices = dearer(choices, plan, what, built.costs[what] - choices.cost(plan, what))
+        missing = built.costs[what] - choices.cost(plan, what)
+        choices = (dearer if attempt < _ROUNDS // 2 else dearer_whole)(choices, plan, what, missing)
     raise NoPlanError(f"Budget: expected a file of {amount(beyond[0], limits[beyond[0]])} or less, got "
                       f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
 
@@ -148,14 +149,19 @@ def dearer(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
   wide = [place for place, bits in enumerate(plan.activations)
           if bits == WIDE and len(choices.grids[place].widths) > 1]
   if not wide:
-    constant = {**choices.constant, what: choices.constant[what] + missing}
-    return dataclasses.replace(choices, constant=constant)
+    return dearer_whole(choices, plan, what, missing)
   grids = list(choices.grids)
   for place in wide:
     more = np.equal(grids[place].widths, WIDE) * missing / len(wide)
     costs = {**grids[place].costs, what: grids[place].costs[what] + more}
     grids[place] = dataclasses.replace(grids[place], costs=costs)
   return dataclasses.replace(choices, grids=tuple(grids))
+
+
+def dearer_whole(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
+  """Returns the same laid on what all plans have."""
+  constant = {**choices.constant, what: choices.constant[what] + missing}
+  return dataclasses.replace(choices, constant=constant)
 
 
 def refitted(choices: Choices, built: Built) -> Choices:

@@ -5,6 +5,7 @@ import pytest
 
 from kquant.allocation.building import Builder, Built, dearer, refitted
 from kquant.allocation.choices import Plan
+from kquant.allocation.solver import Solver
 from kquant.core.quant_config import QuantConfig
 from tests.allocation.test_solver import choices, grid, layer
 
@@ -40,6 +41,22 @@ def test_missing_bytes_without_such_grids_are_laid_on_the_rest():
   plan = Plan((4, 8), (8, 8, 8))
   found = dearer(CHOICES, plan, "bytes", 40)
   assert found.cost(plan, "bytes") == pytest.approx(CHOICES.cost(plan, "bytes") + 40)
+
+
+def test_a_file_that_costs_more_by_whatever_plan_is_brought_within_the_budget(monkeypatch):
+  """Each file has 30 bytes more than predicted; laid on grids alone they send the program to other grids."""
+  grids = [grid(f"g{place}", [10.0 - place / 10, 0.0]) for place in range(20)]
+  found = choices([layer("a", [1.0, 0.9], [50, 5000])], grids)
+  first = Solver(found).solve({"bytes": 0.5 + found.cost(Plan((4,), (8,) * 20), "bytes") + 9})
+
+  def made(builder, plan):
+    return Built(plan, QuantConfig(), b"", {"bytes": found.cost(plan, "bytes") + 30}, np.ones(1), np.ones(1),
+                 np.zeros(1))
+
+  monkeypatch.setattr(Builder, "_build", made)
+  limit = found.cost(first, "bytes") + 24
+  outcome = Builder(None, [], None).refit_once(found, {"bytes": limit})
+  assert limit - 3 < outcome.built.costs["bytes"] <= limit
 
 
 def test_the_first_plan_is_kept_where_no_other_file_is_within_the_budget(monkeypatch):
