@@ -11,7 +11,7 @@ the whole file, run by LiteRT on one thread: files of one width, and the plan of
 import resource
 import time
 
-from ptq import MODELS, arguments, data_of, describe, images_of, latency, load, write_section
+from ptq import MODELS, arguments, data_of, describe, images_of, load, write_section
 
 TITLE, LATENCY_TITLE = "Mixed precision: time and memory", "Mixed precision: latency"
 PRESETS = ("int8", "w4a8", "int16x8")
@@ -38,7 +38,7 @@ def latency_table(names: list[str], data) -> str:
   """Returns predicted and measured milliseconds of files as Markdown."""
   import kquant as kq
   from kquant.allocation.latency import FileLatency
-  from kquant.doctor.files import contents
+  from kquant.doctor.files import contents, milliseconds
   lines = ["| model | file | predicted ms | measured ms | predicted / measured |", "|---|---|---|---|---|"]
   for name in names:
     model, calibration = load(name, data), images_of(name, data, drawn=True)[0]
@@ -51,8 +51,7 @@ def latency_table(names: list[str], data) -> str:
     label = f"allocate_bits, {budget.latency_ms:.2f} ms"
     files[label] = contents(kq.quantize(model, calibration, config=allocation.config))
     predicted[label] = allocation.latency_ms
-    for label, file in files.items():
-      measured = latency(files["int8"], file)[1]
+    for label, measured in zip(files, milliseconds(list(files.values()))):
       lines.append(f"| {MODELS[name]} | {label} | {predicted[label]:.3f} | {measured:.3f} | "
                    f"{predicted[label] / measured:.2f} |")
   return "\n".join(lines)
