@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main, reads=("model", "weights", "import", "calibration"))
+  shared.run(main, reads=("model", "weights", "import", "calibration"), requires=("calibration", "output"))

@@ -37,4 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main, reads=("model", "weights", "import", "calibration", "eval"))
+  shared.run(main, reads=("model", "weights", "import", "calibration", "eval"),
+             requires=("calibration", "output"))

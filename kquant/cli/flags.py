@@ -229,6 +229,11 @@ def require(*names: str) -> None:
       raise ValueError(f"--{name} is missing; a run needs {needed}.")
 
 
+def require_model(*others: str) -> None:
+  """Raises ValueError where one of these flags is missing, or both --model and --build."""
+  require(*(others if FLAGS.build else ("model", *others)))
+
+
 def write_json(path: str | os.PathLike, body: dict) -> None:
   """Writes a JSON file whole or not at all."""
   write_text(path, json.dumps(body, indent=1) + "\n")
@@ -240,7 +245,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     temporary.write_text(text)
 
 
-def run(main: Callable[[], None], *, reads: Sequence[str] = (), tensorflow: bool = True) -> None:
+def run(main: Callable[[], None], *, reads: Sequence[str] = (), requires: Sequence[str] = (),
+        tensorflow: bool = True) -> None:
   """Runs a script: exit code 2 and one line for a user's mistake, 1 for a failed verification.
 
   With --verbosity=1 the traceback is shown. TensorFlow is imported before, unless the script does without.
@@ -248,6 +254,7 @@ def run(main: Callable[[], None], *, reads: Sequence[str] = (), tensorflow: bool
   Args:
     reads: flags that name what it reads; a wrong path is told before TensorFlow, which takes long, is
       imported.
+    requires: flags that it cannot do without, beside a model; what is missing is told before, too.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -258,7 +265,9 @@ def run(main: Callable[[], None], *, reads: Sequence[str] = (), tensorflow: bool
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     try:
       check_inputs(reads)
-    except FileNotFoundError as error:
+      if requires:
+        require_model(*requires)
+    except (FileNotFoundError, ValueError) as error:
       _leave(2, str(error))
     if tensorflow:
       import_tensorflow_quietly()

@@ -13,7 +13,6 @@ from typing import Any
 import tf_keras as keras
 from absl import flags
 
-from kquant.cli import flags as shared
 from kquant.cli.native_messages import without_native_messages
 from kquant.core.input_spec import InputSpec
 from kquant.core.text import first_line
@@ -24,11 +23,6 @@ from kquant.graph.readers.keras3 import is_keras3
 FLAGS = flags.FLAGS
 _LETTERS = {1: "N", 2: "TF", 3: "HWC", 4: "DHWC"}
 """Of the sizes of an input, by how many it has."""
-
-
-def require(*others: str) -> None:
-  """Raises ValueError where one of these flags is missing, or both --model and --build."""
-  shared.require(*(others if FLAGS.build else ("model", *others)))
 
 
 def load() -> keras.Model:

@@ -52,4 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  shared.run(main, reads=("model", "weights", "import", "train", "calibration", "eval"))
+  shared.run(main, reads=("model", "weights", "import", "train", "calibration", "eval"),
+             requires=("train",))

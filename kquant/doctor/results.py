@@ -166,7 +166,7 @@ class Diagnosis:
       The text.
     """
     if self.trial is None:
-      level = "" if self.sqnr_db is None else f": output SQNR {self.sqnr_db[0]:.1f} dB"
+      level = "" if self.sqnr_db is None else f": output SQNR {self.sqnr_db[0]:.1f} dB, mean of the images"
       return f"nothing was changed{level}"
     parts = [f"together: {self.sqnr_db[0]:.1f} -> {self.sqnr_db[1]:.1f} dB "
              f"on {self.trial.images} held-back images"]

@@ -104,6 +104,16 @@ def test_places_that_can_be_written(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ["old.tflite"]
 
 
+@pytest.mark.parametrize("script, needed", [("analyze", "--output"), ("allocate", "--output"),
+                                            ("qat", "--train")])
+def test_a_missing_flag_is_told_without_tensorflow(script, needed, tmp_path):
+  (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
+  done = subprocess.run([sys.executable, "-m", f"kquant.cli.{script}"], capture_output=True, text=True,
+                        env={**os.environ, "PYTHONPATH": str(tmp_path)})
+  assert done.returncode == 2 and done.stderr.startswith("error: --model is missing; a run needs --model")
+  assert needed in done.stderr
+
+
 @pytest.mark.parametrize("flag", ["output", "summary", "encodings", "save_qmodel"])
 def test_a_missing_folder_is_named(tmp_path, flag):
   path = tmp_path / "no" / {"encodings": "f.json", "save_qmodel": "f.keras"}.get(flag, "f")

@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 def run() -> None:
   """Runs what the flags say."""
-  models.require("calibration", "output")
+  shared.require_model("calibration", "output")
   file_flags.check_outputs("output", "plot", "report", reads=("model", "weights", "calibration"))
   if not budgets.are_given():
     raise ValueError("--budget_bytes, --budget_bops or --budget_latency_ms is missing; give one, such as the "

@@ -92,7 +92,7 @@ def _write_node_data(staged: Callable[[str], pathlib.Path], analysis: Analysis, 
 
 def _check_flags() -> None:
   """Raises ValueError for flags that do not go together."""
-  models.require("calibration", "output")
+  shared.require_model("calibration", "output")
   ending = ".tflite" if FLAGS.fix else ".json"
   if not FLAGS.output.endswith(ending):
     raise ValueError(f"--output={FLAGS.output}: expected a path that ends in {ending}.")

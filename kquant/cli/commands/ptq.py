@@ -95,7 +95,7 @@ def _check_flags() -> None:
         raise ValueError(f"--{name} was given without --model; name the model, or leave --{name} out for "
                          "the demo.")
   else:
-    models.require("calibration", "output")
+    shared.require_model("calibration", "output")
   backends.check_flags()
   budgets.are_given()  # raises
   file_flags.check_outputs("output", "summary", "encodings", "save_model", "save_qmodel", "certificate",

@@ -48,7 +48,7 @@ _SHARES = ("oscillating", "frozen", "saturated", "gradient_saturated")
 
 def run() -> None:
   """Runs what the flags say."""
-  models.require("train")
+  shared.require_model("train")
   if FLAGS.any_precision is not None or FLAGS.bundle:
     from kquant.cli.commands import any_precision
     any_precision.run()
