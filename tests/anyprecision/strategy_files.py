@@ -29,7 +29,7 @@ def main(folder: str) -> None:
   tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
   with strategy.scope():
-    anymodel = any_network((2, 8, 32))
+    anymodel = any_network((2, 8))
   fitted(anymodel)
   path = pathlib.Path(folder) / "any.keras"
   anymodel.save(path)
@@ -41,9 +41,9 @@ def main(folder: str) -> None:
   loaded.add_width(4, images, batches=2)  # outside of the scope
   before = loaded.at(4).get_weights()
   fitted(loaded)
-  assert loaded.widths == (32, 8, 4, 2)
+  assert loaded.widths == (8, 4, 2)
   assert any(not np.array_equal(*pair) for pair in zip(before, loaded.at(4).get_weights()))
-  assert set(loaded.evaluate_widths(images, labels)) == {32, 8, 4, 2}
+  assert set(loaded.evaluate_widths(images, labels)) == {8, 4, 2}
 
 
 if __name__ == "__main__":
