@@ -133,7 +133,8 @@ def test_an_outlying_bias_is_named_and_few_weights_are_not():
 
 
 def test_trained_networks_have_no_outlier(shared_data):
-  for path in sorted((shared_data / "models").glob("*.h5")):
+  for name in ("mobilenet_v1_0.25_224", "resnet8_cifar10", "fsrcnn_x2"):  # of the first the largest ratios
+    path = shared_data / "models" / f"{name}.h5"
     model = kq.load_model(path)
     folded = kq.rewrite(model, [kq.standardize, kq.fold_batch_norm])
     assert not outlier_weights(model) and not outlier_weights(folded), path.name
