@@ -187,7 +187,6 @@ def family_rows(name: str, data: pathlib.Path) -> tuple[list[str], str]:
   """Returns the rows of a model, and what there is to say of its bundle."""
   import kquant as kq
   import tflite_export
-  from tflite_export.family.bundle import Bundle
   model, (calibration, x, labels) = load(name, data), images_of(name, data)
   reference = scores_of(model, x)
   rows = []
@@ -206,19 +205,24 @@ def family_rows(name: str, data: pathlib.Path) -> tuple[list[str], str]:
       cells = [f"{one[key]:.4f}" for one in judged for key in ("top1", "agreement")]
       rows.append(f"| {name} | {bits} | {' | '.join(cells)} | {file.bytes:,} | "
                   f"{'yes' if file.certificate['exact'] else 'no'} |")
-    start = time.perf_counter()
-    Bundle(written.bundle).tflite(4)
-    extraction = time.perf_counter() - start
-  note = (f"{name}: quantized in {seconds:.1f} s; bundle of {len(written.files)} widths {written.bytes:,} "
-          f"bytes, {written.bytes / written.files[8].bytes:.3f} times the file of 8 bits; one width taken "
-          f"out in {extraction:.2f} s.")
+    note = f"{name}: quantized in {seconds:.1f} s; {bundle_in_words(written)}"
   return rows, note
+
+
+def bundle_in_words(written) -> str:
+  """Returns the size of a bundle, and how long one width takes, which is taken out here."""
+  from tflite_export.family.bundle import Bundle
+  start = time.perf_counter()
+  Bundle(written.bundle).tflite(4)
+  seconds = time.perf_counter() - start
+  return (f"bundle of {len(written.files)} widths {written.bytes:,} bytes, "
+          f"{written.bytes / written.files[8].bytes:.3f} times the file of 8 bits; one width taken out in "
+          f"{seconds:.2f} s.")
 
 
 def bundle_table(data: pathlib.Path, epochs: int, seed: int) -> str:
   """Trains resnet8 at eight widths; returns what its bundle and files take, and what they are."""
   import tflite_export
-  from tflite_export.family.bundle import Bundle
   anymodel, _ = trained(data, WIDTHS[1:], epochs, seed)
   calibration, x, labels = images_of("resnet8", data)
   simulated = top1_of(anymodel, data)
@@ -229,12 +233,7 @@ def bundle_table(data: pathlib.Path, epochs: int, seed: int) -> str:
       found = judge(pathlib.Path(file.path).read_bytes(), x, labels, scores(anymodel.at(bits), x))
       lines.append(f"| {bits} | {simulated[bits]:.4f} | {found['top1']:.4f} | {file.bytes:,} | "
                    f"{'yes' if file.certificate['exact'] else 'no'} |")
-    start = time.perf_counter()
-    Bundle(written.bundle).tflite(4)
-    seconds = time.perf_counter() - start
-  times = written.bytes / written.files[8].bytes
-  return "\n".join([*lines, "", f"Bundle: {written.bytes:,} bytes, {times:.3f} times the file of 8 bits; one "
-                    f"width taken out in {seconds:.2f} s."])
+    return "\n".join([*lines, "", f"resnet8: {bundle_in_words(written)}"])
 
 
 def kernel_bytes(data: pathlib.Path, bits: int) -> float:

@@ -202,7 +202,9 @@ def rows_of(name: str, shared: str, *further: str) -> list[dict]:
 
 def note_of(rows: list[dict]) -> str:
   """What the rows of a model are."""
-  return ("Five budgets between the bytes of w4a8 and of int8; all rows rounded in closed form on the images "
+  budgets = ("Five budgets between the bytes of w4a8 and of int8"
+             if any(row["storage"] == "file" for row in rows) else "The bytes of w4a8")
+  return (f"{budgets}; all rows rounded in closed form on the images "
           f"that allocate_bits does not hold back; judged on {rows[0]['images']:,} other images as in the "
           "first table of this file, the ImageNet models on 128 drawn images. noise: our program with 8-bit "
           "activations, hawq: the same with HAWQ-V2's proxy, blind: 4 bits for the largest kernels first, "

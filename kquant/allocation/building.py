@@ -124,7 +124,8 @@ class Builder:
         return built, choices
       for what in beyond:
         missing = built.costs[what] - choices.cost(plan, what)
-        choices = (dearer if attempt < _ROUNDS // 2 else dearer_whole)(choices, plan, what, missing)
+        choices = (dearer(choices, plan, what, missing) if attempt < _ROUNDS // 2 else
+                   _dearer_throughout(choices, what, missing))
     raise NoPlanError(f"Budget: expected a file of {amount(beyond[0], limits[beyond[0]])} or less, got "
                       f"{amount(beyond[0], built.costs[beyond[0]])} after {_ROUNDS} plans; raise the budget.")
 
@@ -149,7 +150,7 @@ def dearer(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
   wide = [place for place, bits in enumerate(plan.activations)
           if bits == WIDE and len(choices.grids[place].widths) > 1]
   if not wide:
-    return dearer_whole(choices, plan, what, missing)
+    return _dearer_throughout(choices, what, missing)
   grids = list(choices.grids)
   for place in wide:
     more = np.equal(grids[place].widths, WIDE) * missing / len(wide)
@@ -158,8 +159,8 @@ def dearer(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
   return dataclasses.replace(choices, grids=tuple(grids))
 
 
-def dearer_whole(choices: Choices, plan: Plan, what: str, missing: float) -> Choices:
-  """Returns the same laid on what all plans have."""
+def _dearer_throughout(choices: Choices, what: str, missing: float) -> Choices:
+  """Returns the choices with a cost more that every plan has."""
   constant = {**choices.constant, what: choices.constant[what] + missing}
   return dataclasses.replace(choices, constant=constant)
 

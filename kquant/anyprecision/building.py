@@ -34,9 +34,8 @@ def check_options(widths: Sequence[int], mode: str, distill: str | None, labels:
   """Raises ValueError for what AnyPrecisionModel does not take."""
   known = {*nested_codes.WIDTHS, FLOAT_BITS}
   if not are_widths(widths) or not set(widths) & set(nested_codes.WIDTHS) or set(widths) - known:
-    given = tuple(widths) if isinstance(widths, list) else widths
     raise ValueError(f"AnyPrecisionModel: expected widths of 1 to 8 bits, and {FLOAT_BITS} for float beside "
-                     f"them, as in (2, 4, 8), got {given!r}.")
+                     f"them, as in (2, 4, 8), got {widths!r}.")
   if mode not in MODES:
     raise ValueError(f"AnyPrecisionModel: mode must be one of {', '.join(MODES)}, got {mode!r}.")
   if distill is not None and distill not in LOSSES:

@@ -86,7 +86,7 @@ def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
   network = FloatNetwork(read(model, config), parts.train, settings.seed)
   patient = Patient(network, resolved(network, config, effort, settings.recipe, report), report)
   mended = mend(patient, parts, settings, report)
-  notes = () if parts.held_back else (f"{len(parts.judge[0])} images are too few to hold some back: remedies "
+  notes = () if parts.held_back else (f"{len(parts.train[0])} images are too few to hold some back: remedies "
                                       "are judged by what is calibrated on.",)
   return dataclasses.replace(mended, findings=tuple(findings), notes=(*notes, *mended.notes),
                              seconds=report.seconds)

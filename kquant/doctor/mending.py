@@ -8,7 +8,6 @@ from kquant.analysis.measure import measure
 from kquant.analysis.rows import analysis_of
 from kquant.analysis.sites import BOTH, sites
 from kquant.api import QuantizationResult
-from kquant.core import data
 from kquant.core.errors import UnsupportedLayerError
 from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Closeness, Report
@@ -88,8 +87,7 @@ def _closeness(made: _Made, held_back: HeldBack, parts: Parts,
   """Returns how near a finished network is; None where any tensor gets 16 bits whatever the SQNR."""
   if not np.isfinite(settings.tolerance):
     return None
-  found = closeness(held_back, made.answers, settings.tolerance)
-  return dataclasses.replace(found, held_back=parts.held_back, constant=data.all_equal(parts.judge))
+  return closeness(held_back, made.answers, settings.tolerance, apart=parts.held_back)
 
 
 class _Making:

@@ -33,7 +33,7 @@ def outlier_weights(model: keras.Model) -> list[Finding]:
     return []
   worst = max(ratios, key=lambda name: ratios[name][0])
   ratio, place = ratios[worst]
-  more = f" {len(ratios) - 1} more of its tensors have one, too." if ratios.keys() - {worst} else ""
+  more = f" {len(ratios) - 1} more of its tensors have one, too." if len(ratios) > 1 else ""
   return [Finding("outlier", worst, f"One value of {worst!r}, at {tuple(map(int, place))}, is {ratio:.0f} "
                   f"times as large as the second largest.{more}",
                   "The others have few steps of its grid: look whether training or the file is at fault.")]

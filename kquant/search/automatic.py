@@ -7,8 +7,6 @@ where these images are all the same. Else methods are tried in turn, each on top
 but those held back. The result is the one of both that is nearer on the held-back images.
 """
 
-import dataclasses
-
 import numpy as np
 
 from kquant.core import data, metrics
@@ -38,7 +36,6 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
   """
   train, judge = _split(network)
   rest = FloatNetwork(network.graph, train, network.seed)
-  constant = data.all_equal(judge)
   with report.stage("watch"):
     held_back = HeldBack(judge, network_outputs(network.graph.to_model(), judge, graph=network.graph))
 
@@ -47,14 +44,13 @@ def automatic(config: QuantConfig, steps: list[Recipe], network: FloatNetwork, r
     made = quantized(rest.scaled(config, attempt), config, train, attempt, seed=network.seed)
     with attempt.stage("watch"):
       outputs = network_outputs(made.qmodel, judge, graph=made.graph)
-    attempt.closeness = dataclasses.replace(closeness(held_back, outputs, tolerance),
-                                            held_back=train is not judge, constant=constant)
+    attempt.closeness = closeness(held_back, outputs, tolerance, apart=train is not judge)
     return made, attempt
 
   first, *more = steps
   config = config.following(first)
   made, attempt = watched(config)
-  if not (attempt.closeness.good or constant) and attempt.closeness.held_back:
+  if not (attempt.closeness.good or attempt.closeness.constant) and attempt.closeness.held_back:
     better = with_effort(config, [Recipe(), *more], rest, report, enough=tolerance)
     if better != config:
       second, second_attempt = watched(better)
@@ -73,10 +69,17 @@ def _split(network: FloatNetwork) -> tuple[list[np.ndarray], list[np.ndarray]]:
   return data.hold_back(network.images, min(_HELD_BACK, _MOST / count), seed=network.seed)
 
 
-def closeness(held_back: HeldBack, outputs: list[np.ndarray], tolerance: float) -> Closeness:
-  """Returns how near the outputs of a quantized network are to the float network's on held-back images."""
+def closeness(held_back: HeldBack, outputs: list[np.ndarray], tolerance: float, *, apart: bool) -> Closeness:
+  """Returns how near the outputs of a quantized network are to the float network's.
+
+  Args:
+    held_back: the images, and what the float network answers.
+    outputs: what the quantized one answers.
+    tolerance: SQNR in dB that is good enough.
+    apart: whether nothing was chosen by these images.
+  """
   scores, reference = outputs[0], held_back.reference[0]
   is_classifier = reference.ndim == 2 and reference.shape[1] > 1
   return Closeness(float(held_back.quality(outputs).mean()),
                    metrics.agreement(scores, reference) if is_classifier else None, len(held_back.images[0]),
-                   True, tolerance)
+                   apart, tolerance, data.all_equal(held_back.images))

@@ -40,9 +40,9 @@ def export_family(result: Any, folder: str | os.PathLike, *, widths: Sequence[in
                   preprocess: str = "none") -> ExportedFamily:
   """Writes a .tflite file for each width and a bundle from which each of them can be made again.
 
-  Every file is verified, and with `verify` certified: the certificate also says that its codes are those of 8
-  bits shifted right. Codes of kernels of every file are those of 8 bits
-  shifted right, bit by bit (rounded at 4 bits); the bundle is read again and must give the same files.
+  Every file is verified, and with `verify` certified. Codes of kernels of every file are those of 8 bits
+  shifted right, bit by bit (rounded at 4 bits), as certificates say, too; the bundle is read again and must
+  give the same files.
 
   Args:
     result: a `kquant.AnyPrecisionModel`, or what `kquant.quantize` returned with config "any8".

@@ -71,11 +71,12 @@ def run() -> None:
         model, samples.calibration, config=config, recipe=shared.recipe(), effort=shared.effort(),
         tolerance=FLAGS.tolerance, seed=FLAGS.seed)
   with report.stage("analyze"):
-    analysis = analyze(quantized, samples.images(), samples.labels)
+    images = samples.images()
+    analysis = analyze(quantized, images, samples.labels)
   with written_together() as staged:
     if pages.asked():
       with report.stage("report"):
-        pages.Page(quantized, samples.images()).write(staged, analysis)
+        pages.Page(quantized, images).write(staged, analysis)
         _write_node_data(staged, analysis, quantized)
     seconds = report.to_json()["seconds"]
     shared.write_json(staged(FLAGS.output), {**analysis.to_json(), "seconds": seconds})

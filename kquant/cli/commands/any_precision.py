@@ -52,7 +52,7 @@ def run() -> None:
   print(_table(anymodel, scores, written))
 
 
-def _widths() -> list[int]:
+def _widths() -> tuple[int, ...]:
   """Returns the widths of --any_precision; ValueError for flags that do not go together."""
   if FLAGS.any_precision is None:
     raise ValueError(f"--bundle={FLAGS.bundle} holds several widths; name them, as in --any_precision=2,4,8.")
@@ -66,7 +66,7 @@ def _widths() -> list[int]:
   if not all(bits.isdecimal() for bits in FLAGS.any_precision):
     raise ValueError(f"--any_precision={','.join(FLAGS.any_precision)}: expected widths of 1 to 8 bits, and "
                      f"{FLOAT_BITS} for float, as 1,2,4,8.")
-  return [int(bits) for bits in FLAGS.any_precision]
+  return tuple(map(int, FLAGS.any_precision))
 
 
 def _write_bundle(anymodel: AnyPrecisionModel, images: list[np.ndarray]) -> ExportedFamily:
