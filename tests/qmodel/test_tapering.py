@@ -160,13 +160,17 @@ def test_the_float_network_that_statistics_are_taken_of_computes_the_same():
   np.testing.assert_allclose(outputs, model(images), atol=1e-5)
 
 
-def test_iterative_bias_correction_leaves_the_gate_of_a_hard_swish_alone():
-  """What the gate loses where its input is cut is no error of its weights."""
+@pytest.mark.parametrize("recipe", [kq.Recipe(bias="iterative"), kq.Recipe(rounding="closed_form")],
+                         ids=["bias", "rounding"])
+@pytest.mark.parametrize("config", ["int8", "int16x8"])
+def test_methods_on_a_prefix_leave_the_gate_of_a_hard_swish_alone(config, recipe):
+  """What its input loses where it is cut, or has below that on a symmetric grid, is no error of its weights."""
   model, images = reads(hard_swish)
-  result = kq.quantize(model, images, recipe=kq.Recipe(bias="iterative"))
+  result = kq.quantize(model, images, config=config, recipe=recipe)
   (gate,) = [layer for layer in result.model.layers if isinstance(layer, layers.DepthwiseConv2D)
              and layer.name != "x"]
   np.testing.assert_allclose(gate.bias, 0.5, atol=0.01)
+  np.testing.assert_allclose(gate.depthwise_kernel, 1 / 6, atol=0.002)
 
 
 def test_describe_says_where_a_range_was_cut_and_by_what(tmp_path):

@@ -245,6 +245,7 @@ class _Stream:
   def _run(self, stage: Stage, store: Callable[[tf.Tensor], tf.Tensor], *, floating: bool) -> np.ndarray:
     """Computes what a stage's quantizer reads and stores it for all images."""
     *nodes, last = stage.nodes
+    seen = self.layers[last.layer.name].float_call  # a symmetric grid reaches beyond it, floats do not
     weights = {} if floating or stage.linear is None else (
         self.layers[stage.linear.layer.name].simulated_weights())  # once: not with each chunk
 
@@ -255,7 +256,7 @@ class _Stream:
         return store(values[Ref(last)])
       run_nodes(nodes, self.layers, values, call=lambda layer, node, values: call_with_weights(
           layer, node, values, weights) if node is stage.linear else call_layer(layer, node, values))
-      return store(values[last.inputs[0]])
+      return store(seen(values[last.inputs[0]]))
 
     chunks = self._chunks(stage.nodes, stage.sources)
     if len(chunks) >= FEWEST_TRACED:
