@@ -8,6 +8,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import pytest
 import tf_keras as keras
+from tensorflow.python.framework import ops
 
 SHARED = pathlib.Path(os.environ.get("KQUANT_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
@@ -27,6 +28,14 @@ def pytest_fixture_setup(fixturedef):
 def _start_anew():
   keras.backend.clear_session()
   keras.utils.set_random_seed(0)
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Behind a module, TensorFlow forgets its custom gradients: it keeps the graph of each one for ever."""
+  if nextitem is None or nextitem.path != item.path:
+    known = ops.gradient_registry._registry
+    for name in [name for name in known if name.startswith("CustomGradient-")]:
+      del known[name]
 
 
 def pytest_collection_finish():

@@ -13,7 +13,7 @@ from tests.tflite_export.random_layers import STEPS
 from tests.tflite_export.random_models import Builder, Recipe, Step, recipes
 from tflite_export.proof.errors import VerificationError
 
-EXAMPLES = 50
+EXAMPLES = 30
 LARGEST_REFUSAL_RATE = 0.05
 
 IMAGE, ROWS = (6, 5, 4), (7, 3)
