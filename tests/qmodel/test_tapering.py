@@ -164,7 +164,7 @@ def test_the_float_network_that_statistics_are_taken_of_computes_the_same():
                          ids=["bias", "rounding"])
 @pytest.mark.parametrize("config", ["int8", "int16x8"])
 def test_methods_on_a_prefix_leave_the_gate_of_a_hard_swish_alone(config, recipe):
-  """What its input loses where it is cut, or has below that on a symmetric grid, is no error of its weights."""
+  """What its input loses at a cut, or has below that on a symmetric grid, is no error of its weights."""
   model, images = reads(hard_swish)
   result = kq.quantize(model, images, config=config, recipe=recipe)
   (gate,) = [layer for layer in result.model.layers if isinstance(layer, layers.DepthwiseConv2D)
