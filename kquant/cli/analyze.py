@@ -25,7 +25,8 @@ if not shared.is_defined("fix"):
   flags.DEFINE_bool("latency", False, "with --fix: measure the latency of the files before and after")
 if not shared.is_defined("images"):
   flags.DEFINE_integer("images", 64, "how many images to look at: of --eval; else of --calibration, those "
-                       "that were not calibrated on, where there are any", lower_bound=2)
+                       "that were not calibrated on, where there are any; with --fix the float model and "
+                       "the file are judged by up to 512 with labels", lower_bound=2)
 shared.define_report()
 shared.define_node_data()
 

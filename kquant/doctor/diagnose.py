@@ -14,7 +14,7 @@ from kquant.doctor.findings import KnownNetwork
 from kquant.doctor.mending import Parts, mend
 from kquant.doctor.patient import EFFORTS, Patient, resolved
 from kquant.doctor.results import Diagnosis
-from kquant.doctor.settings import DiagnosisSettings
+from kquant.doctor.settings import LABELLED_IMAGES, DiagnosisSettings
 from kquant.doctor.weight_findings import nonfinite_weights, outlier_weights
 from kquant.graph import keras_calls
 from kquant.graph.keras_reader import check_is_model, check_model
@@ -24,8 +24,6 @@ from kquant.search.pipeline import read
 
 _FEWEST = 16
 """With fewer images none are held back."""
-_LABELLED = 512
-"""Images by whose labels the float model is judged, at most."""
 
 
 def diagnose(model: Any, images: Any, labels: np.ndarray | None = None, *,
@@ -120,7 +118,7 @@ def _parted(model: keras.Model, images: Any, labels: np.ndarray | None, calibrat
     train = [array[rest] for array in images]
   labelled = None
   if labels is not None:
-    many = judge[data.choose(len(judge), _LABELLED, seed=settings.seed)]
+    many = judge[data.choose(len(judge), LABELLED_IMAGES, seed=settings.seed)]
     labelled = [array[many] for array in images], np.asarray(labels)[many]
   judge = judge[data.choose(len(judge), settings.images, seed=settings.seed)]
   labels = None if labels is None else np.asarray(labels)[judge]

@@ -77,9 +77,15 @@ def mend(patient: Patient, parts: Parts, settings: DiagnosisSettings, report: Re
   trial, changed = held_back.try_change("local remedies", lambda: after.answers, quality, must_gain=True)
   kept = after if trial.kept else before
   report.closeness = _closeness(kept, held_back, parts, settings)
-  return dataclasses.replace(found, result=kept.result, config=kept.config, trial=trial,
-                             sqnr_db=(float(quality.mean()), float(changed.mean())),
-                             **_costs(before, after, latency=settings.latency))
+  found = dataclasses.replace(found, result=kept.result, config=kept.config, trial=trial,
+                              sqnr_db=(float(quality.mean()), float(changed.mean())))
+  if before.file is None or after.file is None:
+    return found
+  if settings.latency and trial.kept:
+    return _with_costs(found, [before.file, *making.between(treatment), after.file], treatment.treated())
+  pair = before.file, after.file
+  return dataclasses.replace(found, bytes=tuple(map(len, pair)),
+                             milliseconds=files.milliseconds(pair) if settings.latency else None)
 
 
 def _closeness(made: _Made, held_back: HeldBack, parts: Parts,
@@ -118,6 +124,12 @@ class _Making:
       pass
     return _Made(result, config, answers, file)
 
+  def between(self, treatment: Treatment) -> list[bytes]:
+    """Returns the files behind each remedy but the last, with those of the rows above it."""
+    with self._report.stage("files"):
+      return [files.contents(result_of(network, config, Report())) for config, network in (
+          self._patient.changed(treatment.changes(count)) for count in range(1, len(treatment.treated())))]
+
   def treated(self, treatment: Treatment, most_wide: int,
               tolerance: float) -> tuple[_Made | None, tuple[str, ...]]:
     """Chooses remedies; returns the network with them, None without any, and what could not be done.
@@ -137,9 +149,16 @@ class _Making:
       return made, (f"Nothing gets 16 bits: {error}",)
 
 
-def _costs(before: _Made, after: _Made, *, latency: bool) -> dict[str, tuple]:
-  """Returns what the two files cost, as attributes of a Diagnosis."""
-  if before.file is None or after.file is None:
-    return {}
-  pair = before.file, after.file
-  return {"bytes": tuple(map(len, pair)), "milliseconds": files.milliseconds(pair) if latency else None}
+def _with_costs(found: Diagnosis, made: list[bytes], treated: list[int]) -> Diagnosis:
+  """Returns a diagnosis with what its files cost, and what each remedy adds.
+
+  Args:
+    made: the file as it was, and that behind each remedy.
+    treated: places of the rows of the remedies.
+  """
+  sizes, times = list(map(len, made)), files.milliseconds(made)
+  rows = list(found.rows)
+  for place, of_bytes, of_time in zip(treated, np.diff(sizes) / sizes[0], np.diff(times) / times[0]):
+    rows[place] = dataclasses.replace(rows[place], bytes=float(of_bytes), latency=float(of_time))
+  return dataclasses.replace(found, rows=tuple(rows), bytes=(sizes[0], sizes[-1]),
+                             milliseconds=(times[0], times[-1]))

@@ -4,6 +4,9 @@ import dataclasses
 
 from kquant.core.recipe import TOLERANCE_DB, Recipe
 
+LABELLED_IMAGES = 512
+"""Images by whose labels the float model is judged, at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DiagnosisSettings:
@@ -15,7 +18,8 @@ class DiagnosisSettings:
     tolerance: SQNR of the outputs in dB, as for `quantize`: no more tensors get 16 bits than it takes to
       reach it.
     images: that it judges by, at most.
-    latency: measure the two files' latency, too.
+    latency: measure the two files' latency, too, and what each remedy adds to bytes and latency: a file is
+      made for each of them.
     recipe: what it decides is done as it is, as in `quantize`; no fine-tuning.
     seed: of the images held back and of every other random choice.
 

@@ -244,13 +244,15 @@ class Treatment:
     levels = iter(levels)
     return np.array([next(levels) if plan else as_it_is for plan in plans])
 
-  def changes(self) -> Changes:
-    """Returns what the remedies change."""
+  def treated(self) -> list[int]:
+    """Returns the places of the cases that have a remedy of their own."""
+    return [place for place, case in enumerate(self.cases) if case.remedy is not None]
+
+  def changes(self, count: int | None = None) -> Changes:
+    """Returns what the first `count` remedies change, all of them for None."""
     changes = Changes()
-    for case in self.cases:
+    for case in [self.cases[place] for place in self.treated()[:count]]:
       remedy = case.remedy
-      if remedy is None:
-        continue
       changes.scales.update(remedy.scales)
       if remedy.spec is not None:
         changes.specs.append(self._spec_change(case.site, remedy.spec))

@@ -138,6 +138,20 @@ def test_fix_is_judged_by_eval_and_says_where_it_is_far_off(invoke, weak, tmp_pa
   assert kq.QuantConfig.from_json(body["config"]).recipe.rounding == "closed_form"
 
 
+def test_fix_judges_the_float_model_by_more_labelled_images_than_it_looks_at(invoke, weak, tmp_path):
+  """A rare error of the float model is not seen by a few: half of the labels are others here."""
+  x = np.random.default_rng(1).normal(size=(200, 12, 12, 3)).astype(np.float32)
+  y = keras.models.load_model(tmp_path / "weak.h5").predict(x, verbose=0).argmax(-1)
+  np.savez(tmp_path / "other.npz", x=x, y=np.where(np.arange(200) < 100, y, (y + 1) % 4))
+  paths = [f"--output={tmp_path / 'm.tflite'}", f"--summary={tmp_path / 's.json'}",
+           f"--report={tmp_path / 'r.html'}"]
+  code, _, err = invoke(*weak, *paths, f"--eval={tmp_path / 'other.npz'}", "--images=16", main=analyze.main)
+  assert code == 0, err
+  body = json.loads((tmp_path / "s.json").read_text())
+  assert body["eval"]["images"] == 200 and body["eval"]["float"]["top1"] == 0.5
+  assert body["trial"] is None or body["trial"]["images"] == 16
+
+
 @pytest.mark.parametrize("given, words", [
     (["--output=m.json"], ["m.json", "ends in .tflite"]),
     (["--output=m.tflite", "--summary=no/s.json"], ["no folder"]),

@@ -77,6 +77,18 @@ def test_it_is_data_and_words(case):
   assert remedy in diagnosis.table()
 
 
+def test_each_remedy_says_what_it_adds_to_the_file():
+  """What they add makes up what all of them do."""
+  settings = kq.DiagnosisSettings(tolerance=99.0, most_wide=2, latency=True, coverage=1.0)
+  diagnosis = diagnosed(chain(), config=FEW_BITS, settings=settings)
+  treated = [row for row in diagnosis.rows if row.remedy is not None]
+  assert len(treated) > 2 and sum(row.latency is not None for row in diagnosis.rows) == len(treated)
+  for name, (before, after) in (("bytes", diagnosis.bytes), ("latency", diagnosis.milliseconds)):
+    added = [getattr(row, name) for row in treated]
+    assert sum(added) == pytest.approx(after / before - 1) and max(added) > 0
+  assert f"{100 * treated[0].bytes:+.1f} % bytes, {100 * treated[0].latency:+.1f} % latency" in str(diagnosis)
+
+
 def test_the_predicted_gain_is_that_of_the_network(case):
   _, _, diagnosis = case
   gain = diagnosis.sqnr_db[1] - diagnosis.sqnr_db[0]

@@ -91,8 +91,8 @@ def remedies(diagnosis: Any) -> Section | None:
   if diagnosis is None:
     return None
   rows = [(row.name, row.part, percent(row.share), row.outcome, f"{row.noise:.2e}",
-           f"{row.noise_after:.2e}", f"{row.gain_db:+.1f} dB") for row in diagnosis.rows]
-  header = ("tensor", "part", "share", "remedy", "noise", "noise after", "gain")
+           f"{row.noise_after:.2e}", f"{row.gain_db:+.1f} dB", *row.costs) for row in diagnosis.rows]
+  header = ("tensor", "part", "share", "remedy", "noise", "noise after", "gain", "bytes", "latency")
   return Section("Remedies", (*map(str, diagnosis.findings), *diagnosis.notes, f"{diagnosis.summary()}."),
                  tables=(table(header, rows),) if rows else ())
 

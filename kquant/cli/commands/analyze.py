@@ -21,7 +21,7 @@ from kquant.core.quant_config import QuantConfig
 from kquant.core.records import Report
 from kquant.core.text import text_table
 from kquant.doctor.diagnose import diagnose
-from kquant.doctor.settings import DiagnosisSettings
+from kquant.doctor.settings import LABELLED_IMAGES, DiagnosisSettings
 from kquant.graph import keras_calls, keras_reader
 from kquant.qmodel.finalize import finalize
 from tflite_export.exporter import export
@@ -111,10 +111,10 @@ def _samples(model: keras.Model) -> _Samples:
   chosen = choose(len(source), FLAGS.calibration_samples, order=FLAGS.calibration_order, seed=FLAGS.seed)
   if FLAGS.eval is not None and not same_file(FLAGS.eval, FLAGS.calibration):
     other = open_source(FLAGS.eval, specs, preprocess=FLAGS.preprocess)
-    looked_at = choose(len(other), FLAGS.images, seed=FLAGS.seed)
-  else:
-    looked_at = _looked_at(source, chosen)
   labels = evaluation.class_labels(model, other, flag="--calibration" if other is source else "--eval")
+  count = FLAGS.images if labels is None or not FLAGS.fix else max(FLAGS.images, LABELLED_IMAGES)
+  looked_at = (_looked_at(source, chosen, count) if other is source else
+               choose(len(other), count, seed=FLAGS.seed))
   apart = other is not source or not set(looked_at) & set(chosen)
   return _Samples(source.load(chosen), other, looked_at, None if labels is None else labels[looked_at], apart)
 
@@ -138,7 +138,9 @@ def _fix(model: keras.Model, config: QuantConfig, samples: _Samples, report: Rep
     judged = evaluation.evaluate(model, written.program, samples.source, samples.looked_at)
     if FLAGS.certificate:
       shared.write_json(staged(FLAGS.certificate), written.certificate)
-    pages.Page(diagnosis.result, images, judged, written, diagnosis).write(staged, diagnosis.analysis)
+    few = choose(len(images[0]), FLAGS.images, seed=FLAGS.seed)
+    pages.Page(diagnosis.result, [array[few] for array in images], judged, written, diagnosis).write(
+        staged, diagnosis.analysis)
     pages.write_node_data(staged, diagnosis.analysis, written.program)
     if FLAGS.summary:
       seconds = {**report.seconds, **diagnosis.seconds, **written.seconds}
@@ -164,8 +166,8 @@ def _as_it_is(model: keras.Model) -> Any:
   return quantized
 
 
-def _looked_at(source: Source, chosen: np.ndarray) -> np.ndarray:
-  """The samples of --calibration to look at: those that are not chosen to calibrate on.
+def _looked_at(source: Source, chosen: np.ndarray, count: int) -> np.ndarray:
+  """The samples of --calibration to look at, at most `count`: those that are not chosen to calibrate on.
 
   Where too few are left, --fix has those, of which it holds some back; else any.
   """
@@ -173,4 +175,4 @@ def _looked_at(source: Source, chosen: np.ndarray) -> np.ndarray:
   if len(rest) < FEWEST and FLAGS.fix:
     return chosen
   candidates = rest if len(rest) >= FEWEST else np.arange(len(source))
-  return candidates[choose(len(candidates), FLAGS.images, seed=FLAGS.seed)]
+  return candidates[choose(len(candidates), count, seed=FLAGS.seed)]

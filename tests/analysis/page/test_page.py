@@ -50,7 +50,7 @@ def whole(result, analysis, images, tmp_path_factory):
   judged = {"images": 24, "float": {"top1": 0.5}, "quantized": {"top1": 0.25}, "agreement": 0.75,
             "sqnr_db": 8.0}
   row = types.SimpleNamespace(name=_NAME, part="weights", share=0.5, noise=0.1, outcome="channel split",
-                              noise_after=0.01, gain_db=6.1)
+                              noise_after=0.01, gain_db=6.1, costs=("+0.3 %", "+2.0 %"))
   diagnosis = types.SimpleNamespace(rows=(row,), findings=("Two channels are dead.",), notes=(),
                                     summary=lambda: "together: 8.0 -> 14.1 dB")
   return kq.report(folder / "report.html", result, analysis=analysis, diagnosis=diagnosis, export=exported,
