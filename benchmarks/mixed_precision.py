@@ -25,6 +25,7 @@ TITLE = "Mixed precision"
 PARTS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 WIDTHS, ACTIVATIONS = (2, 3, 4, 5, 6, 8), (8, 16)
 PROBES, PROBE_IMAGES = 50, 64
+PLAN, NARROW_PLAN = "allocate_bits", "allocate_bits, activations=(8,)"
 NOISE_IMAGES, JUDGED_IMAGES = 32, 64
 MODELS |= {"lite0": "efficientnet_lite0_224", "v3": "mobilenet_v3_small_224"}
 
@@ -142,7 +143,7 @@ def of_files(candidates: Candidates, proxies, judged: Judge) -> None:
     tell("hawq", limit["bytes"], Solver(proxies).solve(limit))
     tell("noise", limit["bytes"], Solver(choices.with_narrow_grids()).solve(limit))
     outcome = candidates.builder.refit_once(choices, limit)
-    judged.tell("allocate_bits", limit["bytes"], outcome.built, outcome.predictions)
+    judged.tell(PLAN, limit["bytes"], outcome.built, outcome.predictions)
 
 
 def of_compressed_files(candidates: Candidates, judged: Judge) -> None:
@@ -152,8 +153,9 @@ def of_compressed_files(candidates: Candidates, judged: Judge) -> None:
   w4a8 = candidates.builder.made(choices.uniform(4, 8))
   limit = {"bytes": float(file_bytes(w4a8.contents, "entropy"))}
   judged.tell("w4a8", limit["bytes"], w4a8, [(choices.noise(w4a8.plan), float(w4a8.noise.mean()))], "entropy")
-  outcome = builder.refit_once(choices, limit)
-  judged.tell("allocate_bits", limit["bytes"], outcome.built, outcome.predictions, "entropy")
+  for row, some in ((PLAN, choices), (NARROW_PLAN, choices.with_narrow_grids())):
+    outcome = builder.refit_once(some, limit)
+    judged.tell(row, limit["bytes"], outcome.built, outcome.predictions, "entropy")
 
 
 def table(rows: list[dict]) -> str:
@@ -174,15 +176,16 @@ def compared(rows: list[dict]) -> str:
   for name in dict.fromkeys(row["model"] for row in rows):
     by = {(row["row"], row["budget"]): row["sqnr"] for row in rows
           if row["model"] == name and row["storage"] == "file"}
-    for mine in ("noise", "allocate_bits") if by else ():
+    for mine in ("noise", PLAN) if by else ():
       for other in ("blind", "hawq"):
         gains = [by[mine, budget] - by[other, budget] for row, budget in by if row == other]
         lines.append(f"- {name}: {mine} against {other}: higher SQNR at {sum(gain > 0 for gain in gains)} of "
                      f"{len(gains)} budgets, {np.mean(gains):+.1f} dB on average.")
-    w4a8, plan = (row for row in rows if row["model"] == name and row["storage"] == "entropy")
-    lines.append(f"- {name}, at the bytes of the compressed file of w4a8: allocate_bits has "
-                 f"{100 * (plan['top1'] - w4a8['top1']):+.1f} points of top-1, "
-                 f"{100 * (plan['agreement'] - w4a8['agreement']):+.1f} of agreement.")
+    w4a8, *plans = (row for row in rows if row["model"] == name and row["storage"] == "entropy")
+    for plan in plans:
+      lines.append(f"- {name}, at the bytes of the compressed file of w4a8: {plan['row']} has "
+                   f"{100 * (plan['top1'] - w4a8['top1']):+.1f} points of top-1, "
+                   f"{100 * (plan['agreement'] - w4a8['agreement']):+.1f} of agreement.")
   return "\n".join(lines)
 
 
