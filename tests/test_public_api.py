@@ -1,6 +1,7 @@
 """The public names are pinned; none is also a module."""
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -121,6 +122,16 @@ def test_every_public_object_has_a_docstring():
 def test_importing_kquant_does_not_import_tensorflow():
   code = "import sys, kquant; sys.exit('tensorflow' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_folder_of_its_name_does_not_hide_the_package(tmp_path):
+  """Python is started where the clone lies, too."""
+  (tmp_path / "kquant").mkdir()
+  code = "import importlib.util; print(importlib.util.find_spec('kquant').origin)"
+  environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+  done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True,
+                        text=True)
+  assert done.stdout.strip().endswith("__init__.py"), done.stdout + done.stderr
 
 
 def test_importing_the_scripts_changes_nothing_of_the_process():
