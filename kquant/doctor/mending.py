@@ -82,7 +82,7 @@ def mend(patient: Patient, parts: Parts, settings: DiagnosisSettings, report: Re
   if before.file is None or after.file is None:
     return found
   if settings.latency and trial.kept:
-    return _with_costs(found, [before.file, *making.between(treatment), after.file], treatment.treated())
+    return _with_costs(found, [before.file, *making.between(treatment), after.file], treatment.remedied())
   pair = before.file, after.file
   return dataclasses.replace(found, bytes=tuple(map(len, pair)),
                              milliseconds=files.milliseconds(pair) if settings.latency else None)
@@ -128,7 +128,7 @@ class _Making:
     """Returns the files behind each remedy but the last, with those of the rows above it."""
     with self._report.stage("files"):
       return [files.contents(result_of(network, config, Report())) for config, network in (
-          self._patient.changed(treatment.changes(count)) for count in range(1, len(treatment.treated())))]
+          self._patient.changed(treatment.changes(count)) for count in range(1, len(treatment.remedied())))]
 
   def treated(self, treatment: Treatment, most_wide: int,
               tolerance: float) -> tuple[_Made | None, tuple[str, ...]]:
@@ -149,16 +149,16 @@ class _Making:
       return made, (f"Nothing gets 16 bits: {error}",)
 
 
-def _with_costs(found: Diagnosis, made: list[bytes], treated: list[int]) -> Diagnosis:
+def _with_costs(found: Diagnosis, made: list[bytes], remedied: list[int]) -> Diagnosis:
   """Returns a diagnosis with what its files cost, and what each remedy adds.
 
   Args:
     made: the file as it was, and that behind each remedy.
-    treated: places of the rows of the remedies.
+    remedied: places of the rows of the remedies.
   """
   sizes, times = list(map(len, made)), files.milliseconds(made)
   rows = list(found.rows)
-  for place, of_bytes, of_time in zip(treated, np.diff(sizes) / sizes[0], np.diff(times) / times[0]):
+  for place, of_bytes, of_time in zip(remedied, np.diff(sizes) / sizes[0], np.diff(times) / times[0]):
     rows[place] = dataclasses.replace(rows[place], bytes=float(of_bytes), latency=float(of_time))
   return dataclasses.replace(found, rows=tuple(rows), bytes=(sizes[0], sizes[-1]),
                              milliseconds=(times[0], times[-1]))
