@@ -37,6 +37,8 @@ from kquant.search.pipeline import Calibrated, read
 WEIGHTS_BITS, ACTIVATIONS_BITS = (2, 3, 4, 5, 6, 8), (8, 16)
 _FEWEST_IMAGES = 16
 _SENSITIVITY_IMAGES, _JUDGING_IMAGES = 32, 64
+_LARGEST_PART = 100
+"""As a part of a file's bytes; a larger number means bytes."""
 
 Points = tuple[AllocationPoint, ...]
 
@@ -80,7 +82,7 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
     True
   """
   config = config or QuantConfig(recipe=Recipe(rounding="closed_form"))
-  widths = _checked(weights, activations, config)
+  widths = _checked(weights, activations, config, budget)
   model, report = as_tf_keras(model), Report()
   check_model(model)
   images = data.gather(images, keras_calls.input_specs(model))
@@ -119,8 +121,12 @@ def allocate_bits(model: keras.Model, images: Any, *, budget: Budget | float,
   return _allocation(outcome, budget, points, name=model.name, notes=notes, seconds=report.seconds)
 
 
-def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig) -> Widths:
-  """Returns the widths, ascending; raises ValueError for those that no file holds."""
+def _checked(weights: Sequence[int], activations: Sequence[int], config: QuantConfig,
+             budget: Budget | float) -> Widths:
+  """Returns the widths, ascending; raises ValueError for what does not fit."""
+  if not isinstance(budget, Budget) and budget > _LARGEST_PART:
+    raise ValueError(f"allocate_bits: expected a Budget, or a part of the bytes as 0.5, got {budget:g}; for "
+                     f"bytes give kq.Budget(bytes={budget:g}).")
   held = target(config.target)
   for what, bits, possible in (("weights", weights, held.weight_bits),
                                ("activations", activations, held.activation_bits)):

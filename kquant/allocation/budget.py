@@ -62,4 +62,5 @@ def amount(what: str, value: float) -> str:
   >>> amount("bytes", 12345.0), amount("latency_ms", 0.12345)
   ('12,345 bytes', '0.123 ms')
   """
-  return f"{value:.3g} ms" if what == "latency_ms" else f"{value:,.0f} {UNITS[what]}"
+  precise = what == "latency_ms" and value < 100
+  return f"{value:.3g} ms" if precise else f"{value:,.0f} {UNITS[what]}"

@@ -166,7 +166,8 @@ def _batched(value, spec: InputSpec, seen: int, where: str) -> np.ndarray:
     flat = rank > 1 and given[1 - rank:] == spec.shape[:-1]  # grey images without their channel
     channels_first = rank == 3 and given[-3:] == (spec.shape[-1], *spec.shape[:-1])
     remedy = ("move the channels to the end: np.moveaxis(x, -3, -1)" if channels_first else
-              f"add the last axis of {spec.shape[-1]}, as x[..., None] repeated" if flat else
+              "add the last axis, as x[..., None]" + (
+                  f" repeated {spec.shape[-1]} times" if spec.shape[-1] != 1 else "") if flat else
               "resize or reshape the data")
     shape = array.shape[1:] if len(given) == rank + 1 else f"an array of shape {given}"
     raise ValueError(f"{prefix}: expected samples of shape {spec.shape}, or batches of them, got "

@@ -180,9 +180,9 @@ class Diagnosis:
       return f"nothing was changed{level}"
     parts = [f"together: {self.sqnr_db[0]:.1f} -> {self.sqnr_db[1]:.1f} dB "
              f"on {self.trial.images} held-back images"]
-    for what, pair in (("bytes", self.bytes), ("latency", self.milliseconds)):
+    for what, form, pair in (("bytes", ",d", self.bytes), ("ms", ".3g", self.milliseconds)):
       if pair is not None:
-        parts.append(f"{100 * (pair[1] / pair[0] - 1):+.1f} % {what}")
+        parts.append(f"{pair[0]:{form}} -> {pair[1]:{form}} {what} ({100 * (pair[1] / pair[0] - 1):+.1f} %)")
     return ", ".join(parts) + ("" if self.trial.kept else "; no gain beyond chance: nothing was changed")
 
   def to_json(self) -> dict[str, Any]:

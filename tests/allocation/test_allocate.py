@@ -201,7 +201,8 @@ def test_a_budget_that_cannot_be_met_says_the_least(block):
     ({"weights": (4, 9)}, r"weights must be some of 2, 3, 4, 5, 6, 7, 8, .* got \(4, 9\)"),
     ({"activations": (4,)}, r"activations must be some of 8, 16"), ({"weights": ()}, r"got \(\)"),
     ({"config": kq.QuantConfig(recipe=kq.Recipe(finetune="bft"))}, "without fine-tuning"),
-    ({"budget": 0.0}, "bytes must be above 0"), ({"images": 8}, "expected 16 images or more, got 8")])
+    ({"budget": 0.0}, "bytes must be above 0"), ({"budget": 6500}, r"give kq.Budget\(bytes=6500\)\.$"),
+    ({"images": 8}, "expected 16 images or more, got 8")])
 def test_what_is_asked_for_is_checked(block, change, message):
   model, images = block
   images = [array[:change.pop("images", 48)] for array in images]

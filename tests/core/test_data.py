@@ -163,8 +163,8 @@ ERRORS = {
     "wrong rank": (lambda: X[..., None], r"expected samples.*, got an array of shape \(10, 4, 4, 3, 1\)"),
     "too flat": (lambda: Y, r"expected samples of shape \(4, 4, 3\).*, got an array of shape \(10,\)"),
     "one array without the last axis": (lambda: X[..., 0],
-                                        r"got an array of shape \(10, 4, 4\) at sample 0; add the last axis "
-                                        r"of 3, as x\[..., None\] repeated\.$"),
+                                        r"got an array of shape \(10, 4, 4\) at sample 0; add the "
+                                        r"last axis, as x\[..., None\] repeated 3 times\.$"),
     "later element": (lambda: [X[:3], X[3:, 1:]], "got .3, 4, 3. at sample 3"),
     "nan": (lambda: np.where(np.arange(10)[:, None, None, None] == 7, np.nan, X),
             "input 'image': expected finite numbers, got nan in sample 7; repair"),

@@ -148,6 +148,8 @@ def _fix(model: keras.Model, config: QuantConfig, samples: _Samples, report: Rep
           **diagnosis.to_json(), "seconds": {name: round(value, 3) for name, value in seconds.items()},
           "eval": judged, "verify": written.verification.to_json()})
   print(f"{diagnosis}\n\n{diagnosis.table()}\n\n{text_table(('result', ''), running.eval_rows(judged))}\n")
+  if diagnosis.result.report.closeness is not None:
+    print(f"against float: {diagnosis.result.report.closeness}")
   print(f"{FLAGS.output}: {written.bytes:,} bytes; integers, grids and biases equal, each operator within "
         f"{written.verification.max_lsb} LSB of its Keras layer on {written.verification.images} images")
 
