@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from kquant.core.text import milliseconds
+
 if TYPE_CHECKING:
   from kquant.allocation.latency import LatencyTable
 
@@ -62,5 +64,4 @@ def amount(what: str, value: float) -> str:
   >>> amount("bytes", 12345.0), amount("latency_ms", 0.12345)
   ('12,345 bytes', '0.123 ms')
   """
-  precise = what == "latency_ms" and value < 100
-  return f"{value:.3g} ms" if precise else f"{value:,.0f} {UNITS[what]}"
+  return f"{milliseconds(value) if what == 'latency_ms' else f'{value:,.0f}'} {UNITS[what]}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kquant.allocation.budget import amount
 from kquant.analysis.results import finite
-from kquant.core.text import text_table
+from kquant.core.text import milliseconds, text_table
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -200,4 +200,4 @@ def plan_cells(allocation: Allocation) -> Cells:
   timed = [] if allocation.latency_ms is None else ["ms"]
   return ("plan", "bytes", "bit operations", *timed, "predicted 1/QNSR dB"), [
       (point.label or "mixed", f"{point.bytes:,.0f}", f"{point.bops:,.0f}",
-       *(f"{point.latency_ms:.3g}" for _ in timed), f"{point.sqnr_db:.1f}") for point in points]
+       *(milliseconds(point.latency_ms) for _ in timed), f"{point.sqnr_db:.1f}") for point in points]

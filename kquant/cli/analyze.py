@@ -22,7 +22,8 @@ if not shared.is_defined("fix"):
   flags.DEFINE_bool("fix", False, "mend the tensors at fault of a float model by local remedies "
                     "(kq.diagnose), write the file, and say what was done")
   flags.DEFINE_integer("most_wide", 8, "with --fix: tensors that get 16 bits, at most", lower_bound=0)
-  flags.DEFINE_bool("latency", False, "with --fix: measure the latency of the files before and after")
+  flags.DEFINE_bool("latency", False, "with --fix: measure the latency of the files before and after, and "
+                    "what each remedy adds to bytes and latency")
 if not shared.is_defined("images"):
   flags.DEFINE_integer("images", 64, "how many images to look at: of --eval; else of --calibration, those "
                        "that were not calibrated on, where there are any; with --fix the float model and "

@@ -30,6 +30,15 @@ def percent(value: float | None, digits: int = 1, *, missing: str = "-") -> str:
   return missing if value is None else f"{100 * value:.{digits}f} %"
 
 
+def milliseconds(value: float) -> str:
+  """Returns milliseconds of three digits or more, never as a power of ten.
+
+  >>> milliseconds(0.12345), milliseconds(1000.0)
+  ('0.123', '1,000')
+  """
+  return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
 def _is_number(text: str) -> bool:
   return text.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit()
 

@@ -81,11 +81,9 @@ def mend(patient: Patient, parts: Parts, settings: DiagnosisSettings, report: Re
                               sqnr_db=(float(quality.mean()), float(changed.mean())))
   if before.file is None or after.file is None:
     return found
-  if settings.latency and trial.kept:
-    return _with_costs(found, [before.file, *making.between(treatment), after.file], treatment.remedied())
-  pair = before.file, after.file
-  return dataclasses.replace(found, bytes=tuple(map(len, pair)),
-                             milliseconds=files.milliseconds(pair) if settings.latency else None)
+  places = treatment.remedied() if settings.latency and trial.kept else []
+  made = [before.file, *making.between(treatment, len(places)), after.file]
+  return _with_costs(found, made, places, latency=settings.latency)
 
 
 def _closeness(made: _Made, held_back: HeldBack, parts: Parts,
@@ -124,11 +122,11 @@ class _Making:
       pass
     return _Made(result, config, answers, file)
 
-  def between(self, treatment: Treatment) -> list[bytes]:
-    """Returns the files behind each remedy but the last, with those of the rows above it."""
+  def between(self, treatment: Treatment, remedies: int) -> list[bytes]:
+    """Returns the files behind each of so many remedies but the last, with those of the rows above it."""
     with self._report.stage("files"):
       return [files.contents(result_of(network, config, Report())) for config, network in (
-          self._patient.changed(treatment.changes(count)) for count in range(1, len(treatment.remedied())))]
+          self._patient.changed(treatment.changes(count)) for count in range(1, remedies))]
 
   def treated(self, treatment: Treatment, most_wide: int,
               tolerance: float) -> tuple[_Made | None, tuple[str, ...]]:
@@ -149,16 +147,19 @@ class _Making:
       return made, (f"Nothing gets 16 bits: {error}",)
 
 
-def _with_costs(found: Diagnosis, made: list[bytes], remedied: list[int]) -> Diagnosis:
-  """Returns a diagnosis with what its files cost, and what each remedy adds.
+def _with_costs(found: Diagnosis, made: list[bytes], places: list[int], *, latency: bool) -> Diagnosis:
+  """Returns a diagnosis with what its files cost.
 
   Args:
-    made: the file as it was, and that behind each remedy.
-    remedied: places of the rows of the remedies.
+    made: the file as it was, that behind each remedy, and that with all.
+    places: of the rows of the remedies, which say what each adds; with none there are two files.
+    latency: whether it is measured.
   """
-  sizes, times = list(map(len, made)), files.milliseconds(made)
-  rows = list(found.rows)
-  for place, of_bytes, of_time in zip(remedied, np.diff(sizes) / sizes[0], np.diff(times) / times[0]):
+  sizes = list(map(len, made))
+  found = dataclasses.replace(found, bytes=(sizes[0], sizes[-1]))
+  if not latency:
+    return found
+  times, rows = files.milliseconds(made), list(found.rows)
+  for place, of_bytes, of_time in zip(places, np.diff(sizes) / sizes[0], np.diff(times) / times[0]):
     rows[place] = dataclasses.replace(rows[place], bytes=float(of_bytes), latency=float(of_time))
-  return dataclasses.replace(found, rows=tuple(rows), bytes=(sizes[0], sizes[-1]),
-                             milliseconds=(times[0], times[-1]))
+  return dataclasses.replace(found, rows=tuple(rows), milliseconds=(times[0], times[-1]))

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kquant.analysis.results import finite
-from kquant.core.text import text_table
+from kquant.core.text import milliseconds, text_table
 from kquant.search.trials import is_accepted
 
 if TYPE_CHECKING:
@@ -180,9 +180,10 @@ class Diagnosis:
       return f"nothing was changed{level}"
     parts = [f"together: {self.sqnr_db[0]:.1f} -> {self.sqnr_db[1]:.1f} dB "
              f"on {self.trial.images} held-back images"]
-    for what, form, pair in (("bytes", ",d", self.bytes), ("ms", ".3g", self.milliseconds)):
+    for what, words, pair in (("bytes", "{:,d}".format, self.bytes), ("ms", milliseconds, self.milliseconds)):
       if pair is not None:
-        parts.append(f"{pair[0]:{form}} -> {pair[1]:{form}} {what} ({100 * (pair[1] / pair[0] - 1):+.1f} %)")
+        before, after = map(words, pair)
+        parts.append(f"{before} -> {after} {what} ({100 * (pair[1] / pair[0] - 1):+.1f} %)")
     return ", ".join(parts) + ("" if self.trial.kept else "; no gain beyond chance: nothing was changed")
 
   def to_json(self) -> dict[str, Any]:

@@ -245,13 +245,13 @@ class Treatment:
     return np.array([next(levels) if plan else as_it_is for plan in plans])
 
   def remedied(self) -> list[int]:
-    """Returns the places of the cases that have a remedy of their own."""
-    return [place for place, case in enumerate(self.cases) if case.remedy is not None]
+    """Returns the places of the treated cases, which are those of their rows."""
+    return [self.cases.index(case) for case in self._treated()]
 
   def changes(self, count: int | None = None) -> Changes:
     """Returns what the first `count` remedies change, all of them for None."""
     changes = Changes()
-    for case in [self.cases[place] for place in self.remedied()[:count]]:
+    for case in self._treated()[:count]:
       remedy = case.remedy
       changes.scales.update(remedy.scales)
       if remedy.spec is not None:
